@@ -1,0 +1,220 @@
+"""The one low-rank layer of the project: ``y = W0 x + s · B R A x``, with ``R`` absent for LoRA-like families.
+
+The factors are plain ``nn.Linear(bias=False)`` modules, so Opacus has their per-sample gradients for free. ``W0`` is written
+(out, in) = (m, n) throughout, also for GPT-2's ``Conv1D``, which stores its transpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from fedsb.adapters.spec import AdapterSpec
+from fedsb.errors import UserError
+from fedsb.state import Name, State
+
+ALL_LINEAR = "all-linear"
+# One row per supported kind of layer: does its weight lie as (out, in)?
+OUT_IN: dict[type[nn.Module], bool] = {nn.Linear: True, Conv1D: False}
+
+
+def is_adaptable(module: nn.Module) -> bool:
+    """Tell whether a module is of a kind that can carry an adapter."""
+    return type(module) in OUT_IN
+
+
+def shape_of(base: nn.Module) -> tuple[int, int]:
+    """Return (m, n) = (out, in) of an ``nn.Linear`` or ``Conv1D``."""
+    rows, columns = base.weight.shape  # type: ignore[misc,operator]
+    return (rows, columns) if OUT_IN[type(base)] else (columns, rows)
+
+
+def out_in(base: nn.Module, weight: Tensor) -> Tensor:
+    """View a stored weight as (out, in), or an (out, in) matrix as it is stored: the transposition is its own inverse."""
+    return weight if OUT_IN[type(base)] else weight.T
+
+
+class LowRankLayer(nn.Module):
+    """``base(x) + s · B(R(A(dropout(x))))`` around a frozen linear layer.
+
+    Attributes:
+        base: the frozen ``nn.Linear`` or ``Conv1D``.
+        A, R, B: ``nn.Linear(bias=False)`` with weights (r, n), (r, r), (m, r); ``R`` is None in LoRA-like families.
+        scale: s.
+        active: where False, the layer computes ``base(x)`` alone.
+    """
+
+    def __init__(self, base: nn.Module, spec: AdapterSpec, rank: int, scale: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        m, n = shape_of(base)
+        weight: Tensor = base.weight  # type: ignore[assignment]
+        self.base = base
+        self.spec = spec
+        self.rank = rank
+        self.scale = scale
+        self.active = True
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        where = {"device": weight.device, "dtype": torch.float32}
+        self.A = nn.Linear(n, rank, bias=False, **where)
+        self.R = nn.Linear(rank, rank, bias=False, **where) if "R" in spec.factors else None
+        self.B = nn.Linear(rank, m, bias=False, **where)
+        self._pristine = weight.data
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        for role in spec.factors:
+            factor = self.factor(role)
+            factor.weight.requires_grad_(role in spec.trained)
+            if not weight.is_meta:
+                nn.init.zeros_(factor.weight)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) = (out, in)."""
+        return shape_of(self.base)
+
+    def factor(self, role: str) -> nn.Linear:
+        """Return the linear layer that holds a factor."""
+        factor: nn.Linear = getattr(self, role)
+        return factor
+
+    @property
+    def pristine(self) -> Tensor:
+        """W0 as it was loaded, viewed as (out, in)."""
+        return out_in(self.base, self._pristine)
+
+    def set_residual(self, residual: Tensor | None) -> None:
+        """Let the layer compute with ``W0 + residual`` (out, in); None restores the pristine W0, bit for bit."""
+        weight: nn.Parameter = self.base.weight  # type: ignore[assignment]
+        if residual is None:
+            weight.data = self._pristine
+        else:
+            weight.data = self._pristine + out_in(self.base, residual.to(self._pristine))
+
+    def delta(self) -> Tensor:
+        """Return the dense ``s · B R A`` (m, n); for tests, merging and export."""
+        product = self.factor(self.spec.factors[0]).weight
+        for role in self.spec.factors[1:]:
+            product = product @ self.factor(role).weight
+        return self.scale * product.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, n) to (…, m)."""
+        y: Tensor = self.base(x)
+        if not self.active:
+            return y
+        h = self.A(self.dropout(x))
+        if self.R is not None:
+            h = self.R(h)
+        return y + self.scale * self.B(h)
+
+
+def layers(model: nn.Module) -> dict[str, LowRankLayer]:
+    """Return the adapted layers of a model by sorted module name."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LowRankLayer)}
+    return dict(sorted(found.items()))
+
+
+def match_targets(model: nn.Module, targets: str | tuple[str, ...], exclude: tuple[str, ...] = ()) -> list[str]:
+    """Return the sorted names of the linear layers to adapt.
+
+    Args:
+        model: the model, not yet adapted.
+        targets: ``all-linear`` or shell-style patterns over dotted module names (``*.query``); a pattern also matches as a suffix
+            behind a dot, so ``q_proj`` finds every ``….q_proj``.
+        exclude: patterns whose matches are left out (head, pooler).
+
+    Raises:
+        UserError: a pattern matches no linear layer.
+    """
+    names = sorted(name for name, module in model.named_modules() if is_adaptable(module))
+    names = [name for name in names if not any(_matches(name, pattern) for pattern in exclude)]
+    patterns = (targets,) if isinstance(targets, str) else tuple(targets)
+    if patterns == (ALL_LINEAR,):
+        return names
+    chosen: set[str] = set()
+    for pattern in patterns:
+        hits = [name for name in names if _matches(name, pattern)]
+        if not hits:
+            kinds = sorted({name.rsplit(".", 1)[-1] for name in names})
+            raise UserError(f"adapter.targets '{pattern}' matches no linear layer; use '{ALL_LINEAR}' or patterns of: {', '.join(kinds)}")
+        chosen.update(hits)
+    return sorted(chosen)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}") or name.startswith(f"{pattern}.")
+
+
+def attach(
+    model: nn.Module, spec: AdapterSpec, *, targets: list[str], rank: int, scale: float, dropout: float = 0.0
+) -> dict[str, LowRankLayer]:
+    """Freeze the model and replace each target by a :class:`LowRankLayer`, in place; return the new layers.
+
+    Raises:
+        UserError: ``rank`` exceeds min(m, n) of a target.
+    """
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for name in targets:
+        base = model.get_submodule(name)
+        m, n = shape_of(base)
+        if rank > min(m, n):
+            raise UserError(f"rank ({rank}) exceeds min(out, in) = {min(m, n)} of '{name}'; lower rank or drop it from adapter.targets")
+        model.set_submodule(name, LowRankLayer(base, spec, rank, scale, dropout))
+    return layers(model)
+
+
+def read(model: nn.Module, *roles: str) -> State:
+    """Copy the factors with the given roles out of a model, as detached CPU float32 tensors."""
+    return State(
+        {
+            Name(name, role): layer.factor(role).weight.detach().to("cpu", torch.float32, copy=True)
+            for name, layer in layers(model).items()
+            for role in roles
+        }
+    )
+
+
+def write(model: nn.Module, state: State) -> None:
+    """Copy factors into a model, in place; names with a role that no layer has (the head) are ignored.
+
+    Raises:
+        KeyError: a module of the state is not an adapted layer of the model.
+    """
+    adapted = layers(model)
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if name.role in ("A", "R", "B"):
+                adapted[name.module].factor(name.role).weight.copy_(tensor)
+
+
+def set_residuals(model: nn.Module, residuals: Mapping[str, Tensor]) -> None:
+    """Set every layer to ``W0 + residual``; a layer without an entry goes back to the pristine W0."""
+    for name, layer in layers(model).items():
+        layer.set_residual(residuals.get(name))
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Let the model compute without its adapters inside the block (a residual stays)."""
+    adapted = list(layers(model).values())
+    for layer in adapted:
+        layer.active = False
+    try:
+        yield
+    finally:
+        for layer in adapted:
+            layer.active = True
+
+
+SCALES: dict[bool, Callable[[float, int], float]] = {False: lambda alpha, rank: alpha / rank, True: lambda alpha, rank: alpha / rank**0.5}
+
+
+def scale_of(alpha: float, rank: int, *, rslora: bool = False) -> float:
+    """Return s = alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023, arXiv:2312.03732)."""
+    return SCALES[rslora](alpha, rank)

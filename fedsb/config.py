@@ -1,0 +1,144 @@
+"""How a configuration is composed: Hydra reads ``conf/`` and overrides, OmegaConf types them, :mod:`fedsb.rules` checks the values.
+
+The command line, the ServerApp and the ClientApp all call :func:`load` with the same override strings, so they cannot drift.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from fedsb.errors import UserError, nearest, unknown
+from fedsb.rules import check
+from fedsb.schema import Config
+
+ROOT = "config"
+
+
+def conf_dir() -> Path:
+    """Return the folder of the YAML files: beside the package in a checkout or a FAB, inside it in a wheel."""
+    here = Path(__file__).resolve().parent
+    beside = here.parent / "conf"
+    return beside if (beside / f"{ROOT}.yaml").is_file() else here / "conf"
+
+
+def default_output(output: str | None) -> str:
+    """Return ``output``, or ``outputs/<date>/<time>`` where none is given."""
+    return output or datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S")
+
+
+OmegaConf.register_new_resolver("fedsb_output", default_output, use_cache=True, replace=True)
+
+
+def load(overrides: Sequence[str] = ()) -> Config:
+    """Compose, type and check a configuration.
+
+    Raises:
+        UserError: an unknown group option, key or value; the message is one line with the nearest match.
+    """
+    return typed(compose_dict(overrides))
+
+
+def compose_dict(overrides: Sequence[str]) -> DictConfig:
+    """Compose ``conf/config.yaml`` with overrides.
+
+    Raises:
+        UserError: see :func:`load`.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose(ROOT, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error, overrides) from None
+
+
+def typed(composed: DictConfig) -> Config:
+    """Turn a composed tree into checked dataclasses.
+
+    Raises:
+        UserError: see :func:`load`.
+    """
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        config = TypeAdapter(Config).validate_python(plain)
+    except OmegaConfBaseException as error:
+        raise _explain(error, ()) from None
+    except ValidationError as error:
+        raise _explain_value(error) from None
+    check(config)
+    return config
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Return a configuration (or a part) as plain containers."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[no-any-return]
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the resolved configuration as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(as_dict(config))))
+
+
+def _explain_value(error: ValidationError) -> UserError:
+    """Say the first type error in one line."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function", "tuple", "str")))
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return _unknown_key(key)
+    return UserError(f"{key}={first['input']} is not valid: {first['msg'][0].lower()}{first['msg'][1:]}")
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> UserError:
+    """Say a Hydra or OmegaConf error in one line, with the nearest valid name."""
+    text = " ".join(str(error).split())
+    if found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
+        group, option = found.groups()
+        options = [path.stem for path in (conf_dir() / group).glob("*.yaml")]
+        return unknown(group, option, options) if options else UserError(f"unknown configuration group '{group}'{nearest(group, _groups())}")
+    if found := re.search(r"Could not (?:override|append to config|delete from config).*?'([^']+)'", text):
+        return _unknown_key(found.group(1).split("=")[0].lstrip("+~"))
+    if found := re.search(r"Missing mandatory value: (\S+)", text):
+        return UserError(f"{found.group(1)} must be given: add {found.group(1)}=…")
+    key = re.search(r"full_key: (\S+)", text)
+    return UserError(f"{key.group(1) + ': ' if key else ''}{text.split(' full_key:')[0]}")
+
+
+def _unknown_key(key: str) -> UserError:
+    keys = known_keys()
+    leaves = {k.rsplit(".", 1)[-1]: k for k in keys}
+    leaf = nearest(key.rsplit(".", 1)[-1], leaves)
+    hint = nearest(key, [*keys, *_groups()]) or leaf
+    siblings = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
+    allowed = ", ".join(siblings or _groups())
+    return UserError(f"unknown key '{key}'{hint}; known here: {allowed}")
+
+
+def known_keys() -> list[str]:
+    """Return every dotted key of the configuration."""
+
+    def walk(cls: type, prefix: str) -> list[str]:
+        keys: list[str] = []
+        for name, kind in get_type_hints(cls).items():
+            if name.startswith("__"):
+                continue
+            keys += walk(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [f"{prefix}{name}"]
+        return keys
+
+    return sorted(walk(Config, ""))
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())

@@ -1,0 +1,22 @@
+"""The one exception that a user's mistake raises, and how its message names the nearest valid choice."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: the message is one line that names the value, what is allowed and the remedy."""
+
+
+def nearest(value: str, allowed: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the closest allowed spelling of ``value``, or an empty string."""
+    close = difflib.get_close_matches(value, sorted(allowed), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def unknown(kind: str, value: str, allowed: Iterable[str]) -> UserError:
+    """Build the error for a name that is not in a table: ``unknown method 'fedx'; choose from …``."""
+    names = sorted(allowed)
+    return UserError(f"unknown {kind} '{value}'{nearest(value, names)}; choose from {', '.join(names)}")

@@ -1,0 +1,39 @@
+"""Random streams: every draw has a name, so a result never depends on who ran before it or in which process.
+
+A stream is named by (seed, purpose, …) where the rest is a client, a round or a module. No function of this project draws from
+a global generator except inside :func:`torch_stream`, which restores it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def stream_seed(seed: int, purpose: str, *key: str | int) -> int:
+    """Derive the 63-bit seed of the stream named by ``seed``, ``purpose`` and ``key``."""
+    text = "\x1f".join([str(seed), purpose, *map(str, key)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def torch_generator(seed: int, purpose: str, *key: str | int) -> torch.Generator:
+    """Return a CPU generator at the start of the named stream."""
+    return torch.Generator().manual_seed(stream_seed(seed, purpose, *key))
+
+
+def numpy_generator(seed: int, purpose: str, *key: str | int) -> np.random.Generator:
+    """Return a NumPy generator at the start of the named stream."""
+    return np.random.default_rng(stream_seed(seed, purpose, *key))
+
+
+@contextmanager
+def torch_stream(seed: int, purpose: str, *key: str | int) -> Iterator[None]:
+    """Run a block with torch's global generators at the start of the named stream (dropout draws from them); restore them after."""
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(stream_seed(seed, purpose, *key))
+        yield

@@ -1,0 +1,190 @@
+"""The typed configuration: frozen dataclasses, one a group of ``conf/``. Defaults live in the YAML files and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Words = str | tuple[str, ...]
+
+
+@dataclass(frozen=True, config=STRICT)
+class MethodConfig:
+    """What a method's YAML says; ``options`` are keyword arguments of its strategy."""
+
+    name: str
+    adapter: str
+    rank: int
+    alpha: float
+    lr: float
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True, config=STRICT)
+class AdapterConfig:
+    """Where adapters go and how they scale."""
+
+    rank: int
+    alpha: float
+    rslora: bool
+    dropout: float
+    targets: Words
+
+
+@dataclass(frozen=True, config=STRICT)
+class InitConfig:
+    """Where the factors start; see the comments in ``conf/config.yaml``."""
+
+    kind: str | None
+    evidence: str
+    oversample: int
+    power_iterations: int
+    num_examples: int
+    micro_batch: int
+    update: str
+    core: str
+    step: float
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelConfig:
+    """Which model; ``config`` are the fields of a transformers configuration when ``kind`` is ``config``."""
+
+    kind: str
+    name: str
+    path: str | None
+    revision: str | None
+    tokenizer: str | None
+    head: Words
+    config: dict[str, Any]
+    dtype: str
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataConfig:
+    """Which examples, which columns, which splits."""
+
+    kind: str
+    task: str
+    path: str | None
+    test_path: str | None
+    public_path: str | None
+    public_fraction: float
+    subset: str | None
+    train_split: str
+    test_split: str | None
+    text: Words
+    label: str | None
+    labels: tuple[str | int, ...] | None
+    test_fraction: float
+    client_test_fraction: float
+    max_examples: int | None
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainConfig:
+    """Local training on a client."""
+
+    optimizer: str
+    lr: float
+    weight_decay: float
+    momentum: float
+    batch_size: int
+    eval_batch_size: int
+    local_epochs: int
+    local_steps: int | None
+    max_length: int
+    schedule: str
+    schedule_over: str
+    warmup: float
+    clip_norm: float | None
+    autocast: str | None
+    bucket: int
+    prox_mu: float
+
+
+@dataclass(frozen=True, config=STRICT)
+class PartitionConfig:
+    """How a simulation deals the training part out to clients."""
+
+    kind: str
+    alpha: float
+    shards_per_client: int
+    column: str | None
+    sizes: tuple[float, ...] | None
+
+
+@dataclass(frozen=True, config=STRICT)
+class ServerOptimizerConfig:
+    """The optimiser that acts on the mean update."""
+
+    name: str
+    lr: float
+    momentum: float
+    betas: tuple[float, float]
+    eps: float
+
+
+@dataclass(frozen=True, config=STRICT)
+class FederationConfig:
+    """Who takes part, how often, and how replies are weighted."""
+
+    num_clients: int
+    names: tuple[str, ...] | None
+    num_rounds: int
+    fraction: float
+    weighting: str
+    min_replies: int
+    timeout: float
+    wait: float
+    evaluate_clients: bool
+    wire_dtype: str
+    exactness: bool
+    partition: PartitionConfig
+    server_optimizer: ServerOptimizerConfig
+
+
+@dataclass(frozen=True, config=STRICT)
+class PrivacyConfig:
+    """The privacy mechanism."""
+
+    unit: str
+
+
+@dataclass(frozen=True, config=STRICT)
+class RuntimeConfig:
+    """Where clients run when Flower's own runtimes are not used."""
+
+    kind: str
+    threads: int
+
+
+@dataclass(frozen=True, config=STRICT)
+class CostConfig:
+    """Ranks that ``fedsb cost`` uses for single methods."""
+
+    rank: dict[str, int | None]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Config:
+    """The whole of a run's configuration."""
+
+    seed: int
+    rank: int
+    method: MethodConfig
+    adapter: AdapterConfig
+    init: InitConfig
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    privacy: PrivacyConfig
+    federation: FederationConfig
+    runtime: RuntimeConfig
+    cost: CostConfig
+    device: str
+    output: str | None

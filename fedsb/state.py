@@ -1,0 +1,191 @@
+"""Named tensors and their algebra: what a client trains, sends and receives.
+
+A :class:`State` maps ``Name(module, role)`` to a tensor. Roles are the factors of a low-rank adapter (``A``, ``R``, ``B``),
+``head`` for trained parameters outside the adapters, or the names of intermediate results (``Y``, ``Z``, …). Iteration order is
+always sorted by module, then role, so packing, hashing and summing never depend on how a state was built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+HEAD = "head"
+TRAINED = "trained"
+
+
+class Name(NamedTuple):
+    """Where a tensor belongs: the dotted name of the module (or of the parameter, for the head) and its role there."""
+
+    module: str
+    role: str
+
+
+class State(Mapping[Name, Tensor]):
+    """An immutable mapping from :class:`Name` to tensor, iterated in sorted order. Tensors are not copied."""
+
+    __slots__ = ("_tensors",)
+
+    def __init__(self, tensors: Mapping[Name, Tensor] | Iterable[tuple[Name, Tensor]] = ()) -> None:
+        items = dict(tensors)
+        self._tensors = {Name(*name): items[name] for name in sorted(items)}
+
+    def __getitem__(self, name: Name) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[Name]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __repr__(self) -> str:
+        return f"State({len(self)} tensors, {self.numel} values)"
+
+    @property
+    def numel(self) -> int:
+        """Number of values over all tensors."""
+        return sum(t.numel() for t in self.values())
+
+    @property
+    def modules(self) -> list[str]:
+        """Sorted names of the modules that hold an adapter factor (the head is not among them)."""
+        return sorted({name.module for name in self if name.role != HEAD})
+
+    def pick(self, *roles: str) -> State:
+        """Return the part with one of ``roles``."""
+        return State({name: t for name, t in self.items() if name.role in roles})
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> State:
+        """Apply ``function`` to every tensor."""
+        return State({name: function(t) for name, t in self.items()})
+
+    def merge(self, other: State) -> State:
+        """Return the union; a name in both takes the tensor of ``other``."""
+        return State({**self._tensors, **other._tensors})
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of a state, by wire group; two sides that agree on it can exchange flat arrays."""
+
+    shapes: tuple[tuple[Name, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, state: State) -> Layout:
+        """Read the layout off a state."""
+        return cls(tuple((name, tuple(t.shape)) for name, t in state.items()))
+
+    @property
+    def digest(self) -> int:
+        """A 48-bit fingerprint: it fits an integer metric of a Flower record on every platform."""
+        text = ";".join(f"{n.module}/{n.role}:{'x'.join(map(str, s))}" for n, s in self.shapes)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+
+    @property
+    def groups(self) -> dict[str, tuple[tuple[Name, tuple[int, ...]], ...]]:
+        """The entries by group, ``trained`` and ``head``; an empty group is left out."""
+        split: dict[str, list[tuple[Name, tuple[int, ...]]]] = {}
+        for name, shape in self.shapes:
+            split.setdefault(HEAD if name.role == HEAD else TRAINED, []).append((name, shape))
+        return {group: tuple(entries) for group, entries in sorted(split.items())}
+
+    @property
+    def numel(self) -> int:
+        """Number of values."""
+        return sum(math.prod(shape) for _, shape in self.shapes)
+
+    def difference(self, other: Layout) -> str | None:
+        """Say in words where ``other`` first differs from this layout, or None where it does not."""
+        mine, theirs = dict(self.shapes), dict(other.shapes)
+        for name in sorted(mine.keys() | theirs.keys()):
+            if mine.get(name) != theirs.get(name):
+                return f"{name.role} of '{name.module}' is {theirs.get(name, 'absent')}, expected {mine.get(name, 'absent')}"
+        return None
+
+
+def pack(state: State) -> dict[str, Tensor]:
+    """Concatenate a state into one flat tensor per group (``trained``, ``head``), in sorted order."""
+    return {
+        group: torch.cat([state[name].reshape(-1) for name, _ in entries])
+        for group, entries in Layout.of(state).groups.items()
+    }
+
+
+def unpack(flats: Mapping[str, Tensor], layout: Layout) -> State:
+    """Undo :func:`pack`; the tensors are views of ``flats``.
+
+    Raises:
+        ValueError: a group is missing or superfluous, or its number of values does not fit the layout.
+    """
+    groups = layout.groups
+    if groups.keys() != flats.keys():
+        raise ValueError(f"groups are {sorted(flats)}, expected {sorted(groups)}")
+    tensors: dict[Name, Tensor] = {}
+    for group, entries in groups.items():
+        sizes = [math.prod(shape) for _, shape in entries]
+        if flats[group].numel() != sum(sizes):
+            raise ValueError(f"group '{group}' holds {flats[group].numel()} values, expected {sum(sizes)}")
+        for (name, shape), part in zip(entries, flats[group].split(sizes), strict=True):
+            tensors[name] = part.view(shape)
+    return State(tensors)
+
+
+def squared_norm(state: State) -> float:
+    """Sum of squares over all values, in float64."""
+    return sum(float(t.double().square().sum()) for t in state.values())
+
+
+def subtract(left: State, right: State) -> State:
+    """Return ``left - right`` name by name."""
+    return State({name: t - right[name] for name, t in left.items()})
+
+
+def non_finite(state: State) -> Name | None:
+    """Return the first name whose tensor holds NaN or infinity, or None."""
+    return next((name for name, t in state.items() if not bool(torch.isfinite(t).all())), None)
+
+
+def sha256(*states: State) -> str:
+    """Hash states as float32 little-endian bytes in sorted order, one state after the other."""
+    digest = hashlib.sha256()
+    for state in states:
+        for t in state.values():
+            digest.update(t.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+class WeightedSum:
+    """A running ``Σ w_i x_i`` of states in float64; memory of one state whatever the number of terms."""
+
+    def __init__(self) -> None:
+        self.total_weight = 0.0
+        self._sum: dict[Name, Tensor] = {}
+
+    def add(self, state: State, weight: float) -> None:
+        """Add one term; the first fixes the names."""
+        if self._sum and self._sum.keys() != state.keys():
+            raise ValueError(f"states differ: {Layout.of(State(self._sum)).difference(Layout.of(state))}")
+        for name, t in state.items():
+            term = t.detach().to("cpu", torch.float64)
+            if name in self._sum:
+                self._sum[name].add_(term, alpha=weight)
+            else:
+                self._sum[name] = term * weight
+        self.total_weight += weight
+
+    def mean(self) -> State:
+        """Return ``Σ w_i x_i / Σ w_i`` in float64.
+
+        Raises:
+            ValueError: nothing was added, or the weights sum to zero.
+        """
+        if not self._sum or self.total_weight <= 0:
+            raise ValueError("a mean needs at least one state with a positive weight")
+        return State({name: t / self.total_weight for name, t in self._sum.items()})
