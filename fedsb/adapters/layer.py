@@ -95,6 +95,13 @@ class LowRankLayer(nn.Module):
         else:
             weight.data = self._pristine + out_in(self.base, residual.to(self._pristine))
 
+    @property
+    def residual(self) -> Tensor | None:
+        """What :meth:`set_residual` added, (out, in), in float64 and as rounded to the weight's dtype; None at the pristine W0."""
+        weight: Tensor = self.base.weight  # type: ignore[assignment]
+        held = weight.detach().to(self._pristine.device)
+        return None if torch.equal(held, self._pristine) else out_in(self.base, held.double() - self._pristine.double())
+
     def delta(self) -> Tensor:
         """Return the dense ``s · B R A`` (m, n); for tests, merging and export."""
         product = self.factor(self.spec.factors[0]).weight

@@ -1,0 +1,169 @@
+"""A trained model for others to use: as a PEFT LoRA adapter, or merged into plain weights.
+
+Both carry everything that the federation learned: the factors, the residual in the frozen part, and the head.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections import Counter
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from fedsb.adapters.layer import LowRankLayer, layers, out_in
+from fedsb.errors import UserError
+from fedsb.state import State
+
+RELATIVE_CUT = 1e-7
+PREFIX = "base_model.model."
+# PEFT saves these modules for these tasks, asked or not, and would wrap a part of one twice if the part were named beside the whole.
+ALWAYS_SAVED: dict[str, tuple[str, ...]] = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+
+
+def effective_factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return each adapted layer's whole weight change as factors ``U`` (m, ρ) and ``V`` (ρ, n), float32 on the CPU.
+
+    Without a residual ρ is the layer's rank. With one, a float64 SVD of the dense sum finds the smallest ρ >= 1; it costs
+    O(m n min(m, n)) a layer.
+    """
+    return {name: _factors(layer) for name, layer in layers(model).items()}
+
+
+def export_peft(model: nn.Module, folder: str | Path, *, base_model: str, task_type: str, head: State) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for ``PeftModel.from_pretrained(base, folder)``.
+
+    Args:
+        model: the adapted model.
+        folder: where to write; created where missing.
+        base_model: hub id or folder of the base model, for PEFT's ``base_model_name_or_path``.
+        task_type: PEFT's name of the task, such as ``SEQ_CLS`` or ``CAUSAL_LM``.
+        head: trained parameters outside the adapters, by dotted parameter name.
+
+    Raises:
+        UserError: a head parameter belongs to the model itself and not to a module in it, which PEFT can't save.
+    """
+    factors = effective_factors(model)
+    saved = _modules_to_save(model, head, task_type)
+    # An adapter inside a saved module travels merged, within that module's own weights.
+    factors = {name: pair for name, pair in factors.items() if not _inside(name, saved)}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_tensors(model, factors, saved, head), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = _peft_config(model, factors, saved, base_model=base_model, task_type=task_type)
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def merged_copy(model: nn.Module) -> nn.Module:
+    """Return a deep copy with plain layers of weight ``W0 + residual + s · B R A`` in place of adapters; ``model`` stays as it is."""
+    # A filled memo makes deepcopy put the merged layer where it meets the adapted one, so no second copy of W0 is ever made.
+    memo: dict[int, Any] = {}
+    for layer in layers(model).values():
+        memo[id(layer)] = _merged(layer)
+    return copy.deepcopy(model, memo)
+
+
+def _merged(layer: LowRankLayer) -> nn.Module:
+    weight: Tensor = layer.base.weight  # type: ignore[assignment]
+    left, right = _product(layer)
+    dense = weight.detach().double() + out_in(layer.base, (left @ right).to(weight.device))
+    # A parameter of its own: the base's may be tied to an embedding, which must not change.
+    merged = nn.Parameter(dense.to(weight.dtype).contiguous(), requires_grad=False)
+    return copy.deepcopy(layer.base, {id(weight): merged})
+
+
+def _product(layer: LowRankLayer) -> tuple[Tensor, Tensor]:
+    """Split ``s · B R A`` into ``B`` and ``s · R A``, float64 on the CPU."""
+    left, *rest = (layer.factor(role).weight.detach().to("cpu", torch.float64) for role in layer.spec.factors)
+    return left, layer.scale * reduce(torch.matmul, rest)
+
+
+def _factors(layer: LowRankLayer) -> tuple[Tensor, Tensor]:
+    left, right = _product(layer)
+    residual = layer.residual
+    if residual is not None:
+        u, s, vh = torch.linalg.svd(residual.cpu() + left @ right, full_matrices=False)
+        rank = max(1, int((s > max(RELATIVE_CUT * float(s[0]), _rounding_noise(layer))).sum()))
+        root = s[:rank].sqrt()
+        left, right = u[:, :rank] * root, root[:, None] * vh[:rank]
+    return left.float().contiguous(), right.float().contiguous()
+
+
+def _rounding_noise(layer: LowRankLayer) -> float:
+    """Bound the spectral norm of the rounding of ``W0 + residual``, which would pass for a residual of full rank."""
+    weight: Tensor = layer.base.weight  # type: ignore[assignment]
+    m, n = layer.shape
+    rms = float(weight.double().square().mean().sqrt())
+    return torch.finfo(weight.dtype).eps * rms * (math.sqrt(m) + math.sqrt(n))
+
+
+def _modules_to_save(model: nn.Module, head: State, task_type: str) -> list[str]:
+    """Name the outermost modules that hold nothing but head parameters, and those that PEFT saves anyway."""
+    own = {name.module for name in head}
+    rest = [name for name, _ in model.named_parameters() if name not in own]
+    saved = {name for name in ALWAYS_SAVED.get(task_type, ()) if name in dict(model.named_children())}
+    for parameter in sorted(own):
+        if not _inside(parameter, saved):
+            saved.add(_outermost(parameter, rest))
+    return sorted(saved)
+
+
+def _outermost(parameter: str, rest: list[str]) -> str:
+    path = parameter.split(".")[:-1]
+    if not path:
+        raise UserError(f"head parameter '{parameter}' belongs to no module, which PEFT can't save; export the merged model")
+    prefixes = [".".join(path[: i + 1]) for i in range(len(path))]
+    return next((p for p in prefixes if not any(name.startswith(f"{p}.") for name in rest)), prefixes[-1])
+
+
+def _inside(name: str, modules: list[str] | set[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _tensors(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], saved: list[str], head: State) -> dict[str, Tensor]:
+    trained = {name.module: tensor for name, tensor in head.items()}
+    tensors: dict[str, Tensor] = {}
+    for module in saved:
+        for key, value in merged_copy(model.get_submodule(module)).state_dict().items():
+            tensors[f"{PREFIX}{module}.{key}"] = trained.get(f"{module}.{key}", value).detach().cpu().clone().contiguous()
+    for name, (u, v) in factors.items():
+        tensors |= {f"{PREFIX}{name}.lora_A.weight": v, f"{PREFIX}{name}.lora_B.weight": u}
+    return tensors
+
+
+def _peft_config(
+    model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], saved: list[str], *, base_model: str, task_type: str
+) -> dict[str, Any]:
+    # peft takes seconds to import, and only an export needs it.
+    from peft import LoraConfig
+
+    ranks = {name: v.shape[0] for name, (_, v) in factors.items()}
+    usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
+    # PEFT matches these as patterns at the end of a name; the anchor keeps one layer's rank from another whose name ends alike.
+    others = {f"^{name}": rank for name, rank in ranks.items() if rank != usual}
+    adapted = layers(model)
+    config = LoraConfig(
+        task_type=task_type,
+        base_model_name_or_path=base_model,
+        inference_mode=True,
+        r=usual,
+        lora_alpha=usual,
+        rank_pattern=others,
+        alpha_pattern=dict(others),
+        target_modules=sorted(ranks),
+        modules_to_save=saved or None,
+        fan_in_fan_out=any(isinstance(adapted[name].base, Conv1D) for name in ranks),
+    )
+    # JSON has no sets; sorted lists keep the file the same from run to run.
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}  # type: ignore[no-untyped-call]
