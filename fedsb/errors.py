@@ -20,3 +20,7 @@ def unknown(kind: str, value: str, allowed: Iterable[str]) -> UserError:
     """Build the error for a name that is not in a table: ``unknown method 'fedx'; choose from …``."""
     names = sorted(allowed)
     return UserError(f"unknown {kind} '{value}'{nearest(value, names)}; choose from {', '.join(names)}")
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on: too few valid replies, or no client to talk to. The message is one line."""

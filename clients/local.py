@@ -1,0 +1,69 @@
+"""What a client does with an instruction: train, evaluate, or give evidence for the start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from clients.evidence import sketch_gradients
+from fedsb.adapters.starts import SIDES, Sketch
+from fedsb.evaluation import evaluate
+from fedsb.frozen import Frozen
+from fedsb.models import AdaptedModel
+from fedsb.rng import numpy_generator
+from fedsb.schema import TrainConfig
+from fedsb.state import State
+from fedsb.tasks import Batch, Task
+from fedsb.training import FitResult, Site, collate, fit
+
+Features = Sequence[dict[str, Any]]
+
+
+def train_round(
+    adapted: AdaptedModel, task: Task, features: Features, *, state: State, frozen: Frozen, train: TrainConfig, site: Site
+) -> tuple[State, FitResult]:
+    """Install the server's state, train on one client's examples, and return what is uploaded."""
+    adapted.install(state, frozen)
+    result = fit(adapted, task, features, train=train, site=site)
+    return adapted.trained(), result
+
+
+def evaluate_round(
+    adapted: AdaptedModel, task: Task, features: Features, *, state: State, frozen: Frozen, train: TrainConfig
+) -> dict[str, float]:
+    """Install the server's state and evaluate it on one client's held-out examples."""
+    adapted.install(state, frozen)
+    return evaluate(adapted, task, features, train=train)
+
+
+def draw_evidence(features: Features, num_examples: int, *, seed: int, client: str) -> list[dict[str, Any]]:
+    """Return the client's examples for the gradient: the same ones in every exchange of a run."""
+    size = min(num_examples, len(features))
+    chosen = numpy_generator(seed, "evidence", client).choice(len(features), size=size, replace=False)
+    return sorted((features[i] for i in chosen), key=lambda f: len(f["input_ids"]))
+
+
+def give_evidence(
+    adapted: AdaptedModel, task: Task, examples: Features, *, sketch: Sketch, stage: str, probes: State, micro_batch: int
+) -> State:
+    """Return the client's product of the mean gradient with the probes of a stage.
+
+    Args:
+        adapted: the model; evidence is taken at W0 with the adapters off.
+        task: gives the loss.
+        examples: what :func:`draw_evidence` drew.
+        sketch: draws Ω where no probes came.
+        stage: key of :data:`fedsb.adapters.starts.SIDES`.
+        probes: as received; empty in the first exchange.
+        micro_batch: examples in memory at once.
+    """
+    chunks = [examples[i : i + micro_batch] for i in range(0, len(examples), micro_batch)]
+    batches = [(collate(chunk, adapted, task), len(chunk)) for chunk in chunks]
+    probes = probes if len(probes) else sketch.probes(adapted.shapes)
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return task.loss(task.forward(model, batch), batch)
+
+    return sketch_gradients(adapted.model, batches, loss, probes=probes, side=SIDES[stage])

@@ -1,0 +1,165 @@
+"""From a configuration to the parts of a run. The composition roots call this; nothing below it sees a whole ``Config``.
+
+What is expensive (data, tokens, model) is made once a process and reused by every message and, in a sweep, by every job.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from fedsb.data import Corpus, Examples, hold_out, load_corpus, load_site, load_test, partition, tokenise
+from fedsb.errors import UserError
+from fedsb.models import AdaptedModel, cached_model, load_tokenizer, resolve_device
+from fedsb.rules import client_names
+from fedsb.schema import Config
+from fedsb.tasks import TASKS, Task
+
+Features = list[dict[str, Any]]
+Value = TypeVar("Value")
+_MEMO: dict[str, dict[str, Any]] = {}
+
+
+def _once(kind: str, key: object, make: Callable[[], Value], *, keep: int = 1) -> Value:
+    """Return the value for ``key``, made at most once while it is among the ``keep`` last of its kind."""
+    table = _MEMO.setdefault(kind, {})
+    name = repr(key)
+    if name not in table:
+        while len(table) >= keep:
+            table.pop(next(iter(table)))
+        table[name] = make()
+    value: Value = table[name]
+    return value
+
+
+def task_of(config: Config) -> Task:
+    """Return the task."""
+    return TASKS[config.data.task]
+
+
+def use_threads(config: Config) -> None:
+    """Set torch's threads: equal numbers give equal bits on every runtime."""
+    torch.set_num_threads(config.runtime.threads)
+
+
+def corpus_of(config: Config) -> Corpus:
+    """Load the data as a simulation does, all of it; or the server's test file where it holds no training data."""
+    column = config.federation.partition.column if config.federation.partition.kind == "natural" else None
+    key = (config.data, config.seed, column)
+    if config.data.path is None and config.data.test_path is not None and config.data.kind == "files":
+        return _once("corpus", key, lambda: load_test(config.data))
+    return _once("corpus", key, lambda: load_corpus(config.data, config.seed, column))
+
+
+def parts_of(config: Config) -> dict[str, tuple[int, ...]]:
+    """Return which training examples each simulated client holds; empty on a server that holds no training data."""
+    corpus = corpus_of(config)
+    if not len(corpus.train):
+        return {}
+    key = (config.data, config.seed, config.federation.partition, client_names(config))
+    return _once("parts", key, lambda: partition(corpus.train, config.federation.partition, client_names(config), config.seed))
+
+
+def client_examples(config: Config, client: str, data_path: str | None, labels: tuple[str, ...]) -> tuple[Examples, Examples]:
+    """Return what a client trains on and what it holds out.
+
+    Args:
+        config: the run's configuration.
+        client: logical client.
+        data_path: the operator's own data on a real node; None in a simulation.
+        labels: class names as the server sent them.
+
+    Raises:
+        UserError: the client is not part of the simulation, or its data cannot be read.
+    """
+    if data_path is not None:
+        examples = _once("site", (config.data, data_path, labels), lambda: load_site(config.data, data_path, labels))
+    else:
+        parts = parts_of(config)
+        if client not in parts:
+            raise UserError(f"no simulated client '{client}'; known: {', '.join(sorted(parts)[:8])}")
+        examples = corpus_of(config).train.take(parts[client])
+    return hold_out(examples, config.data.client_test_fraction, seed=config.seed, client=client)
+
+
+def client_features(config: Config, client: str, data_path: str | None, labels: tuple[str, ...]) -> tuple[Features, Features]:
+    """Return a client's tokenised training and held-out examples."""
+    key = (config.data, config.model, config.train.max_length, config.seed, config.federation, client, data_path, labels)
+
+    def make() -> tuple[Features, Features]:
+        train, held_out = client_examples(config, client, data_path, labels)
+        return features_of(config, train), features_of(config, held_out)
+
+    return _once("features", key, make, keep=256)
+
+
+def features_of(config: Config, examples: Examples) -> Features:
+    """Tokenise examples and put their targets beside the tokens."""
+    tokenizer = _once("tokenizer", config.model, lambda: load_tokenizer(config.model))
+    if tokenizer is None:
+        raise UserError(f"model '{config.model.name}' has no tokenizer; set model.tokenizer to a folder or hub id")
+    features = [dict(f) for f in tokenise(examples, tokenizer, config.train.max_length)]
+    if examples.targets is None:
+        return features
+    return [{**f, "target": target} for f, target in zip(features, examples.targets, strict=True)]
+
+
+def test_features(config: Config) -> Features:
+    """Return the tokenised test split."""
+    key = (config.data, config.model, config.train.max_length, config.seed)
+    return _once("test", key, lambda: features_of(config, corpus_of(config).test))
+
+
+def public_features(config: Config) -> Features:
+    """Return the tokenised public split.
+
+    Raises:
+        UserError: there is none.
+    """
+    public = corpus_of(config).public
+    if public is None or not len(public):
+        raise UserError("init.evidence=public needs text the server may hold; set data.public_path=… or data.public_fraction=0.05")
+    return features_of(config, public)
+
+
+def model_of(config: Config, labels: tuple[str, ...]) -> AdaptedModel:
+    """Return the process's model with its adapters."""
+    return cached_model(
+        config.model,
+        config.adapter,
+        family=config.method.adapter,
+        task=task_of(config),
+        labels=labels,
+        seed=config.seed,
+        device=resolve_device(config.device),
+    )
+
+
+def home() -> Path:
+    """Return ``$FEDSB_HOME``, by default ``~/.fedsb``: frozen cache and the folders of runs under Flower."""
+    return Path(os.environ.get("FEDSB_HOME") or Path.home() / ".fedsb")
+
+
+def anchored(config: Config, folder: Path) -> Config:
+    """Resolve relative paths of data, model and output against ``folder``; hub ids stay as they are.
+
+    Under Flower the process that reads a configuration does not stand where its user does.
+    """
+
+    def absolute(value: str | None) -> str | None:
+        return str(folder / value) if value is not None and (folder / value).exists() else value
+
+    data = replace(
+        config.data,
+        path=absolute(config.data.path),
+        test_path=absolute(config.data.test_path),
+        public_path=absolute(config.data.public_path),
+    )
+    model = replace(config.model, name=absolute(config.model.name) or "") if config.model.kind == "pretrained" else config.model
+    output = None if config.output is None else str(folder / config.output)
+    return replace(config, data=data, model=model, output=output)

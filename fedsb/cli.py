@@ -1,0 +1,177 @@
+"""The command line: ``fedsb run | report | export | cost``."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from fedsb.errors import RunError, UserError, unknown
+
+USAGE = """usage: fedsb COMMAND …
+
+  fedsb run [key=value …] [-m] [--cfg job]   run a federation in this process (Hydra overrides; -m sweeps)
+  fedsb cost [key=value …]                   parameters and bytes of every method for a model, without its weights
+  fedsb report FOLDER [FOLDER …]             write report.md and plots for a run, or a comparison of several
+  fedsb export FOLDER [OUT]                  write the merged model of a finished run"""
+
+FAILED, MISTAKE = 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 1 the run failed, 2 a mistake in what was given."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        raise SystemExit(0 if arguments else MISTAKE)
+    raise SystemExit(_guarded(lambda: _dispatch(arguments[0], arguments[1:])))
+
+
+def _dispatch(command: str, arguments: list[str]) -> int:
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    return COMMANDS[command](arguments)
+
+
+def _guarded(action: Callable[[], int]) -> int:
+    """Turn a user's mistake into one line and exit status 2, a failed run into one line and 1."""
+    try:
+        return action()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return MISTAKE
+    except RunError as error:
+        print(f"error: the run stopped: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def run(arguments: list[str]) -> int:
+    """Run one federation, or with ``-m`` one for each combination of the swept values."""
+    import hydra
+
+    from fedsb.config import ROOT, conf_dir, load
+
+    overrides = [a for a in arguments if not a.startswith("-")]
+    sweep = any(flag in arguments for flag in ("-m", "--multirun"))
+    for job in sweep_jobs(overrides) if sweep else [overrides]:
+        load(job)
+    statuses: list[int] = []
+
+    def job_main(composed: DictConfig) -> None:
+        statuses.append(_guarded(lambda: run_job(composed)))
+
+    argv = sys.argv
+    sys.argv = ["fedsb", *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=ROOT)(job_main)()
+    finally:
+        sys.argv = argv
+    return max(statuses, default=0)
+
+
+def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """Expand ``a=1,2 b=3`` into one list of overrides a job, so that all are checked before the first runs.
+
+    Raises:
+        UserError: an override that Hydra cannot parse.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    choices: list[list[str]] = []
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            raise UserError(f"cannot read '{text}': {' '.join(str(error).split())[:120]}") from None
+        key = override.get_key_element()
+        choices.append([f"{key}={value}" for value in override.sweep_string_iterator()] if override.is_sweep_override() else [text])
+    return [list(job) for job in itertools.product(*choices)]
+
+
+def run_job(composed: DictConfig) -> int:
+    """Run one composed configuration in this process."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from fedsb.config import typed
+
+    overrides = list(HydraConfig.get().overrides.task)
+    output = Path(HydraConfig.get().runtime.output_dir)
+    config = typed(OmegaConf.create(OmegaConf.to_container(composed, resolve=False)))
+    _quieten()
+    from fedsb.client_app import app as client_app
+    from fedsb.runtime.local import LocalGrid
+    from fedsb.server_app import serve
+
+    _log_to(output / "run.log")
+    grid = LocalGrid.simulation(client_app, {"overrides": shlex.join(overrides)})
+    serve(config, grid, output)
+    return 0
+
+
+def _quieten() -> None:
+    """Switch off what libraries fetch or say on their own."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"transformers|torch")
+
+
+def _log_to(path: Path) -> None:
+    """Send the project's log to the run's folder; warnings go to standard error too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    file, screen = logging.FileHandler(path), logging.StreamHandler()
+    screen.setLevel(logging.WARNING)
+    for handler in (file, screen):
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        root.addHandler(handler)
+    for name in ("fedsb", "strategies", "clients"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def report(arguments: list[str]) -> int:
+    """Write the report of one run, or the comparison of several."""
+    from fedsb.report.report import write_comparison, write_report
+
+    folders = [Path(a) for a in arguments]
+    if not folders:
+        raise UserError("fedsb report needs the folder of a run: fedsb report outputs/…")
+    print(write_report(folders[0]) if len(folders) == 1 else write_comparison(folders))
+    return 0
+
+
+def export(arguments: list[str]) -> int:
+    """Write the merged model of a run."""
+    from fedsb.exporting import export_merged
+
+    if not arguments:
+        raise UserError("fedsb export needs the folder of a run: fedsb export outputs/… [OUT]")
+    print(export_merged(Path(arguments[0]), Path(arguments[1]) if len(arguments) > 1 else Path(arguments[0]) / "merged"))
+    return 0
+
+
+def cost(arguments: list[str]) -> int:
+    """Print what every method costs."""
+    from fedsb.config import load
+    from fedsb.cost import print_costs
+
+    print_costs(load(arguments))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": run, "cost": cost, "report": report, "export": export}
+
+if __name__ == "__main__":
+    main()

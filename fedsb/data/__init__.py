@@ -1,0 +1,32 @@
+"""Data: sources of rows, examples, splits, partitions over simulated clients, and batches."""
+
+from __future__ import annotations
+
+from fedsb.data.batches import Feature, order, pad, pad_id, tokenise
+from fedsb.data.examples import Examples, Targets, find_labels, read_examples
+from fedsb.data.partition import PARTITIONERS, partition
+from fedsb.data.sources import SOURCES, Raw, read_path, read_raw
+from fedsb.data.splits import Corpus, hold_out, load_corpus, load_site, load_test
+
+__all__ = [
+    "PARTITIONERS",
+    "SOURCES",
+    "Corpus",
+    "Examples",
+    "Feature",
+    "Raw",
+    "Targets",
+    "find_labels",
+    "hold_out",
+    "load_corpus",
+    "load_site",
+    "load_test",
+    "order",
+    "pad",
+    "pad_id",
+    "partition",
+    "read_examples",
+    "read_path",
+    "read_raw",
+    "tokenise",
+]

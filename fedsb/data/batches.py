@@ -1,0 +1,91 @@
+"""From examples to batches: token ids without padding, an epoch's order by length, and padding as late as possible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsb.data.examples import Examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Feature = Mapping[str, list[int]]
+
+
+def order(lengths: Sequence[int], batch_size: int, *, bucket: int, generator: np.random.Generator) -> list[list[int]]:
+    """Draw the batches of one epoch; every index stands in exactly one of them.
+
+    Indices are shuffled, cut into buckets of ``bucket * batch_size``, sorted by length inside a bucket and cut into batches, which
+    are shuffled in turn: batches hold examples of like length, and yet come in random order with a random make-up.
+
+    Args:
+        lengths: tokens of each example.
+        batch_size: examples a batch; one batch may be smaller.
+        bucket: batches a bucket holds; 1 gives plain shuffled batches.
+        generator: where the draws come from.
+    """
+    shuffled = generator.permutation(len(lengths)).tolist()
+    span = bucket * batch_size
+    batches: list[list[int]] = []
+    for start in range(0, len(shuffled), span):
+        alike = sorted(shuffled[start : start + span], key=lengths.__getitem__)
+        batches += [alike[i : i + batch_size] for i in range(0, len(alike), batch_size)]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Feature]:
+    """Turn examples into token ids, cut to ``max_length`` and not padded.
+
+    Args:
+        examples: texts, or pairs of texts.
+        tokenizer: called once with the whole list, which is what makes fast tokenisers fast.
+        max_length: tokens an example keeps, special ones included; the model's own limit holds too.
+
+    Returns:
+        For every example ``input_ids``, and ``token_type_ids`` where the tokeniser gives them. No list is empty: a text without a
+        token becomes one filler token, since a model cannot read nothing.
+    """
+    if not len(examples):
+        return []
+    encoded = tokenizer(
+        list(examples.texts),
+        list(examples.pairs) if examples.pairs is not None else None,
+        truncation=True,
+        max_length=min(max_length, tokenizer.model_max_length),
+        return_attention_mask=False,
+    )
+    filler = {"input_ids": [pad_id(tokenizer)], "token_type_ids": [0]}
+    columns = {name: encoded[name] for name in filler if name in encoded}
+    return [{name: list(column[i]) or filler[name] for name, column in columns.items()} for i in range(len(examples))]
+
+
+def pad(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    """Pad features on the right to the longest of them.
+
+    Args:
+        features: what :func:`tokenise` gave, at least one.
+        tokenizer: names the padding token; see :func:`pad_id`.
+
+    Returns:
+        int64 tensors of shape (batch, longest): the features' own keys and ``attention_mask``, 1 where there is a token.
+    """
+    longest = max(len(feature["input_ids"]) for feature in features)
+    padding = {"input_ids": pad_id(tokenizer), "token_type_ids": tokenizer.pad_token_type_id}
+    batch = {name: _stack([feature[name] for feature in features], longest, padding[name]) for name in features[0]}
+    batch["attention_mask"] = _stack([[1] * len(feature["input_ids"]) for feature in features], longest, 0)
+    return batch
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id that fills a row: the padding token's, else that of the end of text (GPT-2, Llama), else 0; it is masked anyway."""
+    chosen = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(chosen) if chosen is not None else 0
+
+
+def _stack(rows: Sequence[list[int]], longest: int, value: int) -> Tensor:
+    return torch.tensor([row + [value] * (longest - len(row)) for row in rows], dtype=torch.int64)

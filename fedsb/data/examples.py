@@ -1,0 +1,205 @@
+"""Examples as the rest of the project sees them: texts and targets, whatever table they came from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import datasets
+
+from fedsb.errors import UserError, nearest
+from fedsb.schema import DataConfig
+
+Targets = tuple[int, ...] | tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A list of examples, column by column; every column that is not None has one entry an example.
+
+    Attributes:
+        texts: what the model reads.
+        pairs: the second text of a pair of columns.
+        targets: class index, real number, or None for a language model.
+        owners: who an example belongs to, out of a natural column.
+    """
+
+    texts: tuple[str, ...]
+    pairs: tuple[str, ...] | None = None
+    targets: Targets = None
+    owners: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, indices: Iterable[int]) -> Examples:
+        """Return the examples at ``indices``, in that order."""
+        rows = list(indices)
+        columns = {name: getattr(self, name) for name in ("texts", "pairs", "targets", "owners")}
+        return replace(self, **{name: tuple(column[i] for i in rows) for name, column in columns.items() if column is not None})
+
+
+PARTS: Mapping[str, str] = {
+    "train": "the training part",
+    "test": "the test part",
+    "public": "the public part",
+    "site": "the client's own data",
+}
+_FOREIGN_LABEL: Mapping[str, str] = {
+    "train": "label '{label}' (row {row} of the training part) is not in data.labels=[{known}]; add it there or remove its rows",
+    "test": "label '{label}' (row {row}) is seen only in the test part, the labels are {known}; name them all in data.labels=[…], "
+    "or drop data.test_path and data.test_split so that data.test_fraction splits the training part",
+    "public": "label '{label}' (row {row}) is seen only in the public part, the labels are {known}; name them all in data.labels=[…]",
+    "site": "label '{label}' (row {row} of the client's own data) is not a label of the run, which has {known}; "
+    "correct it, or name it in data.labels=[…] for everyone",
+}
+
+
+def read_examples(
+    dataset: datasets.Dataset, cfg: DataConfig, labels: Sequence[str], owner_column: str | None = None, *, part: str = "train"
+) -> Examples:
+    """Read the columns that the configuration names.
+
+    Args:
+        dataset: raw rows.
+        cfg: names the columns and the task.
+        labels: names of the classes in order; not looked at unless the task is classification.
+        owner_column: the natural column to keep, if any.
+        part: which of :data:`PARTS` this is, for the message of an error.
+
+    Raises:
+        UserError: no rows, a missing column, a row without text, label or owner, a label that is not in ``labels``, or a target
+            that is no finite number.
+    """
+    if not len(dataset):
+        raise UserError(f"{PARTS[part]} has no rows; check data.path and data.test_path")
+    first, second = _text_columns(cfg)
+    return Examples(
+        texts=_texts(dataset, first, part),
+        pairs=_texts(dataset, second, part) if second else None,
+        targets=_TARGETS[cfg.task](dataset, cfg, labels, part),
+        owners=_owners(dataset, owner_column, part) if owner_column else None,
+    )
+
+
+def find_labels(dataset: datasets.Dataset, cfg: DataConfig, *, part: str = "train") -> tuple[str, ...]:
+    """Return the names of the classes in order: ``data.labels``, else the names of a ``ClassLabel`` column, else what occurs.
+
+    Raises:
+        UserError: names given twice, a missing column, or a row without a label.
+    """
+    if cfg.task != "classification":
+        return ()
+    if cfg.labels is not None:
+        given = tuple(str(label) for label in cfg.labels)
+        if len(set(given)) != len(given):
+            raise UserError(f"data.labels=[{', '.join(given)}] names a label twice; name each once")
+        return given
+    column = _label_column(cfg)
+    values = _label_texts(dataset, column, part)
+    feature = dataset.features[column]
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else natural_order(values)
+
+
+def natural_order(values: Iterable[str]) -> tuple[str, ...]:
+    """Sort distinct values: by number where all are whole numbers (also as text, so that a round trip through a file keeps the order)."""
+    distinct = set(values)
+    whole = all(value.removeprefix("-").isdecimal() for value in distinct)
+    return tuple(sorted(distinct, key=(lambda v: (int(v), v)) if whole else (lambda v: (0, v))))
+
+
+def _text_columns(cfg: DataConfig) -> tuple[str, str | None]:
+    columns = (cfg.text,) if isinstance(cfg.text, str) else cfg.text
+    if len(columns) not in (1, 2):
+        raise UserError(f"data.text=[{', '.join(columns)}] names {len(columns)} columns; give one, or a pair")
+    return columns[0], columns[1] if len(columns) == 2 else None
+
+
+def _label_column(cfg: DataConfig) -> str:
+    if cfg.label is None:
+        raise UserError(f"data.label must be given for data.task={cfg.task}: add data.label=COLUMN")
+    return cfg.label
+
+
+def _column(dataset: datasets.Dataset, column: str, part: str, key: str) -> list[Any]:
+    names = dataset.column_names
+    if column not in names:
+        raise UserError(f"{key}={column}: {PARTS[part]} has no such column{nearest(column, names)}; it has {', '.join(names)}")
+    values = list(dataset[column])
+    if None in values:
+        row = values.index(None) + 1
+        raise UserError(f"{key}={column}: row {row} of {PARTS[part]} is empty in that column; fill it in or remove the row")
+    return values
+
+
+def _texts(dataset: datasets.Dataset, column: str, part: str) -> tuple[str, ...]:
+    values = _column(dataset, column, part, "data.text")
+    for row, value in enumerate(values, start=1):
+        if not isinstance(value, str):
+            raise UserError(f"data.text={column}: row {row} of {PARTS[part]} holds {value!r}, which is no text; name a column of texts")
+    return tuple(values)
+
+
+def _owners(dataset: datasets.Dataset, column: str, part: str) -> tuple[str, ...]:
+    return tuple(str(value) for value in _column(dataset, column, part, "federation.partition.column"))
+
+
+def _label_texts(dataset: datasets.Dataset, column: str, part: str) -> list[str]:
+    values = _column(dataset, column, part, "data.label")
+    feature = dataset.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return [_class_name(feature.names, value, row, part) for row, value in enumerate(values, start=1)]
+    return [_label_text(value, column, row, part) for row, value in enumerate(values, start=1)]
+
+
+def _class_name(names: Sequence[str], value: int, row: int, part: str) -> str:
+    # Unlabelled rows of published test splits carry -1.
+    if not 0 <= value < len(names):
+        raise UserError(f"row {row} of {PARTS[part]} has the label {value}, its names are {', '.join(names)}; choose a split with labels")
+    return names[value]
+
+
+def _label_text(value: Any, column: str, row: int, part: str) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if not value.is_integer():
+        raise UserError(f"data.label={column}: row {row} of {PARTS[part]} holds {value}, no class; use data.task=regression for numbers")
+    return str(int(value))
+
+
+def _classes(dataset: datasets.Dataset, cfg: DataConfig, labels: Sequence[str], part: str) -> tuple[int, ...]:
+    index = {label: i for i, label in enumerate(labels)}
+    values = _label_texts(dataset, _label_column(cfg), part)
+    for row, value in enumerate(values, start=1):
+        if value not in index:
+            raise UserError(_FOREIGN_LABEL[part].format(label=value, row=row, known=", ".join(labels)))
+    return tuple(index[value] for value in values)
+
+
+def _numbers(dataset: datasets.Dataset, cfg: DataConfig, labels: Sequence[str], part: str) -> tuple[float, ...]:
+    column = _label_column(cfg)
+    values = _column(dataset, column, part, "data.label")
+    return tuple(_number(value, column, row, part) for row, value in enumerate(values, start=1))
+
+
+def _number(value: Any, column: str, row: int, part: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"data.label={column}: row {row} of {PARTS[part]} holds {value!r}; data.task=regression needs finite numbers")
+    return number
+
+
+def _nothing(dataset: datasets.Dataset, cfg: DataConfig, labels: Sequence[str], part: str) -> None:
+    return None
+
+
+_TARGETS: Mapping[str, Callable[[datasets.Dataset, DataConfig, Sequence[str], str], Targets]] = {
+    "classification": _classes,
+    "regression": _numbers,
+    "causal_lm": _nothing,
+}

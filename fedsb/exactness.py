@@ -1,0 +1,110 @@
+"""How far the weight that clients hold after a round is from the mean of what they trained, computed from factors.
+
+``gap = ‖ΔW_held − Σ w_i ΔW_i‖_F / ‖Σ w_i ΔW_i‖_F`` over all adapted modules and the head, where ``ΔW_i = s · B_i [R_i] A_i`` comes
+from the uploads and ``ΔW_held`` is the product of what the server hands out next plus the residual of this round. Residuals of
+earlier rounds are in both and cancel; the head counts as its change since the first round. No m x n matrix is formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedsb.adapters import AdapterSpec
+from fedsb.state import HEAD, Name, State, WeightedSum, squared_norm, subtract
+
+Term = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Norms of a comparison: of the difference, and of the mean update it is measured against."""
+
+    difference: float
+    update: float
+
+    @property
+    def relative(self) -> float:
+        """The exactness gap; 0 where nothing moved and nothing differs."""
+        return 0.0 if self.difference == 0 else self.difference / max(self.update, 1e-300)
+
+
+def low_rank_squared_norm(terms: Sequence[Term]) -> float:
+    """Return ``‖Σ_j L_j R_j‖_F²`` for L_j (m, ρ_j), R_j (ρ_j, n), through two Gram matrices in float64."""
+    left = torch.cat([term[0].double() for term in terms], dim=1)
+    right = torch.cat([term[1].double() for term in terms], dim=0)
+    return max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))
+
+
+class ExactnessMeter:
+    """Collects a round's uploads and compares their mean product with what is handed out.
+
+    A family with one trained factor is linear in it, so a running sum suffices; with two, the uploads are kept until the round ends.
+
+    Args:
+        spec: the adapter family.
+        scale: s.
+        start: the first trained state; the head's change is measured from it.
+    """
+
+    def __init__(self, spec: AdapterSpec, scale: float, start: State) -> None:
+        self._spec = spec
+        self._scale = scale
+        self._start_head = start.pick(HEAD)
+        self._linear = len(spec.trained) == 1
+        self.begin(State())
+
+    def begin(self, basis: State) -> None:
+        """Start a round whose frozen factors are ``basis``."""
+        self._basis = basis
+        self._sum = WeightedSum()
+        self._uploads: list[tuple[State, float]] = []
+
+    def add(self, upload: State, weight: float) -> None:
+        """Take one upload."""
+        if self._linear:
+            self._sum.add(upload, weight)
+        else:
+            self._sum.add(upload.pick(HEAD), weight)
+            self._uploads.append((upload, weight))
+
+    def measure(self, held: State, residual: State) -> Gap:
+        """Compare with the state handed out next and the residual (roles U, V) appended in this round."""
+        mean = self._sum.mean() if self._sum.total_weight and (self._linear or len(self._start_head)) else State()
+        head = mean.pick(HEAD)
+        difference = squared_norm(subtract(head, held))
+        update = squared_norm(subtract(head, self._start_head))
+        for module in held.modules:
+            wanted = self._wanted(module, mean)
+            given = [self._product(module, held, 1.0)]
+            if Name(module, "U") in residual:
+                given.append((residual[Name(module, "U")], residual[Name(module, "V")]))
+            update += low_rank_squared_norm(wanted)
+            difference += self._linear_difference(module, mean, held) if self._linear else low_rank_squared_norm(_minus(given, wanted))
+        return Gap(difference**0.5, update**0.5)
+
+    def _wanted(self, module: str, mean: State) -> list[Term]:
+        if self._linear:
+            return [self._product(module, mean, 1.0)]
+        total = sum(weight for _, weight in self._uploads)
+        return [self._product(module, upload, weight / total) for upload, weight in self._uploads]
+
+    def _linear_difference(self, module: str, mean: State, held: State) -> float:
+        role = self._spec.trained[0]
+        name = Name(module, role)
+        change = State({name: held[name].double() - mean[name].double()})
+        return low_rank_squared_norm([self._product(module, change, 1.0)])
+
+    def _product(self, module: str, state: State, weight: float) -> Term:
+        factors = [state.get(Name(module, role), self._basis.get(Name(module, role))) for role in self._spec.factors]
+        left = factors[0].double() * (self._scale * weight)  # type: ignore[union-attr]
+        for factor in factors[1:-1]:
+            left = left @ factor.double()  # type: ignore[union-attr]
+        return left, factors[-1].double()  # type: ignore[union-attr]
+
+
+def _minus(given: Sequence[Term], wanted: Sequence[Term]) -> list[Term]:
+    return [*given, *((-left, right) for left, right in wanted)]

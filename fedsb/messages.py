@@ -1,0 +1,220 @@
+"""The codec between states and Flower records: the wire contract lives here and nowhere else.
+
+Instructions carry one ``ArrayRecord`` (``arrays``) and one ``ConfigRecord`` (``config``); replies one ``ArrayRecord`` and one
+``MetricRecord`` (``metrics``) with the same keys from every client. Inside, each group of a state (``trained``, ``head``) is one
+flat array, modules concatenated in sorted order, and the frozen bundle is one more (``frozen``). float32, or bfloat16 as an
+int16 view whose key says so (``trained:bfloat16``). The layout travels as a 48-bit digest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from torch import Tensor
+
+from fedsb.frozen import ROOT, Bundle
+from fedsb.state import Layout, Name, State, pack, unpack
+
+FROZEN = "frozen"
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class LayoutError(ValueError):
+    """A message does not fit the layout that the receiver expects."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What the server asks of one logical client.
+
+    Attributes:
+        client: name of the logical client.
+        round: server round, 0 during the start.
+        stage: what to do inside the message type (the exchange of a start); empty for plain rounds.
+        frozen: head of the frozen log that the work is based on.
+        labels: names of the classes, in order.
+        flats: the packed state as received, by group.
+        digest: digest of the state's layout on the sender's side.
+        bundle: frozen deltas that the client is thought to lack.
+    """
+
+    client: str
+    round: int
+    stage: str = ""
+    frozen: str = ROOT
+    labels: tuple[str, ...] = ()
+    flats: Mapping[str, Tensor] = field(default_factory=dict)
+    digest: int = 0
+    bundle: Bundle | None = None
+
+    def state(self, layout: Layout) -> State:
+        """Unpack the state.
+
+        Raises:
+            LayoutError: the sender's layout is another one.
+        """
+        return _unpack(self.flats, self.digest, layout)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a client answers: a packed state, the number of its examples, and metrics; ``missing`` where it lacks frozen state."""
+
+    flats: Mapping[str, Tensor]
+    digest: int
+    num_examples: int
+    metrics: Mapping[str, float]
+    missing: bool = False
+
+    def state(self, layout: Layout) -> State:
+        """Unpack the state.
+
+        Raises:
+            LayoutError: the client's layout is another one.
+        """
+        return _unpack(self.flats, self.digest, layout)
+
+
+def _unpack(flats: Mapping[str, Tensor], digest: int, layout: Layout) -> State:
+    try:
+        state = unpack(flats, layout)
+    except ValueError as error:
+        raise LayoutError(str(error)) from None
+    if digest != layout.digest:
+        first = layout.shapes[0][0] if layout.shapes else Name("", "")
+        raise LayoutError(
+            f"layout {digest:012x} has as many values as the expected {layout.digest:012x}, but other names or shapes, "
+            f"from '{first.module}' ({first.role}) on"
+        )
+    return state
+
+
+def encode_arrays(state: State, dtype: str = "float32") -> ArrayRecord:
+    """Pack a state into an ``ArrayRecord``, one flat array a group."""
+    arrays = {}
+    for group, flat in pack(state.map(lambda t: t.detach().to("cpu"))).items():
+        arrays.update(_encode_flat(group, flat, dtype))
+    return ArrayRecord(arrays)
+
+
+def decode_arrays(record: ArrayRecord) -> dict[str, Tensor]:
+    """Return the flat float32 tensors of an ``ArrayRecord`` by group."""
+    return dict(_decode_flat(key, array) for key, array in record.items())
+
+
+def _encode_flat(group: str, flat: Tensor, dtype: str) -> dict[str, Array]:
+    if dtype == "float32":
+        return {group: Array(flat.to(torch.float32).numpy())}
+    return {f"{group}:{dtype}": Array(flat.to(DTYPES[dtype]).view(torch.int16).numpy())}
+
+
+def _decode_flat(key: str, array: Array) -> tuple[str, Tensor]:
+    group, _, dtype = key.partition(":")
+    values = torch.from_numpy(np.array(array.numpy()))
+    return group, values.view(DTYPES[dtype]).to(torch.float32) if dtype else values
+
+
+def quantise(state: State, dtype: str) -> State:
+    """Return a state as the other side decodes it, in float32."""
+    return state.map(lambda t: t.to(DTYPES[dtype]).to(torch.float32))
+
+
+def encode_instruction(instruction: Instruction, arrays: ArrayRecord) -> RecordDict:
+    """Build the content of an instruction around the encoded state ``arrays``, which messages of one round may share."""
+    config: dict[str, str | int] = {
+        "client": instruction.client,
+        "round": instruction.round,
+        "stage": instruction.stage,
+        "frozen": instruction.frozen,
+        "labels": json.dumps(instruction.labels),
+        "layout": instruction.digest,
+    }
+    if instruction.bundle is not None:
+        bundle = instruction.bundle
+        config |= {"parent": bundle.parent, "bundle": json.dumps(Layout.of(bundle.state).shapes, separators=(",", ":"))}
+        flat = torch.cat([t.reshape(-1) for t in bundle.state.values()])
+        arrays = ArrayRecord({**arrays, **_encode_flat(FROZEN, flat, "float32")})
+    return RecordDict({"arrays": arrays, "config": ConfigRecord(config)})  # type: ignore[arg-type]
+
+
+def decode_instruction(content: RecordDict) -> Instruction:
+    """Read an instruction."""
+    config = content.config_records["config"]
+    flats = decode_arrays(content.array_records["arrays"])
+    frozen_flat = flats.pop(FROZEN, None)
+    head = str(config["frozen"])
+    return Instruction(
+        client=str(config["client"]),
+        round=int(config["round"]),  # type: ignore[arg-type]
+        stage=str(config["stage"]),
+        frozen=head,
+        labels=tuple(json.loads(str(config["labels"]))),
+        flats=flats,
+        digest=int(config["layout"]),  # type: ignore[arg-type]
+        bundle=None if frozen_flat is None else Bundle(str(config["parent"]), head, _bundle_state(str(config["bundle"]), frozen_flat)),
+    )
+
+
+def _bundle_state(layout: str, flat: Tensor) -> State:
+    shapes = [(Name(*name), tuple(shape)) for name, shape in json.loads(layout)]
+    parts = flat.split([math.prod(shape) for _, shape in shapes])
+    return State({name: part.view(shape) for (name, shape), part in zip(shapes, parts, strict=True)})
+
+
+def encode_reply(state: State, num_examples: int, metrics: Mapping[str, float], dtype: str = "float32") -> RecordDict:
+    """Build a reply with an upload."""
+    record = MetricRecord({"num-examples": num_examples, "layout": Layout.of(state).digest, **metrics})
+    return RecordDict({"arrays": encode_arrays(state, dtype), "metrics": record})
+
+
+def encode_missing() -> RecordDict:
+    """Build the reply of a client that lacks frozen state: the server sends it and asks again."""
+    return RecordDict({"metrics": MetricRecord({"missing": 1})})
+
+
+def decode_reply(content: RecordDict) -> Reply:
+    """Read a reply.
+
+    Raises:
+        LayoutError: a record or the example count is not there.
+    """
+    if "metrics" not in content.metric_records or not ("missing" in content["metrics"] or "num-examples" in content["metrics"]):
+        raise LayoutError(f"a reply needs a MetricRecord 'metrics' with 'num-examples'; it holds {sorted(content)}")
+    metrics = dict(content.metric_records["metrics"])
+    if metrics.pop("missing", 0):
+        return Reply({}, 0, 0, {}, missing=True)
+    flats = decode_arrays(content.array_records["arrays"]) if "arrays" in content.array_records else {}
+    num_examples, digest = int(metrics.pop("num-examples")), int(metrics.pop("layout", 0))  # type: ignore[arg-type]
+    return Reply(flats, digest, num_examples, {key: float(value) for key, value in metrics.items()})  # type: ignore[arg-type]
+
+
+def payload_bytes(content: RecordDict) -> int:
+    """Bytes of what the protocol moves: number of values times item size, over all arrays."""
+    return sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for record in content.array_records.values() for a in record.values())
+
+
+def state_bytes(numel: int, dtype: str = "float32") -> int:
+    """Bytes of so many values in a wire dtype."""
+    return numel * DTYPES[dtype].itemsize
+
+
+def overhead_bytes(content: RecordDict) -> int:
+    """Bytes of the serialised rest: array headers, names, metrics and configuration.
+
+    The arrays are counted and not serialised, which would copy them; the few bytes of varints that grow with an array's
+    length are the only ones left out.
+    """
+    shells, headers = {}, 0
+    for key, record in content.items():
+        if isinstance(record, ArrayRecord):
+            headers += sum(len(a.data) for a in record.values())
+            record = ArrayRecord({k: Array(dtype=a.dtype, shape=a.shape, stype=a.stype, data=b"") for k, a in record.items()})
+        shells[key] = record
+    return recorddict_to_proto(RecordDict(shells)).ByteSize() + headers - payload_bytes(content)

@@ -1,0 +1,274 @@
+"""Models with their adapters on: loaded once a process, then only written to."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from fedsb.adapters import SPECS, AdapterSpec, LowRankLayer, attach, layers, match_targets, read, scale_of, set_residuals, write
+from fedsb.errors import UserError
+from fedsb.frozen import Frozen
+from fedsb.rng import torch_stream
+from fedsb.schema import AdapterConfig, ModelConfig
+from fedsb.state import HEAD, Layout, Name, State
+from fedsb.tasks import Task
+
+POOLERS = ("*pooler*",)
+
+
+@dataclass
+class AdaptedModel:
+    """A frozen model with low-rank layers and a trained head.
+
+    Attributes:
+        model: the network; factors and head are the only parameters that require gradients.
+        spec: the adapter family.
+        scale: s of every layer.
+        head: sorted names of the trained parameters outside the adapters.
+        tokenizer: of the model; None for shapes without weights.
+    """
+
+    model: nn.Module
+    spec: AdapterSpec
+    scale: float
+    head: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase | None
+
+    @cached_property
+    def layers(self) -> dict[str, LowRankLayer]:
+        """The adapted layers by sorted name."""
+        return layers(self.model)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(m, n) of every adapted layer."""
+        return {name: layer.shape for name, layer in self.layers.items()}
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Layout of what is trained and travels: factors and head."""
+        parameters = dict(self.model.named_parameters())
+        rank = next(iter(self.layers.values())).rank
+        shapes = {
+            Name(module, role): self.spec.shape(role, m, n, rank) for module, (m, n) in self.shapes.items() for role in self.spec.trained
+        }
+        shapes |= {Name(name, HEAD): tuple(parameters[name].shape) for name in self.head}
+        return Layout(tuple(sorted(shapes.items())))
+
+    def trained(self) -> State:
+        """Copy what is trained out of the model."""
+        return read(self.model, *self.spec.trained).merge(self._head_state())
+
+    def _head_state(self) -> State:
+        parameters = dict(self.model.named_parameters())
+        return State({Name(name, HEAD): parameters[name].detach().to("cpu", torch.float32, copy=True) for name in self.head})
+
+    def install(self, state: State, frozen: Frozen) -> None:
+        """Write a whole server state into the model: frozen factors and residuals, trained factors, head."""
+        write(self.model, frozen.basis)
+        set_residuals(self.model, frozen.residuals)
+        write(self.model, state)
+        parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in state.pick(HEAD).items():
+                parameters[name.module].copy_(tensor)
+
+    def trainable(self) -> dict[Name, nn.Parameter]:
+        """Return the parameters that a client trains, by name."""
+        parameters = dict(self.model.named_parameters())
+        factors = {Name(m, role): layer.factor(role).weight for m, layer in self.layers.items() for role in self.spec.trained}
+        return dict(sorted({**factors, **{Name(name, HEAD): parameters[name] for name in self.head}}.items()))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the pristine W0 of every adapted layer, viewed (out, in)."""
+        return {name: layer.pristine for name, layer in self.layers.items()}
+
+
+_CACHE: dict[str, AdaptedModel] = {}
+
+
+def cached_model(
+    model: ModelConfig, adapter: AdapterConfig, *, family: str, task: Task, labels: tuple[str, ...], seed: int, device: str
+) -> AdaptedModel:
+    """Return the process's one instance for these settings. Only the last is kept: a model is large, and sweeps change it rarely."""
+    key = json.dumps([asdict(model), asdict(adapter), family, task.name, labels, seed, device], default=str)
+    if key not in _CACHE:
+        _CACHE.clear()
+        _CACHE[key] = build_model(model, adapter, family=family, task=task, labels=labels, seed=seed, device=device)
+    return _CACHE[key]
+
+
+def build_model(
+    model: ModelConfig, adapter: AdapterConfig, *, family: str, task: Task, labels: tuple[str, ...], seed: int, device: str = "cpu"
+) -> AdaptedModel:
+    """Load a model and put adapters on it.
+
+    Args:
+        model: which model.
+        adapter: rank, scale and targets.
+        family: key of :data:`fedsb.adapters.SPECS`.
+        task: gives the kind of model and its head.
+        labels: class names in order.
+        seed: names the stream from which missing weights (a new head) are drawn.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``meta`` (shapes only).
+
+    Raises:
+        UserError: no such model, no weights in its folder, targets that match nothing, a rank that is too large.
+    """
+    network = _load(model, task, labels, seed, device)
+    head = head_parameters(network, model.head, task)
+    owners = {name.rpartition(".")[0] for name in head}
+    targets = match_targets(network, adapter.targets, exclude=(*POOLERS, *owners, *_output_embedding(network)))
+    scale = scale_of(adapter.alpha, adapter.rank, rslora=adapter.rslora)
+    attach(network, SPECS[family], targets=targets, rank=adapter.rank, scale=scale, dropout=adapter.dropout)
+    parameters = dict(network.named_parameters())
+    for name in head:
+        parameters[name].requires_grad_(True)
+    tokenizer = None if device == "meta" else load_tokenizer(model)
+    if tokenizer is not None and getattr(network.config, "pad_token_id", None) is None:
+        network.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return AdaptedModel(network, SPECS[family], scale, head, tokenizer)
+
+
+def head_parameters(network: nn.Module, head: str | tuple[str, ...], task: Task) -> tuple[str, ...]:
+    """Return the sorted names of the parameters trained beside the adapters.
+
+    ``auto`` takes everything outside the pretrained body for tasks with a head, and nothing for language models.
+
+    Raises:
+        UserError: a pattern matches no parameter.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    if head == "none" or (head == "auto" and not task.has_head):
+        return ()
+    if head == "auto":
+        body = f"{network.base_model_prefix}."
+        return tuple(sorted(name for name in names if not name.startswith(body)))
+    patterns = (head,) if isinstance(head, str) else head
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"model.head '{pattern}' matches no parameter; use auto, none, or a pattern such as '{names[-1]}'")
+    return tuple(sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)))
+
+
+def _output_embedding(network: nn.Module) -> tuple[str, ...]:
+    output = network.get_output_embeddings() if hasattr(network, "get_output_embeddings") else None
+    return tuple(name for name, module in network.named_modules() if output is not None and module is output)
+
+
+def resolve_device(device: str) -> str:
+    """Turn ``auto`` into ``cuda`` where there is a GPU, else ``cpu``.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={device}, but torch {torch.__version__} sees no GPU here; use device=cpu or device=auto")
+    return device
+
+
+def _load(model: ModelConfig, task: Task, labels: tuple[str, ...], seed: int, device: str) -> nn.Module:
+    options = task.model_options(labels)
+    with torch_stream(seed, "model"), _quiet():
+        if device == "meta" or model.kind == "config":
+            return _from_config(model, task, options, "meta" if device == "meta" else resolve_device(device))
+        source = locate(model)
+        try:
+            network: nn.Module = task.auto_class.from_pretrained(
+                source, revision=model.revision, dtype=getattr(torch, model.dtype), **options
+            )
+        except (OSError, ValueError) as error:
+            raise _load_error(model, source, error) from None
+    return network.to(resolve_device(device)).eval()
+
+
+def _from_config(model: ModelConfig, task: Task, options: dict[str, Any], device: str) -> nn.Module:
+    fields = dict(model.config)
+    if fields:
+        try:
+            config = AutoConfig.for_model(fields.pop("model_type"), **fields, **options)
+        except (KeyError, ValueError) as error:
+            raise UserError(f"model.config of '{model.name}' is not usable: {' '.join(str(error).split())[:200]}") from None
+    else:
+        config = AutoConfig.from_pretrained(locate(model), revision=model.revision, **options)
+    with torch.device(device):
+        network: nn.Module = task.auto_class.from_config(config, dtype=getattr(torch, model.dtype))
+    return network.eval()
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of a model; None where a model of ``kind=config`` names none."""
+    if model.kind == "config" and model.tokenizer is None:
+        return None
+    source = model.tokenizer or locate(model)
+    try:
+        with _quiet():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, revision=model.revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer at '{source}': {' '.join(str(error).split())[:160]}; set model.tokenizer") from None
+    return tokenizer
+
+
+def locate(model: ModelConfig) -> str:
+    """Return the hub id or folder of a model.
+
+    Raises:
+        UserError: the distribution that ships it is not installed, or a local path does not exist.
+    """
+    if model.kind == "package":
+        return str(package_folder(model.name, model.path or ""))
+    name = str(Path(model.name).expanduser()) if model.name.startswith(("~", "/", ".")) else model.name
+    if name.startswith(("/", ".")) and not Path(name).exists():
+        raise UserError(f"model.name={model.name}: no such folder; give a folder with config.json and weights, or a hub id")
+    return name
+
+
+def package_folder(distribution: str, path: str) -> Path:
+    """Return a folder inside an installed distribution, without importing it.
+
+    Raises:
+        UserError: the distribution is not installed.
+    """
+    try:
+        return Path(str(importlib.metadata.distribution(distribution).locate_file(path)))
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"the package '{distribution}' is not installed; install the extra: pip install 'fedsb[demo]'") from None
+
+
+def _load_error(model: ModelConfig, source: str, error: Exception) -> UserError:
+    folder = Path(source)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        return UserError(f"model.name={source} holds no weights (*.safetensors); save them with save_pretrained, or name another model")
+    return UserError(f"cannot load model '{model.name}': {' '.join(str(error).split())[:200]}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' remarks on freshly drawn heads and progress bars out of the output."""
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity(logging.ERROR)
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)

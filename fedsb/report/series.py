@@ -1,0 +1,62 @@
+"""Questions that lines, plots and reports all ask of a run's records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+
+from fedsb.report.records import RoundRecord
+
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "rmse", "mae"})
+PAYLOADS = ("payload_up", "payload_down", "payload_one_off")
+
+
+def metric_names(records: Sequence[RoundRecord]) -> list[str]:
+    """Return the names of the server's metrics, in the order in which they first appear."""
+    return list(dict.fromkeys(name for record in records for name in record.metrics))
+
+
+def primary_metric(records: Sequence[RoundRecord]) -> str | None:
+    """Return the first metric of which more is better, else the first, else None."""
+    names = metric_names(records)
+    return next((name for name in names if name not in LOWER_IS_BETTER), names[0] if names else None)
+
+
+def final_metrics(records: Sequence[RoundRecord]) -> dict[str, float]:
+    """Return the metrics of the last record that has any."""
+    return next((dict(record.metrics) for record in reversed(records) if record.metrics), {})
+
+
+def values(records: Sequence[RoundRecord], metric: str) -> list[float]:
+    """Return a metric a record, NaN where it was not measured."""
+    return [record.metrics.get(metric, math.nan) for record in records]
+
+
+def totals(records: Sequence[RoundRecord]) -> dict[str, int]:
+    """Return the bytes of a whole run: each payload, their sum with and without the one-off, and the overhead."""
+    sums = {key: sum(getattr(record, key) for record in records) for key in (*PAYLOADS, "overhead")}
+    recurring = sums["payload_up"] + sums["payload_down"]
+    return sums | {"payload_total": recurring + sums["payload_one_off"], "payload_total_without_one_off": recurring}
+
+
+def cumulative(records: Sequence[RoundRecord], *keys: str) -> list[int]:
+    """Return the running sum of the given byte counts."""
+    return list(accumulate(sum(getattr(record, key) for key in keys) for record in records))
+
+
+def largest_gap(records: Sequence[RoundRecord]) -> float | None:
+    """Return the largest exactness gap of any round, or None where none was measured; a NaN wins, since it hides the largest."""
+    gaps = [record.exactness_gap for record in records if record.exactness_gap is not None]
+    return max(gaps, key=lambda gap: math.inf if math.isnan(gap) else gap, default=None)
+
+
+def mean_over_clients(record: RoundRecord) -> dict[str, float]:
+    """Return the plain mean of each client metric."""
+    rows: list[Mapping[str, float]] = list(record.client_metrics.values())
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: _mean([row[name] for row in rows if name in row]) for name in names}
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers)

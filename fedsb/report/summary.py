@@ -1,0 +1,73 @@
+"""The summary of a run: what ``summary.json`` holds."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import fedsb
+from fedsb.report.records import RoundRecord
+from fedsb.report.series import final_metrics, largest_gap, totals
+
+PACKAGES = ("torch", "flwr", "transformers", "datasets", "opacus", "peft", "safetensors", "numpy", "ray")
+NO_MECHANISM = "no privacy mechanism"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that shape a result; one that is not installed is left out."""
+    # A simulated client runs the code that was submitted, which need not be what is installed.
+    found = {"fedsb": fedsb.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def build_summary(
+    *,
+    method: str,
+    rounds: int,
+    clients: int,
+    seed: int,
+    model: str,
+    data: str,
+    rank: int,
+    trained_params: int,
+    records: Sequence[RoundRecord],
+    factors_sha256: str,
+    wall_s: float,
+    epsilon: Mapping[str, Any] | None = None,
+    epsilon_reason: str | None = NO_MECHANISM,
+) -> dict[str, Any]:
+    """Gather the summary of a run; ``epsilon_reason`` says why ``epsilon`` is None and is dropped where it is not.
+
+    Raises:
+        ValueError: neither epsilon nor a reason for its absence is given.
+    """
+    if epsilon is None and not epsilon_reason:
+        raise ValueError("a run without epsilon must say why: give epsilon_reason")
+    return {
+        "method": method,
+        "rounds": rounds,
+        "rounds_done": max((record.round for record in records), default=0),
+        "clients": clients,
+        "seed": seed,
+        "model": model,
+        "data": data,
+        "rank": rank,
+        "trained_params": trained_params,
+        "metrics": final_metrics(records),
+        **totals(records),
+        "exactness_gap": largest_gap(records),
+        "failures": sum(len(record.failed) for record in records),
+        "factors_sha256": factors_sha256,
+        "epsilon": None if epsilon is None else dict(epsilon),
+        "epsilon_reason": epsilon_reason if epsilon is None else None,
+        "wall_s": wall_s,
+        "cpu_s": sum(record.cpu_s for record in records),
+        "versions": versions(),
+    }

@@ -1,0 +1,134 @@
+"""What a run prints: one line a round, one table at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedsb.report.records import RoundRecord
+from fedsb.report.series import mean_over_clients
+
+MAX_WIDTH = 100
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+def human_bytes(count: float) -> str:
+    """Write a number of bytes in decimal units with one digit behind the point: ``9.2 kB``."""
+    # 999,950 is already 1.0 MB: the unit is chosen for the rounded figure.
+    power = next((i for i in range(len(UNITS)) if round(abs(count) / 1000**i, 1 if i else 0) < 1000), len(UNITS) - 1)
+    return f"{count / 1000**power:.{1 if power else 0}f} {UNITS[power]}"
+
+
+def human_seconds(seconds: float) -> str:
+    """Write a duration: ``0.4 s``, ``21 s``, ``3 min 5 s``, ``2 h 10 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def number(value: float) -> str:
+    """Write a metric: three digits behind the point, or four significant ones where it is large or tiny."""
+    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1000 or not math.isfinite(value) else f"{value:.4g}"
+
+
+def gap_text(gap: float | None) -> str:
+    """Write an exactness gap."""
+    return "not measured" if gap is None else f"{gap:.1e}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Write a count with its noun."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def failures_text(failed: Mapping[str, str], most: int = 3) -> str:
+    """Name the failed clients and why, the first few of them."""
+    named = "; ".join(f"{name}: {' '.join(reason.split())}" for name, reason in list(failed.items())[:most])
+    rest = len(failed) - most
+    return f"{len(failed)} failed ({named}{f'; and {rest} more' if rest > 0 else ''})"
+
+
+def round_line(record: RoundRecord, num_rounds: int) -> str:
+    """Tell a round in one line; a part that the round does not have is left out."""
+    width = len(str(num_rounds))
+    parts = [f"round {record.round:>{width}}/{num_rounds}"]
+    parts += [f"{name} {number(value)}" for name, value in record.metrics.items()]
+    parts += [f"on clients: {name} {number(value)}" for name, value in list(mean_over_clients(record).items())[:1]]
+    if record.train_loss is not None:
+        parts.append(f"train loss {number(record.train_loss)}")
+    if record.clients:
+        parts.append(plural(len(record.clients), "client"))
+    if record.failed:
+        parts.append(failures_text(record.failed))
+    payloads = {"up": record.payload_up, "down": record.payload_down, "one-off": record.payload_one_off}
+    parts += [f"{way} {human_bytes(count)}" for way, count in payloads.items() if count]
+    if record.exactness_gap is not None:
+        parts.append(f"gap {gap_text(record.exactness_gap)}")
+    return "  ".join([*parts, human_seconds(record.wall_s)])
+
+
+def epsilon_text(summary: Mapping[str, Any]) -> str:
+    """Write epsilon with all that it depends on, or why there is none."""
+    epsilon = summary.get("epsilon")
+    if epsilon is None:
+        return f"not claimed ({summary.get('epsilon_reason') or 'no reason recorded'})"
+    spread = f"{epsilon['max']:.2f}" if epsilon["max"] == epsilon["min"] else f"at most {epsilon['max']:.2f}, at least {epsilon['min']:.2f}"
+    note = ", simulated" if epsilon.get("simulated") else ""
+    return f"{spread} per {epsilon['unit']} at delta {epsilon['delta']:.1e} ({epsilon['accountant']}{note})"
+
+
+def _rounds(summary: Mapping[str, Any]) -> str:
+    done, planned = summary.get("rounds_done", summary["rounds"]), summary["rounds"]
+    return plural(planned, "round") if done == planned else f"{done} of {plural(planned, 'round')}"
+
+
+# Label, and how it reads off a summary.
+ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
+    ("method", lambda s: f"{s['method']}, rank {s['rank']}, {s['trained_params']:,} trained parameters"),
+    ("model", lambda s: str(s["model"])),
+    ("data", lambda s: str(s["data"])),
+    ("federation", lambda s: f"{plural(s['clients'], 'client')}, {_rounds(s)}, seed {s['seed']}"),
+    ("result", lambda s: "  ".join(f"{name} {number(math.nan if v is None else v)}" for name, v in s["metrics"].items()) or "not measured"),
+    ("up", lambda s: human_bytes(s["payload_up"])),
+    ("down", lambda s: human_bytes(s["payload_down"])),
+    ("one-off", lambda s: human_bytes(s["payload_one_off"])),
+    ("total", lambda s: f"{human_bytes(s['payload_total'])}, without the one-off {human_bytes(s['payload_total_without_one_off'])}"),
+    ("overhead", lambda s: human_bytes(s["overhead"])),
+    ("exactness gap", lambda s: gap_text(s["exactness_gap"])),
+    ("epsilon", epsilon_text),
+    ("failures", lambda s: str(s["failures"])),
+    ("time", lambda s: human_seconds(s["wall_s"])),
+    ("factors sha256", lambda s: str(s["factors_sha256"])),
+)
+
+
+def rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the summary as label and text."""
+    return [(label, text(summary)) for label, text in ROWS]
+
+
+def print_summary(summary: Mapping[str, Any], folder: str | Path, console: Console | None = None) -> None:
+    """Print the final table, at most 100 columns wide, and below it the folder on a line that is never broken."""
+    out = console or Console()
+    # Rich takes 80 columns for a pipe, which has no width.
+    width = min(out.width, MAX_WIDTH) if out.is_terminal else MAX_WIDTH
+    table = Table(show_header=False, box=box.ROUNDED if out.is_terminal else box.ASCII)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in rows(summary):
+        table.add_row(label, Text(text))
+    out.print(table, width=width)
+    out.print(Text(f"run folder: {folder}"), soft_wrap=True)
+    out.file.flush()

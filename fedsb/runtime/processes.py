@@ -1,0 +1,55 @@
+"""A child process and everything below it, ended by process id."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+
+class ProcessTree:
+    """A command, and the processes that it starts in turn.
+
+    Descendants are remembered while their parents live: one whose parent was killed can't be found from the root any more.
+    The root gets a session of its own, so that Ctrl-C in a terminal reaches the owner of the tree first.
+    """
+
+    def __init__(self, command: Sequence[str], *, environment: Mapping[str, str], folder: Path, log: Path):
+        with log.open("ab") as sink:
+            self.root = subprocess.Popen(
+                command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
+            )
+        self._known: set[psutil.Process] = set()
+
+    def look(self) -> list[psutil.Process]:
+        """Remember the processes there are now below the root and return the living ones."""
+        for parent in [psutil.Process(self.root.pid), *self._known] if self.root.poll() is None else list(self._known):
+            try:
+                self._known.update(parent.children(recursive=True))
+            except psutil.NoSuchProcess:
+                continue
+        return [process for process in self._known if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+    def end(self, patience: float = 20.0) -> None:
+        """End the root, wait for the rest to follow by itself, and end what does not."""
+        self.look()
+        self.root.terminate()
+        try:
+            self.root.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.root.kill()
+            self.root.wait()
+        _, alive = psutil.wait_procs(self.look(), timeout=patience / 2)
+        for signal in ("terminate", "kill"):
+            for process in alive:
+                _send(process, signal)
+            _, alive = psutil.wait_procs(alive, timeout=patience / 4)
+
+
+def _send(process: psutil.Process, signal: str) -> None:
+    try:
+        getattr(process, signal)()
+    except psutil.NoSuchProcess:
+        return

@@ -1,0 +1,180 @@
+"""What is learnt: how targets become tensors, what the loss is, and which metrics are reported.
+
+The seam between data, model and method: a new task is one class here and one row in :data:`TASKS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+Batch = Mapping[str, Tensor]
+IGNORED = -100
+
+
+class Task(Protocol):
+    """A task over padded batches that hold ``input_ids``, ``attention_mask`` and, where there are targets, ``targets``."""
+
+    name: ClassVar[str]
+    auto_class: ClassVar[Any]
+    peft_type: ClassVar[str]
+    has_head: ClassVar[bool]
+
+    def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Return the fields that the model's configuration needs."""
+
+    def target_tensor(self, targets: Sequence[float]) -> Tensor:
+        """Return the targets of a batch as a tensor (batch,)."""
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the outputs that the loss takes."""
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the mean loss over the batch, a scalar."""
+
+    def record(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return what the metrics need, one row an example, on the CPU."""
+
+    def metrics(self, records: Tensor, targets: Tensor | None) -> dict[str, float]:
+        """Return the metrics over all examples."""
+
+
+class _Labelled:
+    """What classification and regression share: a sequence model with a head."""
+
+    auto_class: ClassVar[Any] = AutoModelForSequenceClassification
+    peft_type: ClassVar[str] = "SEQ_CLS"
+    has_head: ClassVar[bool] = True
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits, (batch, labels)."""
+        logits: Tensor = model(**{key: value for key, value in batch.items() if key != "targets"}).logits
+        return logits
+
+    def record(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the logits."""
+        return outputs.detach().float().cpu()
+
+
+class Classification(_Labelled):
+    """Single-label classification: cross-entropy; accuracy, macro-F1 and Matthews' correlation."""
+
+    name: ClassVar[str] = "classification"
+
+    def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Return the label names for the model's configuration."""
+        return {
+            "num_labels": len(labels),
+            "problem_type": "single_label_classification",
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: i for i, label in enumerate(labels)},
+        }
+
+    def target_tensor(self, targets: Sequence[float]) -> Tensor:
+        """Return class indices."""
+        return torch.tensor(targets, dtype=torch.long)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy in nats."""
+        return F.cross_entropy(outputs.float(), batch["targets"])
+
+    def metrics(self, records: Tensor, targets: Tensor | None) -> dict[str, float]:
+        """Return accuracy, macro-F1 and Matthews' correlation coefficient."""
+        assert targets is not None
+        guess, truth = records.argmax(-1).numpy(), targets.numpy()
+        return {
+            "accuracy": float(accuracy_score(truth, guess)),
+            "macro_f1": float(f1_score(truth, guess, average="macro", zero_division=0.0)),
+            "matthews": float(matthews_corrcoef(truth, guess)) if len(set(truth.tolist()) | set(guess.tolist())) > 1 else 0.0,
+        }
+
+
+class Regression(_Labelled):
+    """A real number an example: squared error; Pearson's and Spearman's correlation."""
+
+    name: ClassVar[str] = "regression"
+
+    def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Ask for a single output."""
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def target_tensor(self, targets: Sequence[float]) -> Tensor:
+        """Return float32 targets."""
+        return torch.tensor(targets, dtype=torch.float32)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the mean squared error."""
+        return F.mse_loss(outputs.float().squeeze(-1), batch["targets"])
+
+    def metrics(self, records: Tensor, targets: Tensor | None) -> dict[str, float]:
+        """Return the mean squared error and both correlations."""
+        assert targets is not None
+        guess, truth = records.squeeze(-1).double(), targets.double()
+        return {
+            "mse": float(F.mse_loss(guess, truth)),
+            "pearson": _correlation(guess, truth),
+            "spearman": _correlation(_ranks(guess), _ranks(truth)),
+        }
+
+
+class CausalLM:
+    """Next-token prediction over the whole text: mean cross-entropy a token."""
+
+    name: ClassVar[str] = "causal_lm"
+    auto_class: ClassVar[Any] = AutoModelForCausalLM
+    peft_type: ClassVar[str] = "CAUSAL_LM"
+    has_head: ClassVar[bool] = False
+
+    def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Turn the key-value cache off: nothing is generated here."""
+        return {"use_cache": False}
+
+    def target_tensor(self, targets: Sequence[float]) -> Tensor:
+        """Return an empty tensor; the targets are the tokens themselves."""
+        return torch.empty(0)
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits, (batch, tokens, vocabulary)."""
+        logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return logits
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the mean negative log-likelihood in nats a predicted token; padding does not count."""
+        return F.cross_entropy(outputs[:, :-1].flatten(0, 1).float(), self._next_tokens(batch).flatten(), ignore_index=IGNORED)
+
+    def record(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return (summed negative log-likelihood, number of predicted tokens) of each example."""
+        tokens = self._next_tokens(batch)
+        nll = F.cross_entropy(outputs[:, :-1].float().transpose(1, 2), tokens, ignore_index=IGNORED, reduction="none")
+        return torch.stack([nll.sum(-1), (tokens != IGNORED).sum(-1)], dim=-1).detach().double().cpu()
+
+    def metrics(self, records: Tensor, targets: Tensor | None) -> dict[str, float]:
+        """Return the perplexity over all predicted tokens."""
+        return {"perplexity": float(torch.exp(records[:, 0].sum() / records[:, 1].sum()))}
+
+    @staticmethod
+    def _next_tokens(batch: Batch) -> Tensor:
+        return batch["input_ids"][:, 1:].masked_fill(batch["attention_mask"][:, 1:] == 0, IGNORED)
+
+
+TASKS: dict[str, Task] = {"classification": Classification(), "regression": Regression(), "causal_lm": CausalLM()}
+
+
+def _correlation(x: Tensor, y: Tensor) -> float:
+    """Pearson's correlation; 0 where one side is constant."""
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(x.norm() * y.norm())
+    return float(x @ y) / scale if scale else 0.0
+
+
+def _ranks(x: Tensor) -> Tensor:
+    """Average ranks, so that ties count as in Spearman's definition."""
+    _, inverse, counts = torch.unique(x, sorted=True, return_inverse=True, return_counts=True)
+    ends = counts.cumsum(0).double()
+    return (ends - (counts.double() - 1) / 2)[inverse]

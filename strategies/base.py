@@ -1,0 +1,386 @@
+"""The shell that every method shares: rounds, clients, wire and records. The method itself is its reducer.
+
+:class:`LowRankStrategy` is a Flower Message-API strategy. It addresses logical clients, attaches to each message exactly the
+frozen deltas that its client lacks, feeds valid replies to the reducer in dispatch order whatever their order of arrival, and
+measures bytes and exactness. It knows no runtime: any Flower ``Grid`` will do.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedsb.adapters import AdapterSpec
+from fedsb.errors import RunError
+from fedsb.exactness import ExactnessMeter
+from fedsb.frozen import FrozenLog
+from fedsb.messages import Instruction, decode_arrays, encode_arrays, quantise
+from fedsb.report.records import RoundRecord
+from fedsb.rules import cohort_size
+from fedsb.state import Layout, State, subtract, squared_norm, unpack
+from strategies.inbox import Inbox, Upload
+from strategies.reducers import Reducer
+from strategies.roster import Roster
+from strategies.schedule import dispatch_order, draw_cohort
+from strategies.server_optimizer import ServerOptimizer
+from strategies.transport import Request, Tally, Transport
+
+LOG = logging.getLogger(__name__)
+Start = Callable[["LowRankStrategy", Grid, ArrayRecord], ArrayRecord]
+WEIGHTINGS: dict[str, Callable[[int], float]] = {"examples": float, "uniform": lambda num_examples: 1.0}
+
+
+class Listener(Protocol):
+    """Is told how a run goes."""
+
+    def begin(self, round_number: int, clients: Sequence[str]) -> None:
+        """An exchange with these clients begins."""
+
+    def reply(self, client: str, ok: bool) -> None:
+        """A client's reply counted, or did not."""
+
+    def end(self, record: RoundRecord, state: State, frozen: FrozenLog) -> None:
+        """A round is over; ``state`` and ``frozen`` are what clients are sent next."""
+
+
+@dataclass(frozen=True)
+class Participation:
+    """How clients take part.
+
+    Attributes:
+        clients: names of the logical clients.
+        fraction: share of them that a round draws.
+        weighting: ``examples`` or ``uniform``.
+        min_replies: a round with fewer valid replies stops the run.
+        wait: seconds to wait for nodes before the first round.
+        evaluate: whether clients evaluate on their held-out parts too.
+        seed: names the streams of the schedule.
+    """
+
+    clients: tuple[str, ...]
+    fraction: float = 1.0
+    weighting: str = "examples"
+    min_replies: int = 1
+    wait: float = 0.0
+    evaluate: bool = False
+    seed: int = 0
+
+
+@dataclass
+class _Round:
+    """What a round in progress has collected."""
+
+    number: int
+    order: tuple[str, ...]
+    tally: Tally
+    begun: float = field(default_factory=time.monotonic)
+    cpu_begun: float = field(default_factory=time.process_time)
+    clients: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    losses: list[tuple[float, float]] = field(default_factory=list)
+    extras: dict[str, float] = field(default_factory=dict)
+    gap: float | None = None
+    client_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+class LowRankStrategy(Strategy):
+    """Base of all methods; a subclass gives the reducer.
+
+    Args:
+        spec: the adapter family.
+        layout: names and shapes of what is trained and travels.
+        scale: s of the adapters.
+        participation: who takes part.
+        labels: class names in order; clients read their data with them.
+        frozen: the frozen log, already holding a data-free basis; a new one by default.
+        server_optimizer: acts on the mean update; None for plain averaging.
+        wire_dtype: ``float32`` or ``bfloat16``.
+        start: runs before round 1 and returns the first arrays (a gradient start); None keeps the initial ones.
+        exactness: whether to measure the exactness gap each round.
+        listener: is told each round's record, state and frozen log.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: AdapterSpec,
+        layout: Layout,
+        scale: float,
+        participation: Participation,
+        labels: Sequence[str] = (),
+        frozen: FrozenLog | None = None,
+        server_optimizer: ServerOptimizer | None = None,
+        wire_dtype: str = "float32",
+        start: Start | None = None,
+        exactness: bool = True,
+        listener: Listener | None = None,
+    ) -> None:
+        self.spec = spec
+        self.layout = layout
+        self.scale = scale
+        self.participation = participation
+        self.labels = tuple(labels)
+        self.frozen = frozen or FrozenLog()
+        self.server_optimizer = server_optimizer
+        self.wire_dtype = wire_dtype
+        self.start_phase = start
+        self.listener = listener
+        self._exactness = exactness
+        self._meter: ExactnessMeter | None = None
+        self._reducer: Reducer | None = None
+        self._round: _Round | None = None
+        self._transport: Transport | None = None
+        self._timeout = 3600.0
+
+    @abstractmethod
+    def new_reducer(self) -> Reducer:
+        """Return the method's rule."""
+
+    def decode(self, state: State) -> State:
+        """Return a state as clients decode it from the wire."""
+        return quantise(state, self.wire_dtype)
+
+    @property
+    def round_clients(self) -> tuple[str, ...]:
+        """The cohort of the current round, in dispatch order."""
+        return self._round.order if self._round else ()
+
+    def summary(self) -> None:
+        """Log what the strategy is set to."""
+        p = self.participation
+        LOG.info(
+            "%s: %d clients, %d a round, weighting %s, wire %s, %d values a client and direction",
+            type(self).__name__, len(p.clients), cohort_size(len(p.clients), p.fraction), p.weighting, self.wire_dtype, self.layout.numel,
+        )  # fmt: skip
+
+    # -- Flower's four hooks
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Return one message for each connected client of the round's cohort."""
+        transport = self._connect(grid)
+        p = self.participation
+        size = cohort_size(len(p.clients), p.fraction)
+        cohort = draw_cohort(p.clients, size, seed=p.seed, round_number=server_round)
+        transport.roster.refresh(grid)
+        order = dispatch_order(cohort, transport.roster.num_examples)
+        self._round = _Round(server_round, order, transport.new_tally())
+        self._current = unpack(decode_arrays(arrays), self.layout)
+        requests = self._requests(order, "train", Instruction("", server_round), arrays)
+        self._reducer = self.new_reducer()
+        self._reducer.begin(self._current)
+        if self._exactness:
+            self._meter = self._meter or ExactnessMeter(self.spec, self.scale, self._current)
+            self._meter.begin(self.frozen.view().basis)
+        return transport.address(requests, self._round.failed)
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Feed the replies to the reducer as they come and return the next arrays.
+
+        Raises:
+            RunError: fewer valid replies than ``min_replies``.
+        """
+        assert self._round is not None and self._reducer is not None
+        for upload in self._uploads(replies, self.layout):
+            weight = WEIGHTINGS[self.participation.weighting](upload.num_examples)
+            self._reducer.add(upload.state, weight)
+            if self._exactness and self._meter:
+                self._meter.add(upload.state, weight)
+            if "loss" in upload.metrics:
+                self._round.losses.append((upload.metrics["loss"], weight))
+        self._check_quorum()
+        return encode_arrays(self._finish(), self.wire_dtype), MetricRecord(self._train_metrics())  # type: ignore[arg-type]
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Return one evaluation message for each client of the cohort, where the configuration asks for it."""
+        if not self.participation.evaluate or self._round is None:
+            return []
+        requests = self._requests(self._round.order, "evaluate", Instruction("", server_round), arrays)
+        return self._connect(grid).address(requests, {})
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return the clients' metrics, averaged by their numbers of held-out examples."""
+        totals: dict[str, float] = {}
+        weight = 0
+        for upload in self._uploads(replies, Layout(())):
+            weight += upload.num_examples
+            if self._round:
+                self._round.client_metrics[upload.client] = dict(upload.metrics)
+            for key, value in upload.metrics.items():
+                totals[key] = totals.get(key, 0.0) + value * upload.num_examples
+        if not weight:
+            return None
+        return MetricRecord({key: value / weight for key, value in totals.items()})
+
+    # -- the run
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run the start phase and ``num_rounds`` rounds; see Flower's ``Strategy.start`` for the arguments.
+
+        Raises:
+            RunError: no client is connected, or a round had too few valid replies.
+        """
+        self.summary()
+        self._timeout = timeout
+        result = Result()
+        transport = self._connect(grid)
+        transport.roster.wait(grid, self.participation.wait, self.participation.min_replies)
+        self._round = _Round(0, (), transport.new_tally())
+        arrays = self.start_phase(self, grid, initial_arrays) if self.start_phase else initial_arrays
+        self._close(0, arrays, evaluate_fn, result)
+        for number in range(1, num_rounds + 1):
+            arrays = self._run_round(number, grid, arrays, result, train_config, evaluate_config)
+            self._close(number, arrays, evaluate_fn, result)
+        result.arrays = arrays
+        return result
+
+    def _run_round(
+        self, number: int, grid: Grid, arrays: ArrayRecord, result: Result, train: ConfigRecord | None, evaluate: ConfigRecord | None
+    ) -> ArrayRecord:
+        transport = self._connect(grid)
+        messages = list(self.configure_train(number, arrays, train or ConfigRecord(), grid))
+        updated, metrics = self.aggregate_train(number, transport.replies(messages, self._timeout))
+        assert updated is not None and metrics is not None
+        result.train_metrics_clientapp[number] = metrics
+        messages = list(self.configure_evaluate(number, updated, evaluate or ConfigRecord(), grid))
+        if messages and (evaluated := self.aggregate_evaluate(number, transport.replies(messages, self._timeout))):
+            result.evaluate_metrics_clientapp[number] = evaluated
+        return updated
+
+    def _close(
+        self, number: int, arrays: ArrayRecord, evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None, result: Result
+    ) -> None:
+        """Evaluate on the server and hand the round's record on."""
+        metrics = evaluate_fn(number, arrays) if evaluate_fn else None
+        if metrics is not None:
+            result.evaluate_metrics_serverapp[number] = metrics
+        if self.listener:
+            self.listener.end(self._record(metrics or {}), unpack(decode_arrays(arrays), self.layout), self.frozen)
+
+    # -- parts of a round
+
+    def exchange(self, grid: Grid, stage: str, arrays: ArrayRecord, sent: Layout, wanted: Layout) -> Iterator[Upload]:
+        """Ask all connected clients for one exchange of the start, and yield their valid replies in dispatch order.
+
+        Args:
+            grid: where to send.
+            stage: name of the exchange.
+            arrays: encoded state that goes with it, of layout ``sent``.
+            sent: layout of ``arrays``.
+            wanted: layout of the replies.
+        """
+        assert self._round is not None
+        transport = self._connect(grid)
+        order = dispatch_order(self.participation.clients, transport.roster.num_examples)
+        self._round.order, self._round.clients, self._round.failed = order, [], {}
+        requests = self._requests(order, "train.evidence", Instruction("", 0, stage=stage, digest=sent.digest), arrays)
+        messages = transport.address(requests, self._round.failed)
+        yield from self._uploads(transport.replies(messages, self._timeout), wanted)
+        self._check_quorum()
+
+    def _connect(self, grid: Grid) -> Transport:
+        if self._transport is None or self._transport.grid is not grid:
+            roster = Roster(self.participation.clients, self.labels, timeout=self._timeout)
+            self._transport = Transport(grid, roster, self.frozen)
+        return self._transport
+
+    def _requests(self, order: Sequence[str], kind: str, instruction: Instruction, arrays: ArrayRecord) -> list[Request]:
+        assert self._round is not None
+        digest = instruction.digest or self.layout.digest
+        return [
+            Request(
+                Instruction(client, instruction.round, stage=instruction.stage, frozen=self.frozen.head, labels=self.labels, digest=digest),
+                kind,
+                arrays,
+                self._round.tally,
+            )
+            for client in order
+        ]
+
+    def _uploads(self, replies: Iterable[Message], layout: Layout) -> Iterator[Upload]:
+        """Yield valid replies in dispatch order; note the others as failed."""
+        assert self._round is not None and self._transport is not None
+        inbox = Inbox(self._round.order, layout, self._round.failed)
+        if self.listener:
+            self.listener.begin(self._round.number, self._round.order)
+        for reply in replies:
+            client = self._transport.client_of(reply)
+            if client is None:
+                continue
+            yield from self._accept(inbox.put(client, reply))
+            if self.listener:
+                self.listener.reply(client, client not in self._round.failed)
+        yield from self._accept(inbox.rest())
+
+    def _accept(self, uploads: Iterable[Upload]) -> Iterator[Upload]:
+        assert self._round is not None
+        for upload in uploads:
+            if upload.client not in self._round.clients:
+                self._round.clients.append(upload.client)
+            yield upload
+
+    def _check_quorum(self) -> None:
+        assert self._round is not None
+        valid, needed = len(self._round.clients), self.participation.min_replies
+        if valid < needed:
+            reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(self._round.failed.items())[:3])
+            raise RunError(f"round {self._round.number}: {valid} valid replies, federation.min_replies={needed} ({reasons})")
+
+    def _finish(self) -> State:
+        """Close the reducer, apply the server optimiser, append the residual, measure exactness."""
+        assert self._round is not None and self._reducer is not None
+        aggregate = self._reducer.finish()
+        state = aggregate.state
+        self._round.extras = dict(aggregate.extras)
+        if self._exactness and self._meter:
+            self._round.gap = self._meter.measure(state, aggregate.residual).relative
+        if self.server_optimizer is not None:
+            mean = state
+            state = self.decode(self.server_optimizer.step(self._current, mean))
+            self._round.extras["server_step"] = squared_norm(subtract(state, mean)) ** 0.5
+        self.frozen.append(aggregate.residual)
+        return state
+
+    def _train_metrics(self) -> dict[str, Any]:
+        assert self._round is not None
+        weight = sum(w for _, w in self._round.losses)
+        loss = {"train_loss": sum(x * w for x, w in self._round.losses) / weight} if weight else {}
+        return {**loss, "clients": len(self._round.clients), "failed": len(self._round.failed)}
+
+    def _record(self, metrics: dict[str, Any] | MetricRecord) -> RoundRecord:
+        assert self._round is not None
+        r = self._round
+        return RoundRecord(
+            round=r.number,
+            clients=tuple(r.clients),
+            failed=dict(r.failed),
+            metrics={key: float(value) for key, value in metrics.items()},  # type: ignore[arg-type]
+            client_metrics=dict(r.client_metrics),
+            train_loss=self._train_metrics().get("train_loss"),
+            payload_up=r.tally.up,
+            payload_down=r.tally.down,
+            payload_one_off=r.tally.one_off,
+            overhead=r.tally.overhead,
+            exactness_gap=r.gap,
+            extras=r.extras,
+            wall_s=time.monotonic() - r.begun,
+            cpu_s=time.process_time() - r.cpu_begun,
+        )
+
+

@@ -1,0 +1,81 @@
+"""Replies in, valid uploads out in dispatch order: a reorder buffer that drops what is broken and says why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Message
+
+from fedsb.messages import LayoutError, decode_reply
+from fedsb.state import Layout, State, non_finite
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A valid reply."""
+
+    client: str
+    state: State
+    num_examples: int
+    metrics: Mapping[str, float]
+
+
+class Inbox:
+    """Holds early replies until every client before them in the order has answered or failed.
+
+    Args:
+        order: clients in dispatch order.
+        layout: what a reply must hold.
+        failed: clients already known to fail; the inbox adds to it.
+    """
+
+    def __init__(self, order: Sequence[str], layout: Layout, failed: dict[str, str]) -> None:
+        self._order = list(order)
+        self._layout = layout
+        self._failed = failed
+        self._early: dict[str, Upload] = {}
+
+    def put(self, client: str, reply: Message) -> Iterator[Upload]:
+        """Take a reply and yield the uploads whose turn has come."""
+        try:
+            self._early[client] = self._read(client, reply)
+        except LayoutError as error:
+            self._drop(client, str(error))
+        yield from self._due()
+
+    def rest(self) -> Iterator[Upload]:
+        """Count the clients that never answered as failed, and yield what was waiting behind them."""
+        for client in self._order:
+            if client not in self._early and client not in self._failed:
+                self._drop(client, "no reply in time")
+        yield from self._due()
+
+    def _due(self) -> Iterator[Upload]:
+        while self._order and (self._order[0] in self._early or self._order[0] in self._failed):
+            client = self._order.pop(0)
+            if client in self._early:
+                yield self._early.pop(client)
+
+    def _read(self, client: str, reply: Message) -> Upload:
+        if reply.has_error():
+            raise LayoutError(f"error {reply.error.code}: {_last_line(reply.error.reason)}")
+        answer = decode_reply(reply.content)
+        state = answer.state(self._layout)
+        if broken := non_finite(state):
+            raise LayoutError(f"{broken.role} of '{broken.module}' holds NaN or infinity")
+        if answer.num_examples < 1:
+            raise LayoutError(f"num-examples is {answer.num_examples}, expected at least 1")
+        return Upload(client, state, answer.num_examples, answer.metrics)
+
+    def _drop(self, client: str, reason: str) -> None:
+        self._failed[client] = reason
+        LOG.warning("reply of %s dropped: %s", client, reason)
+
+
+def _last_line(reason: str | None) -> str:
+    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "no reason given"

@@ -1,0 +1,109 @@
+"""Which node serves which logical client.
+
+A simulated node serves anyone; a node of a real federation serves the client that its operator named. Nodes are asked once,
+when they are first seen, by a ``query.describe`` message.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedsb.errors import RunError
+
+LOG = logging.getLogger(__name__)
+DESCRIBE = "query.describe"
+
+
+class Roster:
+    """The nodes of a federation.
+
+    Attributes:
+        clients: names of the logical clients.
+        num_examples: training examples by client, as far as known.
+
+    Args:
+        clients: names of the logical clients.
+        labels: class names, which clients need to read their data.
+        timeout: seconds to wait for a node's answer.
+    """
+
+    def __init__(self, clients: Sequence[str], labels: Sequence[str], *, timeout: float) -> None:
+        self.clients = tuple(clients)
+        self.num_examples: dict[str, int] = {}
+        self._labels = tuple(labels)
+        self._timeout = timeout
+        self._seen: set[int] = set()
+        self._online: set[int] = set()
+        self._simulated: list[int] = []
+        self._named: dict[str, int] = {}
+
+    def wait(self, grid: Grid, seconds: float, at_least: int) -> None:
+        """Look for nodes until every client is served, or until the time is over and ``at_least`` are.
+
+        Raises:
+            RunError: too few clients are served.
+        """
+        deadline = time.monotonic() + seconds
+        self.refresh(grid)
+        while len(self.served()) < len(self.clients) and time.monotonic() < deadline:
+            time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
+            self.refresh(grid)
+        if len(self.served()) < at_least:
+            absent = sorted(set(self.clients) - set(self.served()))
+            raise RunError(
+                f"only {len(self.served())} of {len(self.clients)} clients are connected after {seconds:g} s, {at_least} are needed; "
+                f"missing: {', '.join(absent[:8])}{' …' if len(absent) > 8 else ''} (name them with --node-config 'client=\"…\"')"
+            )
+
+    def served(self) -> list[str]:
+        """Return the clients that a connected node serves."""
+        return [client for client in self.clients if self.node_of(client) is not None]
+
+    def node_of(self, client: str) -> int | None:
+        """Return the node to send a client's messages to, or None where it is absent."""
+        if client in self._named and self._named[client] in self._online:
+            return self._named[client]
+        pool = [node for node in self._simulated if node in self._online]
+        return pool[self.clients.index(client) % len(pool)] if pool else None
+
+    def refresh(self, grid: Grid) -> None:
+        """Look which nodes are online, and ask the new ones whom they serve."""
+        self._online = set(grid.get_node_ids())
+        new = sorted(self._online - self._seen)
+        if not new:
+            return
+        # One simulated node counts the examples for all clients; asking each would read the data once more in every worker.
+        for node, reply in self._ask(grid, new[:1], self.clients) + self._ask(grid, new[1:], ()):
+            self._seen.add(node)
+            if reply.has_error():
+                LOG.warning("node %d did not describe itself: %s", node, reply.error.reason)
+                continue
+            self._note(node, reply.content)
+
+    def _ask(self, grid: Grid, nodes: Sequence[int], clients: Sequence[str]) -> list[tuple[int, Message]]:
+        if not nodes:
+            return []
+        config = {"clients": json.dumps(clients), "labels": json.dumps(self._labels)}
+        messages = [Message(RecordDict({"config": ConfigRecord(config)}), node, DESCRIBE) for node in nodes]  # type: ignore[dict-item]
+        replies = list(grid.send_and_receive(messages, timeout=self._timeout))
+        by_message = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+        return [(by_message.get(r.metadata.reply_to_message_id, r.metadata.src_node_id), r) for r in replies]
+
+    def _note(self, node: int, content: RecordDict) -> None:
+        config: ConfigRecord = content.config_records["config"]
+        counts: MetricRecord = content.metric_records["metrics"]
+        client = str(config["client"])
+        names = [str(name) for name in json.loads(str(config["counted"]))]
+        self.num_examples |= dict(zip(names, (int(n) for n in counts["num-examples"]), strict=True))  # type: ignore[union-attr,arg-type]
+        if not client:
+            self._simulated.append(node)
+        elif client in self.clients:
+            self._named[client] = node
+        else:
+            LOG.warning("node %d serves '%s', which is no client of this run; known: %s", node, client, ", ".join(self.clients[:8]))

@@ -1,0 +1,19 @@
+"""Who takes part in which round: drawn over logical clients from the seed, never over the nodes that happen to be online."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedsb.rng import numpy_generator
+
+
+def draw_cohort(clients: Sequence[str], size: int, *, seed: int, round_number: int) -> tuple[str, ...]:
+    """Return the sorted cohort of a round, drawn without replacement."""
+    ordered = sorted(clients)
+    chosen = numpy_generator(seed, "cohort", round_number).choice(len(ordered), size=size, replace=False)
+    return tuple(ordered[i] for i in sorted(chosen))
+
+
+def dispatch_order(cohort: Sequence[str], num_examples: dict[str, int]) -> tuple[str, ...]:
+    """Return a cohort in the order in which it is sent and summed: most examples first, then by name."""
+    return tuple(sorted(cohort, key=lambda client: (-num_examples.get(client, 0), client)))

@@ -1,0 +1,138 @@
+"""Messages to logical clients over a Flower grid: addressing, frozen catch-up, streaming replies, counting bytes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedsb.frozen import Bundle, FrozenLog
+from fedsb.messages import Instruction, encode_instruction, overhead_bytes, payload_bytes, state_bytes
+from strategies.roster import Roster
+
+POLL_S = 0.02
+
+
+@dataclass
+class Tally:
+    """Bytes that moved in a round: payload up, down and one-off, and the serialised rest."""
+
+    up: int = 0
+    down: int = 0
+    one_off: int = 0
+    overhead: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One message to one client. ``arrays`` is encoded once a round and shared by all of its messages."""
+
+    instruction: Instruction
+    kind: str
+    arrays: ArrayRecord
+    tally: Tally
+
+    @property
+    def is_start(self) -> bool:
+        """Whether the bytes of this request and its reply are spent once in a run."""
+        return self.kind.endswith(".evidence")
+
+
+class Transport:
+    """Sends requests and yields replies as they come.
+
+    It knows which version of the frozen log each client holds. A client that turns out to lack more says so; it is sent the
+    whole log and asked again, and those bytes count like any other.
+
+    Args:
+        grid: any Flower grid.
+        roster: who is served by which node.
+        frozen: the server's frozen log.
+    """
+
+    def __init__(self, grid: Grid, roster: Roster, frozen: FrozenLog) -> None:
+        self.grid = grid
+        self.roster = roster
+        self._frozen = frozen
+        self._held: dict[str, int] = {}
+        self._addressed: list[tuple[Message, Request]] = []
+
+    def new_tally(self) -> Tally:
+        """Return a fresh count for a round."""
+        return Tally()
+
+    def address(self, requests: Sequence[Request], failed: dict[str, str]) -> list[Message]:
+        """Return the messages for the clients that are connected; note the others in ``failed``."""
+        messages = []
+        self._addressed = []
+        for request in requests:
+            node = self.roster.node_of(request.instruction.client)
+            if node is None:
+                failed[request.instruction.client] = "not connected"
+                continue
+            messages.append(self._message(request, node, self._held.get(request.instruction.client, 0)))
+        return messages
+
+    def client_of(self, reply: Message) -> str | None:
+        """Return the client that a reply comes from, or None for a reply to something else."""
+        request = self._request_of(reply)
+        return request.instruction.client if request else None
+
+    def _request_of(self, reply: Message) -> Request | None:
+        wanted = reply.metadata.reply_to_message_id
+        return next((request for message, request in self._addressed if message.metadata.message_id == wanted), None)
+
+    def replies(self, messages: Sequence[Message], timeout: float) -> Iterator[Message]:
+        """Push messages and yield replies as they arrive, until all are there or ``timeout`` seconds are over."""
+        pending = self._push(messages)
+        deadline = time.monotonic() + timeout
+        while pending and time.monotonic() < deadline:
+            arrived = list(self.grid.pull_messages(sorted(pending)))
+            for reply in arrived:
+                pending.discard(reply.metadata.reply_to_message_id)
+                request = self._request_of(reply)
+                if request is None:
+                    continue
+                self._count_reply(request, reply)
+                if _lacks_frozen(reply):
+                    pending |= self._push([self._message(request, reply.metadata.src_node_id, 0)])
+                else:
+                    yield reply
+            if not arrived:
+                time.sleep(POLL_S)
+
+    def _push(self, messages: Sequence[Message]) -> set[str]:
+        return set(self.grid.push_messages(messages))
+
+    def _message(self, request: Request, node: int, held: int) -> Message:
+        bundle = self._frozen.bundle(held)
+        instruction = replace(request.instruction, bundle=bundle)
+        content = encode_instruction(instruction, request.arrays)
+        self._count_instruction(request, content, bundle)
+        message = Message(content, node, request.kind)
+        self._addressed.append((message, request))
+        return message
+
+    def _count_instruction(self, request: Request, content: RecordDict, bundle: Bundle | None) -> None:
+        tally = request.tally
+        basis = state_bytes(bundle.one_off.numel) if bundle else 0
+        rest = payload_bytes(content) - basis
+        tally.one_off += basis + (rest if request.is_start else 0)
+        tally.down += 0 if request.is_start else rest
+        tally.overhead += overhead_bytes(content)
+
+    def _count_reply(self, request: Request, reply: Message) -> None:
+        if reply.has_error():
+            return
+        self._held[request.instruction.client] = self._frozen.version
+        payload = payload_bytes(reply.content)
+        request.tally.one_off += payload if request.is_start else 0
+        request.tally.up += 0 if request.is_start else payload
+        request.tally.overhead += overhead_bytes(reply.content)
+
+
+def _lacks_frozen(reply: Message) -> bool:
+    return reply.has_content() and "metrics" in reply.content and "missing" in reply.content.metric_records["metrics"]
