@@ -1,0 +1,59 @@
+"""Write the parts of a simulation as files, so that a real federation can be tried on one machine.
+
+    python scripts/split_data.py OUT [overrides…]
+
+writes ``OUT/<client>/train.jsonl`` for every client, ``OUT/server/test.jsonl`` and ``OUT/labels.txt``. A SuperNode whose data path is
+``OUT/<client>`` then trains on exactly the examples of the simulated client, in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedsb.config import load
+from fedsb.data import Examples, load_corpus, partition
+from fedsb.errors import UserError
+from fedsb.rules import client_names
+from fedsb.schema import DataConfig
+
+
+def write_rows(path: Path, examples: Examples, cfg: DataConfig, *, labels: Sequence[str]) -> None:
+    """Write examples as JSON lines, under the column names that ``cfg`` reads them back by."""
+    names = [cfg.text] if isinstance(cfg.text, str) else list(cfg.text)
+    columns: dict[str, Sequence[object]] = dict(zip(names, [examples.texts, examples.pairs or ()], strict=False))
+    if examples.targets is not None and cfg.label is not None:
+        columns[cfg.label] = [labels[int(target)] for target in examples.targets] if labels else examples.targets
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in zip(*columns.values(), strict=True))
+
+
+def split(out: Path, overrides: Sequence[str]) -> None:
+    """Load, partition and write."""
+    config = load(overrides)
+    dealing = config.federation.partition
+    corpus = load_corpus(config.data, config.seed, dealing.column if dealing.kind == "natural" else None)
+    for name, indices in partition(corpus.train, dealing, client_names(config), config.seed).items():
+        write_rows(out / name / "train.jsonl", corpus.train.take(indices), config.data, labels=corpus.labels)
+    write_rows(out / "server" / "test.jsonl", corpus.test, config.data, labels=corpus.labels)
+    (out / "labels.txt").write_text("".join(f"{label}\n" for label in corpus.labels), encoding="utf-8")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the script; return its exit status."""
+    if not arguments or "=" in arguments[0]:
+        print("usage: split_data.py OUT [overrides…]", file=sys.stderr)
+        return 2
+    try:
+        split(Path(arguments[0]), arguments[1:])
+    except UserError as error:
+        print(f"split_data.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

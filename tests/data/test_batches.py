@@ -1,0 +1,87 @@
+"""Batches: an epoch's order, tokens without padding, and padding that adds nothing but masked places."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from fedsb.data import Examples, order, pad, tokenise
+
+WORDS = {word: i for i, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "b", "c"])}
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    """Words between [CLS] and [SEP], with token types, as BERT has them."""
+    words = Tokenizer(models.WordLevel(WORDS, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_input_names=names)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    """Plain words without a padding token, as GPT-2 has them."""
+    words = Tokenizer(models.WordLevel(WORDS, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="[SEP]", unk_token="[UNK]")
+
+
+@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 7), st.integers(1, 5), st.integers(0, 3))
+def test_an_epoch_holds_every_index_once_in_full_batches(lengths, batch_size, bucket, seed):
+    batches = order(lengths, batch_size, bucket=bucket, generator=np.random.default_rng(seed))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert len(batches) == -(-len(lengths) // batch_size)
+    assert sum(len(batch) < batch_size for batch in batches) <= 1
+    assert batches == order(lengths, batch_size, bucket=bucket, generator=np.random.default_rng(seed))
+
+
+def test_buckets_save_padding_and_epochs_differ():
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(1, 100, size=400).tolist()
+
+    def padded(bucket):
+        return sum(len(batch) * max(lengths[i] for i in batch) for batch in order(lengths, 10, bucket=bucket, generator=generator))
+
+    assert padded(8) < 0.8 * padded(1)
+    assert order(lengths, 10, bucket=8, generator=generator) != order(lengths, 10, bucket=8, generator=generator)
+
+
+def test_tokens_are_cut_and_not_padded(encoder):
+    features = tokenise(Examples(("a b c", "a", "")), encoder, 4)
+    assert [feature["input_ids"] for feature in features] == [[1, 4, 5, 2], [1, 4, 2], [1, 2]]
+    assert tokenise(Examples(()), encoder, 4) == []
+
+
+def test_pairs_carry_token_types(encoder):
+    (feature,) = tokenise(Examples(("a b",), pairs=("c",)), encoder, 8)
+    assert feature == {"input_ids": [1, 4, 5, 2, 6, 2], "token_type_ids": [0, 0, 0, 0, 1, 1]}
+
+
+def test_the_models_own_limit_holds(encoder):
+    short = PreTrainedTokenizerFast(tokenizer_object=encoder.backend_tokenizer, pad_token="[PAD]", model_max_length=3)
+    assert tokenise(Examples(("a b c",)), short, 64)[0]["input_ids"] == [1, 4, 2]
+
+
+def test_padding_reaches_the_longest_and_is_masked(encoder):
+    batch = pad(tokenise(Examples(("a b c", "a")), encoder, 64), encoder)
+    assert batch["input_ids"].tolist() == [[1, 4, 5, 6, 2], [1, 4, 2, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    assert batch["token_type_ids"].shape == (2, 5)
+    assert {value.dtype for value in batch.values()} == {torch.int64}
+
+
+def test_a_tokeniser_without_padding_fills_with_the_end_of_text(decoder):
+    features = tokenise(Examples(("a b", "c", "")), decoder, 64)
+    batch = pad(features, decoder)
+    assert batch["input_ids"].tolist() == [[4, 5], [6, 2], [2, 2]]
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0], [1, 0]]
+    assert "token_type_ids" not in batch

@@ -1,0 +1,117 @@
+"""Partitions: a disjoint cover without an empty client, the same for the same seed, and what an impossible one says."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from fedsb.data import PARTITIONERS, Examples, partition
+from fedsb.errors import UserError
+from fedsb.rules import CHOICES
+
+
+def _train(targets, owners=None):
+    return Examples(tuple(map(str, range(len(targets)))), targets=tuple(targets), owners=owners)
+
+
+def _names(count):
+    return tuple(f"client-{i}" for i in range(count))
+
+
+def test_every_configurable_kind_has_a_partitioner():
+    assert set(PARTITIONERS) == set(CHOICES["federation.partition.kind"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.sampled_from(sorted(PARTITIONERS)), st.integers(1, 6), st.integers(0, 3))
+def test_a_partition_is_a_disjoint_cover_that_the_seed_fixes(partition_config, data, kind, clients, seed):
+    targets = data.draw(st.lists(st.integers(0, 3), min_size=2 * clients, max_size=60))
+    owners = tuple(f"o{i % clients}" for i in range(len(targets)))
+    sizes = tuple(data.draw(st.lists(st.floats(0.5, 1), min_size=clients, max_size=clients)))
+    cfg = partition_config(kind=kind, alpha=1.0, sizes=sizes, column="owner")
+    try:
+        parts = partition(_train(targets, owners), cfg, _names(clients), seed)
+    except UserError:
+        assume(kind not in ("dirichlet", "size"))
+        raise
+    assert tuple(parts) == _names(clients)
+    assert sorted(i for part in parts.values() for i in part) == list(range(len(targets)))
+    assert all(part and list(part) == sorted(part) for part in parts.values())
+    assert parts == partition(_train(targets, owners), cfg, _names(clients), seed)
+
+
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "shard", "size"])
+def test_another_seed_deals_anew_and_no_global_generator_moves(kind, partition_config, capsys):
+    cfg, train = partition_config(kind=kind, sizes=(1.0, 2.0, 3.0)), _train([i % 5 for i in range(100)])
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    assert partition(train, cfg, _names(3), 0) != partition(train, cfg, _names(3), 1)
+    assert before == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+    assert capsys.readouterr() == ("", "")
+
+
+def test_iid_parts_differ_by_one_and_mix_the_classes(partition_config):
+    parts = partition(_train([0] * 50 + [1] * 51), partition_config(kind="iid"), _names(4), 0)
+    assert sorted(map(len, parts.values())) == [25, 25, 25, 26]
+    assert all(5 < sum(i < 50 for i in part) < 20 for part in parts.values())
+
+
+def test_a_smaller_alpha_skews_more(partition_config):
+    train = _train([i % 4 for i in range(400)])
+
+    def skew(alpha):
+        parts = partition(train, partition_config(kind="dirichlet", alpha=alpha), _names(4), 0)
+        return np.mean([np.bincount([i % 4 for i in part], minlength=4).max() / len(part) for part in parts.values()])
+
+    assert skew(0.1) > skew(1.0) > skew(100.0)
+
+
+def test_shards_give_each_client_few_classes_and_equal_parts(partition_config):
+    parts = partition(_train([i % 10 for i in range(203)]), partition_config(kind="shard", shards_per_client=2), _names(5), 0)
+    assert {len(part) for part in parts.values()} <= {40, 41, 42}
+    assert max(len({i % 10 for i in part}) for part in parts.values()) <= 4
+
+
+def test_sizes_are_relative(partition_config):
+    parts = partition(_train([0] * 100), partition_config(kind="size", sizes=(1.0, 2.0, 7.0)), _names(3), 0)
+    assert [len(part) for part in parts.values()] == [10, 20, 70]
+
+
+def test_owners_go_to_clients_in_sorted_order_or_to_their_own_names(partition_config):
+    train, cfg = _train([0] * 4, owners=("10", "9", "10", "9")), partition_config(kind="natural", column="site")
+    assert partition(train, cfg, _names(2), 0) == {"client-0": (1, 3), "client-1": (0, 2)}
+    assert partition(train, cfg, ("10", "9"), 0) == {"10": (0, 2), "9": (1, 3)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "targets", "message"),
+    [
+        ({"kind": "iid"}, [0, 1], r"2 training examples for 3 clients; lower federation.num_clients"),
+        (
+            {"kind": "dirichlet", "alpha": 1e-3},
+            [0] * 9,
+            r"partition.alpha=0.001 leaves one of 3 clients without examples in every one of 11",
+        ),
+        ({"kind": "dirichlet"}, [0.5] * 9, r"partition.kind=dirichlet goes by class labels, .*; use iid, size or natural"),
+        ({"kind": "shard"}, [0.5] * 9, r"partition.kind=shard goes by class labels"),
+        ({"kind": "shard", "shards_per_client": 4}, [0] * 9, r"shards_per_client=4 for 3 clients needs 12 examples, there are 9"),
+        ({"kind": "size", "sizes": (1.0, 2.0)}, [0] * 9, r"partition.sizes is 2 numbers for 3 clients; give one relative size a client"),
+        ({"kind": "size"}, [0] * 9, r"partition.sizes is null for 3 clients"),
+        ({"kind": "size", "sizes": (1.0, 0.0, 1.0)}, [0] * 9, r"partition.sizes holds 0.0; every relative size must be above 0"),
+        ({"kind": "size", "sizes": (1.0, 1.0, 999.0)}, [0] * 9, r"sizes leaves client 'client-0' without any of 9 examples"),
+        ({"kind": "natural"}, [0] * 9, r"add federation.partition.column=…"),
+        ({"kind": "striped"}, [0] * 9, r"unknown federation.partition.kind 'striped'"),
+    ],
+)
+def test_an_impossible_partition_is_one_line(changes, targets, message, partition_config):
+    with pytest.raises(UserError, match=message):
+        partition(_train(targets), partition_config(**changes), _names(3), 0)
+
+
+def test_a_wrong_number_of_owners_says_how_many(partition_config):
+    train = _train([0] * 4, owners=("a", "b", "a", "b"))
+    with pytest.raises(UserError, match=r"column=site names 2 owners .* for 3 clients; set federation.num_clients=2"):
+        partition(train, partition_config(kind="natural", column="site"), _names(3), 0)
