@@ -6,7 +6,8 @@ hooks, while W0 stays without gradient and no m x n tensor exists at any moment.
 
 Extra memory above a plain backward, with l columns: a right exchange holds the probe P (n, l), the result (m, l) and ``x P`` (t, l) of
 every layer from its forward to its backward; a left exchange holds the layers' distinct inputs instead of ``x P``. Both fall with the
-micro-batch: up to t = mean(m + n) tokens a right exchange stays below twice the probes and results, 2 · 4 bytes · Σ l (m + n). Nothing here draws random numbers: the model runs in evaluation mode.
+micro-batch: up to t = mean(m + n) tokens a right exchange stays below twice the probes and results, 2 · 4 bytes · Σ l (m + n).
+Nothing here draws random numbers: the model runs in evaluation mode.
 """
 
 from __future__ import annotations
