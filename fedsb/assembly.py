@@ -39,7 +39,7 @@ def _once(kind: str, key: object, make: Callable[[], Value], *, keep: int = 1) -
 
 def task_of(config: Config) -> Task:
     """Return the task."""
-    return TASKS[config.data.task]
+    return TASKS[config.model.task or config.data.task]
 
 
 def use_threads(config: Config) -> None:

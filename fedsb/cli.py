@@ -23,6 +23,7 @@ USAGE = """usage: fedsb COMMAND …
   fedsb export FOLDER [OUT]                  write the merged model of a finished run"""
 
 FAILED, MISTAKE = 1, 2
+FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,7 +62,7 @@ def run(arguments: list[str]) -> int:
 
     from fedsb.config import ROOT, conf_dir, load
 
-    overrides = [a for a in arguments if not a.startswith("-")]
+    overrides = overrides_in(arguments)
     sweep = any(flag in arguments for flag in ("-m", "--multirun"))
     for job in sweep_jobs(overrides) if sweep else [overrides]:
         load(job)
@@ -77,6 +78,12 @@ def run(arguments: list[str]) -> int:
     finally:
         sys.argv = argv
     return max(statuses, default=0)
+
+
+def overrides_in(arguments: Sequence[str]) -> list[str]:
+    """Return the overrides among Hydra's arguments: what is neither a flag nor the value of one."""
+    values = [i + 1 for i, argument in enumerate(arguments) if argument in FLAGS_WITH_VALUE]
+    return [a for i, a in enumerate(arguments) if not a.startswith("-") and i not in values]
 
 
 def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
@@ -164,10 +171,10 @@ def export(arguments: list[str]) -> int:
 
 def cost(arguments: list[str]) -> int:
     """Print what every method costs."""
-    from fedsb.config import load
-    from fedsb.cost import print_costs
+    from fedsb.costs import print_costs
+    from strategies import STRATEGIES
 
-    print_costs(load(arguments))
+    print_costs(arguments, {name: strategy.residual_rank for name, strategy in STRATEGIES.items()})
     return 0
 
 

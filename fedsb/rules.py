@@ -17,6 +17,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "init.update": ("sgd", "sign"),
     "init.core": ("zero", "spectral"),
     "model.kind": ("package", "pretrained", "config"),
+    "model.task": (None, "classification", "regression", "causal_lm"),
     "model.dtype": ("float32", "bfloat16"),
     "data.kind": ("bbc_news", "files", "hub"),
     "data.task": ("classification", "regression", "causal_lm"),

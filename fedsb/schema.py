@@ -56,6 +56,7 @@ class ModelConfig:
 
     kind: str
     name: str
+    task: str | None
     path: str | None
     revision: str | None
     tokenizer: str | None

@@ -29,7 +29,7 @@ from fedsb.state import Layout, State, subtract, squared_norm, unpack
 from strategies.inbox import Inbox, Upload
 from strategies.reducers import Reducer
 from strategies.roster import Roster
-from strategies.schedule import dispatch_order, draw_cohort
+from fedsb.schedule import dispatch_order, draw_cohort
 from strategies.server_optimizer import ServerOptimizer
 from strategies.transport import Request, Tally, Transport
 
@@ -143,6 +143,18 @@ class LowRankStrategy(Strategy):
     @abstractmethod
     def new_reducer(self) -> Reducer:
         """Return the method's rule."""
+
+    @classmethod
+    def residual_rank(cls, cohort: int, rank: int, *, coarse: bool, **options: Any) -> int:
+        """Return the rank of what a round adds to the frozen weights of a module; 0 for most methods.
+
+        Args:
+            cohort: clients of the round.
+            rank: r.
+            coarse: whether the wire rounds below float32.
+            options: the method's own.
+        """
+        return 0
 
     def decode(self, state: State) -> State:
         """Return a state as clients decode it from the wire."""

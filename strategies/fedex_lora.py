@@ -127,6 +127,13 @@ class FedExLoRA(LowRankStrategy):
             )
         self._truncate = truncate
 
+    @classmethod
+    def residual_rank(cls, cohort: int, rank: int, *, coarse: bool, **options: Any) -> int:
+        """Return (k − 1) r, 2 r more on a coarse wire, or the truncation where it is smaller."""
+        whole = (cohort - 1) * rank + (2 * rank if coarse else 0)
+        limit = options.get("truncate")
+        return whole if limit is None else min(whole, int(limit))
+
     def new_reducer(self) -> Reducer:
         """Return the means with their residual."""
         return FedExReducer(self.scale, self.decode, coarse=self.wire_dtype != "float32", truncate=self._truncate)
