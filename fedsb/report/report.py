@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedsb.report.plots import compare, plot_run, run_labels
-from fedsb.report.records import Run, RoundRecord, read_run
+from fedsb.report.records import RoundRecord, Run, read_run
 from fedsb.report.series import final_metrics, largest_gap, mean_over_clients, metric_names, totals
+from fedsb.report.summary import NO_MECHANISM
 from fedsb.report.table import epsilon_text, gap_text, human_bytes, human_seconds, number, plural
 
 # Label, and the settings that it shows; one that the run's configuration lacks is left out.
@@ -36,10 +37,11 @@ CAPTIONS = {
     "quality_against_bytes": "Quality against the payload so far.",
     "exactness": "Exactness gap of each round.",
 }
-NO_PRIVACY = (
-    "**No privacy mechanism: epsilon is not claimed** ({reason}). Updates left the clients without clipping or noise. Raw data stayed "
-    "where it was, but that is no guarantee: who sees a client's update or the final model may be able to tell whether an example was "
-    "trained on, or to recover parts of it. Do not describe this run as private."
+UNPROTECTED = "**No privacy mechanism: epsilon is not claimed.** Updates left the clients without clipping or noise."
+UNCLAIMED = "**Epsilon is not claimed**: {reason}."
+NO_GUARANTEE = (
+    "Raw data stayed where it was, but that is no guarantee: who sees a client's update or the final model may be able to tell whether an "
+    "example was trained on, or to recover parts of it. Do not describe this run as private."
 )
 PRIVACY = (
     "Epsilon is {epsilon}. It does not cover a person with several examples or at several clients, the tuning of hyper-parameters, "
@@ -69,8 +71,12 @@ def write_report(folder: str | Path) -> Path:
         UserError: the folder holds no run.
     """
     run = read_run(folder)
-    plots = plot_run(folder)
-    images = [f"![{CAPTIONS[plot.stem]}]({plot.name})\n\n{CAPTIONS[plot.stem]}" for plot in plots]
+    return _write(run.path / "report.md", report_text(run, plot_run(folder)))
+
+
+def report_text(run: Run, plots: Sequence[Path] = ()) -> str:
+    """Return a run's report in Markdown, showing ``plots``, which lie beside it."""
+    images = [f"![{plot.stem.replace('_', ' ')}]({plot.name})\n\n*{CAPTIONS[plot.stem]}*" for plot in plots]
     sections = {
         "What ran": _what_ran(run),
         "Rounds": "\n\n".join([_rounds(run), *images]),
@@ -80,7 +86,7 @@ def write_report(folder: str | Path) -> Path:
         "Failures": _failures(run),
         "Versions": _versions(run),
     }
-    return _write(run.path / "report.md", f"Run {run.path.resolve().name}", _lead(run), sections)
+    return _document(f"Run {run.path.resolve().name}", _lead(run), sections)
 
 
 def write_comparison(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -93,12 +99,17 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path | None = Non
     where = runs[0].path.parent if out is None else Path(out)
     plot = compare(folders, where / "comparison.png")
     sections = {"Results": f"{_results(runs)}\n\n![The runs side by side]({plot.name})", "Settings that differ": _differences(runs)}
-    return _write(where / "comparison.md", "Comparison of runs", f"{plural(len(runs), 'run')}, summed over clients and rounds.", sections)
+    lead = f"{plural(len(runs), 'run')}; bytes are summed over clients and rounds."
+    return _write(where / "comparison.md", _document("Comparison of runs", lead, sections))
 
 
-def _write(path: Path, title: str, lead: str, sections: Mapping[str, str]) -> Path:
+def _document(title: str, lead: str, sections: Mapping[str, str]) -> str:
     parts = [f"# {title}", lead, *(f"## {heading}\n\n{text}" for heading, text in sections.items())]
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return "\n\n".join(parts) + "\n"
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -159,7 +170,7 @@ def _round(record: RoundRecord, metrics: list[str], on_clients: list[str], extra
         len(record.failed),
         *map(human_bytes, counts),
         "–" if record.exactness_gap is None else gap_text(record.exactness_gap),
-        *(_or_dash(record.extras.get(name)) for name in extras),
+        *(f"{record.extras[name]:.4g}" if name in record.extras else "–" for name in extras),
         human_seconds(record.wall_s),
     ]
 
@@ -192,7 +203,8 @@ def _privacy(run: Run) -> str:
         return "The run did not finish, so no epsilon was computed: none is claimed."
     epsilon = run.summary.get("epsilon")
     if epsilon is None:
-        return NO_PRIVACY.format(reason=run.summary.get("epsilon_reason") or "no reason recorded")
+        reason = run.summary.get("epsilon_reason") or "no reason was recorded"
+        return f"{UNPROTECTED if reason == NO_MECHANISM else UNCLAIMED.format(reason=reason)} {NO_GUARANTEE}"
     return PRIVACY.format(epsilon=f"**{epsilon_text(run.summary)}**", simulated=SIMULATED if epsilon.get("simulated") else "")
 
 
@@ -208,7 +220,7 @@ def _versions(run: Run) -> str:
 
 def _results(runs: Sequence[Run]) -> str:
     metrics = list(dict.fromkeys(name for run in runs for name in metric_names(run.records)))
-    head = ["run", "rounds", *metrics, "up", "down", "one-off", "total", "trained", "gap", "epsilon", "time"]
+    head = ["run", "rounds", *metrics, "up", "down", "one-off", "total", "trained", "gap", "epsilon", "time", "folder"]
     return _table(head, [_result(run, label, metrics) for run, label in zip(runs, run_labels(runs), strict=True)])
 
 
@@ -224,6 +236,7 @@ def _result(run: Run, label: str, metrics: Sequence[str]) -> list[object]:
         "–" if gap is None else gap_text(gap),
         epsilon_text(summary) if summary else "–",
         human_seconds(sum(record.wall_s for record in run.records)),
+        f"`{run.path}`",
     ]
 
 
@@ -239,5 +252,5 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
-        else:
+        elif key != "output":
             yield f"{prefix}{key}", str(value)

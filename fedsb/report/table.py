@@ -122,13 +122,14 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def print_summary(summary: Mapping[str, Any], folder: str | Path, console: Console | None = None) -> None:
     """Print the final table, at most 100 columns wide, and below it the folder on a line that is never broken."""
     out = console or Console()
-    # Rich takes 80 columns for a pipe, which has no width.
-    width = min(out.width, MAX_WIDTH) if out.is_terminal else MAX_WIDTH
+    if not out.is_terminal:
+        # Rich takes 80 columns for a pipe, which has no width.
+        out = Console(file=out.file, width=MAX_WIDTH, no_color=True)
     table = Table(show_header=False, box=box.ROUNDED if out.is_terminal else box.ASCII)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in rows(summary):
         table.add_row(label, Text(text))
-    out.print(table, width=width)
+    out.print(table, width=min(out.width, MAX_WIDTH))
     out.print(Text(f"run folder: {folder}"), soft_wrap=True)
     out.file.flush()

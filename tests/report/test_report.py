@@ -1,0 +1,150 @@
+"""The report and its plots come from the folder alone, again and again, whatever the folder lacks."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fedsb.errors import UserError
+from fedsb.report.plots import compare, plot_run, run_labels
+from fedsb.report.records import RoundRecord, read_run
+from fedsb.report.report import report_text, write_comparison, write_report, write_reports
+from tests.report.made import Maker, make_records, make_summary
+
+SECTIONS = ["What ran", "Rounds", "Communication", "Exactness", "Privacy", "Failures", "Versions"]
+
+
+def colours(path: Path) -> int:
+    """Count the colours that cover enough of a picture to be seen."""
+    with Image.open(path) as image:
+        counts = image.convert("RGB").getcolors(maxcolors=2**24)
+    return sum(count >= 40 for count, _ in counts or [])
+
+
+def images(report: Path) -> list[Path]:
+    """Return the pictures that a report shows."""
+    return [report.parent / name for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", report.read_text())]
+
+
+def table_after(heading: str, text: str) -> list[list[str]]:
+    """Return the cells of the first table under a heading, without its ruler."""
+    lines = [line for line in text.split(f"## {heading}\n")[1].split("\n## ")[0].splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in (lines[0], *lines[2:])]
+
+
+def test_every_plot_shows_something(make_run: Maker) -> None:
+    paths = plot_run(make_run())
+    assert [path.name for path in paths] == ["quality.png", "bytes.png", "quality_against_bytes.png", "exactness.png"]
+    assert all(colours(path) >= 4 for path in paths)
+
+
+def test_a_plot_without_data_is_left_out(make_run: Maker) -> None:
+    records = [RoundRecord(number, metrics={"loss": 1.0 / (number + 1)}) for number in range(3)]
+    assert [path.name for path in plot_run(make_run(records=records))] == ["quality.png"]
+    assert plot_run(make_run("bare", records=[RoundRecord(0)])) == []
+
+
+def test_the_report_has_every_section_and_shows_its_plots(make_run: Maker) -> None:
+    report = write_report(make_run())
+    text = report.read_text()
+    assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == SECTIONS
+    assert len(images(report)) == 4
+    assert all(path.is_file() for path in images(report))
+    assert "**No privacy mechanism: epsilon is not claimed.**" in text
+    assert "Do not describe this run as private" in text
+    assert ["2", "client-7", "reply holds NaN in R of 'encoder.layer.0'"] in table_after("Failures", text)
+
+
+def test_the_table_has_a_row_a_round_of_equal_width(make_run: Maker) -> None:
+    head, *body = table_after("Rounds", report_text(read_run(make_run(method="fedex_lora"))))
+    assert [row[0] for row in body] == ["0", "1", "2", "3"]
+    assert {len(row) for row in body} == {len(head)}
+    assert head.index("residual_rank") == len(head) - 2
+    assert body[1][head.index("residual_rank")] == "72"
+
+
+def test_totals_stand_with_and_without_the_one_off(make_run: Maker) -> None:
+    rows = {row[0]: row[1] for row in table_after("Communication", report_text(read_run(make_run())))}
+    assert rows["**total with the one-off**"] == "4,976,640"
+    assert rows["total without the one-off"] == "552,960"
+
+
+def test_the_report_is_made_again_from_the_folder_alone(make_run: Maker, tmp_path: Path) -> None:
+    folder = make_run()
+    first = write_report(folder).read_text()
+    for path in [folder / "report.md", *folder.glob("*.png")]:
+        path.unlink()
+    assert write_report(folder).read_text() == first
+    (moved := tmp_path / "elsewhere").mkdir()
+    folder.rename(moved / "run")
+    assert write_report(moved / "run").read_text() == first
+
+
+def test_an_unfinished_run_is_reported_as_such(make_run: Maker) -> None:
+    text = report_text(read_run(make_run(finished=False, records=make_records()[:2])))
+    assert "**This run did not finish**: its folder holds 1 of 3 rounds" in text
+    assert "none is claimed" in text
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_an_epsilon_is_told_with_what_it_leaves_out(simulated: bool, make_run: Maker) -> None:
+    folder = make_run(finished=False)
+    epsilon = {"unit": "example", "delta": 1e-5, "max": 3.0, "min": 2.5, "accountant": "prv", "simulated": simulated}
+    (folder / "summary.json").write_text(json.dumps(make_summary(make_records()) | {"epsilon": epsilon}))
+    text = report_text(read_run(folder))
+    assert "Epsilon is **at most 3.00, at least 2.50 per example at delta 1.0e-05" in text
+    assert "does not cover a person with several examples" in text
+    assert ("comes from the seed" in text) is simulated
+
+
+def test_a_missing_epsilon_is_told_with_its_own_reason(make_run: Maker) -> None:
+    folder = make_run(finished=False)
+    (folder / "summary.json").write_text(json.dumps(make_summary(make_records()) | {"epsilon_reason": "the start was not noised"}))
+    text = report_text(read_run(folder))
+    assert "**Epsilon is not claimed**: the start was not noised." in text
+    assert "No privacy mechanism" not in text
+
+
+def test_a_reason_with_a_pipe_or_a_line_break_stays_in_its_cell(make_run: Maker) -> None:
+    records = [RoundRecord(1, failed={"a|b": "bad\n| value"}, metrics={"accuracy": 0.5})]
+    assert ["1", r"a\|b", r"bad \| value"] in table_after("Failures", report_text(read_run(make_run(records=records))))
+
+
+def test_runs_are_compared_in_one_figure(make_run: Maker, tmp_path: Path) -> None:
+    folders = [make_run("a"), make_run("b", "fedavg_lora", rank=8, shift=0.03), make_run("c", "fedex_lora", rank=8, finished=False)]
+    path = compare(folders, tmp_path / "new" / "comparison.png")
+    assert colours(path) >= 6
+
+
+def test_labels_name_what_differs_and_are_never_alike(make_run: Maker) -> None:
+    runs = [read_run(make_run(name, seed=seed)) for name, seed in (("a", 0), ("b", 1), ("c", 1))]
+    assert run_labels(runs) == ["fed_sb seed 0", "fed_sb seed 1 (b)", "fed_sb seed 1 (c)"]
+
+
+def test_a_comparison_goes_to_the_first_parent_or_where_it_is_told(make_run: Maker, tmp_path: Path) -> None:
+    folders = [make_run("a"), make_run("b", "fedavg_lora", rank=8)]
+    comparison = write_comparison(folders)
+    assert comparison == tmp_path / "comparison.md"
+    assert write_comparison(folders, tmp_path / "x") == tmp_path / "x" / "comparison.md"
+    assert images(comparison) == [tmp_path / "comparison.png"]
+    assert table_after("Settings that differ", comparison.read_text()) == [
+        ["setting", "fed_sb rank 16", "fedavg_lora rank 8"],
+        ["`method.name`", "fed_sb", "fedavg_lora"],
+        ["`rank`", "16", "8"],
+    ]
+
+
+def test_each_run_is_reported_and_only_several_are_compared(make_run: Maker, tmp_path: Path) -> None:
+    folders = [make_run(name, records=[RoundRecord(0)]) for name in "ab"]
+    assert write_reports(folders[:1]) == [folders[0] / "report.md"]
+    assert write_reports(folders) == [folders[0] / "report.md", folders[1] / "report.md", tmp_path / "comparison.md"]
+
+
+def test_a_folder_of_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run"):
+        write_reports([tmp_path])
+    assert list(tmp_path.iterdir()) == []
