@@ -1,0 +1,147 @@
+"""What many tests share: tiny random models with a tokeniser of their own, and a small table that can be learnt."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import WordLevelTrainer
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+HIDDEN = 32
+ROWS = 120
+TOPICS = {
+    "film": ("actor", "cinema", "scene", "director", "screen", "studio"),
+    "sport": ("goal", "match", "team", "coach", "league", "score"),
+    "trade": ("bank", "market", "price", "share", "profit", "tax"),
+}
+FILLERS = ("a", "the", "of", "and", "new", "old", "said", "was", "last", "year", "week", "about")
+ENCODER = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+DECODER = ["<unk>", "<s>", "</s>"]  # no padding token, as in GPT-2 and Llama
+
+
+def made_rows() -> list[tuple[str, str]]:
+    """Return (text, label) rows of 4 to 11 words, about half of them words of the label."""
+    generator = np.random.default_rng(7)
+    rows = []
+    for i in range(ROWS):
+        label = sorted(TOPICS)[i % len(TOPICS)]
+        words = [str(generator.choice((*TOPICS[label], *FILLERS[:6]))) for _ in range(generator.integers(3, 10))]
+        rows.append((" ".join([str(generator.choice(TOPICS[label])), *words]), label))
+    return rows
+
+
+def made_tokenizer(specials: Sequence[str]) -> Tokenizer:
+    """Train a tokeniser on whole words; ``specials`` come first in the vocabulary."""
+    unknown = next(s for s in specials if "unk" in s.lower())
+    tokenizer = Tokenizer(WordLevel(unk_token=unknown))
+    tokenizer.pre_tokenizer = Whitespace()
+    lines = [" ".join(FILLERS), *(" ".join(words) for words in TOPICS.values())]
+    tokenizer.train_from_iterator(lines, WordLevelTrainer(special_tokens=list(specials), show_progress=False))
+    return tokenizer
+
+
+def encoder_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokeniser that frames texts, and pairs of texts, as BERT does."""
+    tokenizer = made_tokenizer(ENCODER)
+    frame = [("[CLS]", ENCODER.index("[CLS]")), ("[SEP]", ENCODER.index("[SEP]"))]
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=frame)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=48,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def decoder_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokeniser without a padding token, as decoders often have."""
+    tokenizer = made_tokenizer(DECODER)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", model_max_length=48)
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+    """Write model and tokeniser as ``save_pretrained`` does."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table with the columns text and label: 120 rows, three labels, whose words give them away."""
+    path = tmp_path_factory.mktemp("table") / "tiny.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(made_rows())
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer BERT body (no head) and its tokeniser."""
+    tokenizer = encoder_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=HIDDEN,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=48,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return save(BertModel(config), tokenizer, tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer GPT-2, whose linear layers are ``Conv1D``, and its tokeniser."""
+    tokenizer = decoder_tokenizer()
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=48, n_embd=HIDDEN, n_layer=2, n_head=2, **ends)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return save(GPT2LMHeadModel(config), tokenizer, tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer Llama with grouped-query attention, and its tokeniser."""
+    tokenizer = decoder_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=HIDDEN,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=48,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return save(LlamaForCausalLM(config), tokenizer, tmp_path_factory.mktemp("llama"))
