@@ -10,13 +10,13 @@ import json
 import os
 import re
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -35,7 +35,10 @@ SWITCHES = {
 }
 _START_SECONDS = 60.0
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_NOISE = re.compile(r"(DEBUG|INFO|WARNING) *:|Successfully installed |\(\w+ pid=\d+\)|.*FutureWarning: Tip: In future versions of Ray")
+_NOISE = re.compile(
+    r"(DEBUG|INFO|WARNING) *:|Using SuperLink: |Successfully installed |\(\w+ pid=\d+\)"
+    r"|.*FutureWarning: Tip: In future versions of Ray|  warnings\.warn\($"
+)
 
 
 class FlowerError(RuntimeError):
@@ -71,7 +74,7 @@ class LocalFlower:
         self.environment = flower_environment(self.home) | dict(environment or {})
         self.address = ""
         self._tree: ProcessTree | None = None
-        self._runs: list[int] = []
+        self._open: list[int] = []
 
     def __enter__(self) -> LocalFlower:
         self.home.mkdir(parents=True, exist_ok=True)
@@ -101,18 +104,18 @@ class LocalFlower:
             FlowerError: Flower refused it; the message is Flower's own.
         """
         # A file, because Flower's parser of key=value pairs knows no escapes and paths may hold quotes.
-        config = self.home / f"run-{len(self._runs)}.toml"
+        config = self.home / "run-config.toml"
         config.write_text(f"overrides = {json.dumps(shlex.join(overrides))}\n", encoding="utf-8")
         command = ["run", str(app), CONNECTION, "--run-config", str(config)]
         if self.simulation:
             command += ["--federation-config", f"num-supernodes={num_supernodes} client-resources-num-cpus={cpus_per_client}"]
         run_id = int(self._flwr(*command)["run-id"])
-        self._runs.append(run_id)
+        self._open.append(run_id)
         return run_id
 
     def follow(self, run_id: int, write: Callable[[str], object] = print) -> None:
         """Pass on what the run prints until it ends, without Flower's and Ray's own chatter."""
-        command = [_script("flwr"), "log", str(run_id), CONNECTION, "--stream"]
+        command = [script("flwr"), "log", str(run_id), CONNECTION, "--stream"]
         with subprocess.Popen(
             command, env=self.environment, cwd=self.home, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         ) as process:
@@ -139,27 +142,99 @@ class LocalFlower:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"run {run_id} is still {status.state} after {timeout:.0f} s; see {self.log_file}")
             time.sleep(0.5)
-        self._runs = [run for run in self._runs if run != run_id]
+        self._open.remove(run_id)
         return status
 
-    def stop(self, run_id: int) -> RunStatus:
-        """Stop the run and wait until it has left."""
-        if not self.status(run_id).finished:
+    def stop(self, run_id: int, timeout: float = 30.0) -> RunStatus:
+        """Stop the run and wait until it is over."""
+        # It may end by itself at this very moment, which Flower calls an error.
+        with suppress(FlowerError):
             self._flwr("stop", str(run_id), CONNECTION)
-        return self.wait(run_id)
+        return self.wait(run_id, timeout)
 
     def close(self) -> None:
         """Stop what still runs, then end the SuperLink and everything below it."""
-        tree, self._tree = self._tree, None
-        if tree is not None:
-            self._tree = tree if tree.root.poll() is None else None
-            self._stop_all()
+        if self._tree is None:
+            return
+        try:
+            # Ray's helpers leave quickly when their run is stopped, and slowly when their grandparent disappears.
+            for run_id in list(self._open) if self._tree.root.poll() is None else ():
+                with suppress(FlowerError, TimeoutError):
+                    self.stop(run_id)
+        finally:
+            self._tree.end()
             self._tree = None
-            tree.end()
 
-    def _stop_all(self) -> None:
-        for run_id in self._runs if self._tree else []:
-            try:
-                self.stop(run_id)
-            except (FlowerError, TimeoutError) as error:
-                print(f"run {run_id} could not be stopped: {error}", file=sys.stderr)
+    def _start(self) -> None:
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        connection = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{self.address}"\ninsecure = true\n'
+        (self.home / "config.toml").write_text(connection, encoding="utf-8")
+        command = [script("flower-superlink"), "--insecure", "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)]
+        command += ["--database", str(self.home / "state.db"), *(["--simulation"] if self.simulation else [])]
+        self._tree = ProcessTree(command, environment=self.environment, folder=self.folder, log=self.log_file)
+        deadline = time.monotonic() + _START_SECONDS
+        while not _answers(f"http://{self.address}/health"):
+            if self._tree.root.poll() is not None or time.monotonic() > deadline:
+                raise FlowerError(f"the SuperLink did not start on {self.address}; the end of {self.log_file}:\n{tail(self.log_file)}")
+            time.sleep(0.1)
+
+    def _flwr(self, *arguments: str) -> dict[str, Any]:
+        """Run a ``flwr`` command and return what it answers in JSON."""
+        command = [script("flwr"), *arguments, "--format", "json"]
+        done = subprocess.run(command, env=self.environment, cwd=self.home, text=True, capture_output=True, check=False)
+        try:
+            reply: dict[str, Any] = json.loads(done.stdout)
+        except json.JSONDecodeError:
+            reply = {}
+        if done.returncode or not reply.get("success"):
+            said = reply.get("error-message") or (done.stderr or done.stdout).strip()
+            raise FlowerError(f"'flwr {arguments[0]}' failed: {said}")
+        return reply
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """Return this process's environment, with a private home for Flower and its network calls switched off."""
+    # Flower starts its helpers by name: they must come from the environment in which this runs, activated or not.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, **SWITCHES, "FLWR_HOME": str(home), "PATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def script(name: str) -> str:
+    """Return the path of a console script beside this interpreter.
+
+    Raises:
+        FlowerError: it is not installed there.
+    """
+    path = Path(sys.executable).parent / name
+    if not path.is_file():
+        raise FlowerError(f"no '{name}' beside {sys.executable}; install flwr[simulation] into this environment")
+    return str(path)
+
+
+def own_lines(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the lines that are not log lines below ERROR of Flower or Ray, without colours and line ends."""
+    for line in lines:
+        plain = _ANSI.sub("", line.rstrip("\n"))
+        if not _NOISE.match(plain):
+            yield plain
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def tail(path: Path, lines: int = 20) -> str:
+    """Return the last lines of a text file."""
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1.0) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False

@@ -1,0 +1,67 @@
+"""Pytest plugin: a group of tests that was skipped as a whole is a failure, for nothing of it was tested.
+
+Groups are the markers ``slow`` and ``gpu`` and the folders below ``tests``. ``gpu`` may be skipped where there is no GPU.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+OPTION = "--fail-if-group-skipped"
+MARKERS = ("slow", "gpu")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option."""
+    parser.addoption(OPTION, action="store_true", help="fail if every test of a group was skipped")
+
+
+class SkippedGroups:
+    """Counts what ran and what was skipped, by group."""
+
+    def __init__(self, root: Path) -> None:
+        self.ran: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
+        self._root = root
+        self._groups: dict[str, set[str]] = {}
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note the groups of each test."""
+        for item in session.items:
+            markers = {marker for marker in MARKERS if item.get_closest_marker(marker)}
+            self._groups[item.nodeid] = markers or {str(item.path.parent.relative_to(self._root))}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count a test once: at its call, or where it was skipped before."""
+        if report.when == "call" or report.skipped:
+            (self.skipped if report.skipped else self.ran).update(self._groups.get(report.nodeid, ()))
+
+    def untested(self) -> list[str]:
+        """Return the groups of which nothing ran."""
+        exempt = set() if _has_gpu() else {"gpu"}
+        return sorted(group for group in self.skipped if not self.ran[group] and group not in exempt)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Turn a pass into a failure where a group went untested."""
+        if self.untested() and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Name the groups."""
+        for group in self.untested():
+            terminalreporter.write_line(f"FAILED group '{group}': all its {self.skipped[group]} tests were skipped", red=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Count only where asked to."""
+    if config.getoption(OPTION):
+        config.pluginmanager.register(SkippedGroups(config.rootpath))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
