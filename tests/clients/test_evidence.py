@@ -26,11 +26,11 @@ from fedsb.state import Name, State, WeightedSum
 SIZES: dict[Side, int] = {"right": 1, "left": 0}  # the side of W0 that the probe multiplies
 ROLES: dict[Side, str] = {"right": "Y", "left": "Z"}
 VOCABULARY = 31
+SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "max_position_embeddings": 16}
 
 
 def bert() -> nn.Module:
-    shape = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, max_position_embeddings=16, num_labels=3, **shape))
+    return BertForSequenceClassification(BertConfig(num_attention_heads=2, num_labels=3, **SHAPE))
 
 
 def gpt2() -> nn.Module:
@@ -38,8 +38,7 @@ def gpt2() -> nn.Module:
 
 
 def llama() -> nn.Module:
-    shape = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=16, **shape))
+    return LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **SHAPE))
 
 
 def label_loss(model: nn.Module, batch: Tensor) -> Tensor:
@@ -281,12 +280,9 @@ def test_probes_of_other_layers_are_refused(model: nn.Module) -> None:
         sketch_gradients(model, micro(tokens(), 6), label_loss, probes=probes, side="right")
 
 
-def test_no_examples_are_refused(model: nn.Module) -> None:
+def test_no_examples_and_a_loss_without_adapted_layers_are_refused(model: nn.Module) -> None:
     with pytest.raises(ValueError, match="at least one example"):
         dense_gradients(model, [], label_loss)
-
-
-def test_a_loss_without_adapted_layers_is_refused(model: nn.Module) -> None:
     with pytest.raises(ValueError, match="depends on no adapted layer"):
         dense_gradients(model, micro(tokens(), 6), lambda model, batch: torch.ones(()))
 
