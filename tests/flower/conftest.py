@@ -1,0 +1,72 @@
+"""One small federation, described once; its factors are known from a run without Flower."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fedsb.runtime.flower import LocalFlower
+from fedsb.runtime.staging import stage_app
+from tests.flower.harness import run_here, summary
+
+TINY = (
+    "model=pretrained",
+    "data=files",
+    "federation.num_clients=2",
+    "federation.num_rounds=2",
+    "federation.partition.kind=iid",
+    "init.num_examples=8",
+    "init.power_iterations=0",
+    "rank=4",
+)
+
+
+@pytest.fixture(scope="session")
+def base(tiny_bert: Path) -> list[str]:
+    """Overrides of the small federation, all but its data and output."""
+    return [*TINY, f"model.name={tiny_bert}"]
+
+
+@pytest.fixture(scope="session")
+def overrides(base: list[str], tiny_csv: Path) -> list[str]:
+    """Overrides of the small federation, simulated, all but its output."""
+    return [*base, f"data.path={tiny_csv}"]
+
+
+@pytest.fixture(scope="session")
+def expected(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The hash of the federation's final factors, from the local runtime."""
+    folder = tmp_path_factory.mktemp("expected")
+    run_here([*overrides, f"output={folder / 'run'}"], home=folder / "home")
+    return str(summary(folder / "run")["factors_sha256"])
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The app as it is submitted."""
+    return stage_app(tmp_path_factory.mktemp("app"))
+
+
+@pytest.fixture
+def flower_in(tmp_path: Path) -> Iterator[Callable[[Path], LocalFlower]]:
+    """Start a SuperLink in a folder; it ends with the test."""
+    started: list[LocalFlower] = []
+
+    def start(folder: Path) -> LocalFlower:
+        environment = {"FEDSB_HOME": str(tmp_path / "fedsb"), "HF_HUB_OFFLINE": "1"}
+        started.append(LocalFlower(tmp_path / "flower", folder=folder, environment=environment).__enter__())
+        return started[-1]
+
+    yield start
+    for flower in started:
+        flower.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_folder_of_ours_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A path variable of the developer's would hide what these tests are about.
+    if "PYTHONPATH" in os.environ:
+        monkeypatch.delenv("PYTHONPATH")

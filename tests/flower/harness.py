@@ -1,0 +1,88 @@
+"""Real Flower for tests: an app folder, a federation of SuperNodes, and the processes that belong to a Flower home."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fedsb.runtime.flower import LocalFlower, flower_environment, free_port, script
+from fedsb.runtime.processes import ProcessTree
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("fedsb", "strategies", "clients", "conf", "scripts", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+
+
+def copy_checkout(target: Path) -> Path:
+    """Copy what git would hold of the project, as far as packaging needs it."""
+    target.mkdir(parents=True)
+    for name in (*SOURCES, ".gitignore", *(path.name for path in ROOT.glob("requirements*.txt"))):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(ROOT / name, target / name)
+    return target
+
+
+def summary(output: Path) -> dict[str, Any]:
+    """Read what a run left behind."""
+    loaded: dict[str, Any] = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def run_here(overrides: Sequence[str], *, python: str = sys.executable, folder: Path = ROOT, home: Path) -> None:
+    """Run a federation by ``fedsb run`` in a process of its own."""
+    environment = flower_environment(home) | {"FEDSB_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    command = [python, "-m", "fedsb.cli", "run", *overrides]
+    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def belonging_to(home: Path) -> list[psutil.Process]:
+    """Return the living processes that were started with this Flower home, whoever their parent is now."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("FLWR_HOME") == str(home):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def eventually(true: Callable[[], object], seconds: float = 60.0) -> bool:
+    """Wait until something is true."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+@contextmanager
+def deployment(folder: Path, node_configs: Sequence[Mapping[str, str]]) -> Iterator[LocalFlower]:
+    """Start a SuperLink and one SuperNode for each node configuration, every one with its own Flower and fedsb homes."""
+    with ExitStack() as stack:
+        superlink = LocalFlower(folder / "superlink", simulation=False, environment={"FEDSB_HOME": str(folder / "server")})
+        flower = stack.enter_context(superlink)
+        for number, config in enumerate(node_configs):
+            home = folder / f"node-{number}"
+            home.mkdir(parents=True)
+            stack.callback(_supernode(flower.address, home, config).end)
+        yield flower
+
+
+def _supernode(address: str, home: Path, config: Mapping[str, str]) -> ProcessTree:
+    pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+    command = [script("flower-supernode"), "--insecure", "--superlink", address, "--port", str(free_port()), "--node-config", pairs]
+    environment = flower_environment(home) | {"FEDSB_HOME": str(home / "fedsb"), "HF_HUB_OFFLINE": "1"}
+    return ProcessTree(command, environment=environment, folder=home, log=home / "supernode.log")

@@ -1,0 +1,133 @@
+"""``flwr run`` for real: the documented command, what it must survive, and what it must leave behind (nothing)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedsb.runtime.flower import LocalFlower, flower_environment, free_port, script
+from tests.flower.harness import ROOT, belonging_to, copy_checkout, eventually, summary
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+SWITCH = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
+
+
+class Shell:
+    """A user's shell: ``flwr`` with its own daemon and nothing set but where that keeps its state."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        environment = flower_environment(home)
+        # An empty cache and no network: whatever Flower wanted to install could not be had.
+        environment |= {"UV_OFFLINE": "1", "UV_CACHE_DIR": str(home / "uv"), "FEDSB_HOME": str(home / "fedsb"), "HF_HUB_OFFLINE": "1"}
+        environment |= {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()), "FLWR_LOCAL_CONTROL_API_PORT": str(free_port())}
+        self.environment = {key: value for key, value in environment.items() if key != SWITCH}
+
+    def flwr(self, *arguments: str, folder: Path) -> str:
+        command = [script("flwr"), *arguments]
+        done = subprocess.run(command, cwd=folder, env=self.environment, text=True, capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def run(self, folder: Path, output: Path, overrides: list[str]) -> str:
+        """Run to the end and return the log; the run must have completed."""
+        value = " ".join([*overrides, f"output={output}"])
+        log = self.flwr("run", ".", "--stream", "--run-config", f'overrides="{value}"', folder=folder)
+        runs = json.loads(self.flwr("list", "--format", "json", folder=folder))["runs"]
+        assert runs[0]["status"] == "finished:completed", log
+        return log
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    home = tmp_path / "flwr"
+    home.mkdir()
+    yield Shell(home)
+    for process in belonging_to(home):
+        if "flower-superlink" in " ".join(process.cmdline()):
+            process.terminate()
+    assert eventually(lambda: not belonging_to(home))
+
+
+def test_plain_flwr_run_installs_nothing_and_agrees_with_the_local_runtime(shell, overrides, expected, tmp_path):
+    checkout = copy_checkout(tmp_path / "work" / "fedsb")
+    log = shell.run(checkout, tmp_path / "first", overrides)
+    assert "No additional application dependencies needed installation" in log
+    assert summary(tmp_path / "first")["factors_sha256"] == expected
+    elsewhere = copy_checkout(tmp_path / "other" / "fedsb")
+    shell.run(elsewhere, tmp_path / "second", overrides)
+    assert summary(tmp_path / "second")["factors_sha256"] == expected
+
+
+def test_a_killed_simulation_is_a_failed_run_and_the_next_one_is_clean(flower_in, app, overrides, expected, tmp_path):
+    flower: LocalFlower = flower_in(tmp_path)
+    killed, clean = tmp_path / "killed", tmp_path / "clean"
+    run_id = flower.submit(app, [*overrides, "federation.num_rounds=1000", f"output={killed}"])
+    assert eventually(lambda: (killed / "metrics.jsonl").is_file(), 120)
+    [simulation] = [process for process in flower.processes() if "flwr-simulation" in " ".join(process.cmdline())]
+    simulation.kill()
+    assert flower.wait(run_id, 120).state == "failed"
+    run_id = flower.submit(app, [*overrides, f"output={clean}"], num_supernodes=3)
+    assert flower.wait(run_id, 200).state == "completed"
+    assert summary(clean)["factors_sha256"] == expected
+    processes = flower.processes()
+    flower.close()
+    assert not psutil.wait_procs(processes, timeout=10)[1]
+    assert not belonging_to(flower.home)
+
+
+def test_simulated_clients_run_what_was_submitted(flower_in, app, overrides, expected, tmp_path):
+    trap = tmp_path / "trap"
+    for package in ("fedsb", "strategies", "clients"):
+        (trap / package).mkdir(parents=True)
+        (trap / package / "__init__.py").write_text("raise SystemError('this is not what was submitted')\n")
+    flower: LocalFlower = flower_in(trap)
+    run_id = flower.submit(app, [*overrides, "output=relative"])
+    assert flower.wait(run_id, 200).state == "completed", flower.log_file.read_text()
+    # Relative paths still mean the daemon's folder, although the run works inside the bundle.
+    assert summary(trap / "relative")["factors_sha256"] == expected
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    def start(*overrides: str) -> subprocess.Popen[str]:
+        environment = os.environ | {"FEDSB_HOME": str(tmp_path / "fedsb"), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, str(ROOT / "scripts" / "demo.py"), *overrides]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **pipes)
+
+    return start
+
+
+def test_the_demo_prints_our_lines_only_and_ends_with_the_status_of_the_run(demo, overrides, tmp_path):
+    with demo(*overrides, f"output={tmp_path / 'run'}") as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, out + err
+    lines = out.splitlines()
+    assert lines[0].startswith("starting")
+    assert [line.split()[1] for line in lines[1:4]] == ["0/2", "1/2", "2/2"]
+    assert str(tmp_path / "run") in out.replace("\n", "")
+    assert "INFO" not in out
+    with demo(*overrides, "rank=100000") as process:
+        out, err = process.communicate()
+    assert process.returncode == 1
+    assert "error: rank" in out
+
+
+def test_a_terminated_demo_takes_everything_with_it(demo, overrides, tmp_path):
+    with demo(*overrides, "federation.num_rounds=1000", f"output={tmp_path / 'run'}") as process:
+        assert eventually(lambda: (tmp_path / "run" / "metrics.jsonl").is_file(), 120)
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert any("ray" in child.name() for child in below)
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+    assert process.returncode == 130
+    assert not psutil.wait_procs(below, timeout=10)[1]
