@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fedsb.errors import RunError, UserError, unknown
 
@@ -114,7 +114,7 @@ def run_job(composed: DictConfig) -> int:
 
     overrides = list(HydraConfig.get().overrides.task)
     output = Path(HydraConfig.get().runtime.output_dir)
-    config = typed(OmegaConf.create(OmegaConf.to_container(composed, resolve=False)))
+    config = typed(composed)
     _quieten()
     from fedsb.client_app import app as client_app
     from fedsb.runtime.local import LocalGrid

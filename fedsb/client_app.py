@@ -120,7 +120,7 @@ def evidence(message: Message, context: Context) -> Message:
     config, instruction = job.config, job.instruction
     sketch: Sketch = sketch_of(config.init, config.adapter.rank, config.seed)
     layout = probe_layout(sketch, job.adapted.shapes, instruction.stage, first=not instruction.flats)
-    job.adapted.install(State(), Frozen())
+    job.adapted.reset()
     examples = draw_evidence(job.train, config.init.num_examples, seed=config.seed, client=instruction.client)
     state = give_evidence(
         job.adapted,

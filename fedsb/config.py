@@ -87,9 +87,14 @@ def as_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[no-any-return]
 
 
-def save(config: Config, path: Path) -> None:
-    """Write the resolved configuration as YAML."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(as_dict(config))))
+def read(path: Path) -> Config:
+    """Read back what :func:`as_yaml` wrote."""
+    return typed(OmegaConf.create(OmegaConf.to_container(OmegaConf.load(path))))  # type: ignore[arg-type]
+
+
+def as_yaml(config: Config) -> str:
+    """Return the resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(as_dict(config)))
 
 
 def _explain_value(error: ValidationError) -> UserError:
@@ -107,7 +112,9 @@ def _explain(error: Exception, overrides: Sequence[str]) -> UserError:
     if found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
         group, option = found.groups()
         options = [path.stem for path in (conf_dir() / group).glob("*.yaml")]
-        return unknown(group, option, options) if options else UserError(f"unknown configuration group '{group}'{nearest(group, _groups())}")
+        return (
+            unknown(group, option, options) if options else UserError(f"unknown configuration group '{group}'{nearest(group, _groups())}")
+        )
     if found := re.search(r"Could not (?:override|append to config|delete from config).*?'([^']+)'", text):
         return _unknown_key(found.group(1).split("=")[0].lstrip("+~"))
     if found := re.search(r"Missing mandatory value: (\S+)", text):
@@ -134,7 +141,8 @@ def known_keys() -> list[str]:
         for name, kind in get_type_hints(cls).items():
             if name.startswith("__"):
                 continue
-            keys += walk(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [f"{prefix}{name}"]
+            nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+            keys += walk(kind, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
         return keys
 
     return sorted(walk(Config, ""))

@@ -14,10 +14,10 @@ from fedsb.adapters import AdapterSpec
 from fedsb.frozen import dense_is_cheaper
 from fedsb.messages import state_bytes
 from fedsb.rules import client_names, cohort_size, start_kind
+from fedsb.schedule import draw_cohort
 from fedsb.schema import Config
 from fedsb.sketching import probe_layout, reply_layout, sketch_of
 from fedsb.state import Layout
-from fedsb.schedule import draw_cohort
 
 Shapes = Mapping[str, tuple[int, int]]
 ResidualRank = Callable[..., int]

@@ -54,7 +54,10 @@ def print_costs(overrides: Sequence[str], methods: Mapping[str, ResidualRank]) -
     config, found = load(overrides), costs(overrides, methods)
     console = Console(width=None if Console().is_terminal else 140)
     f = config.federation
-    console.print(f"{config.model.name}: {f.num_clients} clients, fraction {f.fraction:g}, {f.num_rounds} rounds, wire {f.wire_dtype}, seed {config.seed}")
+    console.print(
+        f"{config.model.name}: {f.num_clients} clients, fraction {f.fraction:g}, {f.num_rounds} rounds, "
+        f"wire {f.wire_dtype}, seed {config.seed}"
+    )
     console.print(_values(found))
     console.print(_bytes(found))
     _compare(console, found)

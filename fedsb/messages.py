@@ -24,6 +24,7 @@ from fedsb.state import Layout, Name, State, pack, unpack
 
 FROZEN = "frozen"
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+STORED = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.int16)}  # as NumPy, which knows no bfloat16, holds it
 
 
 class LayoutError(ValueError):
@@ -105,7 +106,11 @@ def encode_arrays(state: State, dtype: str = "float32") -> ArrayRecord:
 
 
 def decode_arrays(record: ArrayRecord) -> dict[str, Tensor]:
-    """Return the flat float32 tensors of an ``ArrayRecord`` by group."""
+    """Return the flat float32 tensors of an ``ArrayRecord`` by group.
+
+    Raises:
+        LayoutError: an array that is not of a wire dtype, or that cannot be read.
+    """
     return dict(_decode_flat(key, array) for key, array in record.items())
 
 
@@ -117,8 +122,15 @@ def _encode_flat(group: str, flat: Tensor, dtype: str) -> dict[str, Array]:
 
 def _decode_flat(key: str, array: Array) -> tuple[str, Tensor]:
     group, _, dtype = key.partition(":")
-    values = torch.from_numpy(np.array(array.numpy()))
-    return group, values.view(DTYPES[dtype]).to(torch.float32) if dtype else values
+    try:
+        values = array.numpy()
+    except (TypeError, ValueError, OSError, EOFError) as error:
+        raise LayoutError(f"the array of group '{group}' cannot be read: {error}") from None
+    stored = STORED.get(dtype or "float32")
+    if stored is None or values.dtype != stored:
+        raise LayoutError(f"group '{key}' holds {array.dtype} values; wire dtypes are {', '.join(STORED)}")
+    flat = torch.from_numpy(np.array(values))
+    return group, flat.view(DTYPES[dtype]).to(torch.float32) if dtype else flat
 
 
 def quantise(state: State, dtype: str) -> State:
@@ -164,7 +176,7 @@ def decode_instruction(content: RecordDict) -> Instruction:
 
 def _bundle_state(layout: str, flat: Tensor) -> State:
     shapes = [(Name(*name), tuple(shape)) for name, shape in json.loads(layout)]
-    parts = flat.split([math.prod(shape) for _, shape in shapes])
+    parts = torch.split(flat, [math.prod(shape) for _, shape in shapes])
     return State({name: part.view(shape) for (name, shape), part in zip(shapes, parts, strict=True)})
 
 
@@ -183,7 +195,7 @@ def decode_reply(content: RecordDict) -> Reply:
     """Read a reply.
 
     Raises:
-        LayoutError: a record or the example count is not there.
+        LayoutError: a record or the example count is not there, or cannot be read.
     """
     if "metrics" not in content.metric_records or not ("missing" in content["metrics"] or "num-examples" in content["metrics"]):
         raise LayoutError(f"a reply needs a MetricRecord 'metrics' with 'num-examples'; it holds {sorted(content)}")
@@ -191,13 +203,33 @@ def decode_reply(content: RecordDict) -> Reply:
     if metrics.pop("missing", 0):
         return Reply({}, 0, 0, {}, missing=True)
     flats = decode_arrays(content.array_records["arrays"]) if "arrays" in content.array_records else {}
-    num_examples, digest = int(metrics.pop("num-examples")), int(metrics.pop("layout", 0))  # type: ignore[arg-type]
-    return Reply(flats, digest, num_examples, {key: float(value) for key, value in metrics.items()})  # type: ignore[arg-type]
+    num_examples, digest = (_whole(key, metrics.pop(key, 0)) for key in ("num-examples", "layout"))
+    return Reply(flats, digest, num_examples, {key: _real(key, value) for key, value in metrics.items()})
+
+
+def _whole(key: str, value: object) -> int:
+    if not isinstance(value, int):
+        raise LayoutError(f"metric '{key}' is {value}, expected a whole number")
+    return value
+
+
+def _real(key: str, value: object) -> float:
+    if not isinstance(value, (int, float)):
+        raise LayoutError(f"metric '{key}' is {value}, expected a number")
+    return float(value)
 
 
 def payload_bytes(content: RecordDict) -> int:
     """Bytes of what the protocol moves: number of values times item size, over all arrays."""
-    return sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for record in content.array_records.values() for a in record.values())
+    return sum(math.prod(a.shape) * _itemsize(a.dtype) for record in content.array_records.values() for a in record.values())
+
+
+def _itemsize(dtype: str) -> int:
+    """Return the bytes of a value; 0 for a dtype that is none, so that all of a broken array counts as overhead."""
+    try:
+        return np.dtype(dtype).itemsize
+    except TypeError:
+        return 0
 
 
 def state_bytes(numel: int, dtype: str = "float32") -> int:
@@ -217,4 +249,5 @@ def overhead_bytes(content: RecordDict) -> int:
             headers += sum(len(a.data) for a in record.values())
             record = ArrayRecord({k: Array(dtype=a.dtype, shape=a.shape, stype=a.stype, data=b"") for k, a in record.items()})
         shells[key] = record
-    return recorddict_to_proto(RecordDict(shells)).ByteSize() + headers - payload_bytes(content)
+    rest: int = recorddict_to_proto(RecordDict(shells)).ByteSize()
+    return rest + headers - payload_bytes(content)

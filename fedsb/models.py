@@ -7,11 +7,11 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from fedsb.adapters import SPECS, AdapterSpec, LowRankLayer, attach, layers, match_targets, read, scale_of, set_residuals, write
+from fedsb.data import pad_id
 from fedsb.errors import UserError
 from fedsb.frozen import Frozen
 from fedsb.rng import torch_stream
@@ -39,6 +40,7 @@ class AdaptedModel:
         scale: s of every layer.
         head: sorted names of the trained parameters outside the adapters.
         tokenizer: of the model; None for shapes without weights.
+        initial: factors and head as they were built.
     """
 
     model: nn.Module
@@ -46,6 +48,7 @@ class AdaptedModel:
     scale: float
     head: tuple[str, ...]
     tokenizer: PreTrainedTokenizerBase | None
+    initial: State = field(default_factory=State)
 
     @cached_property
     def layers(self) -> dict[str, LowRankLayer]:
@@ -62,7 +65,7 @@ class AdaptedModel:
         """Layout of what is trained and travels: factors and head."""
         parameters = dict(self.model.named_parameters())
         rank = next(iter(self.layers.values())).rank
-        shapes = {
+        shapes: dict[Name, tuple[int, ...]] = {
             Name(module, role): self.spec.shape(role, m, n, rank) for module, (m, n) in self.shapes.items() for role in self.spec.trained
         }
         shapes |= {Name(name, HEAD): tuple(parameters[name].shape) for name in self.head}
@@ -75,6 +78,10 @@ class AdaptedModel:
     def _head_state(self) -> State:
         parameters = dict(self.model.named_parameters())
         return State({Name(name, HEAD): parameters[name].detach().to("cpu", torch.float32, copy=True) for name in self.head})
+
+    def reset(self) -> None:
+        """Bring the model back to what it was when it was built; a process keeps it from one run to the next."""
+        self.install(self.initial, Frozen())
 
     def install(self, state: State, frozen: Frozen) -> None:
         """Write a whole server state into the model: frozen factors and residuals, trained factors, head."""
@@ -89,8 +96,11 @@ class AdaptedModel:
     def trainable(self) -> dict[Name, nn.Parameter]:
         """Return the parameters that a client trains, by name."""
         parameters = dict(self.model.named_parameters())
-        factors = {Name(m, role): layer.factor(role).weight for m, layer in self.layers.items() for role in self.spec.trained}
-        return dict(sorted({**factors, **{Name(name, HEAD): parameters[name] for name in self.head}}.items()))
+        found: dict[Name, nn.Parameter] = {Name(name, HEAD): parameters[name] for name in self.head}
+        for module, layer in self.layers.items():
+            for role in self.spec.trained:
+                found[Name(module, role)] = cast(nn.Parameter, layer.factor(role).weight)
+        return {name: found[name] for name in sorted(found)}
 
     @property
     def device(self) -> torch.device:
@@ -143,9 +153,14 @@ def build_model(
     for name in head:
         parameters[name].requires_grad_(True)
     tokenizer = None if device == "meta" else load_tokenizer(model)
-    if tokenizer is not None and getattr(network.config, "pad_token_id", None) is None:
-        network.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return AdaptedModel(network, SPECS[family], scale, head, tokenizer)
+    settings: Any = network.config
+    if tokenizer is not None and getattr(settings, "pad_token_id", None) is None:
+        # Sequence models look for the last real token; without a padding id they refuse batches.
+        settings.pad_token_id = pad_id(tokenizer)
+    adapted = AdaptedModel(network, SPECS[family], scale, head, tokenizer)
+    if device != "meta":
+        adapted.initial = read(network, *adapted.spec.factors).merge(adapted.trained())
+    return adapted
 
 
 def head_parameters(network: nn.Module, head: str | tuple[str, ...], task: Task) -> tuple[str, ...]:
@@ -170,7 +185,8 @@ def head_parameters(network: nn.Module, head: str | tuple[str, ...], task: Task)
 
 
 def _output_embedding(network: nn.Module) -> tuple[str, ...]:
-    output = network.get_output_embeddings() if hasattr(network, "get_output_embeddings") else None
+    find: Any = getattr(network, "get_output_embeddings", None)
+    output = find() if find else None
     return tuple(name for name, module in network.named_modules() if output is not None and module is output)
 
 
@@ -267,7 +283,7 @@ def _quiet() -> Iterator[None]:
     """Keep transformers' remarks on freshly drawn heads and progress bars out of the output."""
     level = hf_logging.get_verbosity()
     hf_logging.set_verbosity(logging.ERROR)
-    hf_logging.disable_progress_bar()
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

@@ -118,7 +118,8 @@ def _names_fit_clients(config: Config) -> None:
     names = config.federation.names
     if names is not None and len(set(names)) != config.federation.num_clients:
         raise UserError(
-            f"federation.names gives {len(set(names))} different names for federation.num_clients={config.federation.num_clients}; make the two equal"
+            f"federation.names gives {len(set(names))} different names for "
+            f"federation.num_clients={config.federation.num_clients}; make the two equal"
         )
 
 
@@ -126,7 +127,8 @@ def _cohort_can_answer(config: Config) -> None:
     drawn = cohort_size(config.federation.num_clients, config.federation.fraction)
     if config.federation.min_replies > drawn:
         raise UserError(
-            f"federation.min_replies={config.federation.min_replies} exceeds the {drawn} clients a round draws; lower it or raise federation.fraction"
+            f"federation.min_replies={config.federation.min_replies} exceeds the {drawn} clients a round draws; "
+            "lower it or raise federation.fraction"
         )
 
 

@@ -7,7 +7,6 @@ from typing import Any
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Words = str | tuple[str, ...]
 

@@ -24,10 +24,10 @@ from fedsb.adapters.export import export_peft
 from fedsb.adapters.starts import DATA_FREE, core, sign_start
 from fedsb.assembly import anchored, corpus_of, home, model_of, parts_of, public_features, task_of, test_features, use_threads
 from fedsb.checkpoint import save_checkpoint
-from fedsb.config import load, save
+from fedsb.config import as_yaml, load
 from fedsb.errors import RunError, UserError
 from fedsb.evaluation import evaluate
-from fedsb.frozen import Frozen, FrozenLog
+from fedsb.frozen import FrozenLog
 from fedsb.messages import decode_arrays, encode_arrays
 from fedsb.models import AdaptedModel, locate
 from fedsb.report.progress import Progress
@@ -93,7 +93,7 @@ def serve(config: Config, grid: Grid, output: Path) -> dict[str, Any]:
     use_threads(config)
     prepared = prepare(config)
     folder = RunFolder(output)
-    save(config, folder.path / "config.yaml")
+    folder.write_config(as_yaml(config))
     with Progress(config.federation.num_rounds) as progress:
         listener = Recorder(folder, progress)
         prepared.strategy.listener = listener
@@ -161,7 +161,7 @@ def build_strategy(config: Config, **parts: Any) -> LowRankStrategy:
 
 def _start(config: Config, adapted: AdaptedModel, frozen: FrozenLog) -> tuple[State, Start | None]:
     """Return the first trained state and what is left to do with the clients; a basis known already goes to the log."""
-    adapted.install(State(), Frozen())
+    adapted.reset()
     base, kind, init, rank = adapted.trained(), start_kind(config), config.init, config.adapter.rank
     if kind == "gradient" and init.evidence == "clients":
         return base, GradientStart(sketch_of(init, rank, config.seed), adapted.shapes, core_kind=init.core, step=init.step)

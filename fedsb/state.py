@@ -33,8 +33,8 @@ class State(Mapping[Name, Tensor]):
     __slots__ = ("_tensors",)
 
     def __init__(self, tensors: Mapping[Name, Tensor] | Iterable[tuple[Name, Tensor]] = ()) -> None:
-        items = dict(tensors)
-        self._tensors = {Name(*name): items[name] for name in sorted(items)}
+        items: dict[Name, Tensor] = dict(tensors)
+        self._tensors: dict[Name, Tensor] = {Name(*name): items[name] for name in sorted(items)}
 
     def __getitem__(self, name: Name) -> Tensor:
         return self._tensors[name]
@@ -112,10 +112,7 @@ class Layout:
 
 def pack(state: State) -> dict[str, Tensor]:
     """Concatenate a state into one flat tensor per group (``trained``, ``head``), in sorted order."""
-    return {
-        group: torch.cat([state[name].reshape(-1) for name, _ in entries])
-        for group, entries in Layout.of(state).groups.items()
-    }
+    return {group: torch.cat([state[name].reshape(-1) for name, _ in entries]) for group, entries in Layout.of(state).groups.items()}
 
 
 def unpack(flats: Mapping[str, Tensor], layout: Layout) -> State:
@@ -132,7 +129,7 @@ def unpack(flats: Mapping[str, Tensor], layout: Layout) -> State:
         sizes = [math.prod(shape) for _, shape in entries]
         if flats[group].numel() != sum(sizes):
             raise ValueError(f"group '{group}' holds {flats[group].numel()} values, expected {sum(sizes)}")
-        for (name, shape), part in zip(entries, flats[group].split(sizes), strict=True):
+        for (name, shape), part in zip(entries, torch.split(flats[group], sizes), strict=True):
             tensors[name] = part.view(shape)
     return State(tensors)
 
@@ -173,11 +170,11 @@ class WeightedSum:
         if self._sum and self._sum.keys() != state.keys():
             raise ValueError(f"states differ: {Layout.of(State(self._sum)).difference(Layout.of(state))}")
         for name, t in state.items():
-            term = t.detach().to("cpu", torch.float64)
+            term = t.detach().to("cpu")
             if name in self._sum:
-                self._sum[name].add_(term, alpha=weight)
+                self._sum[name].add_(term, alpha=weight)  # widens as it goes: no copy in float64
             else:
-                self._sum[name] = term * weight
+                self._sum[name] = term.to(torch.float64) * weight
         self.total_weight += weight
 
     def mean(self) -> State:

@@ -177,4 +177,5 @@ def _ranks(x: Tensor) -> Tensor:
     """Average ranks, so that ties count as in Spearman's definition."""
     _, inverse, counts = torch.unique(x, sorted=True, return_inverse=True, return_counts=True)
     ends = counts.cumsum(0).double()
-    return (ends - (counts.double() - 1) / 2)[inverse]
+    ranks: Tensor = ends - (counts.double() - 1) / 2
+    return ranks[inverse]

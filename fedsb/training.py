@@ -76,7 +76,9 @@ def plan_batches(lengths: Sequence[int], train: TrainConfig, site: Site) -> list
     """Return the batches of a round: ``local_epochs`` passes, or exactly ``local_steps`` batches."""
     generator = numpy_generator(site.seed, "batches", site.client, site.round)
     if train.local_steps is None:
-        return [batch for _ in range(train.local_epochs) for batch in order(lengths, train.batch_size, bucket=train.bucket, generator=generator)]
+        return [
+            batch for _ in range(train.local_epochs) for batch in order(lengths, train.batch_size, bucket=train.bucket, generator=generator)
+        ]
     batches: list[list[int]] = []
     while len(batches) < train.local_steps:
         batches += order(lengths, train.batch_size, bucket=train.bucket, generator=generator)

@@ -1,9 +1,10 @@
 """Server side: one Flower ``Strategy`` subclass per method, over :class:`LowRankStrategy`."""
 
-from strategies.base import LowRankStrategy, Participation
+from strategies.base import LowRankStrategy
 from strategies.fed_sb import FedSB
 from strategies.fedavg_lora import FedAvgLoRA
 from strategies.fedex_lora import FedExLoRA
+from strategies.participation import Participation
 
 STRATEGIES: dict[str, type[LowRankStrategy]] = {"fed_sb": FedSB, "fedavg_lora": FedAvgLoRA, "fedex_lora": FedExLoRA}
 

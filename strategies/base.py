@@ -8,87 +8,31 @@ measures bytes and exactness. It knows no runtime: any Flower ``Grid`` will do.
 from __future__ import annotations
 
 import logging
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedsb.adapters import AdapterSpec
-from fedsb.errors import RunError
 from fedsb.exactness import ExactnessMeter
 from fedsb.frozen import FrozenLog
 from fedsb.messages import Instruction, decode_arrays, encode_arrays, quantise
-from fedsb.report.records import RoundRecord
 from fedsb.rules import cohort_size
-from fedsb.state import Layout, State, subtract, squared_norm, unpack
+from fedsb.schedule import dispatch_order, draw_cohort
+from fedsb.state import Layout, State, squared_norm, subtract, unpack
 from strategies.inbox import Inbox, Upload
+from strategies.participation import WEIGHTINGS, Listener, Participation
 from strategies.reducers import Reducer
 from strategies.roster import Roster
-from fedsb.schedule import dispatch_order, draw_cohort
+from strategies.rounds import RoundState
 from strategies.server_optimizer import ServerOptimizer
-from strategies.transport import Request, Tally, Transport
+from strategies.transport import Request, Transport
 
 LOG = logging.getLogger(__name__)
 Start = Callable[["LowRankStrategy", Grid, ArrayRecord], ArrayRecord]
-WEIGHTINGS: dict[str, Callable[[int], float]] = {"examples": float, "uniform": lambda num_examples: 1.0}
-
-
-class Listener(Protocol):
-    """Is told how a run goes."""
-
-    def begin(self, round_number: int, clients: Sequence[str]) -> None:
-        """An exchange with these clients begins."""
-
-    def reply(self, client: str, ok: bool) -> None:
-        """A client's reply counted, or did not."""
-
-    def end(self, record: RoundRecord, state: State, frozen: FrozenLog) -> None:
-        """A round is over; ``state`` and ``frozen`` are what clients are sent next."""
-
-
-@dataclass(frozen=True)
-class Participation:
-    """How clients take part.
-
-    Attributes:
-        clients: names of the logical clients.
-        fraction: share of them that a round draws.
-        weighting: ``examples`` or ``uniform``.
-        min_replies: a round with fewer valid replies stops the run.
-        wait: seconds to wait for nodes before the first round.
-        evaluate: whether clients evaluate on their held-out parts too.
-        seed: names the streams of the schedule.
-    """
-
-    clients: tuple[str, ...]
-    fraction: float = 1.0
-    weighting: str = "examples"
-    min_replies: int = 1
-    wait: float = 0.0
-    evaluate: bool = False
-    seed: int = 0
-
-
-@dataclass
-class _Round:
-    """What a round in progress has collected."""
-
-    number: int
-    order: tuple[str, ...]
-    tally: Tally
-    begun: float = field(default_factory=time.monotonic)
-    cpu_begun: float = field(default_factory=time.process_time)
-    clients: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    losses: list[tuple[float, float]] = field(default_factory=list)
-    extras: dict[str, float] = field(default_factory=dict)
-    gap: float | None = None
-    client_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class LowRankStrategy(Strategy):
@@ -136,7 +80,7 @@ class LowRankStrategy(Strategy):
         self._exactness = exactness
         self._meter: ExactnessMeter | None = None
         self._reducer: Reducer | None = None
-        self._round: _Round | None = None
+        self._round: RoundState | None = None
         self._transport: Transport | None = None
         self._timeout = 3600.0
 
@@ -183,7 +127,7 @@ class LowRankStrategy(Strategy):
         cohort = draw_cohort(p.clients, size, seed=p.seed, round_number=server_round)
         transport.roster.refresh(grid)
         order = dispatch_order(cohort, transport.roster.num_examples)
-        self._round = _Round(server_round, order, transport.new_tally())
+        self._round = RoundState(server_round, order)
         self._current = unpack(decode_arrays(arrays), self.layout)
         requests = self._requests(order, "train", Instruction("", server_round), arrays)
         self._reducer = self.new_reducer()
@@ -199,7 +143,8 @@ class LowRankStrategy(Strategy):
         Raises:
             RunError: fewer valid replies than ``min_replies``.
         """
-        assert self._round is not None and self._reducer is not None
+        assert self._round is not None
+        assert self._reducer is not None
         for upload in self._uploads(replies, self.layout):
             weight = WEIGHTINGS[self.participation.weighting](upload.num_examples)
             self._reducer.add(upload.state, weight)
@@ -207,8 +152,8 @@ class LowRankStrategy(Strategy):
                 self._meter.add(upload.state, weight)
             if "loss" in upload.metrics:
                 self._round.losses.append((upload.metrics["loss"], weight))
-        self._check_quorum()
-        return encode_arrays(self._finish(), self.wire_dtype), MetricRecord(self._train_metrics())  # type: ignore[arg-type]
+        self._round.check_quorum(self.participation.min_replies)
+        return encode_arrays(self._finish(), self.wire_dtype), MetricRecord(self._round.train_metrics())
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Return one evaluation message for each client of the cohort, where the configuration asks for it."""
@@ -253,7 +198,7 @@ class LowRankStrategy(Strategy):
         result = Result()
         transport = self._connect(grid)
         transport.roster.wait(grid, self.participation.wait, self.participation.min_replies)
-        self._round = _Round(0, (), transport.new_tally())
+        self._round = RoundState(0)
         arrays = self.start_phase(self, grid, initial_arrays) if self.start_phase else initial_arrays
         self._close(0, arrays, evaluate_fn, result)
         for number in range(1, num_rounds + 1):
@@ -268,7 +213,8 @@ class LowRankStrategy(Strategy):
         transport = self._connect(grid)
         messages = list(self.configure_train(number, arrays, train or ConfigRecord(), grid))
         updated, metrics = self.aggregate_train(number, transport.replies(messages, self._timeout))
-        assert updated is not None and metrics is not None
+        assert updated is not None
+        assert metrics is not None
         result.train_metrics_clientapp[number] = metrics
         messages = list(self.configure_evaluate(number, updated, evaluate or ConfigRecord(), grid))
         if messages and (evaluated := self.aggregate_evaluate(number, transport.replies(messages, self._timeout))):
@@ -282,8 +228,9 @@ class LowRankStrategy(Strategy):
         metrics = evaluate_fn(number, arrays) if evaluate_fn else None
         if metrics is not None:
             result.evaluate_metrics_serverapp[number] = metrics
+        assert self._round is not None
         if self.listener:
-            self.listener.end(self._record(metrics or {}), unpack(decode_arrays(arrays), self.layout), self.frozen)
+            self.listener.end(self._round.record(metrics or {}), unpack(decode_arrays(arrays), self.layout), self.frozen)
 
     # -- parts of a round
 
@@ -304,7 +251,7 @@ class LowRankStrategy(Strategy):
         requests = self._requests(order, "train.evidence", Instruction("", 0, stage=stage, digest=sent.digest), arrays)
         messages = transport.address(requests, self._round.failed)
         yield from self._uploads(transport.replies(messages, self._timeout), wanted)
-        self._check_quorum()
+        self._round.check_quorum(self.participation.min_replies)
 
     def _connect(self, grid: Grid) -> Transport:
         if self._transport is None or self._transport.grid is not grid:
@@ -327,7 +274,8 @@ class LowRankStrategy(Strategy):
 
     def _uploads(self, replies: Iterable[Message], layout: Layout) -> Iterator[Upload]:
         """Yield valid replies in dispatch order; note the others as failed."""
-        assert self._round is not None and self._transport is not None
+        assert self._round is not None
+        assert self._transport is not None
         inbox = Inbox(self._round.order, layout, self._round.failed)
         if self.listener:
             self.listener.begin(self._round.number, self._round.order)
@@ -347,16 +295,10 @@ class LowRankStrategy(Strategy):
                 self._round.clients.append(upload.client)
             yield upload
 
-    def _check_quorum(self) -> None:
-        assert self._round is not None
-        valid, needed = len(self._round.clients), self.participation.min_replies
-        if valid < needed:
-            reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(self._round.failed.items())[:3])
-            raise RunError(f"round {self._round.number}: {valid} valid replies, federation.min_replies={needed} ({reasons})")
-
     def _finish(self) -> State:
         """Close the reducer, apply the server optimiser, append the residual, measure exactness."""
-        assert self._round is not None and self._reducer is not None
+        assert self._round is not None
+        assert self._reducer is not None
         aggregate = self._reducer.finish()
         state = aggregate.state
         self._round.extras = dict(aggregate.extras)
@@ -368,31 +310,3 @@ class LowRankStrategy(Strategy):
             self._round.extras["server_step"] = squared_norm(subtract(state, mean)) ** 0.5
         self.frozen.append(aggregate.residual)
         return state
-
-    def _train_metrics(self) -> dict[str, Any]:
-        assert self._round is not None
-        weight = sum(w for _, w in self._round.losses)
-        loss = {"train_loss": sum(x * w for x, w in self._round.losses) / weight} if weight else {}
-        return {**loss, "clients": len(self._round.clients), "failed": len(self._round.failed)}
-
-    def _record(self, metrics: dict[str, Any] | MetricRecord) -> RoundRecord:
-        assert self._round is not None
-        r = self._round
-        return RoundRecord(
-            round=r.number,
-            clients=tuple(r.clients),
-            failed=dict(r.failed),
-            metrics={key: float(value) for key, value in metrics.items()},  # type: ignore[arg-type]
-            client_metrics=dict(r.client_metrics),
-            train_loss=self._train_metrics().get("train_loss"),
-            payload_up=r.tally.up,
-            payload_down=r.tally.down,
-            payload_one_off=r.tally.one_off,
-            overhead=r.tally.overhead,
-            exactness_gap=r.gap,
-            extras=r.extras,
-            wall_s=time.monotonic() - r.begun,
-            cpu_s=time.process_time() - r.cpu_begun,
-        )
-
-

@@ -23,37 +23,65 @@ class FedExReducer:
     """Means of A, B and head, and the residual as factors ``U = [s w_i (B_i − B̄)]``, ``V = [A_i − A_j]``.
 
     B̄ is taken as clients decode it. Rounding it to float32 changes the result below the accuracy of float32; with a coarser
-    ``decode`` the exact correction of both means is appended (2 r more ranks). The uploads of a round are kept until it ends.
+    ``decode`` the exact correction of both means is appended (2 r more ranks). Factors are copied to their place in U and V as they
+    come, and no upload is kept but the heaviest, which is client j.
 
     Args:
         scale: s.
         decode: rounds a state to what clients decode from the wire.
         coarse: whether ``decode`` rounds below float32.
         truncate: rank r' of the residual sent; None sends it whole.
+        cohort: uploads to expect, to make room for once; others are taken too.
     """
 
-    def __init__(self, scale: float, decode: Callable[[State], State], *, coarse: bool = False, truncate: int | None = None) -> None:
+    def __init__(
+        self, scale: float, decode: Callable[[State], State], *, coarse: bool = False, truncate: int | None = None, cohort: int = 0
+    ) -> None:
         self._scale = scale
         self._decode = decode
         self._coarse = coarse
         self._truncate = truncate
+        self._cohort = cohort
         self.begin(State())
 
     def begin(self, current: State) -> None:
         """Forget the last round's uploads."""
         self._sum = WeightedSum()
-        self._factors: dict[Name, list[Tensor]] = {}
+        self._heaviest: tuple[State, float] | None = None
+        self._stacks: dict[str, tuple[Tensor, Tensor]] = {}
         self._weights: list[float] = []
 
     def add(self, upload: State, weight: float) -> None:
-        """Add to the means and keep the factors."""
+        """Add to the means and stack the factors; the heaviest so far stands aside."""
         self._sum.add(upload, weight)
+        factors = upload.pick("A", "B")
+        if self._heaviest is None:
+            self._heaviest = factors, weight
+            return
+        if weight > self._heaviest[1]:
+            (factors, weight), self._heaviest = self._heaviest, (factors, weight)
+        for module in factors.modules:
+            a, b = factors[Name(module, "A")], factors[Name(module, "B")]
+            left, right = self._room(module, a, b)
+            place = slice(len(self._weights) * len(a), (len(self._weights) + 1) * len(a))
+            left[:, place], right[place] = b, a
         self._weights.append(weight)
-        for name, tensor in upload.pick("A", "B").items():
-            self._factors.setdefault(name, []).append(tensor)
+
+    def _room(self, module: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the stacks of a module with room for one upload more."""
+        used = len(self._weights)
+        left, right = self._stacks.get(module, (torch.empty(len(b), 0), torch.empty(0, a.shape[1])))
+        if len(right) < (used + 1) * len(a):
+            width = max(self._cohort - 1, 2 * used, 1) * len(a) + self._extra(len(a))
+            left, right = _sized(left, len(b), width), _sized(right, width, a.shape[1])
+            self._stacks[module] = left, right
+        return left, right
+
+    def _extra(self, rank: int) -> int:
+        return 2 * rank if self._coarse else 0
 
     def finish(self) -> Aggregate:
-        """Return the means and the residual; the kept factors are released on the way."""
+        """Return the means and the residual; the stacks become U and V."""
         mean = self._sum.mean()
         state = self._decode(mean)
         residual: dict[Name, Tensor] = {}
@@ -72,24 +100,31 @@ class FedExReducer:
 
     def _residual(self, module: str, mean: State, state: State) -> tuple[Tensor, Tensor]:
         """Return U (m, ρ) and V (ρ, n) of one module."""
+        assert self._heaviest is not None
         a, b = Name(module, "A"), Name(module, "B")
-        lefts, rights = self._factors.pop(b), self._factors.pop(a)
-        heaviest = max(range(len(self._weights)), key=lambda i: (self._weights[i], -i))
-        others = [i for i in range(len(self._weights)) if i != heaviest]
-        rank, total = state[a].shape[0], sum(self._weights)
-        extra = 2 * rank if self._coarse else 0
-        left = torch.empty(state[b].shape[0], len(others) * rank + extra)
-        for slot, i in enumerate(others):
-            torch.sub(lefts[i], state[b], out=left[:, slot * rank : (slot + 1) * rank]).mul_(self._scale * self._weights[i] / total)
-        lefts.clear()
-        right = torch.empty(len(others) * rank + extra, state[a].shape[1])
-        for slot, i in enumerate(others):
-            torch.sub(rights[i], rights[heaviest], out=right[slot * rank : (slot + 1) * rank])
-        if extra:
+        reference, rank, count = self._heaviest[0][a], len(state[a]), len(self._weights)
+        used, width = count * rank, count * rank + self._extra(rank)
+        left, right = self._stacks.pop(module, (torch.empty(0, 0), torch.empty(0, 0)))
+        left, right = _sized(left, len(state[b]), width), _sized(right, width, state[a].shape[1])
+        if count:
+            shares = torch.tensor([self._scale * weight / self._sum.total_weight for weight in self._weights])
+            left[:, :used].unflatten(1, (count, rank)).sub_(state[b].unsqueeze(1)).mul_(shares.unsqueeze(1))
+            right[:used].unflatten(0, (count, rank)).sub_(reference)
+        if width > used:
             # Σ w B A − B̄' Ā' = Σ w (B_i − B̄')(A_i − A_j) + (B̄ − B̄') A_j + B̄' (Ā − Ā') for rounded means B̄', Ā'.
-            left[:, -extra:] = self._scale * torch.cat([mean[b] - state[b], state[b]], dim=1)
-            right[-extra:] = torch.cat([rights[heaviest].double(), mean[a] - state[a]])
+            left[:, used:] = self._scale * torch.cat([mean[b] - state[b], state[b]], dim=1)
+            right[used:] = torch.cat([reference.double(), mean[a] - state[a]])
         return left, right
+
+
+def _sized(stack: Tensor, *shape: int) -> Tensor:
+    """Return a stack of the given shape that holds what of ``stack`` it has room for: the stack itself where it fits already."""
+    if stack.shape == shape:
+        return stack
+    rows, columns = map(min, stack.shape, shape)
+    sized = torch.empty(shape)
+    sized[:rows, :columns] = stack[:rows, :columns]
+    return sized
 
 
 def truncate(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:
@@ -136,4 +171,4 @@ class FedExLoRA(LowRankStrategy):
 
     def new_reducer(self) -> Reducer:
         """Return the means with their residual."""
-        return FedExReducer(self.scale, self.decode, coarse=self.wire_dtype != "float32", truncate=self._truncate)
+        return FedExReducer(self.scale, self.decode, coarse=self.wire_dtype != "float32", truncate=self._truncate, cohort=len(self.round_clients))

@@ -16,7 +16,8 @@ from fedsb.adapters.starts import Sketch, core
 from fedsb.messages import decode_arrays, encode_arrays
 from fedsb.sketching import reply_layout
 from fedsb.state import Layout, State, WeightedSum, unpack
-from strategies.base import WEIGHTINGS, LowRankStrategy
+from strategies.base import LowRankStrategy
+from strategies.participation import WEIGHTINGS
 
 LOG = logging.getLogger(__name__)
 

@@ -64,6 +64,8 @@ class Inbox:
         if reply.has_error():
             raise LayoutError(f"error {reply.error.code}: {_last_line(reply.error.reason)}")
         answer = decode_reply(reply.content)
+        if answer.missing:
+            raise LayoutError("lacks frozen state although it was sent all of it")
         state = answer.state(self._layout)
         if broken := non_finite(state):
             raise LayoutError(f"{broken.role} of '{broken.module}' holds NaN or infinity")

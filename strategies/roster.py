@@ -84,13 +84,16 @@ class Roster:
             if reply.has_error():
                 LOG.warning("node %d did not describe itself: %s", node, reply.error.reason)
                 continue
-            self._note(node, reply.content)
+            try:
+                self._note(node, reply.content)
+            except (KeyError, TypeError, ValueError) as error:
+                LOG.warning("node %d did not describe itself: %s", node, f"{type(error).__name__}: {error}")
 
     def _ask(self, grid: Grid, nodes: Sequence[int], clients: Sequence[str]) -> list[tuple[int, Message]]:
         if not nodes:
             return []
-        config = {"clients": json.dumps(clients), "labels": json.dumps(self._labels)}
-        messages = [Message(RecordDict({"config": ConfigRecord(config)}), node, DESCRIBE) for node in nodes]  # type: ignore[dict-item]
+        content = RecordDict({"config": ConfigRecord({"clients": json.dumps(clients), "labels": json.dumps(self._labels)})})
+        messages = [Message(content, node, DESCRIBE) for node in nodes]
         replies = list(grid.send_and_receive(messages, timeout=self._timeout))
         by_message = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
         return [(by_message.get(r.metadata.reply_to_message_id, r.metadata.src_node_id), r) for r in replies]
@@ -100,7 +103,7 @@ class Roster:
         counts: MetricRecord = content.metric_records["metrics"]
         client = str(config["client"])
         names = [str(name) for name in json.loads(str(config["counted"]))]
-        self.num_examples |= dict(zip(names, (int(n) for n in counts["num-examples"]), strict=True))  # type: ignore[union-attr,arg-type]
+        self.num_examples |= dict(zip(names, (int(n) for n in counts["num-examples"]), strict=True))  # type: ignore[union-attr]
         if not client:
             self._simulated.append(node)
         elif client in self.clients:

@@ -45,7 +45,7 @@ class Transport:
     """Sends requests and yields replies as they come.
 
     It knows which version of the frozen log each client holds. A client that turns out to lack more says so; it is sent the
-    whole log and asked again, and those bytes count like any other.
+    whole log and asked again, once a request, and those bytes count like any other.
 
     Args:
         grid: any Flower grid.
@@ -59,15 +59,13 @@ class Transport:
         self._frozen = frozen
         self._held: dict[str, int] = {}
         self._addressed: list[tuple[Message, Request]] = []
-
-    def new_tally(self) -> Tally:
-        """Return a fresh count for a round."""
-        return Tally()
+        self._caught_up: set[str] = set()
 
     def address(self, requests: Sequence[Request], failed: dict[str, str]) -> list[Message]:
         """Return the messages for the clients that are connected; note the others in ``failed``."""
         messages = []
         self._addressed = []
+        self._caught_up = set()
         for request in requests:
             node = self.roster.node_of(request.instruction.client)
             if node is None:
@@ -97,7 +95,9 @@ class Transport:
                 if request is None:
                     continue
                 self._count_reply(request, reply)
-                if _lacks_frozen(reply):
+                client = request.instruction.client
+                if _lacks_frozen(reply) and client not in self._caught_up:
+                    self._caught_up.add(client)
                     pending |= self._push([self._message(request, reply.metadata.src_node_id, 0)])
                 else:
                     yield reply

@@ -30,7 +30,7 @@ def is_adaptable(module: nn.Module) -> bool:
 
 def shape_of(base: nn.Module) -> tuple[int, int]:
     """Return (m, n) = (out, in) of an ``nn.Linear`` or ``Conv1D``."""
-    rows, columns = base.weight.shape  # type: ignore[misc,operator]
+    rows, columns = base.weight.shape  # type: ignore[misc]
     return (rows, columns) if OUT_IN[type(base)] else (columns, rows)
 
 
@@ -102,9 +102,17 @@ class LowRankLayer(nn.Module):
         held = weight.detach().to(self._pristine.device)
         return None if torch.equal(held, self._pristine) else out_in(self.base, held.double() - self._pristine.double())
 
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> LowRankLayer:
+        """Move the pristine W0 along where the layer moves to another device or dtype."""
+        weight: Tensor = self.base.weight  # type: ignore[assignment]
+        shared = self._pristine.data_ptr() == weight.data_ptr()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._pristine = self.base.weight.data if shared else fn(self._pristine)  # type: ignore[assignment]
+        return self
+
     def delta(self) -> Tensor:
         """Return the dense ``s · B R A`` (m, n); for tests, merging and export."""
-        product = self.factor(self.spec.factors[0]).weight
+        product: Tensor = self.factor(self.spec.factors[0]).weight
         for role in self.spec.factors[1:]:
             product = product @ self.factor(role).weight
         return self.scale * product.detach()

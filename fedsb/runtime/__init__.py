@@ -1,1 +1,1 @@
-"""Where a federation runs: in this process, or in a private Flower simulation."""
+"""Where clients run: grids that carry the same messages to the same ClientApp, and the launcher of Flower's own."""

@@ -1,0 +1,42 @@
+"""From a run's folder to a model of its own: ``fedsb export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fedsb.adapters.export import merged_copy
+from fedsb.assembly import corpus_of, task_of
+from fedsb.checkpoint import load_checkpoint
+from fedsb.config import read
+from fedsb.errors import UserError
+from fedsb.models import build_model
+
+
+def export_merged(folder: Path, out: Path) -> Path:
+    """Write the merged model and its tokenizer of a run in transformers' format.
+
+    Args:
+        folder: the run's folder, with ``config.yaml`` and ``checkpoints/``.
+        out: where to write; must not hold a model yet.
+
+    Raises:
+        UserError: the folder holds no run, or ``out`` holds a model already.
+    """
+    if (out / "config.json").exists():
+        raise UserError(f"'{out}' already holds a model; name another folder: fedsb export {folder} OUT")
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"'{folder}' holds no run (config.yaml is missing); give the output folder of a run")
+    config = read(folder / "config.yaml")
+    try:
+        _, state, log = load_checkpoint(folder / "checkpoints")
+    except FileNotFoundError:
+        raise UserError(f"'{folder}' holds no checkpoint: the run did not finish its start") from None
+    labels = corpus_of(config).labels
+    adapted = build_model(config.model, config.adapter, family=config.method.adapter, task=task_of(config), labels=labels, seed=config.seed)
+    adapted.install(state, log.view())
+    merged: Any = merged_copy(adapted.model)
+    merged.save_pretrained(out)
+    if adapted.tokenizer is not None:
+        adapted.tokenizer.save_pretrained(out)
+    return out

@@ -1,0 +1,50 @@
+"""How clients take part in a run, and who is told how it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedsb.frozen import FrozenLog
+from fedsb.report.records import RoundRecord
+from fedsb.state import State
+
+# Weight of an upload in the mean, from the client's number of examples.
+WEIGHTINGS: dict[str, Callable[[int], float]] = {"examples": float, "uniform": lambda num_examples: 1.0}
+
+
+class Listener(Protocol):
+    """Is told how a run goes."""
+
+    def begin(self, round_number: int, clients: Sequence[str]) -> None:
+        """An exchange with these clients begins."""
+
+    def reply(self, client: str, ok: bool) -> None:
+        """A client's reply counted, or did not."""
+
+    def end(self, record: RoundRecord, state: State, frozen: FrozenLog) -> None:
+        """A round is over; ``state`` and ``frozen`` are what clients are sent next."""
+
+
+@dataclass(frozen=True)
+class Participation:
+    """How clients take part.
+
+    Attributes:
+        clients: names of the logical clients.
+        fraction: share of them that a round draws.
+        weighting: ``examples`` or ``uniform``.
+        min_replies: a round with fewer valid replies stops the run.
+        wait: seconds to wait for nodes before the first round.
+        evaluate: whether clients evaluate on their held-out parts too.
+        seed: names the streams of the schedule.
+    """
+
+    clients: tuple[str, ...]
+    fraction: float = 1.0
+    weighting: str = "examples"
+    min_replies: int = 1
+    wait: float = 0.0
+    evaluate: bool = False
+    seed: int = 0

@@ -1,0 +1,77 @@
+"""What a round in progress has collected, and the record that it becomes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedsb.errors import RunError
+from fedsb.report.records import RoundRecord
+from strategies.transport import Tally
+
+
+@dataclass
+class RoundState:
+    """A round in progress; 0 is the start.
+
+    Attributes:
+        number: server round.
+        order: the cohort in dispatch order.
+        clients: whose replies counted.
+        failed: reason by client of those whose reply did not.
+        losses: (training loss, weight) of each upload.
+    """
+
+    number: int
+    order: tuple[str, ...] = ()
+    tally: Tally = field(default_factory=Tally)
+    begun: float = field(default_factory=time.monotonic)
+    cpu_begun: float = field(default_factory=time.process_time)
+    clients: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    losses: list[tuple[float, float]] = field(default_factory=list)
+    extras: dict[str, float] = field(default_factory=dict)
+    gap: float | None = None
+    client_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def check_quorum(self, needed: int) -> None:
+        """Stop the run where too few replies counted.
+
+        Raises:
+            RunError: fewer than ``needed``.
+        """
+        if len(self.clients) < needed:
+            reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(self.failed.items())[:3])
+            raise RunError(f"round {self.number}: {len(self.clients)} valid replies, federation.min_replies={needed} ({reasons})")
+
+    def train_loss(self) -> float | None:
+        """Return the weighted mean of the clients' training losses."""
+        weight = sum(w for _, w in self.losses)
+        return sum(loss * w for loss, w in self.losses) / weight if weight else None
+
+    def train_metrics(self) -> dict[str, Any]:
+        """Return what Flower's result keeps of the training."""
+        loss = self.train_loss()
+        counts = {"clients": len(self.clients), "failed": len(self.failed)}
+        return counts if loss is None else {"train_loss": loss, **counts}
+
+    def record(self, metrics: Mapping[str, Any]) -> RoundRecord:
+        """Return the round's record with the server's metrics."""
+        return RoundRecord(
+            round=self.number,
+            clients=tuple(self.clients),
+            failed=dict(self.failed),
+            metrics={key: float(value) for key, value in metrics.items()},
+            client_metrics=dict(self.client_metrics),
+            train_loss=self.train_loss(),
+            payload_up=self.tally.up,
+            payload_down=self.tally.down,
+            payload_one_off=self.tally.one_off,
+            overhead=self.tally.overhead,
+            exactness_gap=self.gap,
+            extras=self.extras,
+            wall_s=time.monotonic() - self.begun,
+            cpu_s=time.process_time() - self.cpu_begun,
+        )
