@@ -150,12 +150,13 @@ def _log_to(path: Path) -> None:
 
 def report(arguments: list[str]) -> int:
     """Write the report of one run, or the comparison of several."""
-    from fedsb.report.report import write_comparison, write_report
+    from fedsb.report.report import write_reports
 
     folders = [Path(a) for a in arguments]
     if not folders:
         raise UserError("fedsb report needs the folder of a run: fedsb report outputs/…")
-    print(write_report(folders[0]) if len(folders) == 1 else write_comparison(folders))
+    for path in write_reports(folders):
+        print(path)
     return 0
 
 

@@ -127,8 +127,8 @@ def _decode_flat(key: str, array: Array) -> tuple[str, Tensor]:
     except (TypeError, ValueError, OSError, EOFError) as error:
         raise LayoutError(f"the array of group '{group}' cannot be read: {error}") from None
     stored = STORED.get(dtype or "float32")
-    if stored is None or values.dtype != stored:
-        raise LayoutError(f"group '{key}' holds {array.dtype} values; wire dtypes are {', '.join(STORED)}")
+    if stored is None or (array.dtype, tuple(array.shape)) != (stored.name, values.shape) or values.dtype != stored:
+        raise LayoutError(f"array '{key}' ({array.dtype} {list(array.shape)}) is not of a wire dtype ({', '.join(STORED)}) and its own shape")
     flat = torch.from_numpy(np.array(values))
     return group, flat.view(DTYPES[dtype]).to(torch.float32) if dtype else flat
 

@@ -13,7 +13,7 @@ from fedsb.frozen import Bundle, FrozenLog
 from fedsb.messages import Instruction, encode_instruction, overhead_bytes, payload_bytes, state_bytes
 from strategies.roster import Roster
 
-POLL_S = 0.02
+POLL_S = (0.02, 0.5)  # between two looks for replies: first, and at most
 
 
 @dataclass
@@ -87,6 +87,7 @@ class Transport:
         """Push messages and yield replies as they arrive, until all are there or ``timeout`` seconds are over."""
         pending = self._push(messages)
         deadline = time.monotonic() + timeout
+        pause = POLL_S[0]
         while pending and time.monotonic() < deadline:
             arrived = list(self.grid.pull_messages(sorted(pending)))
             for reply in arrived:
@@ -101,11 +102,13 @@ class Transport:
                     pending |= self._push([self._message(request, reply.metadata.src_node_id, 0)])
                 else:
                     yield reply
+            pause = POLL_S[0] if arrived else min(2 * pause, POLL_S[1])
             if not arrived:
-                time.sleep(POLL_S)
+                time.sleep(pause)
 
     def _push(self, messages: Sequence[Message]) -> set[str]:
-        return set(self.grid.push_messages(messages))
+        # A grid returns None for what it could not push: that client will not have answered in time.
+        return {message_id for message_id in self.grid.push_messages(messages) if message_id}
 
     def _message(self, request: Request, node: int, held: int) -> Message:
         bundle = self._frozen.bundle(held)
