@@ -9,6 +9,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -21,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from fedsb.errors import UserError, nearest, unknown
-from fedsb.rules import check
+from fedsb.rules import check, start_kind
 from fedsb.schema import Config
 
 ROOT = "config"
@@ -79,7 +80,7 @@ def typed(composed: DictConfig) -> Config:
     except ValidationError as error:
         raise _explain_value(error) from None
     check(config)
-    return config
+    return replace(config, init=replace(config.init, kind=start_kind(config)))
 
 
 def as_dict(config: Any) -> dict[str, Any]:
