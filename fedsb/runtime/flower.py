@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -115,15 +115,9 @@ class LocalFlower:
 
     def follow(self, run_id: int, write: Callable[[str], object] = print) -> None:
         """Pass on what the run prints until it ends, without Flower's and Ray's own chatter."""
-        command = [script("flwr"), "log", str(run_id), CONNECTION, "--stream"]
-        with subprocess.Popen(
-            command, env=self.environment, cwd=self.home, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as process:
-            try:
-                for line in own_lines(process.stdout or ()):
-                    write(line)
-            finally:
-                process.terminate()
+        with self._log(run_id, subprocess.PIPE) as process:
+            for line in own_lines(process.stdout or ()):
+                write(line)
 
     def status(self, run_id: int) -> RunStatus:
         """Ask how the run stands."""
@@ -138,10 +132,13 @@ class LocalFlower:
             TimeoutError: it takes longer than ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
+        # Asking for the status costs a second of CPU each time; the log's end is free and comes with the run's.
+        with self._log(run_id, subprocess.DEVNULL) as log, suppress(subprocess.TimeoutExpired):
+            log.wait(timeout)
         while not (status := self.status(run_id)).finished:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"run {run_id} is still {status.state} after {timeout:.0f} s; see {self.log_file}")
-            time.sleep(0.5)
+            time.sleep(1.0)
         self._open.remove(run_id)
         return status
 
@@ -178,6 +175,18 @@ class LocalFlower:
             if self._tree.root.poll() is not None or time.monotonic() > deadline:
                 raise FlowerError(f"the SuperLink did not start on {self.address}; the end of {self.log_file}:\n{tail(self.log_file)}")
             time.sleep(0.1)
+
+    @contextmanager
+    def _log(self, run_id: int, sink: int) -> Iterator[subprocess.Popen[str]]:
+        """Stream the run's log into ``sink`` until the run or the block ends."""
+        command = [script("flwr"), "log", str(run_id), CONNECTION, "--stream"]
+        with subprocess.Popen(
+            command, env=self.environment, cwd=self.home, text=True, stdout=sink, stderr=subprocess.DEVNULL, start_new_session=True
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.terminate()
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:
         """Run a ``flwr`` command and return what it answers in JSON."""
