@@ -128,7 +128,9 @@ def _decode_flat(key: str, array: Array) -> tuple[str, Tensor]:
         raise LayoutError(f"the array of group '{group}' cannot be read: {error}") from None
     stored = STORED.get(dtype or "float32")
     if stored is None or (array.dtype, tuple(array.shape)) != (stored.name, values.shape) or values.dtype != stored:
-        raise LayoutError(f"array '{key}' ({array.dtype} {list(array.shape)}) is not of a wire dtype ({', '.join(STORED)}) and its own shape")
+        raise LayoutError(
+            f"array '{key}' ({array.dtype} {list(array.shape)}) is not of a wire dtype ({', '.join(STORED)}) and its own shape"
+        )
     flat = torch.from_numpy(np.array(values))
     return group, flat.view(DTYPES[dtype]).to(torch.float32) if dtype else flat
 
