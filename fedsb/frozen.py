@@ -117,7 +117,7 @@ class FrozenLog:
         if since == self.version:
             return None
         dense = self._cheaper_dense(since)
-        tensors: dict[Name, Tensor] = {Name(module, f"D@{self.version}"): self._view.residuals[module] for module in dense}
+        tensors: dict[Name, Tensor] = {Name(module, f"D@{self.version}"): self._view.residuals[module].clone() for module in dense}
         for version in range(since + 1, self.version + 1):
             part = _versioned(self._deltas[version - 1], version)
             tensors.update({n: t for n, t in part.items() if n.module not in dense or n.role.split("@")[0] in BASIS})
@@ -156,7 +156,7 @@ class FrozenStore:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"{name.role}|{name.module}": t.detach().to(torch.float32).contiguous() for name, t in bundle.state.items()}
-        metadata = {"parent": bundle.parent, "sha256": sha256(bundle.state)}
+        metadata = {"parent": bundle.parent, "head": bundle.head, "sha256": sha256(bundle.state)}
         handle, scratch = tempfile.mkstemp(dir=self.folder, suffix=".part")
         os.close(handle)
         save_file(tensors, scratch, metadata=metadata)
@@ -171,6 +171,8 @@ class FrozenStore:
         chain: list[Bundle] = []
         at = head
         while at not in (ROOT, self._head):
+            if any(bundle.head == at for bundle in chain):
+                raise FrozenMissing(at)  # a circle of parents leads nowhere
             chain.append(self._read(at))
             at = chain[-1].parent
         if at == ROOT and self._head != ROOT:
@@ -196,6 +198,6 @@ class FrozenStore:
                 state = State({Name(*reversed(key.split("|", 1))): file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise FrozenMissing(head) from error
-        if metadata.get("sha256") != sha256(state):
+        if (metadata.get("head"), metadata.get("sha256")) != (head, sha256(state)):
             raise FrozenMissing(head)
         return Bundle(metadata["parent"], head, state)
