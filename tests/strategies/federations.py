@@ -1,0 +1,251 @@
+"""Whole federations of tiny models in this process, over the real ClientApp, with every message kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from shlex import join
+from typing import Any
+
+from flwr.app import Context, Message
+from torch import Tensor
+
+from fedsb.adapters.layer import out_in
+from fedsb.assembly import use_threads
+from fedsb.client_app import _config as client_config
+from fedsb.client_app import app as client_app
+from fedsb.frozen import FrozenLog, FrozenStore
+from fedsb.messages import Instruction, Reply, decode_instruction, decode_reply, encode_arrays
+from fedsb.models import AdaptedModel, build_model
+from fedsb.report.records import RoundRecord
+from fedsb.runtime.local import LocalGrid
+from fedsb.schema import Config
+from fedsb.server_app import Prepared, evaluator, prepare
+from fedsb.state import HEAD, Name, State, sha256
+from fedsb.tasks import TASKS
+
+ClientCall = Callable[[Message, Context], Message]
+Dense = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """An instruction and the reply to it, with what the messages are."""
+
+    kind: str
+    node: int
+    instruction: Instruction
+    reply: Message
+
+    @property
+    def answer(self) -> Reply:
+        """The reply, decoded."""
+        return decode_reply(self.reply.content)
+
+    @property
+    def uploaded(self) -> bool:
+        """Whether the client answered with an upload."""
+        return not self.reply.has_error() and not self.answer.missing
+
+
+class KeepingGrid(LocalGrid):
+    """Keeps what goes over it."""
+
+    def __init__(self, app: ClientCall, run_config: dict[str, Any], node_configs: dict[int, dict[str, Any]]) -> None:
+        super().__init__(app, run_config, node_configs)
+        self.exchanges: list[Exchange] = []
+        self._pushed: dict[str, Message] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        kept = list(messages)
+        ids = super().push_messages(kept)
+        self._pushed.update(zip(ids, kept, strict=True))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        replies = super().pull_messages(message_ids)
+        for reply in replies:
+            self._keep(self._pushed[reply.metadata.reply_to_message_id], reply)
+        return replies
+
+    def _keep(self, message: Message, reply: Message) -> None:
+        if message.metadata.message_type != "query.describe":
+            instruction = decode_instruction(message.content)
+            self.exchanges.append(Exchange(message.metadata.message_type, message.metadata.dst_node_id, instruction, reply))
+
+    def rounds(self, kind: str = "train") -> dict[int, list[Exchange]]:
+        """Return the exchanges of one kind by round."""
+        found: dict[int, list[Exchange]] = {}
+        for exchange in self.exchanges:
+            if exchange.kind == kind:
+                found.setdefault(exchange.instruction.round, []).append(exchange)
+        return found
+
+
+@dataclass
+class Keeper:
+    """A listener that keeps what it is told."""
+
+    records: list[RoundRecord] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+
+    def begin(self, round_number: int, clients: Sequence[str]) -> None: ...
+
+    def reply(self, client: str, ok: bool) -> None: ...
+
+    def end(self, record: RoundRecord, state: State, frozen: FrozenLog) -> None:
+        self.records.append(record)
+        self.states.append(state)
+        self.versions.append(frozen.version)
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A run that is over."""
+
+    config: Config
+    prepared: Prepared
+    grid: KeepingGrid
+    kept: Keeper
+
+    @property
+    def records(self) -> list[RoundRecord]:
+        return self.kept.records
+
+    @property
+    def frozen(self) -> FrozenLog:
+        return self.prepared.strategy.frozen
+
+    @property
+    def sha256(self) -> str:
+        """The fingerprint that a summary holds."""
+        return sha256(self.kept.states[-1], *self.frozen.deltas())
+
+    def payload(self) -> tuple[int, int, int]:
+        """Return the bytes up, down and one-off of the run."""
+        return (
+            sum(r.payload_up for r in self.records),
+            sum(r.payload_down for r in self.records),
+            sum(r.payload_one_off for r in self.records),
+        )
+
+    def fresh_model(self) -> AdaptedModel:
+        """Load the model anew, as a process would that has seen nothing of the run."""
+        c = self.config
+        task = TASKS[c.data.task]
+        return build_model(c.model, c.adapter, family=c.method.adapter, task=task, labels=self.prepared.labels, seed=c.seed)
+
+
+def classification(model: Path, table: Path) -> list[str]:
+    """Return the overrides of a classification task on a local table."""
+    return [
+        "model=pretrained", f"model.name='{model}'", "data=files", f"data.path='{table}'", "device=cpu",
+        "federation.wait=0", "federation.num_clients=5", "federation.partition.kind=size", "federation.partition.sizes=[6,5,4,3,2]",
+        "train.batch_size=8", "train.local_steps=2", "train.max_length=24", "rank=3",
+    ]  # fmt: skip
+
+
+def language_model(model: Path, table: Path) -> list[str]:
+    """Return the overrides of a causal language model on the texts of a local table."""
+    return [*classification(model, table), "data.task=causal_lm", "data.label=null"]
+
+
+def one_node(app: ClientCall, run_config: dict[str, Any]) -> KeepingGrid:
+    """Return a grid with one simulated node."""
+    return KeepingGrid(app, run_config, {1: {"partition-id": 0, "num-partitions": 1}})
+
+
+def federate(
+    overrides: Sequence[str],
+    *,
+    grid: Callable[[ClientCall, dict[str, Any]], KeepingGrid] = one_node,
+    app: ClientCall = client_app,
+    timeout: float = 60.0,
+) -> Federation:
+    """Run a federation from first to last round."""
+    config = client_config(join(overrides))  # composed once for both sides, which hold the same strings
+    use_threads(config)
+    made = grid(app, {"overrides": join(overrides)})
+    prepared = prepare(config)
+    kept = Keeper()
+    prepared.strategy.listener = kept
+    first = encode_arrays(prepared.initial, config.federation.wire_dtype)
+    rounds = config.federation.num_rounds
+    prepared.strategy.start(made, first, num_rounds=rounds, timeout=timeout, evaluate_fn=evaluator(prepared))
+    return Federation(config, prepared, made, kept)
+
+
+def mean_update(federation: Federation, exchanges: Sequence[Exchange], basis: State) -> tuple[Dense, State]:
+    """Return ``s Σ w_i B_i R_i A_i`` of each module and the mean head of a round, densely in float64, from the uploads."""
+    uploads = [(e.answer.state(federation.prepared.adapted.layout), e.answer.num_examples) for e in exchanges if e.uploaded]
+    uniform = federation.config.federation.weighting == "uniform"
+    weights = [1.0 if uniform else float(count) for _, count in uploads]
+    updates: Dense = {}
+    heads: dict[Name, Tensor] = {}
+    for (state, _), weight in zip(uploads, weights, strict=True):
+        share = weight / sum(weights)
+        for module, update in product(federation, state, basis).items():
+            updates[module] = updates.get(module, 0) + share * update
+        for name, t in state.pick(HEAD).items():
+            heads[name] = heads.get(name, 0) + share * t.double()
+    return updates, State(heads)
+
+
+def product(federation: Federation, state: State, basis: State) -> Dense:
+    """Return the dense ``s B R A`` of each module in float64."""
+    adapted = federation.prepared.adapted
+    found: Dense = {}
+    for module in adapted.shapes:
+        factors = [state.get(Name(module, role), basis.get(Name(module, role))).double() for role in adapted.spec.factors]
+        dense = factors[0]
+        for factor in factors[1:]:
+            dense = dense @ factor
+        found[module] = adapted.scale * dense
+    return found
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a client holds when it has taken an instruction in."""
+
+    state: State
+    basis: State
+    residuals: Dense
+    weights: Dense
+    head: State
+
+
+def held_by(federation: Federation, exchange: Exchange, store: FrozenStore, model: AdaptedModel) -> Held:
+    """Install an instruction in a model that is nobody's, out of a cache that is the client's own."""
+    if exchange.instruction.bundle is not None:
+        store.receive(exchange.instruction.bundle)
+    frozen = store.load(exchange.instruction.frozen)
+    state = exchange.instruction.state(federation.prepared.adapted.layout)
+    model.install(state, frozen)
+    inner = product(federation, state, frozen.basis)
+    weights = {name: out_in(layer.base, layer.base.weight).double() + inner[name] for name, layer in model.layers.items()}
+    residuals = {module: t.double().clone() for module, t in frozen.residuals.items()}
+    return Held(state, frozen.basis, residuals, weights, model.trained().pick(HEAD))
+
+
+def next_instructions(federation: Federation, folder: Path) -> Iterator[tuple[list[Exchange], Held, list[Held]]]:
+    """Yield each round's exchanges, what its clients held in it, and what each client of the next round holds after it."""
+    rounds = federation.grid.rounds()
+    stores: dict[str, FrozenStore] = {}
+    model = federation.fresh_model()
+    before: Held | None = None
+    for number in sorted(rounds):
+        after = []
+        for exchange in rounds[number]:
+            client = exchange.instruction.client
+            after.append(held_by(federation, exchange, stores.setdefault(client, FrozenStore(folder / client)), model))
+        if before is not None:
+            yield rounds[number - 1], before, after
+        before = after[0]
+
+
+def named(client: str, **more: str) -> dict[str, Any]:
+    """Return the node configuration of an operator who serves one client."""
+    return {"client": client, **more}
