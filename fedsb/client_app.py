@@ -20,8 +20,9 @@ from fedsb.adapters.starts import Sketch
 from fedsb.assembly import anchored, client_examples, client_features, home, model_of, task_of, use_threads
 from fedsb.config import load
 from fedsb.errors import UserError
+from fedsb.exactness import encoding_error
 from fedsb.frozen import Frozen, FrozenMissing, FrozenStore
-from fedsb.messages import Instruction, decode_instruction, encode_missing, encode_reply
+from fedsb.messages import Instruction, decode_instruction, encode_missing, encode_reply, quantise
 from fedsb.schema import Config
 from fedsb.sketching import probe_layout, sketch_of
 from fedsb.state import State
@@ -110,7 +111,10 @@ def train(message: Message, context: Context) -> Message:
         job.adapted, job.task, job.train, state=job.state(), frozen=frozen, train=job.config.train, site=job.site()
     )
     metrics = {"loss": result.loss, "steps": result.steps}
-    return Message(encode_reply(upload, len(job.train), metrics, job.config.federation.wire_dtype), reply_to=message)
+    wire = job.config.federation.wire_dtype
+    if wire != "float32":
+        metrics["encoding-error"] = encoding_error(upload, quantise(upload, wire), job.adapted.spec, job.adapted.scale, frozen.basis)
+    return Message(encode_reply(upload, len(job.train), metrics, wire), reply_to=message)
 
 
 @app.train("evidence")

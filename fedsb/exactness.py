@@ -71,8 +71,15 @@ class ExactnessMeter:
             self._sum.add(upload.pick(HEAD), weight)
             self._uploads.append((upload, weight))
 
-    def measure(self, held: State, residual: State) -> Gap:
-        """Compare with the state handed out next and the residual (roles U, V) appended in this round."""
+    def measure(self, held: State, residual: State, *, lost: float = 0.0) -> Gap:
+        """Compare with the state handed out next.
+
+        Args:
+            held: as clients will decode it.
+            residual: what this round adds to the frozen weights (roles U, V).
+            lost: weighted mean of ``‖ΔW_i − ΔW_i as decoded‖_F``, which a coarse wire took from the uploads before they came here;
+                it is added to the difference, an upper bound by the triangle inequality.
+        """
         mean = self._sum.mean() if self._sum.total_weight and (self._linear or len(self._start_head)) else State()
         head = mean.pick(HEAD)
         difference = squared_norm(subtract(head, held))
@@ -84,7 +91,7 @@ class ExactnessMeter:
                 given.append((residual[Name(module, "U")], residual[Name(module, "V")]))
             update += low_rank_squared_norm(wanted)
             difference += self._linear_difference(module, mean, held) if self._linear else low_rank_squared_norm(_minus(given, wanted))
-        return Gap(difference**0.5, update**0.5)
+        return Gap(difference**0.5 + lost, update**0.5)
 
     def _wanted(self, module: str, mean: State) -> list[Term]:
         if self._linear:
@@ -108,3 +115,11 @@ class ExactnessMeter:
 
 def _minus(given: Sequence[Term], wanted: Sequence[Term]) -> list[Term]:
     return [*given, *((-left, right) for left, right in wanted)]
+
+
+def encoding_error(upload: State, decoded: State, spec: AdapterSpec, scale: float, basis: State) -> float:
+    """Return ``‖ΔW − ΔW as decoded‖_F`` of one upload, head included: what the wire's dtype takes away."""
+    meter = ExactnessMeter(spec, scale, upload)
+    meter.begin(basis)
+    meter.add(upload, 1.0)
+    return meter.measure(decoded, State()).difference

@@ -211,8 +211,10 @@ class Recorder:
         self._folder = folder
         self._progress = progress
 
-    def begin(self, round_number: int, clients: Sequence[str]) -> None:
-        """Show that an exchange begins."""
+    def begin(self, round_number: int, clients: Sequence[str], stage: str) -> None:
+        """Show that an exchange begins; those of the start have a line each, since their round's line comes late."""
+        if stage:
+            self._progress.say(f"{stage}, {len(clients)} clients")
         self._progress.begin(round_number, clients)
 
     def reply(self, client: str, ok: bool) -> None:

@@ -29,7 +29,7 @@ from strategies.reducers import Reducer
 from strategies.roster import Roster
 from strategies.rounds import RoundState
 from strategies.server_optimizer import ServerOptimizer
-from strategies.transport import Request, Transport
+from strategies.transport import Transport
 
 LOG = logging.getLogger(__name__)
 Start = Callable[["LowRankStrategy", Grid, ArrayRecord], ArrayRecord]
@@ -129,7 +129,7 @@ class LowRankStrategy(Strategy):
         order = dispatch_order(cohort, transport.roster.num_examples)
         self._round = RoundState(server_round, order)
         self._current = unpack(decode_arrays(arrays), self.layout)
-        requests = self._requests(order, "train", Instruction("", server_round), arrays)
+        requests = transport.requests(order, "train", self._instruction(server_round), arrays, self._round.tally)
         self._reducer = self.new_reducer()
         self._reducer.begin(self._current)
         if self._exactness:
@@ -150,8 +150,7 @@ class LowRankStrategy(Strategy):
             self._reducer.add(upload.state, weight)
             if self._exactness and self._meter:
                 self._meter.add(upload.state, weight)
-            if "loss" in upload.metrics:
-                self._round.losses.append((upload.metrics["loss"], weight))
+            self._round.note(upload.metrics, weight)
         self._round.check_quorum(self.participation.min_replies)
         return encode_arrays(self._finish(), self.wire_dtype), MetricRecord(self._round.train_metrics())
 
@@ -159,22 +158,18 @@ class LowRankStrategy(Strategy):
         """Return one evaluation message for each client of the cohort, where the configuration asks for it."""
         if not self.participation.evaluate or self._round is None:
             return []
-        requests = self._requests(self._round.order, "evaluate", Instruction("", server_round), arrays)
-        return self._connect(grid).address(requests, {})
+        transport = self._connect(grid)
+        requests = transport.requests(self._round.order, "evaluate", self._instruction(server_round), arrays, self._round.tally)
+        return transport.address(requests, self._round.failed)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the clients' metrics, averaged by their numbers of held-out examples."""
-        totals: dict[str, float] = {}
-        weight = 0
+        assert self._round is not None
+        counts: dict[str, int] = {}
         for upload in self._uploads(replies, Layout(())):
-            weight += upload.num_examples
-            if self._round:
-                self._round.client_metrics[upload.client] = dict(upload.metrics)
-            for key, value in upload.metrics.items():
-                totals[key] = totals.get(key, 0.0) + value * upload.num_examples
-        if not weight:
-            return None
-        return MetricRecord({key: value / weight for key, value in totals.items()})
+            self._round.client_metrics[upload.client] = dict(upload.metrics)
+            counts[upload.client] = upload.num_examples
+        return MetricRecord(self._round.client_mean(counts)) if counts else None
 
     # -- the run
 
@@ -234,7 +229,7 @@ class LowRankStrategy(Strategy):
 
     # -- parts of a round
 
-    def exchange(self, grid: Grid, stage: str, arrays: ArrayRecord, sent: Layout, wanted: Layout) -> Iterator[Upload]:
+    def exchange(self, grid: Grid, stage: str, arrays: ArrayRecord, sent: Layout, wanted: Layout, *, title: str = "") -> Iterator[Upload]:
         """Ask all connected clients for one exchange of the start, and yield their valid replies in dispatch order.
 
         Args:
@@ -243,15 +238,20 @@ class LowRankStrategy(Strategy):
             arrays: encoded state that goes with it, of layout ``sent``.
             sent: layout of ``arrays``.
             wanted: layout of the replies.
+            title: what to show while it goes on.
         """
         assert self._round is not None
         transport = self._connect(grid)
         order = dispatch_order(self.participation.clients, transport.roster.num_examples)
-        self._round.order, self._round.clients, self._round.failed = order, [], {}
-        requests = self._requests(order, "train.evidence", Instruction("", 0, stage=stage, digest=sent.digest), arrays)
+        self._round.order, self._round.clients, self._round.failed, self._round.stage = order, [], {}, title
+        instruction = Instruction("", 0, stage=stage, labels=self.labels, digest=sent.digest)
+        requests = transport.requests(order, "train.evidence", instruction, arrays, self._round.tally)
         messages = transport.address(requests, self._round.failed)
         yield from self._uploads(transport.replies(messages, self._timeout), wanted)
         self._round.check_quorum(self.participation.min_replies)
+
+    def _instruction(self, round_number: int) -> Instruction:
+        return Instruction("", round_number, labels=self.labels, digest=self.layout.digest)
 
     def _connect(self, grid: Grid) -> Transport:
         if self._transport is None or self._transport.grid is not grid:
@@ -259,26 +259,13 @@ class LowRankStrategy(Strategy):
             self._transport = Transport(grid, roster, self.frozen)
         return self._transport
 
-    def _requests(self, order: Sequence[str], kind: str, instruction: Instruction, arrays: ArrayRecord) -> list[Request]:
-        assert self._round is not None
-        digest = instruction.digest or self.layout.digest
-        return [
-            Request(
-                Instruction(client, instruction.round, stage=instruction.stage, frozen=self.frozen.head, labels=self.labels, digest=digest),
-                kind,
-                arrays,
-                self._round.tally,
-            )
-            for client in order
-        ]
-
     def _uploads(self, replies: Iterable[Message], layout: Layout) -> Iterator[Upload]:
         """Yield valid replies in dispatch order; note the others as failed."""
         assert self._round is not None
         assert self._transport is not None
         inbox = Inbox(self._round.order, layout, self._round.failed)
         if self.listener:
-            self.listener.begin(self._round.number, self._round.order)
+            self.listener.begin(self._round.number, self._round.order, self._round.stage)
         for reply in replies:
             client = self._transport.client_of(reply)
             if client is None:
@@ -303,7 +290,7 @@ class LowRankStrategy(Strategy):
         state = aggregate.state
         self._round.extras = dict(aggregate.extras)
         if self._exactness and self._meter:
-            self._round.gap = self._meter.measure(state, aggregate.residual).relative
+            self._round.gap = self._meter.measure(state, aggregate.residual, lost=self._round.encoding_error()).relative
         if self.server_optimizer is not None:
             mean = state
             state = self.decode(self.server_optimizer.step(self._current, mean))

@@ -6,7 +6,6 @@ its result B, A is version 1 of the frozen log, and R0 the first trained state. 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
 from flwr.app import ArrayRecord
@@ -18,8 +17,6 @@ from fedsb.sketching import reply_layout
 from fedsb.state import Layout, State, WeightedSum, unpack
 from strategies.base import LowRankStrategy
 from strategies.participation import WEIGHTINGS
-
-LOG = logging.getLogger(__name__)
 
 
 class GradientStart:
@@ -43,18 +40,18 @@ class GradientStart:
         probes = State()
         mean = State()
         for number, stage in enumerate(self._sketch.exchanges):
-            LOG.info("start: exchange %d of %d (%s)", number + 1, len(self._sketch.exchanges), stage)
             probes = self._sketch.basis(mean) if number else State()
-            mean = self._mean(strategy, grid, stage, probes)
+            title = f"start: gradient sketch, exchange {number + 1} of {len(self._sketch.exchanges)}"
+            mean = self._mean(strategy, grid, stage, probes, title)
         found = self._sketch.finish(mean, probes)
         strategy.frozen.append(found.pick("A", "B"))
         trained = unpack(decode_arrays(initial), strategy.layout)
         first = trained.merge(core(found, self._core_kind, step=self._step, scale=strategy.scale))
         return encode_arrays(first, strategy.wire_dtype)
 
-    def _mean(self, strategy: LowRankStrategy, grid: Grid, stage: str, probes: State) -> State:
+    def _mean(self, strategy: LowRankStrategy, grid: Grid, stage: str, probes: State, title: str) -> State:
         total = WeightedSum()
         layout = reply_layout(self._sketch, self._shapes, stage)
-        for upload in strategy.exchange(grid, stage, encode_arrays(probes), Layout.of(probes), layout):
+        for upload in strategy.exchange(grid, stage, encode_arrays(probes), Layout.of(probes), layout, title=title):
             total.add(upload.state, WEIGHTINGS[strategy.participation.weighting](upload.num_examples))
         return total.mean()

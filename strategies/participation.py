@@ -17,8 +17,8 @@ WEIGHTINGS: dict[str, Callable[[int], float]] = {"examples": float, "uniform": l
 class Listener(Protocol):
     """Is told how a run goes."""
 
-    def begin(self, round_number: int, clients: Sequence[str]) -> None:
-        """An exchange with these clients begins."""
+    def begin(self, round_number: int, clients: Sequence[str], stage: str) -> None:
+        """An exchange with these clients begins; ``stage`` tells the exchanges of a start apart and is empty in plain rounds."""
 
     def reply(self, client: str, ok: bool) -> None:
         """A client's reply counted, or did not."""

@@ -19,19 +19,21 @@ class RoundState:
     Attributes:
         number: server round.
         order: the cohort in dispatch order.
+        stage: which exchange of the start is under way.
         clients: whose replies counted.
         failed: reason by client of those whose reply did not.
-        losses: (training loss, weight) of each upload.
+        uploads: (metrics, weight) of each upload.
     """
 
     number: int
     order: tuple[str, ...] = ()
+    stage: str = ""
     tally: Tally = field(default_factory=Tally)
     begun: float = field(default_factory=time.monotonic)
     cpu_begun: float = field(default_factory=time.process_time)
     clients: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-    losses: list[tuple[float, float]] = field(default_factory=list)
+    uploads: list[tuple[Mapping[str, float], float]] = field(default_factory=list)
     extras: dict[str, float] = field(default_factory=dict)
     gap: float | None = None
     client_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -48,14 +50,32 @@ class RoundState:
 
     def train_loss(self) -> float | None:
         """Return the weighted mean of the clients' training losses."""
-        weight = sum(w for _, w in self.losses)
-        return sum(loss * w for loss, w in self.losses) / weight if weight else None
+        return self._mean("loss")
+
+    def encoding_error(self) -> float:
+        """Return the weighted mean of what the clients' uploads lost on the wire, in norm of the weight change."""
+        return self._mean("encoding-error") or 0.0
+
+    def note(self, metrics: Mapping[str, float], weight: float) -> None:
+        """Keep the metrics of an upload."""
+        self.uploads.append((metrics, weight))
+
+    def _mean(self, key: str) -> float | None:
+        found = [(metrics[key], weight) for metrics, weight in self.uploads if key in metrics]
+        total = sum(weight for _, weight in found)
+        return sum(value * weight for value, weight in found) / total if total else None
 
     def train_metrics(self) -> dict[str, Any]:
         """Return what Flower's result keeps of the training."""
         loss = self.train_loss()
         counts = {"clients": len(self.clients), "failed": len(self.failed)}
         return counts if loss is None else {"train_loss": loss, **counts}
+
+    def client_mean(self, counts: Mapping[str, int]) -> dict[str, Any]:
+        """Return the clients' own metrics, averaged by their numbers of examples."""
+        total = sum(counts.values())
+        keys = {key for client in counts for key in self.client_metrics[client]}
+        return {key: sum(self.client_metrics[client][key] * n for client, n in counts.items()) / total for key in sorted(keys)}
 
     def record(self, metrics: Mapping[str, Any]) -> RoundRecord:
         """Return the round's record with the server's metrics."""

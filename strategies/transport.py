@@ -61,6 +61,11 @@ class Transport:
         self._addressed: list[tuple[Message, Request]] = []
         self._caught_up: set[str] = set()
 
+    def requests(self, clients: Sequence[str], kind: str, instruction: Instruction, arrays: ArrayRecord, tally: Tally) -> list[Request]:
+        """Return one request a client, based on the frozen log as it stands."""
+        head = self._frozen.head
+        return [Request(replace(instruction, client=client, frozen=head), kind, arrays, tally) for client in clients]
+
     def address(self, requests: Sequence[Request], failed: dict[str, str]) -> list[Message]:
         """Return the messages for the clients that are connected; note the others in ``failed``."""
         messages = []

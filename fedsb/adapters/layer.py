@@ -125,7 +125,8 @@ class LowRankLayer(nn.Module):
         h = self.A(self.dropout(x))
         if self.R is not None:
             h = self.R(h)
-        return y + self.scale * self.B(h)
+        out: Tensor = y + self.scale * self.B(h)
+        return out
 
 
 def layers(model: nn.Module) -> dict[str, LowRankLayer]:
