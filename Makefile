@@ -36,7 +36,9 @@ bench: .venv/installed-dev
 	$(BIN)/python scripts/bench_core.py
 
 .venv/installed-dev .venv/installed-demo: .venv/installed-%: $(REQUIREMENTS) | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@echo "installing the project and its dependencies into .venv (some minutes the first time) …"
+	@# Byte-compiling all of torch, Ray and transformers takes longer than compiling what is imported when it is.
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@
 
 .venv/bin/python:

@@ -70,30 +70,19 @@ def test_plain_flwr_run_installs_nothing_and_agrees_with_the_local_runtime(shell
 def test_a_killed_simulation_is_a_failed_run_and_the_next_one_is_clean(flower_in, app, overrides, expected, tmp_path):
     flower: LocalFlower = flower_in(tmp_path)
     killed, clean = tmp_path / "killed", tmp_path / "clean"
-    run_id = flower.submit(app, [*overrides, "federation.num_rounds=1000", f"output={killed}"])
+    killed_run = flower.submit(app, [*overrides, "federation.num_rounds=1000", f"output={killed}"])
     assert eventually(lambda: (killed / "metrics.jsonl").is_file(), 120)
     [simulation] = [process for process in flower.processes() if "flwr-simulation" in " ".join(process.cmdline())]
     simulation.kill()
-    assert flower.wait(run_id, 120).state == "failed"
-    run_id = flower.submit(app, [*overrides, f"output={clean}"], num_supernodes=3)
-    assert flower.wait(run_id, 200).state == "completed"
+    clean_run = flower.submit(app, [*overrides, f"output={clean}"], num_supernodes=3)
+    assert flower.wait(clean_run, 200).state == "completed"
     assert summary(clean)["factors_sha256"] == expected
+    # Flower takes most of a minute of silence before it calls the other one failed.
+    assert flower.wait(killed_run, 120).state == "failed"
     processes = flower.processes()
     flower.close()
     assert not psutil.wait_procs(processes, timeout=10)[1]
     assert not belonging_to(flower.home)
-
-
-def test_simulated_clients_run_what_was_submitted(flower_in, app, overrides, expected, tmp_path):
-    trap = tmp_path / "trap"
-    for package in ("fedsb", "strategies", "clients"):
-        (trap / package).mkdir(parents=True)
-        (trap / package / "__init__.py").write_text("raise SystemError('this is not what was submitted')\n")
-    flower: LocalFlower = flower_in(trap)
-    run_id = flower.submit(app, [*overrides, "output=relative"])
-    assert flower.wait(run_id, 200).state == "completed", flower.log_file.read_text()
-    # Relative paths still mean the daemon's folder, although the run works inside the bundle.
-    assert summary(trap / "relative")["factors_sha256"] == expected
 
 
 @pytest.fixture

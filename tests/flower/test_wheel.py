@@ -59,10 +59,15 @@ def test_the_wheel_runs_from_another_folder(python, overrides, expected, tmp_pat
     assert summary(tmp_path / "here")["factors_sha256"] == expected
 
 
-def test_the_wheel_submits_itself(python, flower_in, overrides, expected, tmp_path):
+def test_the_wheel_submits_itself_and_simulated_clients_run_that(python, flower_in, overrides, expected, tmp_path):
     code = "import sys; from pathlib import Path; from fedsb.runtime.staging import stage_app; stage_app(Path(sys.argv[1]))"
     command(str(python), "-c", code, str(tmp_path / "app"))
-    flower: LocalFlower = flower_in(tmp_path)
-    run_id = flower.submit(tmp_path / "app" / "fedsb", [*overrides, f"output={tmp_path / 'run'}"])
-    assert flower.wait(run_id, 200).state == "completed"
-    assert summary(tmp_path / "run")["factors_sha256"] == expected
+    trap = tmp_path / "trap"
+    for package in ("fedsb", "strategies", "clients"):
+        (trap / package).mkdir(parents=True)
+        (trap / package / "__init__.py").write_text("raise SystemError('this is not what was submitted')\n")
+    flower: LocalFlower = flower_in(trap)
+    run_id = flower.submit(tmp_path / "app" / "fedsb", [*overrides, "output=relative"])
+    assert flower.wait(run_id, 200).state == "completed", flower.log_file.read_text()
+    # Relative paths still mean the daemon's folder, although the run works inside the bundle.
+    assert summary(trap / "relative")["factors_sha256"] == expected
