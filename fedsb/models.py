@@ -283,7 +283,7 @@ def _quiet() -> Iterator[None]:
     """Keep transformers' remarks on freshly drawn heads and progress bars out of the output."""
     level = hf_logging.get_verbosity()
     hf_logging.set_verbosity(logging.ERROR)
-    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hf_logging.disable_progress_bar()
     try:
         yield
     finally:

@@ -166,4 +166,4 @@ def _peft_config(
         fan_in_fan_out=any(isinstance(adapted[name].base, Conv1D) for name in ranks),
     )
     # JSON has no sets; sorted lists keep the file the same from run to run.
-    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}  # type: ignore[no-untyped-call]
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
