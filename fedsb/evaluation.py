@@ -14,7 +14,7 @@ from fedsb.training import autocast, collate
 
 
 def evaluate(adapted: AdaptedModel, task: Task, features: Sequence[dict[str, Any]], *, train: TrainConfig) -> dict[str, float]:
-    """Return the mean loss an example and the task's metrics.
+    """Return the mean loss an example and the task's metrics, whose own loss comes before it (a language model's is a token's).
 
     Examples are batched in order of length, which saves padding and cannot change a result beyond rounding.
     """

@@ -145,8 +145,10 @@ class CausalLM:
         return logits
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the mean negative log-likelihood in nats a predicted token; padding does not count."""
-        return F.cross_entropy(outputs[:, :-1].flatten(0, 1).float(), self._next_tokens(batch).flatten(), ignore_index=IGNORED)
+        """Return the mean negative log-likelihood in nats a predicted token; padding does not count. 0 where nothing is predicted."""
+        tokens = self._next_tokens(batch)
+        total = F.cross_entropy(outputs[:, :-1].flatten(0, 1).float(), tokens.flatten(), ignore_index=IGNORED, reduction="sum")
+        return total / (tokens != IGNORED).sum().clamp(min=1)
 
     def record(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return (summed negative log-likelihood, number of predicted tokens) of each example."""
@@ -155,8 +157,9 @@ class CausalLM:
         return torch.stack([nll.sum(-1), (tokens != IGNORED).sum(-1)], dim=-1).detach().double().cpu()
 
     def metrics(self, records: Tensor, targets: Tensor | None) -> dict[str, float]:
-        """Return the perplexity over all predicted tokens."""
-        return {"perplexity": float(torch.exp(records[:, 0].sum() / records[:, 1].sum()))}
+        """Return the loss and the perplexity over all predicted tokens, however they were batched."""
+        loss = records[:, 0].sum() / records[:, 1].sum()
+        return {"loss": float(loss), "perplexity": float(loss.exp())}
 
     @staticmethod
     def _next_tokens(batch: Batch) -> Tensor:
