@@ -1,0 +1,65 @@
+"""Checkpoints: what is written comes back, whichever round it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedsb.checkpoint import load_checkpoint, save_checkpoint
+from fedsb.frozen import FrozenLog
+from fedsb.rng import torch_generator
+from fedsb.state import HEAD, Name, State, sha256
+
+
+def state(seed: int, *roles: str) -> State:
+    names = [Name(module, role) for module in ("encoder.0.query", "encoder.1|odd") for role in roles]
+    return State({name: torch.randn(3, 2, generator=torch_generator(seed, "test", *name)) for name in names})
+
+
+def test_state_and_frozen_log_come_back_bit_for_bit(tmp_path: Path) -> None:
+    log = FrozenLog()
+    for number in range(12):
+        if number:
+            delta = state(number, "U")
+            log.append(delta.merge(State({Name(n.module, "V"): t.T.contiguous() for n, t in delta.items()})))
+        trained = state(100 + number, "A", "B", HEAD)
+        save_checkpoint(tmp_path / "checkpoints", number, trained, log)
+        found, again, frozen = load_checkpoint(tmp_path / "checkpoints")
+        assert found == number
+        assert sha256(again) == sha256(trained)
+        assert list(again) == list(trained)
+        assert frozen.heads == log.heads
+        assert frozen.view().residuals.keys() == log.view().residuals.keys()
+        assert all(torch.equal(t, log.view().residuals[module]) for module, t in frozen.view().residuals.items())
+
+
+def test_one_round_is_kept_and_each_delta_is_written_once(tmp_path: Path) -> None:
+    log = FrozenLog()
+    log.append(state(0, "A", "B"))
+    save_checkpoint(tmp_path, 1, state(1, "R"), log)
+    first = (tmp_path / "frozen-0001.safetensors").stat().st_mtime_ns
+    log.append(state(2, "A"))
+    save_checkpoint(tmp_path, 2, state(3, "R"), log)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "frozen-0001.safetensors",
+        "frozen-0002.safetensors",
+        "round-0002.safetensors",
+    ]
+    assert (tmp_path / "frozen-0001.safetensors").stat().st_mtime_ns == first
+
+
+def test_transposed_tensors_are_written_too(tmp_path: Path) -> None:
+    transposed = State({Name("x", "A"): torch.arange(6.0).reshape(2, 3).T})
+    log = FrozenLog()
+    log.append(transposed)
+    save_checkpoint(tmp_path, 1, transposed, log)
+    _, again, frozen = load_checkpoint(tmp_path)
+    assert torch.equal(again[Name("x", "A")], transposed[Name("x", "A")])
+    assert frozen.head == log.head
+
+
+def test_an_empty_folder_holds_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        load_checkpoint(tmp_path)
