@@ -118,9 +118,10 @@ def _explain(error: Exception, overrides: Sequence[str]) -> UserError:
         )
     if found := re.search(r"Could not (?:override|append to config|delete from config).*?'([^']+)'", text):
         return _unknown_key(found.group(1).split("=")[0].lstrip("+~"))
-    if found := re.search(r"Missing mandatory value: (\S+)", text):
-        return UserError(f"{found.group(1)} must be given: add {found.group(1)}=…")
     key = re.search(r"full_key: (\S+)", text)
+    if found := re.search(r"Missing mandatory value: (\S+)", text):
+        missing = (key or found).group(1)
+        return UserError(f"{missing} must be given: add {missing}=…")
     return UserError(f"{key.group(1) + ': ' if key else ''}{text.split(' full_key:')[0]}")
 
 
