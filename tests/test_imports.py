@@ -1,0 +1,75 @@
+"""Imports point one way: read off the source, so that nothing has to run."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("fedsb", "strategies", "clients")
+COMPOSITION_ROOTS = {"fedsb/server_app.py", "fedsb/client_app.py", "fedsb/cli.py"}
+SOURCES = sorted(str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+MOST_LINES = 300
+
+
+def imported(source: str) -> set[str]:
+    """Return the dotted names of all modules that a file imports anywhere, functions included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / source).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source} imports relatively"
+            found.add(node.module or "")
+    return found
+
+
+def tops(source: str) -> set[str]:
+    return {name.split(".")[0] for name in imported(source)}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_packages_import_one_way(source: str) -> None:
+    package = source.split("/")[0]
+    used = tops(source) & set(PACKAGES)
+    if package == "fedsb":
+        assert used <= ({*PACKAGES} if source in COMPOSITION_ROOTS else {"fedsb"})
+    else:
+        assert used <= {"fedsb", package}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_flower_stays_at_the_edge(source: str) -> None:
+    at_the_edge = source.startswith(("strategies/", "clients/", "fedsb/runtime/")) or source in COMPOSITION_ROOTS | {"fedsb/messages.py"}
+    assert at_the_edge or "flwr" not in tops(source)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_hydra_composes_and_nothing_else_does(source: str) -> None:
+    assert source in ("fedsb/config.py", "fedsb/cli.py") or not {"hydra", "omegaconf"} & tops(source)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_opacus_stays_with_the_clients(source: str) -> None:
+    assert source.startswith(("clients/", "fedsb/privacy/")) or "opacus" not in tops(source)
+
+
+@pytest.mark.parametrize("source", [s for s in SOURCES if s.startswith("fedsb/adapters/") or s == "fedsb/state.py"])
+def test_adapters_and_states_know_torch_and_little_else(source: str) -> None:
+    assert not tops(source) & {"flwr", "opacus", "hydra", "omegaconf", "ray", "datasets"}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_no_file_is_long(source: str) -> None:
+    assert len((ROOT / source).read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+def test_the_private_setting_of_flower_is_touched_in_one_file() -> None:
+    users = [source for source in SOURCES if "flwr.supercore.task_identity" in imported(source)]
+    assert users == ["fedsb/runtime/local.py"]
+
+
+def test_nothing_pickles() -> None:
+    assert not [source for source in SOURCES if tops(source) & {"pickle", "cloudpickle", "dill", "joblib"}]
