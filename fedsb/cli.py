@@ -117,9 +117,11 @@ def run_job(composed: DictConfig) -> int:
     config = typed(composed)
     _quieten()
     from fedsb.client_app import app as client_app
+    from fedsb.report.records import RunFolder
     from fedsb.runtime.local import LocalGrid
     from fedsb.server_app import serve
 
+    RunFolder(output)  # refuses the folder of another run, before its log is opened
     _log_to(output / "run.log")
     grid = LocalGrid.simulation(client_app, {"overrides": shlex.join(overrides)})
     serve(config, grid, output)
@@ -139,6 +141,7 @@ def _log_to(path: Path) -> None:
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
+        handler.close()  # the log of the job before, in a sweep
     file, screen = logging.FileHandler(path), logging.StreamHandler()
     screen.setLevel(logging.WARNING)
     for handler in (file, screen):

@@ -253,8 +253,9 @@ def locate(model: ModelConfig) -> str:
     """
     if model.kind == "package":
         return str(package_folder(model.name, model.path or ""))
-    name = str(Path(model.name).expanduser()) if model.name.startswith(("~", "/", ".")) else model.name
-    if name.startswith(("/", ".")) and not Path(name).exists():
+    local = model.name.startswith(("~", "/", "."))
+    name = str(Path(model.name).expanduser()) if local else model.name
+    if local and not Path(name).exists():
         raise UserError(f"model.name={model.name}: no such folder; give a folder with config.json and weights, or a hub id")
     return name
 

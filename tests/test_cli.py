@@ -1,0 +1,241 @@
+"""The command line: exit status 0, 1 or 2, and one line for what went wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fedsb import cli
+from fedsb.cli import main, overrides_in, sweep_jobs
+from fedsb.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Stand in an empty folder, and give back the loggers and filters that a command takes over."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    root, handlers = logging.getLogger(), list(logging.getLogger().handlers)
+    with warnings.catch_warnings():
+        yield
+    for handler in [handler for handler in root.handlers if handler not in handlers]:
+        root.removeHandler(handler)
+        handler.close()
+    for handler in handlers:
+        if handler not in root.handlers:
+            root.addHandler(handler)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run a command in this process; return its exit status and what it printed."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as done:
+            main(arguments)
+        out, err = capsys.readouterr()
+        return int(done.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def quick(tiny_bert: Path, tiny_csv: Path) -> list[str]:
+    """A federation of two rounds on a tiny model."""
+    return [
+        "model=pretrained", f"model.name='{tiny_bert}'", "data=files", f"data.path='{tiny_csv}'", "device=cpu", "rank=2",
+        "federation.num_clients=3", "federation.num_rounds=2", "federation.partition.kind=iid", "train.local_steps=1",
+        "train.max_length=16",
+    ]  # fmt: skip
+
+
+def first_line(text: str) -> str:
+    """Return the only line of an error message."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+def table(path: Path, *rows: str) -> str:
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return f"data.path='{path}'"
+
+
+MISTAKES = {
+    "a method": (["method=fedex"], "error: unknown method 'fedex' (did you mean 'fedex_lora'?)"),
+    "a key": (["federation.num_round=3"], "error: unknown key 'federation.num_round' (did you mean 'federation.num_rounds'?)"),
+    "a value": (["train.optimizer=adam"], "error: unknown train.optimizer 'adam' (did you mean 'adamw'?)"),
+    "a sign of clients": (["init.update=sign"], "error: init.update=sign with init.evidence=clients"),
+    "a column": (["data.text=txt"], "error: data.text=txt: the training part has no such column (did you mean 'text'?)"),
+    "a rank": (["rank=33"], "error: rank (33) exceeds min(out, in) = 32 of 'bert.encoder.layer.0.attention"),
+    "targets": (["adapter.targets=q_proj"], "error: adapter.targets 'q_proj' matches no linear layer; use 'all-linear' or patterns of: "),
+    "clients": (["federation.num_clients=500"], "error: 86 training examples for 500 clients; lower federation.num_clients"),
+    "a partition": (
+        ["federation.partition.kind=dirichlet", "federation.partition.alpha=0.001", "federation.num_clients=30"],
+        "error: federation.partition.alpha=0.001 leaves one of 30 clients without examples in every one of 11 draws; raise it",
+    ),
+    "an optimiser": (
+        ["method=fedex_lora", "federation.server_optimizer.name=adam"],
+        "error: federation.server_optimizer is not defined with method=fedex_lora",
+    ),
+    "an option": (["+method.options.truncate=3"], "error: method 'fed_sb' does not take these method.options (truncate)"),
+    "a model": (["model.name=./nowhere"], "error: model.name=./nowhere: no such folder"),
+    "a syntax": (["federation.names=[a,"], "error: "),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(call: Call, quick: list[str], case: str) -> None:
+    overrides, message = MISTAKES[case]
+    status, _, err = call("run", *quick, *overrides, "output=run")
+    assert status == 2
+    assert first_line(err).startswith(message)
+    assert [path.name for path in Path("run").glob("**/*") if path.is_file()] in ([], ["run.log"])
+
+
+def test_an_empty_table_is_a_mistake(call: Call, quick: list[str], tmp_path: Path) -> None:
+    status, _, err = call("run", *quick, table(tmp_path / "none.csv", "text,label"), "output=run")
+    assert status == 2
+    assert "no rows" in first_line(err)
+    (tmp_path / "void.csv").write_text("", encoding="utf-8")
+    status, _, err = call("run", *quick, f"data.path='{tmp_path / 'void.csv'}'", "output=run")
+    assert status == 2
+    assert first_line(err).startswith("error: ")
+
+
+def test_a_label_of_the_test_part_alone_is_a_mistake(call: Call, quick: list[str], tmp_path: Path) -> None:
+    table(tmp_path / "test.csv", "text,label", "a goal,sport", "a song,music")
+    status, _, err = call("run", *quick, f"data.test_path='{tmp_path / 'test.csv'}'", "output=run")
+    assert status == 2
+    assert first_line(err).startswith("error: label 'music' (row 2) is seen only in the test part, the labels are film, sport, trade;")
+
+
+def test_a_model_without_weights_is_a_mistake(call: Call, quick: list[str], tiny_bert: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (bare / name).write_bytes((tiny_bert / name).read_bytes())
+    status, _, err = call("run", *quick, f"model.name='{bare}'", "output=run")
+    assert status == 2
+    assert first_line(err).startswith(f"error: model.name={bare} holds no weights (*.safetensors); save them with save_pretrained")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_run_leaves_its_folder_and_another_one_does_not_touch_it(call: Call, quick: list[str], tmp_path: Path) -> None:
+    status, out, _ = call("run", *quick, "output=run")
+    assert status == 0
+    assert "accuracy" in out
+    folder = tmp_path / "run"
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["exactness_gap"] < 1e-5
+    assert len((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 3  # before the first round, and two
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "adapter", "report.md", "run.log"}
+
+    before = contents(folder)
+    status, _, err = call("run", *quick, "output=run", "seed=1")
+    assert status == 2
+    assert "run' already holds a run (config.yaml); choose another output=…" in first_line(err)
+    assert contents(folder) == before
+
+
+def test_a_run_that_stops_has_status_1(call: Call, quick: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time limit that no client can keep."""
+    status, _, err = call("run", *quick, "federation.timeout=1e-9", "output=run")
+    assert status == 1
+    assert next(line for line in err.splitlines() if line.startswith("error:")).startswith("error: the run stopped: ")
+
+
+def test_the_configuration_is_shown_and_nothing_run(call: Call, quick: list[str], tmp_path: Path) -> None:
+    status, out, _ = call("run", "--cfg", "job", *quick, "rank=3")
+    assert status == 0
+    assert "num_rounds: 2" in out
+    assert "rank: 3" in out
+    assert not list(tmp_path.glob("**/config.yaml"))
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_a_folder_a_job(call: Call, quick: list[str], tmp_path: Path) -> None:
+    status, _, _ = call("run", "-m", "method=fedavg_lora,fedex_lora,fed_sb", *quick, "federation.num_rounds=1")
+    assert status == 0
+    found = {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))["method"] for path in tmp_path.glob("multirun/*/*/*/summary.json")
+    }
+    assert found == {"0": "fedavg_lora", "1": "fedex_lora", "2": "fed_sb"}
+
+
+def test_a_sweep_with_a_mistake_runs_nothing(call: Call, quick: list[str], tmp_path: Path) -> None:
+    status, _, err = call("run", "-m", "method=fedavg_lora,fedex", *quick)
+    assert status == 2
+    assert first_line(err).startswith("error: unknown method 'fedex'")
+    assert not list(tmp_path.glob("**/summary.json"))
+
+
+def test_costs_are_printed(call: Call, quick: list[str]) -> None:
+    status, out, _ = call("cost", *quick)
+    assert status == 0
+    for name in ("fed_sb", "fedavg_lora", "fedex_lora", "one-off"):
+        assert name in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cots"], "error: unknown command 'cots' (did you mean 'cost'?); choose from cost, export, report, run"),
+        (["report"], "error: fedsb report needs the folder of a run"),
+        (["export"], "error: fedsb export needs the folder of a run"),
+        (["report", "nowhere"], "error: 'nowhere' holds no run"),
+    ],
+)
+def test_other_commands_say_what_they_need(call: Call, arguments: list[str], message: str) -> None:
+    status, _, err = call(*arguments)
+    assert status == 2
+    assert first_line(err).startswith(message)
+
+
+def test_without_a_command_the_usage_is_shown(call: Call) -> None:
+    assert call() == (2, f"{cli.USAGE}\n", "")
+    assert call("--help") == (0, f"{cli.USAGE}\n", "")
+
+
+def test_overrides_are_told_from_flags() -> None:
+    assert overrides_in(["--cfg", "job", "a=1", "-m", "--package", "x", "b=2"]) == ["a=1", "b=2"]
+    assert sweep_jobs(["a=1,2", "b=[1,2]", "c=x"]) == [["a=1", "b=[1,2]", "c=x"], ["a=2", "b=[1,2]", "c=x"]]
+    with pytest.raises(UserError, match=r"cannot read 'a=\['"):
+        sweep_jobs(["a=["])
+
+
+def shell(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a fresh interpreter."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FEDSB_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "fedsb.cli", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240)
+
+
+@pytest.mark.slow
+def test_a_fresh_process_runs_and_exits(tmp_path: Path, quick: list[str]) -> None:
+    done = shell(tmp_path, "run", *quick, "output=run")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_fresh_process_says_a_mistake_in_one_line(tmp_path: Path, quick: list[str]) -> None:
+    done = shell(tmp_path, "run", *quick, "rank=33", "output=run")
+    assert done.returncode == 2
+    assert first_line(done.stderr).startswith("error: rank (33) exceeds")
