@@ -10,6 +10,7 @@ from rich.table import Table
 from fedsb.assembly import corpus_of, task_of
 from fedsb.config import load
 from fedsb.cost import Cost, ResidualRank, method_cost
+from fedsb.errors import unknown
 from fedsb.models import build_model
 from fedsb.report.table import human_bytes
 from fedsb.schema import Config
@@ -28,7 +29,11 @@ def costs(overrides: Sequence[str], methods: Mapping[str, ResidualRank]) -> dict
     Raises:
         UserError: an override that is not valid.
     """
+    overrides = [f"+{text}" if text.startswith("cost.rank.") else text for text in overrides]
     given = load(overrides)
+    for name in given.cost.rank:
+        if name not in methods:
+            raise unknown("method", f"cost.rank.{name}", [f"cost.rank.{method}" for method in methods])
     shared = [text for text in overrides if not text.lstrip("+~").startswith(OWN)]
     found: dict[str, Cost] = {}
     for name, residual_rank in methods.items():
@@ -51,7 +56,8 @@ def cost_of(config: Config, residual_rank: ResidualRank) -> Cost:
 
 def print_costs(overrides: Sequence[str], methods: Mapping[str, ResidualRank]) -> None:
     """Print the table of all methods and how their totals compare."""
-    config, found = load(overrides), costs(overrides, methods)
+    found = costs(overrides, methods)
+    config = load([text for text in overrides if not text.startswith("cost.rank.")])
     console = Console(width=None if Console().is_terminal else 140)
     f = config.federation
     console.print(
