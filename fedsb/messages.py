@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ from fedsb.state import Layout, Name, State, pack, unpack
 
 FROZEN = "frozen"
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-STORED = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.int16)}  # as NumPy, which knows no bfloat16, holds it
+# As NumPy holds them, which knows no bfloat16.
+STORED: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.int16)}
 
 
 class LayoutError(ValueError):
