@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ SOURCES = sorted(str(path.relative_to(ROOT)) for package in PACKAGES for path in
 MOST_LINES = 300
 
 
+@cache
 def imported(source: str) -> set[str]:
     """Return the dotted names of all modules that a file imports anywhere, functions included."""
     found: set[str] = set()
