@@ -173,22 +173,15 @@ class LateGrid(KeepingGrid):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_neither_arrival_nor_the_nodes_change_a_bit(options: Options, plain: Plain, method: str) -> None:
-    """One node in order, and three nodes whose replies come late and shuffled."""
+def test_neither_arrival_nor_nodes_nor_an_earlier_run_change_a_bit(options: Options, plain: Plain, method: str) -> None:
+    """One node in order; then, in the process and the model of that run, three nodes whose replies come late and shuffled."""
     in_order, late = plain("tiny_bert", method), federate(options("tiny_bert", method), grid=scrambled(seed=1))
     assert late.sha256 == in_order.sha256
     assert {e.node for e in late.grid.exchanges} == {1, 2, 3}
     assert isinstance(late.grid, LateGrid)
     assert late.grid.handed != [e.reply for e in late.grid.exchanges]
     assert [r.clients for r in late.records] == [r.clients for r in in_order.records]
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_same_seed_gives_the_same_bits(options: Options, plain: Plain, method: str) -> None:
-    """The second run meets the model in which another one trained: nothing of it may stay."""
-    first, again = plain("tiny_bert", method), federate(options("tiny_bert", method))
-    assert first.sha256 == again.sha256
-    assert [r.metrics for r in first.records] == [r.metrics for r in again.records]
+    assert [r.metrics for r in late.records] == [r.metrics for r in in_order.records]
 
 
 def test_dropout_and_another_seed_change_the_bits(options: Options, plain: Plain) -> None:
@@ -398,10 +391,9 @@ def raising(number: int, *clients: str) -> ClientCall:
     return call
 
 
-@pytest.mark.parametrize("method", EXACT)
-def test_the_round_goes_on_without_a_client_that_raises(options: Options, method: str, tmp_path: Path) -> None:
+def test_the_round_goes_on_without_a_client_that_raises(options: Options, tmp_path: Path) -> None:
     """The mean is over those who answered, and their weights sum to one."""
-    overrides = options("tiny_bert", method, "federation.fraction=1.0", "federation.num_rounds=3")
+    overrides = options("tiny_bert", "fedex_lora", "federation.fraction=1.0", "federation.num_rounds=2")
     federation = federate(overrides, app=raising(1, "client-0", "client-3"))
     failed = federation.records[1].failed
     assert set(failed) == {"client-0", "client-3"}
@@ -457,6 +449,14 @@ def test_uniform_weights_count_each_client_once(options: Options, plain: Plain, 
     assert plain("tiny_bert", "fedex_lora").sha256 != federation.sha256
 
 
+def foretold(federation: Federation) -> tuple[int, int, int]:
+    """Return the bytes up, down and one-off that the cost rules foretell."""
+    adapted = federation.prepared.adapted
+    rank = STRATEGIES[federation.config.method.name].residual_rank
+    cost = method_cost(federation.config, adapted.spec, adapted.layout, adapted.shapes, residual_rank=rank)
+    return cost.payload_up, cost.payload_down, cost.payload_one_off
+
+
 def remembering(trained: dict[tuple[int, str], State]) -> ClientCall:
     """Return the ClientApp, noting what each client trained before it was rounded for the wire."""
 
@@ -477,6 +477,7 @@ def test_a_bfloat16_wire_halves_the_bytes_and_tells_its_gap(options: Options, pl
     trained: dict[tuple[int, str], State] = {}
     coarse = federate(options("tiny_bert", method, "federation.wire_dtype=bfloat16"), app=remembering(trained))
     assert 2 * coarse.payload()[0] == plain("tiny_bert", method).payload()[0]
+    assert coarse.payload() == foretold(coarse)
     first = coarse.prepared.initial.pick(HEAD)
     for number, (exchanges, during, after) in enumerate(next_instructions(coarse, tmp_path), start=1):
         weights = torch.tensor([e.answer.num_examples for e in exchanges]).double()
@@ -494,25 +495,14 @@ def test_a_bfloat16_wire_halves_the_bytes_and_tells_its_gap(options: Options, pl
         assert gap * (1 - 2**-7) <= coarse.records[number].exactness_gap <= 3 * gap + 2**-6
 
 
-def foretold(federation: Federation) -> tuple[int, int, int]:
-    """Return the bytes up, down and one-off that the cost rules foretell."""
-    adapted = federation.prepared.adapted
-    rank = STRATEGIES[federation.config.method.name].residual_rank
-    cost = method_cost(federation.config, adapted.spec, adapted.layout, adapted.shapes, residual_rank=rank)
-    return cost.payload_up, cost.payload_down, cost.payload_one_off
-
-
-BYTES = {
-    "clients evaluate": ["federation.evaluate_clients=true", "data.client_test_fraction=0.3"],
-    "bfloat16": ["federation.wire_dtype=bfloat16", "federation.fraction=0.4"],
-}
-
-
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("case", BYTES)
-def test_bytes_are_as_foretold(options: Options, method: str, case: str) -> None:
-    federation = federate(options("tiny_bert", method, "train.local_steps=1", *BYTES[case]))
-    assert not any(record.failed for record in federation.records)
+def test_clients_evaluate_what_they_hold_out_and_it_costs_what_is_foretold(options: Options, method: str) -> None:
+    more = ["federation.evaluate_clients=true", "data.client_test_fraction=0.3", "federation.fraction=0.4", "train.local_steps=1"]
+    federation = federate(options("tiny_bert", method, *more))
+    for record in federation.records[1:]:
+        assert not record.failed
+        assert set(record.client_metrics) == set(record.clients)
+        assert all(0 <= row["accuracy"] <= 1 for row in record.client_metrics.values())
     assert federation.payload() == foretold(federation)
 
 
@@ -561,16 +551,17 @@ def test_pairs_of_sentences_go_through_a_round(tiny_bert: Path, tmp_path: Path) 
     assert all(record.exactness_gap < 1e-5 for record in federation.records[1:])
 
 
-def test_clients_evaluate_what_they_hold_out(options: Options) -> None:
-    federation = federate(options("tiny_bert", "fed_sb", "federation.evaluate_clients=true", "data.client_test_fraction=0.3"))
-    for record in federation.records[1:]:
-        assert set(record.client_metrics) == set(record.clients)
-        assert all(0 <= row["accuracy"] <= 1 for row in record.client_metrics.values())
-
-
 @pytest.mark.parametrize("name", ["momentum", "adam"])
 def test_a_server_optimiser_runs_and_is_told_apart_from_the_gap(options: Options, name: str) -> None:
-    federation = federate(options("tiny_bert", "fed_sb", f"federation.server_optimizer.name={name}", "federation.server_optimizer.lr=0.5"))
+    federation = federate(
+        options(
+            "tiny_bert",
+            "fed_sb",
+            f"federation.server_optimizer.name={name}",
+            "federation.server_optimizer.lr=0.5",
+            "federation.num_rounds=2",
+        )
+    )
     for record in federation.records[1:]:
         assert record.exactness_gap < 1e-5
         assert record.extras["server_step"] > 0
@@ -578,7 +569,8 @@ def test_a_server_optimiser_runs_and_is_told_apart_from_the_gap(options: Options
 
 def test_a_run_learns(options: Options) -> None:
     """The words of a text give its label away, of which there are three equally frequent ones."""
-    more = ["federation.num_rounds=4", "train.local_steps=8", "federation.fraction=1.0", "train.lr=0.1", "init.kind=gradient"]
+    clients = ["federation.num_clients=2", "federation.partition.sizes=[2,1]", "federation.fraction=1.0"]
+    more = [*clients, "federation.num_rounds=3", "train.local_steps=12", "train.lr=0.1", "init.kind=gradient"]
     federation = federate(options("tiny_bert", "fed_sb", *more))
     assert federation.records[0].metrics["accuracy"] < 0.5
     assert federation.records[-1].metrics["accuracy"] >= 0.6
