@@ -121,7 +121,6 @@ class LocalFlower:
 
     def status(self, run_id: int) -> RunStatus:
         """Ask how the run stands."""
-        self.processes()
         run = self._flwr("list", CONNECTION, "--run-id", str(run_id))["runs"][0]
         return RunStatus(run["status"].rpartition(":")[2], run["status-details"])
 
@@ -168,7 +167,9 @@ class LocalFlower:
         connection = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{self.address}"\ninsecure = true\n'
         (self.home / "config.toml").write_text(connection, encoding="utf-8")
         command = [script("flower-superlink"), "--insecure", "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--database", str(self.home / "state.db"), *(["--simulation"] if self.simulation else [])]
+        # State in memory: it ends with the block, and the migrations of a database file fail where flwr is installed below a path with
+        # a space (it hands Alembic its folders joined by spaces).
+        command += ["--simulation"] if self.simulation else []
         self._tree = ProcessTree(command, environment=self.environment, folder=self.folder, log=self.log_file)
         deadline = time.monotonic() + _START_SECONDS
         while not _answers(f"http://{self.address}/health"):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
+_LOOK_SECONDS = 1.0
+
 
 class ProcessTree:
     """A command, and the processes that it starts in turn.
 
-    Descendants are remembered while their parents live: one whose parent was killed can't be found from the root any more.
+    Descendants are remembered while their parents live: one whose parent has gone can't be found from the root any more, and Ray's agents
+    outlive the run that started them by some seconds.
     The root gets a session of its own, so that Ctrl-C in a terminal reaches the owner of the tree first.
     """
 
@@ -22,18 +26,26 @@ class ProcessTree:
                 command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
             )
         self._known: set[psutil.Process] = set()
+        self._lock = threading.Lock()
+        self._ending = threading.Event()
+        self._watch = threading.Thread(target=self._keep_looking, daemon=True)
+        self._watch.start()
 
     def look(self) -> list[psutil.Process]:
         """Remember the processes there are now below the root and return the living ones."""
-        for parent in [psutil.Process(self.root.pid), *self._known] if self.root.poll() is None else list(self._known):
-            try:
-                self._known.update(parent.children(recursive=True))
-            except psutil.NoSuchProcess:
-                continue
-        return [process for process in self._known if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        with self._lock:
+            for parent in [*self._roots(), *self._known]:
+                try:
+                    self._known.update(parent.children(recursive=True))
+                except psutil.NoSuchProcess:
+                    continue
+            self._known = {process for process in self._known if _lives(process)}
+            return list(self._known)
 
     def end(self, patience: float = 20.0) -> None:
         """End the root, wait for the rest to follow by itself, and end what does not."""
+        self._ending.set()
+        self._watch.join()
         self.look()
         self.root.terminate()
         try:
@@ -46,6 +58,23 @@ class ProcessTree:
             for process in alive:
                 _send(process, signal)
             _, alive = psutil.wait_procs(alive, timeout=patience / 4)
+
+    def _roots(self) -> list[psutil.Process]:
+        try:
+            return [psutil.Process(self.root.pid)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def _keep_looking(self) -> None:
+        while not self._ending.wait(_LOOK_SECONDS):
+            self.look()
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _send(process: psutil.Process, signal: str) -> None:
