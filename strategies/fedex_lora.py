@@ -1,6 +1,6 @@
 """FedEx-LoRA (Singhal et al. 2024, arXiv:2410.09432): average A and B, and add what the averages miss to the frozen weights.
 
-The residual ``Σ w_i B_i A_i − B̄ Ā = Σ_{i≠j} w_i (B_i − B̄)(A_i − A_j)`` holds for any fixed client j, so it has rank at most
+The residual ``Σ w_i B_i A_i − B̄ Ā = Σ_{i≠j} w_i (B_i − B_j)(A_i − Ā)`` holds for any fixed client j, so it has rank at most
 (k − 1) r and is sent as factors; no m x n product is formed. Optionally it is truncated to rank r' (best approximation by
 Eckart-Young), and the error of that is reported.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,13 +19,15 @@ from fedsb.state import Name, State, WeightedSum
 from strategies.base import LowRankStrategy
 from strategies.reducers import Aggregate, Reducer
 
+HUGE_PAGE = 2**21  # bytes
+
 
 class FedExReducer:
-    """Means of A, B and head, and the residual as factors ``U = [s w_i (B_i − B̄)]``, ``V = [A_i − A_j]``.
+    """Means of A, B and head, and the residual as factors ``U = [B_i − B_j]``, ``V = [s w_i (A_i − Ā)]``.
 
-    B̄ is taken as clients decode it. Rounding it to float32 changes the result below the accuracy of float32; with a coarser
-    ``decode`` the exact correction of both means is appended (2 r more ranks). Factors are copied to their place in U and V as they
-    come, and no upload is kept but the heaviest, which is client j.
+    Ā is taken as clients decode it. Rounding it to float32 changes the result below the accuracy of float32; with a coarser
+    ``decode`` the exact correction of both means is appended (2 r more ranks). Factors go to their place in U and V
+    as they come, and no upload is kept but the first, which is client j.
 
     Args:
         scale: s.
@@ -47,32 +50,33 @@ class FedExReducer:
     def begin(self, current: State) -> None:
         """Forget the last round's uploads."""
         self._sum = WeightedSum()
-        self._heaviest: tuple[State, float] | None = None
+        self._first: State | None = None
         self._stacks: dict[str, tuple[Tensor, Tensor]] = {}
         self._weights: list[float] = []
 
     def add(self, upload: State, weight: float) -> None:
-        """Add to the means and stack the factors; the heaviest so far stands aside."""
+        """Add to the means and stack the factors, B as its difference from the first."""
         self._sum.add(upload, weight)
         factors = upload.pick("A", "B")
-        if self._heaviest is None:
-            self._heaviest = factors, weight
+        if self._first is None:
+            self._first = factors
             return
-        if weight > self._heaviest[1]:
-            (factors, weight), self._heaviest = self._heaviest, (factors, weight)
         for module in factors.modules:
             a, b = factors[Name(module, "A")], factors[Name(module, "B")]
             left, right = self._room(module, a, b)
             place = slice(len(self._weights) * len(a), (len(self._weights) + 1) * len(a))
-            left[:, place], right[place] = b, a
+            torch.sub(b, self._first[Name(module, "B")], out=left[:, place])
+            right[place] = a
         self._weights.append(weight)
 
     def _room(self, module: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Return the stacks of a module with room for one upload more."""
-        used = len(self._weights)
-        left, right = self._stacks.get(module, (torch.empty(len(b), 0), torch.empty(0, a.shape[1])))
-        if len(right) < (used + 1) * len(a):
-            width = max(self._cohort - 1, 2 * used, 1) * len(a) + self._extra(len(a))
+        rank, used = len(a), len(self._weights)
+        if module not in self._stacks:
+            self._stacks[module] = torch.empty(len(b), 0), torch.empty(0, a.shape[1])
+        left, right = self._stacks[module]
+        if len(right) < (used + 1) * rank:
+            width = max(self._cohort - 1, 2 * used, 1) * rank + self._extra(rank)
             left, right = _sized(left, len(b), width), _sized(right, width, a.shape[1])
             self._stacks[module] = left, right
         return left, right
@@ -100,20 +104,18 @@ class FedExReducer:
 
     def _residual(self, module: str, mean: State, state: State) -> tuple[Tensor, Tensor]:
         """Return U (m, ρ) and V (ρ, n) of one module."""
-        assert self._heaviest is not None
+        assert self._first is not None
         a, b = Name(module, "A"), Name(module, "B")
-        reference, rank, count = self._heaviest[0][a], len(state[a]), len(self._weights)
+        first, rank, count = self._first[b], len(state[a]), len(self._weights)
         used, width = count * rank, count * rank + self._extra(rank)
         left, right = self._stacks.pop(module, (torch.empty(0, 0), torch.empty(0, 0)))
-        left, right = _sized(left, len(state[b]), width), _sized(right, width, state[a].shape[1])
-        if count:
-            shares = torch.tensor([self._scale * weight / self._sum.total_weight for weight in self._weights])
-            left[:, :used].unflatten(1, (count, rank)).sub_(state[b].unsqueeze(1)).mul_(shares.unsqueeze(1))
-            right[:used].unflatten(0, (count, rank)).sub_(reference)
+        left, right = _sized(left, len(first), width), _sized(right, width, state[a].shape[1])
+        for slot, weight in enumerate(self._weights):
+            right[slot * rank : (slot + 1) * rank].sub_(state[a]).mul_(self._scale * weight / self._sum.total_weight)
         if width > used:
-            # Σ w B A − B̄' Ā' = Σ w (B_i − B̄')(A_i − A_j) + (B̄ − B̄') A_j + B̄' (Ā − Ā') for rounded means B̄', Ā'.
-            left[:, used:] = self._scale * torch.cat([mean[b] - state[b], state[b]], dim=1)
-            right[used:] = torch.cat([reference.double(), mean[a] - state[a]])
+            # Σ w B A − B̄' Ā' = Σ w (B_i − B_j)(A_i − Ā') + B_j (Ā − Ā') + (B̄ − B̄') Ā' for rounded means B̄', Ā'.
+            left[:, used:] = torch.cat([first.double(), mean[b] - state[b]], dim=1)
+            right[used:] = self._scale * torch.cat([mean[a] - state[a], state[a].double()])
         return left, right
 
 
@@ -122,9 +124,21 @@ def _sized(stack: Tensor, *shape: int) -> Tensor:
     if stack.shape == shape:
         return stack
     rows, columns = map(min, stack.shape, shape)
-    sized = torch.empty(shape)
+    sized = _fresh(*shape)
     sized[:rows, :columns] = stack[:rows, :columns]
     return sized
+
+
+def _fresh(rows: int, columns: int) -> Tensor:
+    """Return memory for a matrix in float32; a large one from a border of huge pages on.
+
+    NumPy asks the system for huge pages; with small ones, fresh memory would cost more time than all that is computed in it.
+    """
+    size = rows * columns
+    spare = HUGE_PAGE if 4 * size >= 2 * HUGE_PAGE else 0
+    flat = np.empty(size + spare // 4, np.float32)
+    start = -flat.ctypes.data % spare // 4 if spare else 0
+    return torch.from_numpy(flat[start : start + size]).view(rows, columns)
 
 
 def truncate(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:
@@ -171,4 +185,6 @@ class FedExLoRA(LowRankStrategy):
 
     def new_reducer(self) -> Reducer:
         """Return the means with their residual."""
-        return FedExReducer(self.scale, self.decode, coarse=self.wire_dtype != "float32", truncate=self._truncate, cohort=len(self.round_clients))
+        return FedExReducer(
+            self.scale, self.decode, coarse=self.wire_dtype != "float32", truncate=self._truncate, cohort=len(self.round_clients)
+        )

@@ -1,0 +1,64 @@
+"""The figures that the project promises, each beside its bound: training, wire, FedEx reducer, sketch. Needs the `demo` extra.
+
+Run as ``python scripts/bench_core.py [--quick] [--only training wire reducer sketch] [--json PATH]`` on an installed project. One
+thread, CPU time of the process, opponents in turn, medians. All of it takes about 20 minutes, ``--quick`` about 5 with
+looser figures; exit status 1 if one fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+
+import bench_reducer
+import bench_sketch
+import bench_training
+import bench_wire
+import torch
+from bench_figures import Figure, show
+from transformers.utils import logging as hf_logging
+
+GROUPS: dict[str, Callable[[bool], Iterable[Figure]]] = {
+    "wire": bench_wire.figures,
+    "reducer": bench_reducer.figures,
+    "training": bench_training.figures,
+    "sketch": bench_sketch.figures,
+}
+
+
+def main() -> int:
+    """Measure, print and keep the figures."""
+    options = parse()
+    torch.set_num_threads(1)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore")
+    results: list[Figure] = []
+    for group in options.only:
+        results += map(show, GROUPS[group](options.quick))
+        if options.json:
+            options.json.write_text(json.dumps([figure.as_json() for figure in results], indent=2) + "\n")
+    failed = [figure.what.strip() for figure in results if not figure.holds]
+    print(f"{len(failed)} of {sum(f.bound is not None for f in results)} bounds failed" + "".join(f"\n- {what}" for what in failed))
+    return 1 if failed else 0
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, steps and clients")
+    parser.add_argument("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS), metavar="GROUP", help=", ".join(GROUPS))
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too, after each group")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
