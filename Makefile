@@ -1,8 +1,11 @@
 # make demo: run a federation.  make test: everything.  make check: the fast part.  make setup: install only.  make bench: the figures.
 
-# Installed by name into a folder of the checkout; no absolute path is written here, so a checkout may lie anywhere.
+# A checkout may lie anywhere. But Ray starts its workers by a command line without quotes, and Flower hands Alembic a list of folders
+# joined by spaces: below a path with a space the environment itself lies in the cache folder, and .venv is a link to it.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-BIN := .venv/bin
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fedsb
+VENV := $(if $(filter 1,$(words $(CURDIR))),.venv,$(if $(filter 1,$(words $(CACHE))),$(CACHE),/tmp/fedsb)/venv-$(firstword $(shell pwd | cksum)))
+BIN := $(VENV)/bin
 REQUIREMENTS := pyproject.toml setup.py constraints.txt $(wildcard requirements*.txt)
 
 export HF_HUB_OFFLINE := 1
@@ -15,10 +18,10 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: setup demo check lint test bench clean
 .DEFAULT_GOAL := demo
 
-setup: .venv/installed-dev
+setup: $(VENV)/installed-dev
 
 # The demo needs less than the tests; whoever has the tests has the demo.
-demo: $(if $(wildcard .venv/installed-dev),.venv/installed-dev,.venv/installed-demo)
+demo: $(if $(wildcard $(VENV)/installed-dev),$(VENV)/installed-dev,$(VENV)/installed-demo)
 	$(BIN)/python scripts/demo.py
 
 check: lint
@@ -27,22 +30,23 @@ check: lint
 test: lint
 	$(BIN)/python -m pytest -p scripts.skipped_groups -q -rs --fail-if-group-skipped
 
-lint: .venv/installed-dev
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/installed-dev
+bench: $(VENV)/installed-dev
 	$(BIN)/python scripts/bench_core.py
 
-.venv/installed-dev .venv/installed-demo: .venv/installed-%: $(REQUIREMENTS) | .venv/bin/python
+$(VENV)/installed-dev $(VENV)/installed-demo: $(VENV)/installed-%: $(REQUIREMENTS) | $(VENV)/bin/python
 	@echo "installing the project and its dependencies into .venv (some minutes the first time) …"
 	@# Byte-compiling all of torch, Ray and transformers takes longer than compiling what is imported when it is.
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@
 
-.venv/bin/python:
-	"$(PYTHON)" -m venv .venv
+$(VENV)/bin/python:
+	"$(PYTHON)" -m venv $(VENV)
+	@test -e .venv || ln -s $(VENV) .venv
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
