@@ -8,10 +8,13 @@ where that folder holds a checkout, simulated clients run the checkout and not w
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 LAUNCH_FOLDER = "FEDSB_LAUNCH_FOLDER"
+RAY_HOOK = "RAY_RUNTIME_ENV_HOOK"
 _SIMULATION = "flwr-simulation"
 
 
@@ -39,3 +42,14 @@ def prefer_submitted_code() -> None:
     if in_simulation:
         os.environ.setdefault(LAUNCH_FOLDER, str(Path.cwd()))
         os.chdir(root)
+        if shlex.quote(sys.executable) != sys.executable:
+            os.environ.setdefault(RAY_HOOK, f"{__name__}.{quote_interpreter.__name__}")
+
+
+def quote_interpreter(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
+    """Complete Ray's runtime environment with this interpreter, quoted.
+
+    Ray pastes the path of the interpreter into a shell line as it is, so that no worker starts from an environment whose path holds a
+    space. Flower leaves nothing of ``ray.init`` to the app; Ray calls this by the name in ``RAY_RUNTIME_ENV_HOOK``.
+    """
+    return {"py_executable": shlex.quote(sys.executable), **(runtime_env or {})}
