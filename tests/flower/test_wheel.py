@@ -16,6 +16,16 @@ from tests.flower.harness import ROOT, copy_checkout, run_here, summary
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
+RAY_TASK = """
+import os, sys
+os.environ["RAY_RUNTIME_ENV_HOOK"] = "fedsb.runtime.fab.quote_interpreter"
+import ray
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"GREETING": "hello"}})
+assert ray.get(ray.remote(lambda: (sys.executable, os.environ["GREETING"])).remote(), timeout=100) == (sys.executable, "hello")
+ray.shutdown()
+"""
+
+
 def command(*arguments: str) -> None:
     done = subprocess.run(arguments, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -33,7 +43,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An interpreter that has the wheel, and borrows its dependencies from this one's environment."""
-    environment = tmp_path_factory.mktemp("clean") / "venv"
+    environment = tmp_path_factory.mktemp("clean") / "a venv"
     command(sys.executable, "-m", "venv", "--without-pip", str(environment))
     python = environment / "bin" / "python"
     [packages] = environment.glob("lib/python*/site-packages")
@@ -71,3 +81,8 @@ def test_the_wheel_submits_itself_and_simulated_clients_run_that(python, flower_
     assert flower.wait(run_id, 200).state == "completed", flower.log_file.read_text()
     # Relative paths still mean the daemon's folder, although the run works inside the bundle.
     assert summary(trap / "relative")["factors_sha256"] == expected
+
+
+def test_ray_starts_workers_from_an_environment_whose_path_holds_a_space(python):
+    assert " " in str(python)
+    command(str(python), "-c", RAY_TASK)
