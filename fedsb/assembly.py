@@ -51,7 +51,7 @@ def corpus_of(config: Config) -> Corpus:
     """Load the data as a simulation does, all of it; or the server's test file where it holds no training data."""
     column = config.federation.partition.column if config.federation.partition.kind == "natural" else None
     key = (config.data, config.seed, column)
-    if config.data.path is None and config.data.test_path is not None and config.data.kind == "files":
+    if config.data.path is None and config.data.test_path is not None and config.data.kind != "bbc_news":
         return _once("corpus", key, lambda: load_test(config.data))
     return _once("corpus", key, lambda: load_corpus(config.data, config.seed, column))
 
@@ -161,5 +161,6 @@ def anchored(config: Config, folder: Path) -> Config:
         public_path=absolute(config.data.public_path),
     )
     model = replace(config.model, name=absolute(config.model.name) or "") if config.model.kind == "pretrained" else config.model
+    model = replace(model, tokenizer=absolute(model.tokenizer))
     output = None if config.output is None else str(folder / config.output)
     return replace(config, data=data, model=model, output=output)

@@ -114,15 +114,15 @@ def run_job(composed: DictConfig) -> int:
 
     overrides = list(HydraConfig.get().overrides.task)
     output = Path(HydraConfig.get().runtime.output_dir)
-    config = typed(composed)
+    from fedsb.assembly import anchored
+
+    config = anchored(typed(composed), Path.cwd())
     _quieten()
     from fedsb.client_app import app as client_app
-    from fedsb.report.records import RunFolder
     from fedsb.runtime.local import LocalGrid
     from fedsb.server_app import serve
 
-    RunFolder(output)  # refuses the folder of another run, before its log is opened
-    _log_to(output / "run.log")
+    _log_to_screen()
     grid = LocalGrid.simulation(client_app, {"overrides": shlex.join(overrides)})
     serve(config, grid, output)
     return 0
@@ -135,20 +135,15 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"transformers|torch")
 
 
-def _log_to(path: Path) -> None:
-    """Send the project's log to the run's folder; warnings go to standard error too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _log_to_screen() -> None:
+    """Send warnings to standard error; the run's folder has the whole log."""
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
-        handler.close()  # the log of the job before, in a sweep
-    file, screen = logging.FileHandler(path), logging.StreamHandler()
+    screen = logging.StreamHandler()
     screen.setLevel(logging.WARNING)
-    for handler in (file, screen):
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        root.addHandler(handler)
-    for name in ("fedsb", "strategies", "clients"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    screen.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root.addHandler(screen)
 
 
 def report(arguments: list[str]) -> int:

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from fedsb.errors import UserError, nearest, unknown
-from fedsb.rules import check, start_kind
+from fedsb.rules import check, partition_kind, start_kind
 from fedsb.schema import Config
 
 ROOT = "config"
@@ -40,6 +40,12 @@ def default_output(output: str | None) -> str:
     return output or datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S")
 
 
+def default_sweep(output: str | None) -> str:
+    """Return ``output`` as the folder of a sweep, or ``multirun/<date>/<time>``; each job has a folder below it."""
+    return output or datetime.now().strftime("multirun/%Y-%m-%d/%H-%M-%S")
+
+
+OmegaConf.register_new_resolver("fedsb_sweep", default_sweep, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("fedsb_output", default_output, use_cache=True, replace=True)
 
 
@@ -79,8 +85,28 @@ def typed(composed: DictConfig) -> Config:
         raise _explain(error, ()) from None
     except ValidationError as error:
         raise _explain_value(error) from None
+    _check_method(config)
     check(config)
-    return replace(config, init=replace(config.init, kind=start_kind(config)))
+    partition = replace(config.federation.partition, kind=partition_kind(config))
+    return replace(
+        config,
+        init=replace(config.init, kind=start_kind(config)),
+        federation=replace(config.federation, partition=partition),
+    )
+
+
+def _check_method(config: Config) -> None:
+    """Hold the method's name and adapter against its YAML file: a method is that pair.
+
+    Raises:
+        UserError: no such method, or another adapter.
+    """
+    methods = {path.stem: path for path in (conf_dir() / "method").glob("*.yaml")}
+    if config.method.name not in methods:
+        raise unknown("method", config.method.name, methods)
+    adapter = OmegaConf.load(methods[config.method.name]).adapter
+    if config.method.adapter != adapter:
+        raise UserError(f"method.adapter={config.method.adapter} is not that of method '{config.method.name}'; it must be {adapter}")
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Cost:
         trained: values that a client trains, head included.
         up, down: values a client and round in the steady state (every client takes part in every round).
         one_off: values a client receives and sends once, start included.
+        bytes_up, bytes_down: the same in bytes on the wire.
         payload_up, payload_down, payload_one_off: bytes over the whole run and all clients.
     """
 
@@ -41,6 +42,8 @@ class Cost:
     up: int
     down: int
     one_off: int
+    bytes_up: int
+    bytes_down: int
     payload_up: int
     payload_down: int
     payload_one_off: int
@@ -73,6 +76,8 @@ def method_cost(config: Config, spec: AdapterSpec, layout: Layout, shapes: Shape
         up=layout.numel,
         down=layout.numel + residual_values(shapes, [residual]),
         one_off=basis + start_up + start_down,
+        bytes_up=state_bytes(layout.numel, config.federation.wire_dtype),
+        bytes_down=state_bytes(layout.numel, config.federation.wire_dtype) + state_bytes(residual_values(shapes, [residual])),
         payload_up=up,
         payload_down=down,
         payload_one_off=one_off + clients * state_bytes(start_up + start_down),

@@ -37,7 +37,7 @@ def costs(overrides: Sequence[str], methods: Mapping[str, ResidualRank]) -> dict
     shared = [text for text in overrides if not text.lstrip("+~").startswith(OWN)]
     found: dict[str, Cost] = {}
     for name, residual_rank in methods.items():
-        own = list(overrides) if name == given.method.name else [*shared, f"method={name}"]
+        own = list(overrides) if name == given.method.name else [*shared, f"method={name}", "init.kind=null"]
         rank = given.cost.rank.get(name)
         config = load([*own, *([f"rank={rank}"] if rank is not None else [])])
         found[name] = cost_of(config, residual_rank)
@@ -71,10 +71,12 @@ def print_costs(overrides: Sequence[str], methods: Mapping[str, ResidualRank]) -
 
 def _values(found: dict[str, Cost]) -> Table:
     table = Table(title="values a client", title_justify="left")
-    for column in ("method", "rank", "trained", "up / round", "down / round", "one-off"):
+    for column in ("method", "rank", "trained", "up / round", "down / round", "bytes a round", "one-off"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name, c in found.items():
-        table.add_row(name, str(c.rank), *(f"{v:,} ({v / 1e6:.2f}M)" for v in (c.trained, c.up, c.down, c.one_off)))
+        up, down, one_off = (f"{v:,} ({v / 1e6:.2f}M)" for v in (c.up, c.down, c.one_off))
+        moved = f"{human_bytes(c.bytes_up)} up, {human_bytes(c.bytes_down)} down"
+        table.add_row(name, str(c.rank), f"{c.trained:,}", up, down, moved, one_off)
     return table
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
@@ -210,10 +211,11 @@ def _load(model: ModelConfig, task: Task, labels: tuple[str, ...], seed: int, de
             return _from_config(model, task, options, "meta" if device == "meta" else resolve_device(device))
         source = locate(model)
         try:
+            # A checkpoint's own head may have another number of classes: it is then drawn anew, like a missing one.
             network: nn.Module = task.auto_class.from_pretrained(
-                source, revision=model.revision, dtype=getattr(torch, model.dtype), **options
+                source, revision=model.revision, dtype=getattr(torch, model.dtype), ignore_mismatched_sizes=task.has_head, **options
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise _load_error(model, source, error) from None
     return network.to(resolve_device(device)).eval()
 
@@ -226,7 +228,11 @@ def _from_config(model: ModelConfig, task: Task, options: dict[str, Any], device
         except (KeyError, ValueError) as error:
             raise UserError(f"model.config of '{model.name}' is not usable: {' '.join(str(error).split())[:200]}") from None
     else:
-        config = AutoConfig.from_pretrained(locate(model), revision=model.revision, **options)
+        source = locate(model)
+        try:
+            config = AutoConfig.from_pretrained(source, revision=model.revision, **options)
+        except (OSError, ValueError) as error:
+            raise _load_error(model, source, error) from None
     with torch.device(device):
         network: nn.Module = task.auto_class.from_config(config, dtype=getattr(torch, model.dtype))
     return network.eval()

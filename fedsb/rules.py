@@ -18,7 +18,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "init.core": ("zero", "spectral"),
     "model.kind": ("package", "pretrained", "config"),
     "model.task": (None, "classification", "regression", "causal_lm"),
-    "model.dtype": ("float32", "bfloat16"),
+    "model.dtype": ("float32",),
     "data.kind": ("bbc_news", "files", "hub"),
     "data.task": ("classification", "regression", "causal_lm"),
     "train.optimizer": ("adamw", "sgd"),
@@ -27,7 +27,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "train.autocast": (None, "bfloat16"),
     "federation.weighting": ("examples", "uniform"),
     "federation.wire_dtype": ("float32", "bfloat16"),
-    "federation.partition.kind": ("iid", "dirichlet", "shard", "size", "natural"),
+    "federation.partition.kind": (None, "iid", "dirichlet", "shard", "size", "natural"),
     "federation.server_optimizer.name": ("none", "momentum", "adam"),
     "privacy.unit": ("none",),
     "runtime.kind": ("local",),
@@ -68,6 +68,9 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "federation.partition.alpha": (lambda v: v > 0, "above 0"),
     "federation.partition.shards_per_client": (lambda v: v >= 1, "at least 1"),
     "federation.server_optimizer.lr": (lambda v: v > 0, "above 0"),
+    "federation.server_optimizer.momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "federation.server_optimizer.betas": (lambda v: all(0 <= beta < 1 for beta in v), "two numbers in [0, 1)"),
+    "federation.server_optimizer.eps": (lambda v: v > 0, "above 0"),
     "runtime.threads": (lambda v: v >= 1, "at least 1"),
 }
 
@@ -132,6 +135,11 @@ def _cohort_can_answer(config: Config) -> None:
         )
 
 
+def _evaluation_has_examples(config: Config) -> None:
+    if config.federation.evaluate_clients and not config.data.client_test_fraction:
+        raise UserError("federation.evaluate_clients=true needs held-out examples on the clients; set data.client_test_fraction=0.1, say")
+
+
 def _device_is_known(config: Config) -> None:
     if config.device.split(":")[0] not in ("auto", "cpu", "cuda"):
         raise unknown("device", config.device, ["auto", "cpu", "cuda"])
@@ -143,6 +151,7 @@ JOINT_RULES: tuple[Callable[[Config], None], ...] = (
     _public_needs_text,
     _names_fit_clients,
     _cohort_can_answer,
+    _evaluation_has_examples,
     _device_is_known,
 )
 
@@ -150,6 +159,11 @@ JOINT_RULES: tuple[Callable[[Config], None], ...] = (
 def start_kind(config: Config) -> str:
     """Return ``init.kind``, or the adapter's own first choice where it is null."""
     return config.init.kind or SPECS[config.method.adapter].starts[0]
+
+
+def partition_kind(config: Config) -> str:
+    """Return ``federation.partition.kind``; where it is null, Dirichlet over the labels, or IID where there are none."""
+    return config.federation.partition.kind or ("dirichlet" if config.data.task == "classification" else "iid")
 
 
 def cohort_size(num_clients: int, fraction: float) -> int:

@@ -111,7 +111,7 @@ class TrainConfig:
 class PartitionConfig:
     """How a simulation deals the training part out to clients."""
 
-    kind: str
+    kind: str | None
     alpha: float
     shards_per_client: int
     column: str | None

@@ -28,6 +28,7 @@ from fedsb.config import as_yaml, load
 from fedsb.errors import RunError, UserError
 from fedsb.evaluation import evaluate
 from fedsb.frozen import FrozenLog
+from fedsb.logs import run_log
 from fedsb.messages import decode_arrays, encode_arrays
 from fedsb.models import AdaptedModel, locate
 from fedsb.report.progress import Progress
@@ -94,7 +95,7 @@ def serve(config: Config, grid: Grid, output: Path) -> dict[str, Any]:
     prepared = prepare(config)
     folder = RunFolder(output)
     folder.write_config(as_yaml(config))
-    with Progress(config.federation.num_rounds) as progress:
+    with run_log(folder.log), Progress(config.federation.num_rounds) as progress:
         listener = Recorder(folder, progress)
         prepared.strategy.listener = listener
         result = prepared.strategy.start(

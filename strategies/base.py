@@ -117,8 +117,6 @@ class LowRankStrategy(Strategy):
             type(self).__name__, len(p.clients), cohort_size(len(p.clients), p.fraction), p.weighting, self.wire_dtype, self.layout.numel,
         )  # fmt: skip
 
-    # -- Flower's four hooks
-
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Return one message for each connected client of the round's cohort."""
         transport = self._connect(grid)
@@ -159,7 +157,9 @@ class LowRankStrategy(Strategy):
         if not self.participation.evaluate or self._round is None:
             return []
         transport = self._connect(grid)
-        requests = transport.requests(self._round.order, "evaluate", self._instruction(server_round), arrays, self._round.tally)
+        asked = [client for client in self._round.order if client not in self._round.failed]
+        requests = transport.requests(asked, "evaluate", self._instruction(server_round), arrays, self._round.tally)
+        self._round.begin_evaluation(asked)
         return transport.address(requests, self._round.failed)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -169,9 +169,8 @@ class LowRankStrategy(Strategy):
         for upload in self._uploads(replies, Layout(())):
             self._round.client_metrics[upload.client] = dict(upload.metrics)
             counts[upload.client] = upload.num_examples
+        self._round.end_evaluation()
         return MetricRecord(self._round.client_mean(counts)) if counts else None
-
-    # -- the run
 
     def start(
         self,
@@ -227,8 +226,6 @@ class LowRankStrategy(Strategy):
         if self.listener:
             self.listener.end(self._round.record(metrics or {}), unpack(decode_arrays(arrays), self.layout), self.frozen)
 
-    # -- parts of a round
-
     def exchange(self, grid: Grid, stage: str, arrays: ArrayRecord, sent: Layout, wanted: Layout, *, title: str = "") -> Iterator[Upload]:
         """Ask all connected clients for one exchange of the start, and yield their valid replies in dispatch order.
 
@@ -243,7 +240,7 @@ class LowRankStrategy(Strategy):
         assert self._round is not None
         transport = self._connect(grid)
         order = dispatch_order(self.participation.clients, transport.roster.num_examples)
-        self._round.order, self._round.clients, self._round.failed, self._round.stage = order, [], {}, title
+        self._round.begin_exchange(order, title)
         instruction = Instruction("", 0, stage=stage, labels=self.labels, digest=sent.digest)
         requests = transport.requests(order, "train.evidence", instruction, arrays, self._round.tally)
         messages = transport.address(requests, self._round.failed)

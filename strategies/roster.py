@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
@@ -18,6 +19,8 @@ from fedsb.errors import RunError
 
 LOG = logging.getLogger(__name__)
 DESCRIBE = "query.describe"
+DESCRIBE_S = 600.0  # for a node to read its data
+DESCRIBE_TRIES = 3  # a node that stays silent is left alone after so many, or it would hold up every round
 
 
 class Roster:
@@ -39,6 +42,7 @@ class Roster:
         self._labels = tuple(labels)
         self._timeout = timeout
         self._seen: set[int] = set()
+        self._asked: Counter[int] = Counter()
         self._online: set[int] = set()
         self._simulated: list[int] = []
         self._named: dict[str, int] = {}
@@ -75,10 +79,11 @@ class Roster:
     def refresh(self, grid: Grid) -> None:
         """Look which nodes are online, and ask the new ones whom they serve."""
         self._online = set(grid.get_node_ids())
-        new = sorted(self._online - self._seen)
+        new = sorted(node for node in self._online - self._seen if self._asked[node] < DESCRIBE_TRIES)
         if not new:
             return
         # One simulated node counts the examples for all clients; asking each would read the data once more in every worker.
+        self._asked.update(new)
         for node, reply in self._ask(grid, new[:1], self.clients) + self._ask(grid, new[1:], ()):
             self._seen.add(node)
             if reply.has_error():
@@ -94,7 +99,7 @@ class Roster:
             return []
         content = RecordDict({"config": ConfigRecord({"clients": json.dumps(clients), "labels": json.dumps(self._labels)})})
         messages = [Message(content, node, DESCRIBE) for node in nodes]
-        replies = list(grid.send_and_receive(messages, timeout=self._timeout))
+        replies = list(grid.send_and_receive(messages, timeout=min(self._timeout, DESCRIBE_S)))
         by_message = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
         return [(by_message.get(r.metadata.reply_to_message_id, r.metadata.src_node_id), r) for r in replies]
 

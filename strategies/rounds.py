@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,8 @@ class RoundState:
     extras: dict[str, float] = field(default_factory=dict)
     gap: float | None = None
     client_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    _earlier: dict[str, str] = field(default_factory=dict)
+    _trained: tuple[tuple[str, ...], list[str]] = field(default_factory=lambda: ((), []))
 
     def check_quorum(self, needed: int) -> None:
         """Stop the run where too few replies counted.
@@ -47,6 +49,23 @@ class RoundState:
         if len(self.clients) < needed:
             reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(self.failed.items())[:3])
             raise RunError(f"round {self.number}: {len(self.clients)} valid replies, federation.min_replies={needed} ({reasons})")
+
+    def begin_exchange(self, order: Sequence[str], title: str) -> None:
+        """Start one exchange of the start: each client may answer anew."""
+        self._earlier |= {client: f"{self.stage}: {reason}" for client, reason in self.failed.items()}
+        self.order, self.clients, self.failed, self.stage = tuple(order), [], {}, title
+
+    def begin_evaluation(self, asked: Sequence[str]) -> None:
+        """Start the evaluation on clients: who fails in it has still trained."""
+        self._earlier |= self.failed
+        self._trained = self.order, self.clients
+        self.order, self.clients, self.failed = tuple(asked), [], {}
+
+    def end_evaluation(self) -> None:
+        """Go back to the round's training, with the evaluation's failures beside its own."""
+        self._earlier |= {client: f"evaluation: {reason}" for client, reason in self.failed.items()}
+        self.order, self.clients = self._trained
+        self.failed = {}
 
     def train_loss(self) -> float | None:
         """Return the weighted mean of the clients' training losses."""
@@ -82,7 +101,7 @@ class RoundState:
         return RoundRecord(
             round=self.number,
             clients=tuple(self.clients),
-            failed=dict(self.failed),
+            failed={**self._earlier, **self.failed},
             metrics={key: float(value) for key, value in metrics.items()},
             client_metrics=dict(self.client_metrics),
             train_loss=self.train_loss(),

@@ -85,6 +85,10 @@ def test_a_mistake_gets_one_line(override: str) -> None:
 
 
 JOINT = {
+    r"evaluate_clients=true needs held-out examples": ["federation.evaluate_clients=true"],
+    r"method\.adapter=lora is not that of method 'fed_sb'; it must be lora_sb": ["method.adapter=lora"],
+    r"unknown method 'fedex' \(did you mean 'fedex_lora'\?\)": ["method.name=fedex"],
+    r"momentum=-1\.0 is out of range": ["federation.server_optimizer.momentum=-1"],
     r"init\.update=sign with init\.evidence=clients: .* use init\.evidence=public .* or init\.update=sgd": ["init.update=sign"],
     r"init\.evidence=public needs text the server may hold; set data\.public_path=… or data\.public_fraction=0\.05": [
         "init.evidence=public"
@@ -133,3 +137,8 @@ def test_a_start_left_open_is_the_methods_first() -> None:
     assert start_kind(load()) == "gradient"
     assert start_kind(load(["method=fedex_lora"])) == "random"
     assert start_kind(load(["init.kind=weight_svd"])) == "weight_svd"
+
+
+@pytest.mark.parametrize(("task", "kind"), [("classification", "dirichlet"), ("regression", "iid"), ("causal_lm", "iid")])
+def test_a_partition_left_open_fits_the_task(task: str, kind: str) -> None:
+    assert load([f"data.task={task}"]).federation.partition.kind == kind

@@ -151,6 +151,8 @@ def match_targets(model: nn.Module, targets: str | tuple[str, ...], exclude: tup
     names = [name for name in names if not any(_matches(name, pattern) for pattern in exclude)]
     patterns = (targets,) if isinstance(targets, str) else tuple(targets)
     if patterns == (ALL_LINEAR,):
+        if not names:
+            raise UserError(f"adapter.targets '{ALL_LINEAR}' matches no linear layer: the model has none outside its head")
         return names
     chosen: set[str] = set()
     for pattern in patterns:

@@ -54,12 +54,13 @@ def partition(train: Examples, cfg: PartitionConfig, names: Sequence[str], seed:
     Raises:
         UserError: fewer examples than clients, a client without examples, or options that do not fit the data.
     """
-    if cfg.kind not in PARTITIONERS:
-        raise unknown("federation.partition.kind", cfg.kind, PARTITIONERS)
+    kind = str(cfg.kind)
+    if kind not in PARTITIONERS:
+        raise unknown("federation.partition.kind", kind, PARTITIONERS)
     if len(train) < len(names):
         raise UserError(f"{len(train)} training examples for {len(names)} clients; lower federation.num_clients or bring more data")
     rows = numpy_generator(seed, "partition.shuffle").permutation(len(train)).tolist()
-    parts = PARTITIONERS[cfg.kind](_Deal(train, cfg, tuple(names), seed, tuple(rows)))
+    parts = PARTITIONERS[kind](_Deal(train, cfg, tuple(names), seed, tuple(rows)))
     return {name: tuple(sorted(part)) for name, part in zip(names, parts, strict=True)}
 
 
