@@ -6,6 +6,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fedsb
 VENV := $(if $(filter 1,$(words $(CURDIR))),.venv,$(if $(filter 1,$(words $(CACHE))),$(CACHE),/tmp/fedsb)/venv-$(firstword $(shell pwd | cksum)))
 BIN := $(VENV)/bin
+# Tests at a time. Those that start Flower mostly wait for processes to import torch.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 5
+
 REQUIREMENTS := pyproject.toml setup.py constraints.txt $(wildcard requirements*.txt)
 
 export HF_HUB_OFFLINE := 1
@@ -25,10 +29,10 @@ demo: $(if $(wildcard $(VENV)/installed-dev),$(VENV)/installed-dev,$(VENV)/insta
 	$(BIN)/python scripts/demo.py
 
 check: lint
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test: lint
-	$(BIN)/python -m pytest -p scripts.skipped_groups -q -rs --fail-if-group-skipped
+	$(PYTEST) -p scripts.skipped_groups -rs --fail-if-group-skipped
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

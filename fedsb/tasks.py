@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -86,6 +85,9 @@ class Classification(_Labelled):
 
     def metrics(self, records: Tensor, targets: Tensor | None) -> dict[str, float]:
         """Return accuracy, macro-F1 and Matthews' correlation coefficient."""
+        # A second to import, and most processes of a federation only train.
+        from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
         assert targets is not None
         guess, truth = records.argmax(-1).numpy(), targets.numpy()
         return {

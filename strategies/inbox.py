@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from fedsb.messages import LayoutError, decode_reply
 from fedsb.state import Layout, State, non_finite
 
 LOG = logging.getLogger(__name__)
+# What the server averages over clients: one NaN would hide what the others say.
+MEANS = ("loss", "encoding-error")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ class Inbox:
             raise LayoutError(f"{broken.role} of '{broken.module}' holds NaN or infinity")
         if answer.num_examples < 1:
             raise LayoutError(f"num-examples is {answer.num_examples}, expected at least 1")
+        for key in MEANS:
+            if not math.isfinite(answer.metrics.get(key, 0.0)):
+                raise LayoutError(f"{key} is {answer.metrics[key]}")
         return Upload(client, state, answer.num_examples, answer.metrics)
 
     def _drop(self, client: str, reason: str) -> None:

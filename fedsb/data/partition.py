@@ -10,22 +10,26 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
-from flwr_datasets.partitioner import (
-    DirichletPartitioner,
-    IidPartitioner,
-    NaturalIdPartitioner,
-    Partitioner,
-    ShardPartitioner,
-    SizePartitioner,
-)
 
 from fedsb.data.examples import Examples, natural_order
 from fedsb.errors import UserError, unknown
 from fedsb.rng import numpy_generator, stream_seed
 from fedsb.schema import PartitionConfig
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+
+def _partitioners() -> ModuleType:
+    # It imports a plotting library, for seconds; a node with data of its own deals nothing out.
+    import flwr_datasets.partitioner
+
+    return flwr_datasets.partitioner
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,13 @@ def _load(partitioner: Partitioner, rows: Sequence[int], keys: Sequence[int], co
 
 
 def _iid(deal: _Deal) -> list[list[int]]:
-    return _load(IidPartitioner(len(deal.names)), deal.rows, deal.rows, len(deal.names))
+    return _load(_partitioners().IidPartitioner(len(deal.names)), deal.rows, deal.rows, len(deal.names))
 
 
 def _dirichlet(deal: _Deal) -> list[list[int]]:
     """Draw each class's shares from Dirichlet(alpha); the partitioner draws anew, up to eleven times, while a client is empty."""
     count, keys = len(deal.names), _classes(deal)
-    drawing = DirichletPartitioner(
+    drawing = _partitioners().DirichletPartitioner(
         num_partitions=count,
         partition_by="key",
         alpha=deal.cfg.alpha,
@@ -108,7 +112,7 @@ def _shard(deal: _Deal) -> list[list[int]]:
         )
     ordered = np.array(deal.rows)[np.argsort(_classes(deal), kind="stable")]
     shards = [shard.tolist() for shard in np.array_split(ordered, each * count)]
-    dealing = ShardPartitioner(count, "key", num_shards_per_partition=each, seed=stream_seed(deal.seed, "partition.shard"))
+    dealing = _partitioners().ShardPartitioner(count, "key", num_shards_per_partition=each, seed=stream_seed(deal.seed, "partition.shard"))
     hands = _load(dealing, range(len(shards)), range(len(shards)), count)
     return [[row for shard in hand for row in shards[shard]] for hand in hands]
 
@@ -129,7 +133,7 @@ def _size(deal: _Deal) -> list[list[int]]:
             f"federation.partition.sizes leaves client '{deal.names[int(counts.argmin())]}' without any of {len(deal.rows)} examples; "
             "raise its size or bring more data"
         )
-    return _load(SizePartitioner(counts.tolist()), deal.rows, deal.rows, count)
+    return _load(_partitioners().SizePartitioner(counts.tolist()), deal.rows, deal.rows, count)
 
 
 def _natural(deal: _Deal) -> list[list[int]]:
@@ -143,7 +147,7 @@ def _natural(deal: _Deal) -> list[list[int]]:
             f"set federation.num_clients={len(owners)} or choose another column"
         )
     rank = {owner: i for i, owner in enumerate(deal.names if set(owners) == set(deal.names) else owners)}
-    return _load(NaturalIdPartitioner("key"), deal.rows, [rank[deal.train.owners[row]] for row in deal.rows], len(owners))
+    return _load(_partitioners().NaturalIdPartitioner("key"), deal.rows, [rank[deal.train.owners[row]] for row in deal.rows], len(owners))
 
 
 def _classes(deal: _Deal) -> list[int]:

@@ -36,7 +36,7 @@ def load_corpus(cfg: DataConfig, seed: int, owner_column: str | None = None) -> 
     """Load a source whole, as a simulation does, and cut it into its parts.
 
     ``max_examples`` thins the training rows before anything is split off; test rows of their own are kept whole. Draws are
-    stratified by class, and every class keeps at least one training example.
+    stratified by class, and every class keeps at least one training example (as long as ``max_examples`` has room for it).
 
     Args:
         cfg: the source, its columns and its splits.
@@ -93,7 +93,9 @@ def hold_out(examples: Examples, fraction: float, *, seed: int, client: str) -> 
     return _cut(examples, chosen)
 
 
-def draw(examples: Examples, fraction: float, generator: np.random.Generator, *, leave_one: bool = False) -> NDArray[np.int64]:
+def draw(
+    examples: Examples, fraction: float, generator: np.random.Generator, *, leave_one: bool = False, take_one: bool = False
+) -> NDArray[np.int64]:
     """Draw a share of the examples at random, stratified by class.
 
     Of a class with ``n`` examples, ``fraction * n`` are drawn, rounded up or down so that the total is right.
@@ -103,6 +105,7 @@ def draw(examples: Examples, fraction: float, generator: np.random.Generator, *,
         fraction: in [0, 1].
         generator: where the draw comes from.
         leave_one: leave at least one of each class, even where the share rounds to all of them.
+        take_one: draw at least one of each class, at the cost of those that have the most drawn, while there are some with two.
 
     Returns:
         Sorted indices.
@@ -112,10 +115,19 @@ def draw(examples: Examples, fraction: float, generator: np.random.Generator, *,
     quotas = np.floor(exact).astype(np.int64)
     closest = np.argsort(quotas - exact, kind="stable")
     quotas[closest[: round(float(exact.sum())) - int(quotas.sum())]] += 1
+    if take_one:
+        _spread(quotas)
     if leave_one:
         quotas = np.minimum(quotas, [len(group) - 1 for group in groups])
     chosen = [generator.permutation(group)[:quota] for group, quota in zip(groups, quotas, strict=True)]
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
+
+
+def _spread(quotas: NDArray[np.int64]) -> None:
+    for empty in np.flatnonzero(quotas == 0):
+        most = int(np.argmax(quotas))
+        if quotas[most] > 1:
+            quotas[[most, empty]] += [-1, 1]
 
 
 def _groups(examples: Examples) -> list[NDArray[np.int64]]:
@@ -143,7 +155,7 @@ def _check(cfg: DataConfig) -> None:
 def _thin(train: Examples, most: int | None, seed: int) -> Examples:
     if most is None or len(train) <= most:
         return train
-    return train.take(draw(train, most / len(train), numpy_generator(seed, "data.max_examples")))
+    return train.take(draw(train, most / len(train), numpy_generator(seed, "data.max_examples"), take_one=True))
 
 
 def _given_test(raw: Raw, cfg: DataConfig, labels: tuple[str, ...]) -> Examples | None:

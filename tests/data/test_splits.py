@@ -33,6 +33,13 @@ def test_a_draw_is_within_one_of_its_share_in_every_class(targets, fraction, lea
         assert len(chosen) == round(sum(fraction * count for count in there.values()))
 
 
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=80), st.floats(0.01, 0.99))
+def test_a_draw_takes_one_of_each_class_while_there_is_room(targets, fraction):
+    plain, spread = (draw(_examples(targets), fraction, np.random.default_rng(0), take_one=one) for one in (False, True))
+    assert len(spread) == len(plain) == len(set(spread.tolist()))
+    assert len({targets[i] for i in spread}) == min(len(set(targets)), len(plain))
+
+
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=50), st.floats(0.01, 0.99))
 def test_numbers_are_drawn_plainly(targets, fraction):
     assert len(draw(_examples(targets), fraction, np.random.default_rng(0))) == round(fraction * len(targets))

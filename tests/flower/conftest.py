@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from fedsb.runtime.flower import LocalFlower
 from fedsb.runtime.staging import stage_app
-from tests.flower.harness import run_here, summary
+from tests.flower.harness import command, copy_checkout, run_here, summary
 
 TINY = (
     "model=pretrained",
@@ -48,6 +50,28 @@ def expected(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
 def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The app as it is submitted."""
     return stage_app(tmp_path_factory.mktemp("app"))
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    source = copy_checkout(folder / "a checkout.d")
+    command(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", str(folder), str(source))
+    [built] = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter that has the wheel, and borrows its dependencies from this one's environment."""
+    environment = tmp_path_factory.mktemp("clean") / "a venv"
+    command(sys.executable, "-m", "venv", "--without-pip", str(environment))
+    python = environment / "bin" / "python"
+    [packages] = environment.glob("lib/python*/site-packages")
+    # Path files inside a borrowed folder are not read, so an editable install of this project stays out of sight.
+    (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    command(sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel))
+    return python
 
 
 @pytest.fixture

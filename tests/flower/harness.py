@@ -38,6 +38,12 @@ def summary(output: Path) -> dict[str, Any]:
     return loaded
 
 
+def command(*arguments: str) -> None:
+    """Run a command that must succeed."""
+    done = subprocess.run(arguments, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def run_here(overrides: Sequence[str], *, python: str = sys.executable, folder: Path = ROOT, home: Path) -> None:
     """Run a federation by ``fedsb run`` in a process of its own."""
     environment = flower_environment(home) | {"FEDSB_HOME": str(home), "HF_HUB_OFFLINE": "1"}

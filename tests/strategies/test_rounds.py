@@ -320,6 +320,8 @@ BROKEN: dict[str, tuple[Tamper, str]] = {
     "a list of examples": (lambda c: with_metrics(c, **{"num-examples": [1, 2]}), "num-examples"),
     "nan examples": (lambda c: with_metrics(c, **{"num-examples": float("nan")}), "num-examples"),
     "infinite examples": (lambda c: with_metrics(c, **{"num-examples": float("inf")}), "num-examples"),
+    "a nan loss": (lambda c: with_metrics(c, loss=float("nan")), "loss is nan"),
+    "a nan of the wire": (lambda c: with_metrics(c, **{"encoding-error": float("nan")}), "encoding-error is nan"),
     "a list of losses": (lambda c: with_metrics(c, loss=[0.1, 0.2]), "loss"),
     "a group renamed": (lambda c: renamed(c, "head", "tail"), r"groups are \['tail', 'trained'\], expected \['head', 'trained'\]"),
     "an unknown dtype of the wire": (
