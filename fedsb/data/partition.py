@@ -10,8 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
 
-def _partitioners() -> ModuleType:
+def _partitioners() -> Any:
     # It imports a plotting library, for seconds; a node with data of its own deals nothing out.
     import flwr_datasets.partitioner
 

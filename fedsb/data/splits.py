@@ -127,7 +127,8 @@ def _spread(quotas: NDArray[np.int64]) -> None:
     for empty in np.flatnonzero(quotas == 0):
         most = int(np.argmax(quotas))
         if quotas[most] > 1:
-            quotas[[most, empty]] += [-1, 1]
+            quotas[most] -= 1
+            quotas[empty] += 1
 
 
 def _groups(examples: Examples) -> list[NDArray[np.int64]]:
