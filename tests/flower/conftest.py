@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from fedsb.runtime.flower import LocalFlower
+from fedsb import client_app
+from fedsb.config import load
+from fedsb.runtime.local import LocalGrid
 from fedsb.runtime.staging import stage_app
-from tests.flower.harness import command, copy_checkout, run_here, summary
+from fedsb.server_app import serve
+from tests.flower.harness import command, copy_checkout, summary
 
 TINY = (
     "model=pretrained",
     "data=files",
     "federation.num_clients=2",
-    "federation.num_rounds=2",
+    "federation.num_rounds=1",
     "federation.partition.kind=iid",
     "init.num_examples=8",
     "init.power_iterations=0",
@@ -42,7 +45,9 @@ def overrides(base: list[str], tiny_csv: Path) -> list[str]:
 def expected(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> str:
     """The hash of the federation's final factors, from the local runtime."""
     folder = tmp_path_factory.mktemp("expected")
-    run_here([*overrides, f"output={folder / 'run'}"], home=folder / "home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSB_HOME", str(folder / "home"))
+        serve(load(overrides), LocalGrid.simulation(client_app.app, {"overrides": shlex.join(overrides)}), folder / "run")
     return str(summary(folder / "run")["factors_sha256"])
 
 
@@ -72,21 +77,6 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     command(sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel))
     return python
-
-
-@pytest.fixture
-def flower_in(tmp_path: Path) -> Iterator[Callable[[Path], LocalFlower]]:
-    """Start a SuperLink in a folder; it ends with the test."""
-    started: list[LocalFlower] = []
-
-    def start(folder: Path) -> LocalFlower:
-        environment = {"FEDSB_HOME": str(tmp_path / "fedsb"), "HF_HUB_OFFLINE": "1"}
-        started.append(LocalFlower(tmp_path / "flower", folder=folder, environment=environment).__enter__())
-        return started[-1]
-
-    yield start
-    for flower in started:
-        flower.close()
 
 
 @pytest.fixture(autouse=True)
