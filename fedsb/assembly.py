@@ -6,7 +6,8 @@ What is expensive (data, tokens, model) is made once a process and reused by eve
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from fedsb.tasks import TASKS, Task
 
 Features = list[dict[str, Any]]
 Value = TypeVar("Value")
+CORES = torch.get_num_threads()  # before anyone sets it: what the machine has, or OMP_NUM_THREADS allows
 _MEMO: dict[str, dict[str, Any]] = {}
 
 
@@ -45,6 +47,17 @@ def task_of(config: Config) -> Task:
 def use_threads(config: Config) -> None:
     """Set torch's threads: equal numbers give equal bits on every runtime."""
     torch.set_num_threads(config.runtime.threads)
+
+
+@contextmanager
+def every_core() -> Iterator[None]:
+    """Let torch use all cores inside the block, where bits do not matter: the server evaluates while its clients wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(CORES)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def corpus_of(config: Config) -> Corpus:

@@ -22,7 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 from clients import dense_gradients, draw_evidence, give_evidence
 from fedsb.adapters.export import export_peft
 from fedsb.adapters.starts import DATA_FREE, core, sign_start
-from fedsb.assembly import anchored, corpus_of, home, model_of, parts_of, public_features, task_of, test_features, use_threads
+from fedsb.assembly import anchored, corpus_of, every_core, home, model_of, parts_of, public_features, task_of, test_features, use_threads
 from fedsb.checkpoint import save_checkpoint
 from fedsb.config import as_yaml, load
 from fedsb.errors import RunError, UserError
@@ -199,7 +199,8 @@ def evaluator(prepared: Prepared) -> Any:
     def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         adapted = prepared.adapted
         adapted.install(unpack(decode_arrays(arrays), adapted.layout), prepared.strategy.frozen.view())
-        return MetricRecord(evaluate(adapted, task, features, train=prepared.config.train))  # type: ignore[arg-type]
+        with every_core():
+            return MetricRecord(evaluate(adapted, task, features, train=prepared.config.train))  # type: ignore[arg-type]
 
     return evaluate_fn
 

@@ -44,7 +44,7 @@ LORA, FED_SB = ("method=fedavg_lora",), ("method=fed_sb", "init.kind=orthogonal"
 def settings(steps: int, rounds: int, *more: str) -> list[str]:
     """Return the overrides of a measured federation: equal clients, batches of 16 articles cut to 64 tokens."""
     federation = [f"federation.num_clients={CLIENTS}", f"federation.num_rounds={rounds}", "federation.partition.kind=iid"]
-    return [*more, *federation, f"rank={RANK}", f"train.local_steps={steps}", "runtime.threads=1", "device=cpu"]
+    return [*more, *federation, f"rank={RANK}", f"train.local_steps={steps}", "train.max_length=64", "runtime.threads=1", "device=cpu"]
 
 
 class Work:

@@ -37,6 +37,14 @@ ENCODER = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 DECODER = ["<unk>", "<s>", "</s>"]  # no padding token, as in GPT-2 and Llama
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deal the slow tests out over both halves, first in each: two workers begin with a half each, and what is fast fills the gaps."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    fast = [item for item in items if not item.get_closest_marker("slow")]
+    half = len(fast) // 2
+    items[:] = [*slow[::2], *fast[:half], *slow[1::2], *fast[half:]]
+
+
 def made_rows() -> list[tuple[str, str]]:
     """Return (text, label) rows of 4 to 11 words, about half of them words of the label."""
     generator = np.random.default_rng(7)

@@ -125,7 +125,8 @@ class LowRankLayer(nn.Module):
         h = self.A(self.dropout(x))
         if self.R is not None:
             h = self.R(h)
-        out: Tensor = y + self.scale * self.B(h)
+        # s goes to the r columns of h, not to the m of the product: a pass over the largest tensor less, each way.
+        out: Tensor = y + self.B(self.scale * h)
         return out
 
 
