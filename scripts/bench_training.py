@@ -180,7 +180,7 @@ class Duel:
         self._loop.train(client, number, plan)
         self._theirs += time.process_time() - begun
 
-    def begin(self, round_number: int, clients: Sequence[str]) -> None:
+    def begin(self, round_number: int, clients: Sequence[str], stage: str) -> None:
         """Nothing to note."""
 
     def reply(self, client: str, ok: bool) -> None:
