@@ -97,6 +97,8 @@ def serve(config: Config, grid: Grid, output: Path) -> dict[str, Any]:
     folder.write_config(as_yaml(config))
     with run_log(folder.log), Progress(config.federation.num_rounds) as progress:
         listener = Recorder(folder, progress)
+        if cut := cut_texts(config):
+            progress.say(cut)
         prepared.strategy.listener = listener
         result = prepared.strategy.start(
             grid,
@@ -108,6 +110,14 @@ def serve(config: Config, grid: Grid, output: Path) -> dict[str, Any]:
     assert result.arrays is not None
     state = unpack(decode_arrays(result.arrays), prepared.adapted.layout)
     return _finish(prepared, folder, listener.records, state, time.monotonic() - begun)
+
+
+def cut_texts(config: Config) -> str:
+    """Say how many of the test texts the model does not read to their end; nothing where it is next to none."""
+    most = config.train.max_length
+    lengths = [len(feature["input_ids"]) for feature in test_features(config)]
+    share = sum(length >= most for length in lengths) / max(1, len(lengths))
+    return f"{share:.0%} of the test texts fill train.max_length={most} tokens; what lies beyond is not read" if share > 0.01 else ""
 
 
 def prepare(config: Config) -> Prepared:

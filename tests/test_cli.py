@@ -153,6 +153,13 @@ def test_a_run_leaves_its_folder_and_another_one_does_not_touch_it(call: Call, q
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize(("tokens", "told"), [(6, True), (16, False)])
+def test_a_run_says_how_many_texts_it_cuts(call: Call, quick: list[str], tokens: int, told: bool) -> None:
+    status, out, _ = call("run", *quick, "federation.num_rounds=1", f"train.max_length={tokens}")
+    assert status == 0
+    assert (f"% of the test texts fill train.max_length={tokens} tokens" in out) is told
+
+
 def test_a_run_that_stops_has_status_1(call: Call, quick: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A time limit that no client can keep."""
     status, _, err = call("run", *quick, "federation.timeout=1e-9", "output=run")
