@@ -37,8 +37,8 @@ def sketch_gradients(model: nn.Module, batches: Batches[Batch], loss_fn: LossFn[
 
     Args:
         model: a model with :class:`~fedsb.adapters.LowRankLayer` layers.
-        batches: micro-batches with their numbers of examples; one at a time is in memory.
-        loss_fn: mean loss over a micro-batch's examples. G is the gradient of the mean over all examples of all micro-batches.
+        batches: micro-batches with the number of terms that each loss is the mean of (examples, predicted tokens).
+        loss_fn: mean loss over a micro-batch's terms. G is the gradient of the mean over all terms of all micro-batches.
         probes: one tensor a layer, in any role: P (n, l) for ``right``, Q (m, l) for ``left``.
         side: ``right`` for ``G P`` (m, l), role ``Y``; ``left`` for ``Gᵀ Q`` (n, l), role ``Z``.
 

@@ -60,7 +60,7 @@ def give_evidence(
         micro_batch: examples in memory at once.
     """
     chunks = [examples[i : i + micro_batch] for i in range(0, len(examples), micro_batch)]
-    batches = [(collate(chunk, adapted, task), len(chunk)) for chunk in chunks]
+    batches = [(batch, task.terms(batch)) for batch in (collate(chunk, adapted, task) for chunk in chunks)]
     probes = probes if len(probes) else sketch.probes(adapted.shapes)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:

@@ -16,7 +16,8 @@ import torch
 
 from fedsb.data import Corpus, Examples, hold_out, load_corpus, load_site, load_test, partition, tokenise
 from fedsb.errors import UserError
-from fedsb.models import AdaptedModel, cached_model, load_tokenizer, resolve_device
+from fedsb.loading import load_tokenizer, resolve_device
+from fedsb.models import AdaptedModel, cached_model
 from fedsb.rules import client_names
 from fedsb.schema import Config
 from fedsb.tasks import TASKS, Task

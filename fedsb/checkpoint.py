@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from fedsb.errors import RunError
 from fedsb.frozen import FrozenLog
 from fedsb.state import Name, State
 
@@ -30,13 +31,21 @@ def load_checkpoint(folder: Path) -> tuple[int, State, FrozenLog]:
 
     Raises:
         FileNotFoundError: the folder holds none.
+        RunError: a frozen delta that the round builds on is not there.
     """
     rounds = sorted(folder.glob("round-*.safetensors"))
     if not rounds:
         raise FileNotFoundError(f"no checkpoint in '{folder}'")
+    with safe_open(rounds[-1], "pt") as file:
+        head = file.metadata()["frozen"]
     log = FrozenLog()
     for path in sorted(folder.glob("frozen-*.safetensors")):
+        # A run killed between the two files leaves a delta of the round that did not finish.
+        if log.head == head:
+            break
         log.append(_read(path))
+    if log.head != head:
+        raise RunError(f"'{rounds[-1]}' builds on frozen weights that are not beside it")
     return int(rounds[-1].stem.split("-")[1]), _read(rounds[-1]), log
 
 

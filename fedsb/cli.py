@@ -9,6 +9,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -59,6 +60,7 @@ def _guarded(action: Callable[[], int]) -> int:
 def run(arguments: list[str]) -> int:
     """Run one federation, or with ``-m`` one for each combination of the swept values."""
     import hydra
+    from hydra.core.hydra_config import HydraConfig
 
     from fedsb.config import ROOT, conf_dir, load
 
@@ -70,6 +72,10 @@ def run(arguments: list[str]) -> int:
 
     def job_main(composed: DictConfig) -> None:
         statuses.append(_guarded(lambda: run_job(composed)))
+        if statuses[-1] == MISTAKE:
+            # Hydra makes the folder before anyone has looked at what was asked for.
+            with suppress(OSError):
+                Path(HydraConfig.get().runtime.output_dir).rmdir()
 
     argv = sys.argv
     sys.argv = ["fedsb", *arguments]
@@ -102,7 +108,10 @@ def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
         except HydraException as error:
             raise UserError(f"cannot read '{text}': {' '.join(str(error).split())[:120]}") from None
         key = override.get_key_element()
-        choices.append([f"{key}={value}" for value in override.sweep_string_iterator()] if override.is_sweep_override() else [text])
+        try:
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()] if override.is_sweep_override() else [text])
+        except HydraException as error:
+            raise UserError(f"cannot sweep over '{text}': name the values, as in {key}=a,b ({' '.join(str(error).split())[:80]})") from None
     return [list(job) for job in itertools.product(*choices)]
 
 

@@ -8,7 +8,6 @@ from fedsb.runtime.fab import launch_folder, prefer_submitted_code
 prefer_submitted_code()
 
 import json
-import shlex
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from flwr.clientapp import ClientApp
 from clients import draw_evidence, evaluate_round, give_evidence, train_round
 from fedsb.adapters.starts import Sketch
 from fedsb.assembly import anchored, client_examples, client_features, home, model_of, task_of, use_threads
-from fedsb.config import load
+from fedsb.config import load, split_overrides
 from fedsb.errors import UserError
 from fedsb.exactness import encoding_error
 from fedsb.frozen import Frozen, FrozenMissing, FrozenStore
@@ -33,7 +32,7 @@ app = ClientApp()
 
 @lru_cache(maxsize=8)
 def _config(overrides: str) -> Config:
-    return anchored(load(shlex.split(overrides)), launch_folder())
+    return anchored(load(split_overrides(overrides)), launch_folder())
 
 
 @cache
@@ -80,7 +79,9 @@ def _data_path(context: Context, client: str) -> str | None:
     if own and own != client:
         raise UserError(f"this node serves '{own}' and was asked for '{client}'")
     path = context.node_config.get("data-path")
-    return str(path) if own and path else None
+    if path and not own:
+        raise UserError('this node has a data-path but no client; start it with --node-config \'client="…" data-path="…"\'')
+    return str(path) if path else None
 
 
 @app.query("describe")

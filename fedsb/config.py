@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -47,6 +48,18 @@ def default_sweep(output: str | None) -> str:
 
 OmegaConf.register_new_resolver("fedsb_sweep", default_sweep, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("fedsb_output", default_output, use_cache=True, replace=True)
+
+
+def split_overrides(text: str) -> list[str]:
+    """Split the one string of ``flwr run --run-config 'overrides="…"'`` as a shell would.
+
+    Raises:
+        UserError: a quote is not closed.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"cannot read the overrides '{text}': {error}") from None
 
 
 def load(overrides: Sequence[str] = ()) -> Config:
@@ -130,6 +143,8 @@ def _explain_value(error: ValidationError) -> UserError:
     key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function", "tuple", "str")))
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return _unknown_key(key)
+    if first["type"] == "missing":
+        return UserError(f"{key} must be given: add {key}=…")
     return UserError(f"{key}={first['input']} is not valid: {first['msg'][0].lower()}{first['msg'][1:]}")
 
 

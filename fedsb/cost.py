@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedsb.adapters import AdapterSpec
+from fedsb.errors import UserError
 from fedsb.frozen import dense_is_cheaper
 from fedsb.messages import state_bytes
 from fedsb.rules import client_names, cohort_size, start_kind
@@ -89,7 +90,10 @@ def residual_ranks(config: Config, shapes: Shapes, rank_of: ResidualRank) -> dic
     federation = config.federation
     cohort = cohort_size(federation.num_clients, federation.fraction)
     coarse = federation.wire_dtype != "float32"
-    rank = rank_of(cohort, config.adapter.rank, coarse=coarse, **config.method.options)
+    try:
+        rank = rank_of(cohort, config.adapter.rank, coarse=coarse, **config.method.options)
+    except TypeError as error:
+        raise UserError(f"method '{config.method.name}' does not take method.options {', '.join(config.method.options)}: {error}") from None
     return dict.fromkeys(shapes, rank) if rank else {}
 
 

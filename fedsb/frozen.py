@@ -177,8 +177,13 @@ class FrozenStore:
             at = chain[-1].parent
         if at == ROOT and self._head != ROOT:
             self._head, self._view = ROOT, Frozen()
-        for bundle in reversed(chain):
-            self._view.apply(bundle)
+        try:
+            for bundle in reversed(chain):
+                self._view.apply(bundle)
+        except BaseException:
+            # Half applied: the next load begins at the root again.
+            self._head, self._view = ROOT, Frozen()
+            raise
         self._head = head
         return self._view
 

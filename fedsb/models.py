@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
+from transformers import PreTrainedTokenizerBase
 
 from fedsb.adapters import SPECS, AdapterSpec, LowRankLayer, attach, layers, match_targets, read, scale_of, set_residuals, write
 from fedsb.data import pad_id
 from fedsb.errors import UserError
 from fedsb.frozen import Frozen
-from fedsb.rng import torch_stream
+from fedsb.loading import POOLERS, load_network, load_tokenizer
 from fedsb.schema import AdapterConfig, ModelConfig
 from fedsb.state import HEAD, Layout, Name, State
 from fedsb.tasks import Task
-
-POOLERS = ("*pooler*",)
 
 
 @dataclass
@@ -144,7 +135,7 @@ def build_model(
     Raises:
         UserError: no such model, no weights in its folder, targets that match nothing, a rank that is too large.
     """
-    network = _load(model, task, labels, seed, device)
+    network = load_network(model, task, labels, seed, device)
     head = head_parameters(network, model.head, task)
     owners = {name.rpartition(".")[0] for name in head}
     targets = match_targets(network, adapter.targets, exclude=(*POOLERS, *owners, *_output_embedding(network)))
@@ -189,109 +180,3 @@ def _output_embedding(network: nn.Module) -> tuple[str, ...]:
     find: Any = getattr(network, "get_output_embeddings", None)
     output = find() if find else None
     return tuple(name for name, module in network.named_modules() if output is not None and module is output)
-
-
-def resolve_device(device: str) -> str:
-    """Turn ``auto`` into ``cuda`` where there is a GPU, else ``cpu``.
-
-    Raises:
-        UserError: a GPU is asked for and there is none.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device={device}, but torch {torch.__version__} sees no GPU here; use device=cpu or device=auto")
-    return device
-
-
-def _load(model: ModelConfig, task: Task, labels: tuple[str, ...], seed: int, device: str) -> nn.Module:
-    options = task.model_options(labels)
-    with torch_stream(seed, "model"), _quiet():
-        if device == "meta" or model.kind == "config":
-            return _from_config(model, task, options, "meta" if device == "meta" else resolve_device(device))
-        source = locate(model)
-        try:
-            # A checkpoint's own head may have another number of classes: it is then drawn anew, like a missing one.
-            network: nn.Module = task.auto_class.from_pretrained(
-                source, revision=model.revision, dtype=getattr(torch, model.dtype), ignore_mismatched_sizes=task.has_head, **options
-            )
-        except (OSError, ValueError, SafetensorError) as error:
-            raise _load_error(model, source, error) from None
-    return network.to(resolve_device(device)).eval()
-
-
-def _from_config(model: ModelConfig, task: Task, options: dict[str, Any], device: str) -> nn.Module:
-    fields = dict(model.config)
-    if fields:
-        try:
-            config = AutoConfig.for_model(fields.pop("model_type"), **fields, **options)
-        except (KeyError, ValueError) as error:
-            raise UserError(f"model.config of '{model.name}' is not usable: {' '.join(str(error).split())[:200]}") from None
-    else:
-        source = locate(model)
-        try:
-            config = AutoConfig.from_pretrained(source, revision=model.revision, **options)
-        except (OSError, ValueError) as error:
-            raise _load_error(model, source, error) from None
-    with torch.device(device):
-        network: nn.Module = task.auto_class.from_config(config, dtype=getattr(torch, model.dtype))
-    return network.eval()
-
-
-def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of a model; None where a model of ``kind=config`` names none."""
-    if model.kind == "config" and model.tokenizer is None:
-        return None
-    source = model.tokenizer or locate(model)
-    try:
-        with _quiet():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, revision=model.revision)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer at '{source}': {' '.join(str(error).split())[:160]}; set model.tokenizer") from None
-    return tokenizer
-
-
-def locate(model: ModelConfig) -> str:
-    """Return the hub id or folder of a model.
-
-    Raises:
-        UserError: the distribution that ships it is not installed, or a local path does not exist.
-    """
-    if model.kind == "package":
-        return str(package_folder(model.name, model.path or ""))
-    local = model.name.startswith(("~", "/", "."))
-    name = str(Path(model.name).expanduser()) if local else model.name
-    if local and not Path(name).exists():
-        raise UserError(f"model.name={model.name}: no such folder; give a folder with config.json and weights, or a hub id")
-    return name
-
-
-def package_folder(distribution: str, path: str) -> Path:
-    """Return a folder inside an installed distribution, without importing it.
-
-    Raises:
-        UserError: the distribution is not installed.
-    """
-    try:
-        return Path(str(importlib.metadata.distribution(distribution).locate_file(path)))
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"the package '{distribution}' is not installed; install the extra: pip install 'fedsb[demo]'") from None
-
-
-def _load_error(model: ModelConfig, source: str, error: Exception) -> UserError:
-    folder = Path(source)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        return UserError(f"model.name={source} holds no weights (*.safetensors); save them with save_pretrained, or name another model")
-    return UserError(f"cannot load model '{model.name}': {' '.join(str(error).split())[:200]}")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' remarks on freshly drawn heads and progress bars out of the output."""
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity(logging.ERROR)
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)

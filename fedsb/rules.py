@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
@@ -36,6 +37,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 # key -> (condition, what is allowed); a value of None is not checked.
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rank": (lambda v: v >= 1, "at least 1"),
+    "adapter.rank": (lambda v: v >= 1, "at least 1"),
     "adapter.alpha": (lambda v: v > 0, "above 0"),
     "adapter.dropout": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "init.oversample": (lambda v: v >= 0, "at least 0"),
@@ -141,7 +143,7 @@ def _evaluation_has_examples(config: Config) -> None:
 
 
 def _device_is_known(config: Config) -> None:
-    if config.device.split(":")[0] not in ("auto", "cpu", "cuda"):
+    if config.device != "auto" and not re.fullmatch(r"(cpu|cuda)(:\d+)?", config.device):
         raise unknown("device", config.device, ["auto", "cpu", "cuda"])
 
 

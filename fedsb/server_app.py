@@ -8,7 +8,6 @@ from fedsb.runtime.fab import launch_folder, prefer_submitted_code
 prefer_submitted_code()
 
 import logging
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -24,13 +23,14 @@ from fedsb.adapters.export import export_peft
 from fedsb.adapters.starts import DATA_FREE, core, sign_start
 from fedsb.assembly import anchored, corpus_of, every_core, home, model_of, parts_of, public_features, task_of, test_features, use_threads
 from fedsb.checkpoint import save_checkpoint
-from fedsb.config import as_yaml, load
+from fedsb.config import as_yaml, load, split_overrides
 from fedsb.errors import RunError, UserError
 from fedsb.evaluation import evaluate
 from fedsb.frozen import FrozenLog
+from fedsb.loading import locate
 from fedsb.logs import run_log
 from fedsb.messages import decode_arrays, encode_arrays
-from fedsb.models import AdaptedModel, locate
+from fedsb.models import AdaptedModel
 from fedsb.report.progress import Progress
 from fedsb.report.records import RoundRecord, RunFolder
 from fedsb.report.report import write_report
@@ -54,7 +54,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run configuration describes; the run fails where the federation does."""
     try:
-        config = anchored(load(shlex.split(str(context.run_config["overrides"]))), launch_folder())
+        config = anchored(load(split_overrides(str(context.run_config["overrides"]))), launch_folder())
         output = config.output or str(home() / "runs" / str(context.run_id))
         serve(config, grid, Path(output))
     except (UserError, RunError) as error:
@@ -100,13 +100,17 @@ def serve(config: Config, grid: Grid, output: Path) -> dict[str, Any]:
         if cut := cut_texts(config):
             progress.say(cut)
         prepared.strategy.listener = listener
-        result = prepared.strategy.start(
-            grid,
-            encode_arrays(prepared.initial, config.federation.wire_dtype),
-            num_rounds=config.federation.num_rounds,
-            timeout=config.federation.timeout,
-            evaluate_fn=evaluator(prepared),
-        )
+        try:
+            result = prepared.strategy.start(
+                grid,
+                encode_arrays(prepared.initial, config.federation.wire_dtype),
+                num_rounds=config.federation.num_rounds,
+                timeout=config.federation.timeout,
+                evaluate_fn=evaluator(prepared),
+            )
+        except RunError:
+            listener.stopped(prepared.strategy.unfinished())
+            raise
     assert result.arrays is not None
     state = unpack(decode_arrays(result.arrays), prepared.adapted.layout)
     return _finish(prepared, folder, listener.records, state, time.monotonic() - begun)
@@ -128,6 +132,7 @@ def prepare(config: Config) -> Prepared:
     """
     corpus = corpus_of(config)
     parts_of(config)
+    test_features(config)  # before the weights, which may take long
     adapted = model_of(config, corpus.labels)
     frozen = FrozenLog()
     initial, start = _start(config, adapted, frozen)
@@ -191,7 +196,7 @@ def public_start(config: Config, adapted: AdaptedModel) -> State:
     examples = draw_evidence(public_features(config), init.num_examples, seed=config.seed, client="public")
     if init.update == "sign":
         chunks = [examples[i : i + init.micro_batch] for i in range(0, len(examples), init.micro_batch)]
-        batches = [(collate(chunk, adapted, task), len(chunk)) for chunk in chunks]
+        batches = [(batch, task.terms(batch)) for batch in (collate(chunk, adapted, task) for chunk in chunks)]
         gradients = dense_gradients(adapted.model, batches, lambda model, batch: task.loss(task.forward(model, batch), batch))
         return sign_start(gradients, config.adapter.rank, config.seed)
     sketch = sketch_of(init, config.adapter.rank, config.seed)
@@ -232,6 +237,11 @@ class Recorder:
     def reply(self, client: str, ok: bool) -> None:
         """Show a reply."""
         self._progress.reply(client, ok)
+
+    def stopped(self, record: RoundRecord | None) -> None:
+        """Append the record of a round that stopped the run: its failures count like any other's."""
+        if record is not None:
+            self._folder.append(record)
 
     def end(self, record: RoundRecord, state: State, frozen: FrozenLog) -> None:
         """Append the record, save a checkpoint, print the round's line."""

@@ -35,7 +35,10 @@ class Task(Protocol):
         """Return the outputs that the loss takes."""
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the mean loss over the batch, a scalar."""
+        """Return the mean loss over the batch's terms, a scalar."""
+
+    def terms(self, batch: Batch) -> int:
+        """Return how many terms the loss of a batch is the mean of: examples, or predicted tokens."""
 
     def record(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return what the metrics need, one row an example, on the CPU."""
@@ -59,6 +62,10 @@ class _Labelled:
     def record(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the logits."""
         return outputs.detach().float().cpu()
+
+    def terms(self, batch: Batch) -> int:
+        """Return the number of examples."""
+        return len(batch["input_ids"])
 
 
 class Classification(_Labelled):
@@ -151,6 +158,10 @@ class CausalLM:
         tokens = self._next_tokens(batch)
         total = F.cross_entropy(outputs[:, :-1].flatten(0, 1).float(), tokens.flatten(), ignore_index=IGNORED, reduction="sum")
         return total / (tokens != IGNORED).sum().clamp(min=1)
+
+    def terms(self, batch: Batch) -> int:
+        """Return the number of predicted tokens."""
+        return int((self._next_tokens(batch) != IGNORED).sum())
 
     def record(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return (summed negative log-likelihood, number of predicted tokens) of each example."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -20,6 +19,7 @@ from fedsb.adapters import AdapterSpec
 from fedsb.exactness import ExactnessMeter
 from fedsb.frozen import FrozenLog
 from fedsb.messages import Instruction, decode_arrays, encode_arrays, quantise
+from fedsb.report.records import RoundRecord
 from fedsb.rules import cohort_size
 from fedsb.schedule import dispatch_order, draw_cohort
 from fedsb.state import Layout, State, squared_norm, subtract, unpack
@@ -89,14 +89,13 @@ class LowRankStrategy(Strategy):
         """Return the method's rule."""
 
     @classmethod
-    def residual_rank(cls, cohort: int, rank: int, *, coarse: bool, **options: Any) -> int:
+    def residual_rank(cls, cohort: int, rank: int, *, coarse: bool) -> int:
         """Return the rank of what a round adds to the frozen weights of a module; 0 for most methods.
 
         Args:
             cohort: clients of the round.
             rank: r.
             coarse: whether the wire rounds below float32.
-            options: the method's own.
         """
         return 0
 
@@ -108,6 +107,10 @@ class LowRankStrategy(Strategy):
     def round_clients(self) -> tuple[str, ...]:
         """The cohort of the current round, in dispatch order."""
         return self._round.order if self._round else ()
+
+    def unfinished(self) -> RoundRecord | None:
+        """Return the record, so far, of the round in progress."""
+        return self._round.record({}) if self._round else None
 
     def summary(self) -> None:
         """Log what the strategy is set to."""

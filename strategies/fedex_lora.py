@@ -167,8 +167,7 @@ class FedExLoRA(LowRankStrategy):
 
     def __init__(self, *, truncate: int | None = None, **options: Any) -> None:
         super().__init__(**options)
-        if truncate is not None and (not isinstance(truncate, int) or truncate < 1):
-            raise UserError(f"method.options.truncate={truncate} must be a rank of at least 1, or null for the whole residual")
+        _check_truncate(truncate)
         if self.server_optimizer is not None:
             raise UserError(
                 "federation.server_optimizer is not defined with method=fedex_lora: its residual completes the plain means of A and B; "
@@ -177,14 +176,19 @@ class FedExLoRA(LowRankStrategy):
         self._truncate = truncate
 
     @classmethod
-    def residual_rank(cls, cohort: int, rank: int, *, coarse: bool, **options: Any) -> int:
+    def residual_rank(cls, cohort: int, rank: int, *, coarse: bool, truncate: int | None = None) -> int:
         """Return (k − 1) r, 2 r more on a coarse wire, or the truncation where it is smaller."""
+        _check_truncate(truncate)
         whole = (cohort - 1) * rank + (2 * rank if coarse else 0)
-        limit = options.get("truncate")
-        return whole if limit is None else min(whole, int(limit))
+        return whole if truncate is None else min(whole, truncate)
 
     def new_reducer(self) -> Reducer:
         """Return the means with their residual."""
         return FedExReducer(
             self.scale, self.decode, coarse=self.wire_dtype != "float32", truncate=self._truncate, cohort=len(self.round_clients)
         )
+
+
+def _check_truncate(truncate: object) -> None:
+    if truncate is not None and (not isinstance(truncate, int) or isinstance(truncate, bool) or truncate < 1):
+        raise UserError(f"method.options.truncate={truncate} must be a rank of at least 1, or null for the whole residual")

@@ -85,12 +85,12 @@ class Roster:
         # One simulated node counts the examples for all clients; asking each would read the data once more in every worker.
         self._asked.update(new)
         for node, reply in self._ask(grid, new[:1], self.clients) + self._ask(grid, new[1:], ()):
-            self._seen.add(node)
             if reply.has_error():
                 LOG.warning("node %d did not describe itself: %s", node, reply.error.reason)
                 continue
             try:
                 self._note(node, reply.content)
+                self._seen.add(node)
             except (KeyError, TypeError, ValueError) as error:
                 LOG.warning("node %d did not describe itself: %s", node, f"{type(error).__name__}: {error}")
 

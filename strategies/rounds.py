@@ -92,9 +92,11 @@ class RoundState:
 
     def client_mean(self, counts: Mapping[str, int]) -> dict[str, Any]:
         """Return the clients' own metrics, averaged by their numbers of examples."""
-        total = sum(counts.values())
-        keys = {key for client in counts for key in self.client_metrics[client]}
-        return {key: sum(self.client_metrics[client][key] * n for client, n in counts.items()) / total for key in sorted(keys)}
+        found: dict[str, list[tuple[float, int]]] = {}
+        for client, n in counts.items():
+            for key, value in self.client_metrics[client].items():
+                found.setdefault(key, []).append((value, n))
+        return {key: sum(value * n for value, n in pairs) / sum(n for _, n in pairs) for key, pairs in sorted(found.items())}
 
     def record(self, metrics: Mapping[str, Any]) -> RoundRecord:
         """Return the round's record with the server's metrics."""

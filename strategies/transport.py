@@ -143,4 +143,4 @@ class Transport:
 
 
 def _lacks_frozen(reply: Message) -> bool:
-    return reply.has_content() and "metrics" in reply.content and "missing" in reply.content.metric_records["metrics"]
+    return reply.has_content() and "metrics" in reply.content.metric_records and "missing" in reply.content.metric_records["metrics"]

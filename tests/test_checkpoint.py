@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fedsb.checkpoint import load_checkpoint, save_checkpoint
+from fedsb.errors import RunError
 from fedsb.frozen import FrozenLog
 from fedsb.rng import torch_generator
 from fedsb.state import HEAD, Name, State, sha256
@@ -48,6 +49,21 @@ def test_one_round_is_kept_and_each_delta_is_written_once(tmp_path: Path) -> Non
         "round-0002.safetensors",
     ]
     assert (tmp_path / "frozen-0001.safetensors").stat().st_mtime_ns == first
+
+
+def test_a_delta_of_a_round_that_did_not_finish_is_left_out(tmp_path: Path) -> None:
+    log = FrozenLog()
+    log.append(state(0, "A", "B"))
+    save_checkpoint(tmp_path, 1, state(1, "R"), log)
+    finished = log.head
+    log.append(state(2, "A"))
+    elsewhere = tmp_path / "elsewhere"
+    save_checkpoint(elsewhere, 2, state(3, "R"), log)
+    (elsewhere / "frozen-0002.safetensors").rename(tmp_path / "frozen-0002.safetensors")
+    assert load_checkpoint(tmp_path)[2].head == finished
+    (tmp_path / "frozen-0001.safetensors").unlink()
+    with pytest.raises(RunError, match="builds on frozen weights that are not beside it"):
+        load_checkpoint(tmp_path)
 
 
 def test_transposed_tensors_are_written_too(tmp_path: Path) -> None:

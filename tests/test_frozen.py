@@ -276,3 +276,25 @@ def test_a_circle_of_parents_ends(folder: Path) -> None:
 def test_the_root_needs_no_file(folder: Path) -> None:
     frozen = FrozenStore(folder).load(ROOT)
     assert (len(frozen.basis), frozen.residuals) == (0, {})
+
+
+def test_a_load_that_fails_halfway_leaves_nothing_half_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, store = FrozenLog(), FrozenStore(tmp_path)
+    for seed in (1, 2):
+        log.append(delta(dict.fromkeys(SHAPES, 2), seed))
+        bundle = log.bundle(seed - 1)
+        assert bundle is not None
+        store.receive(bundle)
+    apply, calls = Frozen.apply, []
+
+    def failing(self: Frozen, bundle: Bundle) -> None:
+        calls.append(bundle.head)
+        if len(calls) == 2:
+            raise MemoryError
+        apply(self, bundle)
+
+    monkeypatch.setattr(Frozen, "apply", failing)
+    with pytest.raises(MemoryError):
+        store.load(log.head)
+    found, expected = store.load(log.head).residuals, log.view().residuals
+    assert all(torch.equal(found[module], expected[module]) for module in SHAPES)

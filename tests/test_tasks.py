@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 
+from clients import give_evidence
+from fedsb.adapters.starts import Sketch
 from fedsb.config import load
 from fedsb.evaluation import evaluate
-from fedsb.models import build_model
+from fedsb.models import AdaptedModel, build_model
 from fedsb.rng import numpy_generator, torch_generator
+from fedsb.state import State, squared_norm, subtract
 from fedsb.tasks import TASKS
 
 law = settings(max_examples=25, deadline=None)
@@ -107,20 +111,35 @@ def test_texts_of_one_token_predict_nothing_and_break_nothing(lengths: list[int]
     assert not logits.grad.any()
 
 
-@pytest.mark.parametrize(("kind", "model"), [("classification", "tiny_bert"), ("causal_lm", "tiny_llama")])
-def test_the_size_of_a_batch_does_not_change_an_evaluation(request: pytest.FixtureRequest, kind: str, model: str) -> None:
-    folder, task = request.getfixturevalue(model), TASKS[kind]
-    config = load(["model=pretrained", f"model.name='{folder}'", "rank=2", f"data.task={kind}", "train.eval_batch_size=64"])
-    adapted = build_model(config.model, config.adapter, family="lora_sb", task=task, labels=("a", "b", "c"), seed=0)
+Made = tuple[str, AdaptedModel, list[dict[str, Any]]]
+
+
+@pytest.fixture(params=[("classification", "tiny_bert"), ("causal_lm", "tiny_llama")], ids=lambda pair: pair[0])
+def made(request: pytest.FixtureRequest) -> Made:
+    """A task, a model for it and texts of unequal lengths."""
+    kind, folder = request.param[0], request.getfixturevalue(request.param[1])
+    config = load(["model=pretrained", f"model.name='{folder}'", "rank=2", f"data.task={kind}"])
+    adapted = build_model(config.model, config.adapter, family="lora_sb", task=TASKS[kind], labels=("a", "b", "c"), seed=0)
     draw = numpy_generator(0, "test")
     features = [{"input_ids": draw.integers(4, 30, n).tolist(), "target": n % 3} for n in (2, 9, 5, 3, 12, 7)]
-    if kind == "causal_lm":
-        features = [{"input_ids": f["input_ids"]} for f in features]
-    whole = evaluate(adapted, task, features, train=config.train)
-    small = evaluate(adapted, task, features, train=load(["train.eval_batch_size=2"]).train)
+    return kind, adapted, [{"input_ids": f["input_ids"]} for f in features] if kind == "causal_lm" else features
+
+
+def test_the_size_of_a_batch_does_not_change_an_evaluation(made: Made) -> None:
+    kind, adapted, features = made
+    whole, small = (evaluate(adapted, TASKS[kind], features, train=load([f"train.eval_batch_size={size}"]).train) for size in (64, 2))
     assert whole == pytest.approx(small, rel=1e-5)
     if kind == "causal_lm":
         assert whole["perplexity"] == pytest.approx(float(np.exp(whole["loss"])), rel=1e-5)
+
+
+def test_the_size_of_a_micro_batch_does_not_change_the_evidence(made: Made) -> None:
+    kind, adapted, features = made
+    sketch = Sketch(rank=2, oversample=2, power_iterations=0, seed=0)
+    whole, small = (
+        give_evidence(adapted, TASKS[kind], features, sketch=sketch, stage="range", probes=State(), micro_batch=size) for size in (64, 2)
+    )
+    assert squared_norm(subtract(whole, small)) < 1e-10 * squared_norm(whole)
 
 
 def test_a_batch_is_read_by_the_model_that_a_path_names(tiny_bert: Path) -> None:

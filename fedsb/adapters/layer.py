@@ -155,6 +155,8 @@ def match_targets(model: nn.Module, targets: str | tuple[str, ...], exclude: tup
         if not names:
             raise UserError(f"adapter.targets '{ALL_LINEAR}' matches no linear layer: the model has none outside its head")
         return names
+    if not patterns:
+        raise UserError(f"adapter.targets=[] adapts nothing; use '{ALL_LINEAR}' or patterns such as [query,value]")
     chosen: set[str] = set()
     for pattern in patterns:
         hits = [name for name in names if _matches(name, pattern)]

@@ -6,6 +6,7 @@ Local files are read into memory and nothing is written: no cache, no lock besid
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -142,7 +143,10 @@ def _splits(path: Path, cfg: DataConfig) -> Mapping[str, Callable[[], datasets.D
     if not path.exists():
         raise UserError(f"{path} does not exist; give a {', '.join(READERS)} file or a folder of them")
     if _is_saved(path):
-        loaded = datasets.load_from_disk(str(path))
+        try:
+            loaded = datasets.load_from_disk(str(path))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path} is no data set that save_to_disk wrote ({_line(error)})") from None
         tables = loaded if isinstance(loaded, datasets.DatasetDict) else {cfg.train_split: loaded}
         return {name: partial(tables.__getitem__, name) for name in tables}
     found = sorted(file for file in path.iterdir() if file.suffix in READERS and not file.name.startswith(".")) if path.is_dir() else [path]
@@ -181,14 +185,16 @@ def _read_file(path: Path, cfg: DataConfig) -> datasets.Dataset:
         raise UserError(f"{path} is empty; give a file with a row for each example")
     try:
         return READERS[path.suffix](path, cfg)
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pandas.errors.ParserWarning, pyarrow.ArrowException) as error:
         raise UserError(f"{path} cannot be read as {path.suffix} ({_line(error)}); correct the file or its suffix") from error
 
 
 def _read_csv(path: Path, cfg: DataConfig) -> datasets.Dataset:
-    # Words like "None" and "NA" are texts and labels here, and a text that happens to be a number stays a text.
-    texts = (cfg.text,) if isinstance(cfg.text, str) else cfg.text
-    frame = pandas.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""], encoding="utf-8-sig")
+    # Words like "None" and "NA" are texts and labels here, a text or a label that happens to be a number stays as it is written, and
+    # a row with more fields than the header is an error, where pandas would shift its columns or drop the rest.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pandas.errors.ParserWarning)
+        frame = pandas.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig", index_col=False)
     return datasets.Dataset.from_pandas(frame, preserve_index=False)
 
 

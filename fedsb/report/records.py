@@ -190,6 +190,15 @@ def read_run(folder: str | Path) -> Run:
     if not records:
         raise UserError(f"'{path}' holds no run (metrics.jsonl is missing or empty); give the output folder of a run")
     config, summary = path / "config.yaml", path / "summary.json"
+    try:
+        return _read_folder(path, config, summary, records)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(
+            f"'{path}' holds a config.yaml or summary.json that cannot be read ({' '.join(str(error).split())[:120]})"
+        ) from None
+
+
+def _read_folder(path: Path, config: Path, summary: Path, records: tuple[RoundRecord, ...]) -> Run:
     return Run(
         path=path,
         config=(yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {},

@@ -169,3 +169,20 @@ def test_a_path_that_is_not_there_and_a_folder_without_tables_say_so(data_config
         (tmp_path / f"train{suffix}").write_text("[]")
     with pytest.raises(UserError, match=r"two files of one name \(train.csv, train.json\)"):
         read_raw(data_config(path=str(tmp_path)))
+
+
+def test_labels_of_a_csv_stay_as_they_are_written(data_config, tmp_path):
+    (tmp_path / "codes.csv").write_text("text,label\na,01\nb,1\nc,2\n")
+    assert list(read_path(tmp_path / "codes.csv", data_config(kind="files"))["label"]) == ["01", "1", "2"]
+
+
+def test_a_csv_with_more_fields_than_names_is_refused(data_config, tmp_path):
+    (tmp_path / "shifted.csv").write_text("text,label\na great film 0,pos,0\na bad film 1,neg,1\n")
+    with pytest.raises(UserError, match=r"shifted.csv cannot be read as .csv"):
+        read_path(tmp_path / "shifted.csv", data_config(kind="files"))
+
+
+def test_a_saved_folder_that_is_broken_is_one_line(data_config, tmp_path):
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(UserError, match="is no data set that save_to_disk wrote"):
+        read_path(tmp_path, data_config(kind="files"))

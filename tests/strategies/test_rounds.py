@@ -26,6 +26,7 @@ from fedsb.frozen import ROOT
 from fedsb.messages import decode_instruction, encode_missing
 from fedsb.state import HEAD, Name, State
 from strategies import STRATEGIES
+from strategies.rounds import RoundState
 from tests.strategies.federations import (
     ClientCall,
     Dense,
@@ -315,6 +316,7 @@ BROKEN: dict[str, tuple[Tamper, str]] = {
     "another layout": (lambda c: with_metrics(c, layout=12345), r"layout 000000003039 .* other names or shapes, from '"),
     "no arrays": (lambda c: without(c, "arrays"), r"groups are \[\], expected \['head', 'trained'\]"),
     "no metrics": (lambda c: without(c, "metrics"), r"a reply needs a MetricRecord 'metrics' with 'num-examples'; it holds \['arrays'\]"),
+    "metrics of another kind": (lambda c: RecordDict({**c, "metrics": ConfigRecord({"num-examples": 3})}), "a reply needs a MetricRecord"),
     "no examples": (lambda c: with_metrics(c, **{"num-examples": 0}), "num-examples is 0, expected at least 1"),
     "negative examples": (lambda c: with_metrics(c, **{"num-examples": -3}), "num-examples is -3, expected at least 1"),
     "a list of examples": (lambda c: with_metrics(c, **{"num-examples": [1, 2]}), "num-examples"),
@@ -378,6 +380,35 @@ def test_a_node_that_describes_itself_badly_is_left_out(options: Options) -> Non
     federation = federate(overrides, grid=lambda app, config: KeepingGrid(app, config, nodes), app=call)
     assert federation.records[1].clients == ("client-0",)
     assert federation.records[1].failed["client-1"] == "not connected"
+
+
+def test_a_node_that_fails_to_describe_itself_is_asked_again(options: Options) -> None:
+    asked: list[int] = []
+
+    def call(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "query.describe":
+            asked.append(context.node_id)
+            if len(asked) == 1:
+                raise OSError("the disk is busy")
+        return client_app(message, context)
+
+    more = ("federation.fraction=1.0", "federation.num_rounds=1", "train.local_steps=1", "federation.wait=5")
+    federation = federate(options("tiny_bert", "fed_sb", *more), app=call)
+    assert len(asked) == 2
+    assert not federation.records[1].failed
+
+
+def test_a_data_path_without_a_client_is_refused(options: Options) -> None:
+    """The node would train on the app's data, not on the operator's."""
+    overrides = options("tiny_bert", "fed_sb", "federation.num_rounds=1", "train.local_steps=1")
+    with pytest.raises(RunError, match="0 of 5 clients are connected"):
+        federate(overrides, grid=lambda app, config: KeepingGrid(app, config, {1: {"data-path": "/data/mine"}}))
+
+
+def test_clients_own_metrics_are_averaged_over_those_that_have_them() -> None:
+    state = RoundState(1)
+    state.client_metrics = {"a": {"loss": 1.0, "own": 7.0}, "b": {"loss": 4.0}}
+    assert state.client_mean({"a": 1, "b": 2}) == {"loss": 3.0, "own": 7.0}
 
 
 def raising(number: int, *clients: str) -> ClientCall:

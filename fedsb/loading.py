@@ -1,0 +1,187 @@
+"""Networks and tokenisers as they come from a hub, a folder, a package or a bare configuration; no adapters yet."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from fedsb.errors import UserError
+from fedsb.rng import torch_stream
+from fedsb.schema import ModelConfig
+from fedsb.tasks import Task
+
+POOLERS = ("*pooler*",)
+# These number their positions from behind the padding id.
+OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
+
+
+def resolve_device(device: str) -> str:
+    """Turn ``auto`` into ``cuda`` where there is a GPU, else ``cpu``.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={device}, but torch {torch.__version__} sees no GPU here; use device=cpu or device=auto")
+    return device
+
+
+def load_network(model: ModelConfig, task: Task, labels: Sequence[str], seed: int, device: str) -> nn.Module:
+    """Load a model in evaluation mode; a head that its checkpoint lacks is drawn from a stream of the seed.
+
+    Args:
+        model: which model.
+        task: gives the kind of model.
+        labels: class names in order.
+        seed: names the stream.
+        device: see :func:`resolve_device`, or ``meta`` for shapes without weights.
+
+    Raises:
+        UserError: no such model, no weights in its folder, or weights that are not those of its configuration.
+    """
+    options = task.model_options(labels)
+    with torch_stream(seed, "model"), _quiet():
+        if device == "meta" or model.kind == "config":
+            return _from_config(model, task, options, "meta" if device == "meta" else resolve_device(device))
+        source = locate(model)
+        try:
+            # A checkpoint's own head may have another number of classes: it is then drawn anew, like a missing one.
+            network, info = task.auto_class.from_pretrained(
+                source,
+                revision=model.revision,
+                dtype=getattr(torch, model.dtype),
+                ignore_mismatched_sizes=task.has_head,
+                output_loading_info=True,
+                **options,
+            )
+        except Exception as error:  # a file that is no checkpoint makes torch and transformers raise nearly anything
+            raise _load_error(model, source, error) from None
+    _check_body(network, info, task, source)
+    loaded: nn.Module = network.to(resolve_device(device)).eval()
+    return loaded
+
+
+def _check_body(network: nn.Module, info: Mapping[str, Any], task: Task, source: str) -> None:
+    """Refuse a body that was drawn at random, which transformers only warns of."""
+    drawn = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    prefix = f"{network.base_model_prefix}." if task.has_head else ""
+    lost = sorted(key for key in drawn if key.startswith(prefix) and not any(fnmatchcase(key, pooler) for pooler in POOLERS))
+    if lost:
+        raise UserError(
+            f"the weights at '{source}' are not those of its config.json: {len(lost)} tensors are missing or of another shape "
+            f"('{lost[0]}'); name a model whose folder is whole"
+        )
+
+
+def _from_config(model: ModelConfig, task: Task, options: dict[str, Any], device: str) -> nn.Module:
+    fields = dict(model.config)
+    if fields:
+        try:
+            config = AutoConfig.for_model(fields.pop("model_type"), **fields, **options)
+        except Exception as error:  # whatever the field's own check raises
+            raise UserError(f"model.config of '{model.name}' is not usable: {' '.join(str(error).split())[:200]}") from None
+    else:
+        source = locate(model)
+        try:
+            config = AutoConfig.from_pretrained(source, revision=model.revision, **options)
+        except Exception as error:
+            raise _load_error(model, source, error) from None
+    try:
+        with torch.device(device):
+            network: nn.Module = task.auto_class.from_config(config, dtype=getattr(torch, model.dtype))
+    except Exception as error:
+        raise UserError(f"model.config of '{model.name}' is not usable: {' '.join(str(error).split())[:200]}") from None
+    return network.eval()
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of a model, with the model's own limit of positions; None where a model of ``kind=config`` names none.
+
+    Raises:
+        UserError: there is none, or one that knows no words.
+    """
+    if model.kind == "config" and model.tokenizer is None:
+        return None
+    source = model.tokenizer or locate(model)
+    try:
+        with _quiet():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, revision=model.revision)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise UserError(f"no tokenizer at '{source}': {' '.join(str(error).split())[:160]}; set model.tokenizer") from None
+    # Without its files transformers makes one that turns every word into the unknown one.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise UserError(f"no tokenizer at '{source}': it holds no vocabulary; set model.tokenizer")
+    tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model))
+    return tokenizer
+
+
+def _positions(model: ModelConfig) -> int:
+    """Return how many tokens the model has positions for; a very large number where it does not say."""
+    unlimited = 10**30
+    try:
+        fields = dict(model.config) or AutoConfig.from_pretrained(locate(model), revision=model.revision).to_dict()
+    except Exception:
+        return unlimited  # loading the model says what is wrong
+    positions = fields.get("max_position_embeddings") or fields.get("n_positions")
+    if not isinstance(positions, int) or positions < 1:
+        return unlimited
+    shifted = fields.get("model_type") in OFFSET_POSITIONS
+    return positions - (int(fields.get("pad_token_id") or 0) + 1 if shifted else 0)
+
+
+def locate(model: ModelConfig) -> str:
+    """Return the hub id or folder of a model.
+
+    Raises:
+        UserError: the distribution that ships it is not installed, or a local path does not exist.
+    """
+    if model.kind == "package":
+        return str(package_folder(model.name, model.path or ""))
+    local = model.name.startswith(("~", "/", "."))
+    name = str(Path(model.name).expanduser()) if local else model.name
+    if local and not Path(name).exists():
+        raise UserError(f"model.name={model.name}: no such folder; give a folder with config.json and weights, or a hub id")
+    return name
+
+
+def package_folder(distribution: str, path: str) -> Path:
+    """Return a folder inside an installed distribution, without importing it.
+
+    Raises:
+        UserError: the distribution is not installed.
+    """
+    try:
+        return Path(str(importlib.metadata.distribution(distribution).locate_file(path)))
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"the package '{distribution}' is not installed; install the extra: pip install 'fedsb[demo]'") from None
+
+
+def _load_error(model: ModelConfig, source: str, error: Exception) -> UserError:
+    folder = Path(source)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        return UserError(f"model.name={source} holds no weights (*.safetensors); save them with save_pretrained, or name another model")
+    return UserError(f"cannot load model '{model.name}': {' '.join(str(error).split())[:200]}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' remarks on freshly drawn heads and progress bars out of the output."""
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity(logging.ERROR)
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
