@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedsb.state import Layout, Name, State, sha256
+from fedsb.errors import RunError
+from fedsb.state import Layout, Name, State, non_finite, sha256
 
 ROOT = "0" * 32
 BASIS = ("A", "B")
@@ -96,9 +97,15 @@ class FrozenLog:
         return self.heads[-1]
 
     def append(self, delta: State) -> None:
-        """Add a delta with roles ``A``/``B`` or ``U``/``V`` and move the head; an empty delta changes nothing."""
+        """Add a delta with roles ``A``/``B`` or ``U``/``V`` and move the head; an empty delta changes nothing.
+
+        Raises:
+            RunError: it holds NaN or infinity, which no client could ever get rid of (finite uploads may overflow in a difference).
+        """
         if not len(delta):
             return
+        if broken := non_finite(delta):
+            raise RunError(f"what the frozen weight of '{broken.module}' is to gain holds NaN or infinity; lower train.lr")
         names = json.dumps(Layout.of(delta).shapes)
         self._deltas.append(delta)
         self.heads.append(hashlib.sha256((self.head + names + sha256(delta)).encode()).hexdigest()[:32])

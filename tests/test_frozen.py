@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedsb.errors import RunError
 from fedsb.frozen import ROOT, Bundle, Frozen, FrozenLog, FrozenMissing, FrozenStore, dense_is_cheaper
 from fedsb.messages import Instruction, decode_instruction, encode_arrays, encode_instruction
 from fedsb.rng import torch_generator
@@ -298,3 +299,12 @@ def test_a_load_that_fails_halfway_leaves_nothing_half_added(tmp_path: Path, mon
         store.load(log.head)
     found, expected = store.load(log.head).residuals, log.view().residuals
     assert all(torch.equal(found[module], expected[module]) for module in SHAPES)
+
+
+def test_a_delta_that_overflowed_stops_the_run_and_leaves_the_log_alone() -> None:
+    log = log_of([dict.fromkeys(SHAPES, 1)], with_basis=False)
+    head, poisoned = log.head, delta(dict.fromkeys(SHAPES, 1), 5)
+    poisoned[Name("tall", "V")][0, 0] = float("inf")
+    with pytest.raises(RunError, match="the frozen weight of 'tall'"):
+        log.append(poisoned)
+    assert (log.head, log.version) == (head, 1)
