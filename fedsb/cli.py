@@ -67,7 +67,7 @@ def run(arguments: list[str]) -> int:
     overrides = overrides_in(arguments)
     sweep = any(flag in arguments for flag in ("-m", "--multirun"))
     for job in sweep_jobs(overrides) if sweep else [overrides]:
-        load(job)
+        _check_output(load(job).output)
     statuses: list[int] = []
 
     def job_main(composed: DictConfig) -> None:
@@ -84,6 +84,13 @@ def run(arguments: list[str]) -> int:
     finally:
         sys.argv = argv
     return max(statuses, default=0)
+
+
+def _check_output(output: str | None) -> None:
+    path = Path(output or ".").expanduser()
+    found = next((folder for folder in (path, *path.parents) if folder.exists()), path)
+    if found.exists() and not found.is_dir():
+        raise UserError(f"output={output}: '{found}' is a file; choose another output=…")
 
 
 def overrides_in(arguments: Sequence[str]) -> list[str]:

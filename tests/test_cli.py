@@ -181,6 +181,15 @@ def test_the_round_that_stops_a_run_is_on_record(call: Call, quick: list[str]) -
     assert call("report", "run")[0] == 0
 
 
+@pytest.mark.parametrize("output", ["taken", "taken/below/it"])
+def test_an_output_on_a_file_is_a_mistake(call: Call, quick: list[str], output: str) -> None:
+    Path("taken").write_text("mine", encoding="utf-8")
+    status, _, err = call("run", *quick, f"output={output}")
+    assert status == 2
+    assert first_line(err) == f"error: output={output}: 'taken' is a file; choose another output=…"
+    assert Path("taken").read_text(encoding="utf-8") == "mine"
+
+
 def test_a_sweep_over_a_pattern_is_a_mistake(call: Call) -> None:
     status, _, err = call("run", "-m", "method=glob(*)")
     assert status == 2
