@@ -1,0 +1,225 @@
+"""The write-ahead ledger of one client and data set, in one folder on the client's own disk.
+
+Every noisy release is charged before it is computed, so a crash can only make the account too high. ``ledger.jsonl`` holds a header
+and one line a charge; it is only ever appended to, under an exclusive lock, and flushed to the disk before :meth:`Ledger.charge`
+returns. Beside it lie the last finished replies: a repeated request is answered with the bytes that were already paid for.
+
+A last line without its line feed is a charge whose writer died before ``charge`` returned. Nothing was trained on it, so it is not
+counted, and the next charge cuts it off. Any other line that cannot be read is an error: an account with a hole is no account.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from fedsb.errors import UserError
+from fedsb.privacy.accounting import Entry
+from fedsb.state import Name, State, sha256
+
+FORMAT = 1
+KEPT_REPLIES = 4
+
+
+class BudgetExceeded(RuntimeError):
+    """A charge that the limit does not allow: nothing was written, and nothing may be computed."""
+
+
+class Key(NamedTuple):
+    """What a charge was made for: the run, the round (0 is the start) and the exchange within it."""
+
+    run: str
+    round: int
+    exchange: str
+
+
+class Ledger:
+    """The account in one folder. Any number of processes and threads may hold one of the same folder.
+
+    Args:
+        folder: created with mode 0700 if absent; one that exists keeps its mode.
+        header: what the account is of (client, data set, unit, …), JSON values only; it is fixed by whoever opens the folder first.
+
+    Raises:
+        UserError: the folder holds an account with another header or format, or a line that cannot be read.
+    """
+
+    def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.path = folder / "ledger.jsonl"
+        self._header: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **header}))
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._locked() as file:
+            if not _cut_torn(file):
+                _append(file, self._header)
+                _sync_folder(folder)
+                _sync_folder(folder.parent)
+            self._read(file)
+
+    def charge(self, key: Key, entries: Sequence[Entry], *, limit: Callable[[tuple[Entry, ...]], bool] | None = None) -> None:
+        """Enter releases that are about to be computed; when this returns they are on the disk.
+
+        Args:
+            key: what they are for. One that was charged before is charged again, as the next attempt.
+            entries: the releases.
+            limit: gets all releases, the new ones last, and says whether they are allowed. It runs under the lock, so two
+                processes cannot both take what is left; for the same reason it must not ask the ledger for anything.
+
+        Raises:
+            BudgetExceeded: ``limit`` returned False.
+            UserError: a line on the disk cannot be read.
+        """
+        with self._locked() as file:
+            _cut_torn(file)
+            charges = self._read(file)
+            if limit is not None and not limit((*_flat(charges), *entries)):
+                raise BudgetExceeded(f"the budget of '{self.folder}' does not allow exchange '{key.exchange}' of round {key.round}")
+            attempt = 1 + sum(earlier == key for earlier, _ in charges)
+            _append(file, {"key": key, "attempt": attempt, "entries": [asdict(entry) for entry in entries]})
+
+    def charges(self) -> list[tuple[Key, tuple[Entry, ...]]]:
+        """Return all charges on the disk in order; a key is there once an attempt.
+
+        Raises:
+            UserError: a line cannot be read.
+        """
+        with self._locked() as file:
+            return self._read(file)
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return the releases of all charges in order."""
+        return _flat(self.charges())
+
+    def keep(self, key: Key, state: State, metrics: Mapping[str, float]) -> None:
+        """Keep the finished reply to ``key``, atomically, in place of an earlier one.
+
+        Only the last ``KEPT_REPLIES`` stay on the disk. A request for an older one has to be recomputed, as a new charge.
+        """
+        with self._locked():
+            # What another writer left half written; the lock says that none is at work.
+            for leftover in self.folder.glob("reply-*.part"):
+                leftover.unlink()
+            number = 1 + max((int(path.name.split("-")[1]) for path in self._replies()), default=0)
+            _write(self.folder / f"reply-{number:010d}-{_digest(key)}.safetensors", _encode(key, state, metrics))
+            earlier = self._replies()[:-1]
+            others = [path for path in earlier if path not in self._replies(key)]
+            for path in earlier:
+                if path not in others[-KEPT_REPLIES + 1 :]:
+                    path.unlink()
+
+    def kept(self, key: Key) -> tuple[State, dict[str, float]] | None:
+        """Return the reply that was kept for ``key`` with its metrics, bit for bit; None where there is none or it is damaged."""
+        with self._locked():
+            found = (_decode(path, key) for path in reversed(self._replies(key)))
+            return next((reply for reply in found if reply is not None), None)
+
+    def _replies(self, key: Key | None = None) -> list[Path]:
+        """The replies on the disk, oldest first; of one key, or of all."""
+        return sorted(self.folder.glob(f"reply-*-{_digest(key) if key else '*'}.safetensors"))
+
+    @contextmanager
+    def _locked(self) -> Iterator[BinaryIO]:
+        with self.path.open("a+b") as file:
+            # Closing releases it, as does the death of the process.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+
+    def _read(self, file: BinaryIO) -> list[tuple[Key, tuple[Entry, ...]]]:
+        file.seek(0)
+        lines = file.read().split(b"\n")[:-1]
+        charges = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+                if number == 1:
+                    self._compare(dict(record))
+                else:
+                    charges.append((Key(*record["key"]), tuple(Entry(**entry) for entry in record["entries"])))
+            except UserError:
+                raise
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"'{self.path}', line {number} is no entry of a privacy ledger; restore the file") from error
+        return charges
+
+    def _compare(self, found: Mapping[str, Any]) -> None:
+        for name in sorted(found.keys() | self._header.keys(), key=lambda name: (name != "format", name)):
+            held, asked = (json.dumps(h[name]) if name in h else "absent" for h in (found, self._header))
+            if held != asked:
+                raise UserError(f"the ledger '{self.path}' was kept with {name} = {held}, not {asked}; give the same, or another folder")
+
+
+def read_entries(folder: Path) -> tuple[Entry, ...]:
+    """Return the releases that a ledger holds, whatever its header says."""
+    with (folder / "ledger.jsonl").open(encoding="utf-8") as file:
+        header = json.loads(file.readline())
+    return Ledger(folder, {key: value for key, value in header.items() if key != "format"}).entries()
+
+
+def _flat(charges: Sequence[tuple[Key, tuple[Entry, ...]]]) -> tuple[Entry, ...]:
+    return tuple(entry for _, entries in charges for entry in entries)
+
+
+def _append(file: BinaryIO, record: Mapping[str, Any]) -> None:
+    file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _cut_torn(file: BinaryIO) -> int:
+    """Cut off what stands behind the last line feed, and return what remains, in bytes."""
+    file.seek(0)
+    whole = file.read().rfind(b"\n") + 1
+    file.truncate(whole)
+    return whole
+
+
+def _sync_folder(folder: Path) -> None:
+    # A new name outlives a crash once the folder that holds it is on the disk.
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, content: bytes) -> None:
+    scratch = path.with_suffix(".part")
+    with scratch.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+    _sync_folder(path.parent)
+
+
+def _digest(key: Key) -> str:
+    """A name for ``key`` that any file system takes: what a run is called is the sender's choice."""
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+
+
+def _encode(key: Key, state: State, metrics: Mapping[str, float]) -> bytes:
+    # Copied, as safetensors refuses tensors that share memory.
+    tensors = {f"{name.role}|{name.module}": t.detach().cpu().contiguous().clone() for name, t in state.items()}
+    return save(tensors, {"key": json.dumps(key), "metrics": json.dumps(dict(metrics)), "sha256": sha256(state)})
+
+
+def _decode(path: Path, key: Key) -> tuple[State, dict[str, float]] | None:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = State({Name(*reversed(name.split("|", 1))): file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        if (metadata["key"], metadata["sha256"]) != (json.dumps(key), sha256(state)):
+            return None
+        return state, json.loads(metadata["metrics"])
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        return None
