@@ -12,10 +12,10 @@ Nothing here draws random numbers: the model runs in evaluation mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -69,13 +69,13 @@ class Product:
         role: role of the result.
         shape: (m, n) and the probe to the shape of the result.
         keep: what is held of x from forward to backward.
-        add: add a micro-batch's part to the result, in place: (result, kept, δ, probe).
+        pair: (kept, δ, probe) to the pair whose product over the tokens, leftᵀ right, is a micro-batch's part of the result.
     """
 
     role: str
     shape: Callable[[tuple[int, int], Tensor], tuple[int, int]]
     keep: Callable[[Tensor, Tensor], Tensor]
-    add: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    pair: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 PRODUCTS: dict[str, Product] = {
@@ -83,25 +83,25 @@ PRODUCTS: dict[str, Product] = {
         role="Y",
         shape=lambda shape, probe: (shape[0], probe.shape[1]),
         keep=lambda x, probe: x.float() @ probe,
-        add=lambda result, kept, delta, probe: result.addmm_(delta.float().T, kept),
+        pair=lambda kept, delta, probe: (delta, kept),
     ),
     "left": Product(
         role="Z",
         shape=lambda shape, probe: (shape[1], probe.shape[1]),
         keep=lambda x, probe: x,
-        add=lambda result, kept, delta, probe: result.addmm_(kept.float().T, delta.float() @ probe),
+        pair=lambda kept, delta, probe: (kept, delta.float() @ probe),
     ),
 }
 DENSE = Product(
     role="G",
     shape=lambda shape, probe: shape,
     keep=lambda x, probe: x,
-    add=lambda result, kept, delta, probe: result.addmm_(delta.float().T, kept.float()),
+    pair=lambda kept, delta, probe: (delta, kept),
 )
 
 
 @dataclass
-class _Tap:
+class Tap:
     """Forward hook on a layer's base: keeps what the product needs of the input, and adds to the result in the backward pass."""
 
     module: str
@@ -110,13 +110,15 @@ class _Tap:
     result: Tensor = field(repr=False)
 
     @classmethod
-    def on(cls, module: str, layer: LowRankLayer, product: Product, probe: Tensor) -> _Tap:
+    def on(cls, module: str, layer: LowRankLayer, product: Product, probe: Tensor) -> Self:
+        """Return a tap for a layer, its result zero."""
         where = layer.pristine.device
         probe = probe.to(where, torch.float32)
         return cls(module, product, probe, torch.zeros(product.shape(layer.shape, probe), device=where))
 
     def __call__(self, base: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        x = _rows(inputs[0].detach())
+        """Take part in a forward pass; return the output, which requires a gradient now."""
+        x = self.rows(inputs[0].detach())
         kept = [self.product.keep(x, self.probe)]
         version = kept[0]._version
 
@@ -126,33 +128,55 @@ class _Tap:
                 raise RuntimeError(
                     f"the model changes the input of '{self.module}' in place after using it; its gradient can't be sketched"
                 )
-            self.product.add(self.result, held, _rows(delta), self.probe)
+            self.add(held, self.rows(delta))
 
         # Below the first adapted layer nothing needs a gradient, so its output has to ask for one.
         output = output if output.requires_grad else output.detach().requires_grad_()
         output.register_hook(collect)  # type: ignore[no-untyped-call]
         return output
 
+    def rows(self, t: Tensor) -> Tensor:
+        """Bring an input or an output gradient into the shape that :meth:`add` takes, (t, n) or (t, m)."""
+        return t.reshape(-1, t.shape[-1])
 
-def _rows(t: Tensor) -> Tensor:
-    return t.reshape(-1, t.shape[-1])
+    def add(self, kept: Tensor, delta: Tensor) -> None:
+        """Add a micro-batch's part to the result."""
+        left, right = self.product.pair(kept, delta, self.probe)
+        self.result.addmm_(left.float().T, right.float())
 
 
-def _accumulate(model: nn.Module, batches: Batches[Batch], loss_fn: LossFn[Batch], *, product: Product, probes: dict[str, Tensor]) -> State:
+TapT = TypeVar("TapT", bound=Tap)
+
+
+def make_taps(model: nn.Module, probes: Mapping[str, Tensor], product: Product, kind: type[TapT]) -> dict[str, TapT]:
+    """Return a tap for every adapted layer by module name, not hooked yet.
+
+    Raises:
+        ValueError: the probes aren't those of the model's layers.
+    """
     adapted = layers(model)
     if adapted.keys() != probes.keys():
         raise ValueError(f"probes for {sorted(probes)} don't fit the adapted layers {sorted(adapted)}")
+    return {name: kind.on(name, layer, product, probes[name]) for name, layer in adapted.items()}
+
+
+def _accumulate(model: nn.Module, batches: Batches[Batch], loss_fn: LossFn[Batch], *, product: Product, probes: dict[str, Tensor]) -> State:
+    taps = make_taps(model, probes, product, Tap)
     total = sum(count for _, count in batches)
     if total <= 0:
         raise ValueError("the gradient start needs at least one example")
-    taps = {name: _Tap.on(name, layer, product, probes[name]) for name, layer in adapted.items()}
-    with _tapped(model, taps), torch.enable_grad():
+    with tapped(model, taps), torch.enable_grad():
         for batch, count in batches:
-            _backward(loss_fn(model, batch) * (count / total))
+            backward(loss_fn(model, batch) * (count / total))
     return State({Name(name, product.role): tap.result.cpu() for name, tap in taps.items()})
 
 
-def _backward(loss: Tensor) -> None:
+def backward(loss: Tensor) -> None:
+    """Run a scalar loss's backward pass through the taps.
+
+    Raises:
+        ValueError: the loss depends on no adapted layer.
+    """
     # A function of its own, so that no graph of one micro-batch is alive in the forward pass of the next.
     if not loss.requires_grad:
         raise ValueError("the loss depends on no adapted layer")
@@ -160,7 +184,7 @@ def _backward(loss: Tensor) -> None:
 
 
 @contextmanager
-def _tapped(model: nn.Module, taps: dict[str, _Tap]) -> Iterator[None]:
+def tapped(model: nn.Module, taps: Mapping[str, Tap]) -> Iterator[None]:
     """Hook the layers' bases, the model in evaluation mode, adapters off and every parameter frozen; undo all of it after."""
     adapted = layers(model)
     training = {module: module.training for module in model.modules()}

@@ -37,6 +37,9 @@ class Task(Protocol):
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the mean loss over the batch's terms, a scalar."""
 
+    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return one loss an example, (batch,), each a function of its own example alone: what private training clips by."""
+
     def terms(self, batch: Batch) -> int:
         """Return how many terms the loss of a batch is the mean of: examples, or predicted tokens."""
 
@@ -90,6 +93,10 @@ class Classification(_Labelled):
         """Return the mean cross-entropy in nats."""
         return F.cross_entropy(outputs.float(), batch["targets"])
 
+    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the cross-entropy of each example in nats."""
+        return F.cross_entropy(outputs.float(), batch["targets"], reduction="none")
+
     def metrics(self, records: Tensor, targets: Tensor | None) -> dict[str, float]:
         """Return accuracy, macro-F1 and Matthews' correlation coefficient."""
         # A second to import, and most processes of a federation only train.
@@ -120,6 +127,10 @@ class Regression(_Labelled):
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the mean squared error."""
         return F.mse_loss(outputs.float().squeeze(-1), batch["targets"])
+
+    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the squared error of each example."""
+        return F.mse_loss(outputs.float().squeeze(-1), batch["targets"], reduction="none")
 
     def metrics(self, records: Tensor, targets: Tensor | None) -> dict[str, float]:
         """Return the mean squared error and both correlations."""
@@ -159,15 +170,23 @@ class CausalLM:
         total = F.cross_entropy(outputs[:, :-1].flatten(0, 1).float(), tokens.flatten(), ignore_index=IGNORED, reduction="sum")
         return total / (tokens != IGNORED).sum().clamp(min=1)
 
+    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the mean negative log-likelihood a predicted token of each example: not of the batch, whose others it must not know."""
+        nll, count = self._sums(outputs, batch).unbind(-1)
+        return nll / count.clamp(min=1)
+
     def terms(self, batch: Batch) -> int:
         """Return the number of predicted tokens."""
         return int((self._next_tokens(batch) != IGNORED).sum())
 
     def record(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return (summed negative log-likelihood, number of predicted tokens) of each example."""
+        return self._sums(outputs, batch).detach().double().cpu()
+
+    def _sums(self, outputs: Tensor, batch: Batch) -> Tensor:
         tokens = self._next_tokens(batch)
         nll = F.cross_entropy(outputs[:, :-1].float().transpose(1, 2), tokens, ignore_index=IGNORED, reduction="none")
-        return torch.stack([nll.sum(-1), (tokens != IGNORED).sum(-1)], dim=-1).detach().double().cpu()
+        return torch.stack([nll.sum(-1), (tokens != IGNORED).sum(-1)], dim=-1)
 
     def metrics(self, records: Tensor, targets: Tensor | None) -> dict[str, float]:
         """Return the loss and the perplexity over all predicted tokens, however they were batched."""
