@@ -129,6 +129,14 @@ def test_features(config: Config) -> Features:
     return _once("test", key, lambda: features_of(config, corpus_of(config).test))
 
 
+def cut_texts(config: Config) -> str:
+    """Say how many of the test texts the model does not read to their end; nothing where it is next to none."""
+    most = config.train.max_length
+    lengths = [len(feature["input_ids"]) for feature in test_features(config)]
+    share = sum(length >= most for length in lengths) / max(1, len(lengths))
+    return f"{share:.0%} of the test texts fill train.max_length={most} tokens; what lies beyond is not read" if share > 0.01 else ""
+
+
 def public_features(config: Config) -> Features:
     """Return the tokenised public split.
 
@@ -152,6 +160,11 @@ def model_of(config: Config, labels: tuple[str, ...]) -> AdaptedModel:
         seed=config.seed,
         device=resolve_device(config.device),
     )
+
+
+def run_folder(config: Config, run: str, given: str | None = None) -> Path:
+    """Return the folder of a run: as the command line has set it, else ``output``, else under :func:`home`."""
+    return Path(given or config.output or home() / "runs" / run)
 
 
 def home() -> Path:

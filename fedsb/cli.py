@@ -139,7 +139,7 @@ def run_job(composed: DictConfig) -> int:
     from fedsb.server_app import serve
 
     _log_to_screen()
-    grid = LocalGrid.simulation(client_app, {"overrides": shlex.join(overrides)})
+    grid = LocalGrid.simulation(client_app, {"overrides": shlex.join(overrides), "output": str(output)})
     serve(config, grid, output)
     return 0
 
@@ -180,7 +180,10 @@ def export(arguments: list[str]) -> int:
 
     if not arguments:
         raise UserError("fedsb export needs the folder of a run: fedsb export outputs/… [OUT]")
-    print(export_merged(Path(arguments[0]), Path(arguments[1]) if len(arguments) > 1 else Path(arguments[0]) / "merged"))
+    out, remark = export_merged(Path(arguments[0]), Path(arguments[1]) if len(arguments) > 1 else Path(arguments[0]) / "merged")
+    print(out)
+    if remark:
+        print(remark, file=sys.stderr)
     return 0
 
 

@@ -8,7 +8,9 @@ from fedsb.runtime.fab import launch_folder, prefer_submitted_code
 prefer_submitted_code()
 
 import json
-from functools import cache, lru_cache
+import logging
+from collections.abc import Callable
+from functools import cache, cached_property, lru_cache, wraps
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -16,18 +18,25 @@ from flwr.clientapp import ClientApp
 
 from clients import draw_evidence, evaluate_round, give_evidence, train_round
 from fedsb.adapters.starts import Sketch
-from fedsb.assembly import anchored, client_examples, client_features, home, model_of, task_of, use_threads
-from fedsb.config import load, split_overrides
+from fedsb.assembly import anchored, client_examples, client_features, home, model_of, run_folder, task_of, use_threads
+from fedsb.config import as_dict, load, split_overrides
 from fedsb.errors import UserError
 from fedsb.exactness import encoding_error
 from fedsb.frozen import Frozen, FrozenMissing, FrozenStore
-from fedsb.messages import Instruction, decode_instruction, encode_missing, encode_reply, quantise
+from fedsb.messages import Instruction, decode_instruction, encode_code, encode_missing, encode_reply, quantise
+from fedsb.privacy.account import LEDGERS, Account, ledger_folder
+from fedsb.privacy.codes import code_of
+from fedsb.privacy.ledger import Ledger
+from fedsb.privacy.randomness import Streams, secret_streams, simulated_streams
+from fedsb.private_run import plan_of, saved_plan
 from fedsb.schema import Config
 from fedsb.sketching import probe_layout, sketch_of
 from fedsb.state import State
 from fedsb.training import Site
 
 app = ClientApp()
+LOG = logging.getLogger(__name__)
+Handler = Callable[[Message, Context], Message]
 
 
 @lru_cache(maxsize=8)
@@ -40,13 +49,33 @@ def _store(folder: Path) -> FrozenStore:
     return FrozenStore(folder)
 
 
+def _codes_only(handler: Handler) -> Handler:
+    """Let a private client say why it fails by a code alone: a traceback's text can carry data. The text goes to its own log."""
+
+    @wraps(handler)
+    def guarded(message: Message, context: Context) -> Message:
+        try:
+            return handler(message, context)
+        except FrozenMissing:
+            return Message(encode_missing(), reply_to=message)
+        except Exception as error:
+            if _config(str(context.run_config["overrides"])).privacy.unit != "example":
+                raise
+            LOG.exception("no reply to %s", message.metadata.message_type)
+            return Message(encode_code(code_of(error).number), reply_to=message)
+
+    return guarded
+
+
 class _Job:
     """One instruction with everything it needs."""
 
     def __init__(self, message: Message, context: Context) -> None:
+        self._context = context
         self.config = _config(str(context.run_config["overrides"]))
         use_threads(self.config)
         self.instruction: Instruction = decode_instruction(message.content)
+        self.real = bool(context.node_config.get("client"))
         self.data_path = _data_path(context, self.instruction.client)
         self.task = task_of(self.config)
         self.adapted = model_of(self.config, self.instruction.labels)
@@ -68,6 +97,24 @@ class _Job:
         i, c = self.instruction, self.config
         return Site(c.seed, i.client, i.round, c.federation.num_rounds)
 
+    @cached_property
+    def account(self) -> Account:
+        """The client's plan in this run and its ledger: in the run's folder in a simulation, in the node's own home otherwise."""
+        privacy, client = self.config.privacy, self.instruction.client
+        given, run = self._context.run_config.get("output"), str(self._context.run_id)
+        parent = home() if self.real else run_folder(self.config, run, None if given is None else str(given))
+        folder = ledger_folder(parent / LEDGERS, client, self.data_path)
+        header = {"client": client, "unit": privacy.unit} | ({} if self.real else {"privacy": as_dict(privacy)})
+        plan = (None if self.real else saved_plan(parent / LEDGERS, client)) or plan_of(self.config, client, len(self.train))
+        return Account(Ledger(folder, header), plan, privacy.accountant, privacy.max_epsilon, run)
+
+    def streams(self, exchange: str) -> Streams:
+        """Return the generators of noise and samples: nobody but a real node may be able to repeat them."""
+        if self.real:
+            return secret_streams(self.adapted.device)
+        i = self.instruction
+        return simulated_streams(self.config.seed, i.client, i.round, exchange, self.adapted.device)
+
 
 def _data_path(context: Context, client: str) -> str | None:
     """Return the operator's own data path, or None in a simulation.
@@ -85,6 +132,7 @@ def _data_path(context: Context, client: str) -> str | None:
 
 
 @app.query("describe")
+@_codes_only
 def describe(message: Message, context: Context) -> Message:
     """Say whom this node serves, and how many training examples each of the clients asked for has."""
     config = _config(str(context.run_config["overrides"]))
@@ -101,13 +149,13 @@ def describe(message: Message, context: Context) -> Message:
 
 
 @app.train()
+@_codes_only
 def train(message: Message, context: Context) -> Message:
     """Train one round and upload the factors and the head."""
     job = _Job(message, context)
-    try:
-        frozen = job.frozen()
-    except FrozenMissing:
-        return Message(encode_missing(), reply_to=message)
+    if job.config.privacy.unit == "example":
+        return Message(_train_privately(job), reply_to=message)
+    frozen = job.frozen()
     upload, result = train_round(
         job.adapted, job.task, job.train, state=job.state(), frozen=frozen, train=job.config.train, site=job.site()
     )
@@ -118,36 +166,77 @@ def train(message: Message, context: Context) -> Message:
     return Message(encode_reply(upload, len(job.train), metrics, wire), reply_to=message)
 
 
+def _train_privately(job: _Job) -> RecordDict:
+    # Opacus takes seconds to import, and most processes never need it.
+    from clients.private_work import private_round
+
+    config = job.config
+    answer = private_round(
+        job.adapted,
+        job.task,
+        job.train,
+        state=job.state(),
+        frozen=job.frozen,
+        train=config.train,
+        privacy=config.privacy,
+        site=job.site(),
+        account=job.account,
+        streams=job.streams("train"),
+        wire_dtype=config.federation.wire_dtype,
+    )
+    return encode_reply(answer.state, len(job.train), answer.metrics, config.federation.wire_dtype)
+
+
 @app.train("evidence")
+@_codes_only
 def evidence(message: Message, context: Context) -> Message:
     """Give one exchange of the gradient sketch."""
     job = _Job(message, context)
     config, instruction = job.config, job.instruction
     sketch: Sketch = sketch_of(config.init, config.adapter.rank, config.seed)
-    layout = probe_layout(sketch, job.adapted.shapes, instruction.stage, first=not instruction.flats)
+    stage, _, number = instruction.stage.partition(".")
+    probes = instruction.state(probe_layout(sketch, job.adapted.shapes, stage, first=not instruction.flats))
     job.adapted.reset()
+    if config.privacy.unit == "example" and config.privacy.init_fraction:
+        return Message(_give_privately(job, sketch, stage, int(number), probes), reply_to=message)
     examples = draw_evidence(job.train, config.init.num_examples, seed=config.seed, client=instruction.client)
     state = give_evidence(
         job.adapted,
         job.task,
         examples,
         sketch=sketch,
-        stage=instruction.stage,
-        probes=instruction.state(layout),
+        stage=stage,
+        probes=probes,
         micro_batch=config.init.micro_batch,
     )
     return Message(encode_reply(state, len(job.train), {}), reply_to=message)
 
 
+def _give_privately(job: _Job, sketch: Sketch, stage: str, number: int, probes: State) -> RecordDict:
+    from clients.private_work import private_evidence
+
+    answer = private_evidence(
+        job.adapted,
+        job.task,
+        job.train,
+        sketch=sketch,
+        stage=stage,
+        number=number,
+        probes=probes,
+        privacy=job.config.privacy,
+        micro_batch=job.config.init.micro_batch,
+        account=job.account,
+        streams=job.streams(job.instruction.stage),
+    )
+    return encode_reply(answer.state, len(job.train), answer.metrics)
+
+
 @app.evaluate()
+@_codes_only
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the server's state on the client's held-out part."""
     job = _Job(message, context)
     if not job.held_out:
         raise UserError(f"'{job.instruction.client}' holds nothing out; set data.client_test_fraction above 0")
-    try:
-        frozen = job.frozen()
-    except FrozenMissing:
-        return Message(encode_missing(), reply_to=message)
-    metrics = evaluate_round(job.adapted, job.task, job.held_out, state=job.state(), frozen=frozen, train=job.config.train)
+    metrics = evaluate_round(job.adapted, job.task, job.held_out, state=job.state(), frozen=job.frozen(), train=job.config.train)
     return Message(encode_reply(State(), len(job.held_out), metrics), reply_to=message)

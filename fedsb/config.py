@@ -128,8 +128,9 @@ def as_dict(config: Any) -> dict[str, Any]:
 
 
 def read(path: Path) -> Config:
-    """Read back what :func:`as_yaml` wrote."""
-    return typed(OmegaConf.create(OmegaConf.to_container(OmegaConf.load(path))))  # type: ignore[arg-type]
+    """Read back what :func:`as_yaml` wrote; keys that an earlier version did not have yet take their defaults."""
+    defaults = OmegaConf.create(OmegaConf.to_container(compose_dict([]), resolve=True))
+    return typed(OmegaConf.merge(defaults, OmegaConf.load(path)))  # type: ignore[arg-type]
 
 
 def as_yaml(config: Config) -> str:

@@ -29,7 +29,7 @@ class Cost:
     """What a method costs.
 
     Attributes:
-        method, rank: which.
+        method, rank: which; no rank without adapters.
         trained: values that a client trains, head included.
         up, down: values a client and round in the steady state (every client takes part in every round).
         one_off: values a client receives and sends once, start included.
@@ -38,7 +38,7 @@ class Cost:
     """
 
     method: str
-    rank: int
+    rank: int | None
     trained: int
     up: int
     down: int
@@ -72,7 +72,7 @@ def method_cost(config: Config, spec: AdapterSpec, layout: Layout, shapes: Shape
     clients = config.federation.num_clients
     return Cost(
         method=config.method.name,
-        rank=config.adapter.rank,
+        rank=config.adapter.rank if spec.factors else None,
         trained=layout.numel,
         up=layout.numel,
         down=layout.numel + residual_values(shapes, [residual]),

@@ -10,7 +10,7 @@ from rich.table import Table
 from fedsb.assembly import corpus_of, task_of
 from fedsb.config import load
 from fedsb.cost import Cost, ResidualRank, method_cost
-from fedsb.errors import unknown
+from fedsb.errors import NothingToTrainError, unknown
 from fedsb.models import build_model
 from fedsb.report.table import human_bytes
 from fedsb.schema import Config
@@ -20,7 +20,7 @@ OWN = ("method=", "method.", "init.kind=")
 
 
 def costs(overrides: Sequence[str], methods: Mapping[str, ResidualRank]) -> dict[str, Cost]:
-    """Return the cost of the configuration's own method as given, and of every other one with its own defaults.
+    """Return the cost of the configuration's own method as given, and of every other one that fits the task, with its own defaults.
 
     Args:
         overrides: as for ``fedsb run``.
@@ -40,7 +40,11 @@ def costs(overrides: Sequence[str], methods: Mapping[str, ResidualRank]) -> dict
         own = list(overrides) if name == given.method.name else [*shared, f"method={name}", "init.kind=null"]
         rank = given.cost.rank.get(name)
         config = load([*own, *([f"rank={rank}"] if rank is not None else [])])
-        found[name] = cost_of(config, residual_rank)
+        try:
+            found[name] = cost_of(config, residual_rank)
+        except NothingToTrainError:
+            if name == given.method.name:
+                raise
     return found
 
 
@@ -76,7 +80,7 @@ def _values(found: dict[str, Cost]) -> Table:
     for name, c in found.items():
         up, down, one_off = (f"{v:,} ({v / 1e6:.2f}M)" for v in (c.up, c.down, c.one_off))
         moved = f"{human_bytes(c.bytes_up)} up, {human_bytes(c.bytes_down)} down"
-        table.add_row(name, str(c.rank), f"{c.trained:,}", up, down, moved, one_off)
+        table.add_row(name, "-" if c.rank is None else str(c.rank), f"{c.trained:,}", up, down, moved, one_off)
     return table
 
 

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """A mistake in what the user gave: the message is one line that names the value, what is allowed and the remedy."""
 
 
+class NothingToTrainError(UserError):
+    """Neither adapters nor a head: the method does not go with the task."""
+
+
 def nearest(value: str, allowed: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest allowed spelling of ``value``, or an empty string."""
     close = difflib.get_close_matches(value, sorted(allowed), n=1, cutoff=0.5)

@@ -42,7 +42,8 @@ def low_rank_squared_norm(terms: Sequence[Term]) -> float:
 class ExactnessMeter:
     """Collects a round's uploads and compares their mean product with what is handed out.
 
-    A family with one trained factor is linear in it, so a running sum suffices; with two, the uploads are kept until the round ends.
+    A family with at most one trained factor is linear in it, so a running sum suffices; with two, the uploads are kept until the
+    round ends.
 
     Args:
         spec: the adapter family.
@@ -54,7 +55,7 @@ class ExactnessMeter:
         self._spec = spec
         self._scale = scale
         self._start_head = start.pick(HEAD)
-        self._linear = len(spec.trained) == 1
+        self._linear = len(spec.trained) <= 1
         self.begin(State())
 
     def begin(self, basis: State) -> None:

@@ -11,14 +11,20 @@ from fedsb.checkpoint import load_checkpoint
 from fedsb.config import read
 from fedsb.errors import UserError
 from fedsb.models import build_model
+from fedsb.pooling import pooling_remark
 
 
-def export_merged(folder: Path, out: Path) -> Path:
+def export_merged(folder: Path, out: Path) -> tuple[Path, str]:
     """Write the merged model and its tokenizer of a run in transformers' format.
+
+    transformers has no pooling by mean: ``fedsb_pooling`` in the model's config.json says so, and the remark what to do.
 
     Args:
         folder: the run's folder, with ``config.yaml`` and ``checkpoints/``.
         out: where to write; must not hold a model yet.
+
+    Returns:
+        Where it was written, and a remark for whoever loads it; empty where there is nothing to say.
 
     Raises:
         UserError: the folder holds no run, or ``out`` holds a model already.
@@ -36,7 +42,9 @@ def export_merged(folder: Path, out: Path) -> Path:
     adapted = build_model(config.model, config.adapter, family=config.method.adapter, task=task_of(config), labels=labels, seed=config.seed)
     adapted.install(state, log.view())
     merged: Any = merged_copy(adapted.model)
+    if config.model.pooling != "own":
+        merged.config.fedsb_pooling = config.model.pooling
     merged.save_pretrained(out)
     if adapted.tokenizer is not None:
         adapted.tokenizer.save_pretrained(out)
-    return out
+    return out, pooling_remark(config.model.pooling, str(out))

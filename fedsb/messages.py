@@ -68,13 +68,17 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a client answers: a packed state, the number of its examples, and metrics; ``missing`` where it lacks frozen state."""
+    """What a client answers: a packed state, the number of its examples, and metrics.
+
+    ``missing`` where it lacks frozen state; ``code`` above 0 where a private client says by a number why it does not answer.
+    """
 
     flats: Mapping[str, Tensor]
     digest: int
     num_examples: int
     metrics: Mapping[str, float]
     missing: bool = False
+    code: int = 0
 
     def state(self, layout: Layout) -> State:
         """Unpack the state.
@@ -195,17 +199,24 @@ def encode_missing() -> RecordDict:
     return RecordDict({"metrics": MetricRecord({"missing": 1})})
 
 
+def encode_code(number: int) -> RecordDict:
+    """Build the reply of a private client that does not answer; see :mod:`fedsb.privacy.codes`."""
+    return RecordDict({"metrics": MetricRecord({"code": number})})
+
+
 def decode_reply(content: RecordDict) -> Reply:
     """Read a reply.
 
     Raises:
         LayoutError: a record or the example count is not there, or cannot be read.
     """
-    if "metrics" not in content.metric_records or not ("missing" in content["metrics"] or "num-examples" in content["metrics"]):
+    if "metrics" not in content.metric_records or not {"missing", "code", "num-examples"} & set(content["metrics"]):
         raise LayoutError(f"a reply needs a MetricRecord 'metrics' with 'num-examples'; it holds {sorted(content)}")
     metrics = dict(content.metric_records["metrics"])
     if metrics.pop("missing", 0):
         return Reply({}, 0, 0, {}, missing=True)
+    if code := _whole("code", metrics.pop("code", 0)):
+        return Reply({}, 0, 0, {}, code=code)
     flats = decode_arrays(content.array_records["arrays"]) if "arrays" in content.array_records else {}
     num_examples, digest = (_whole(key, metrics.pop(key, 0)) for key in ("num-examples", "layout"))
     return Reply(flats, digest, num_examples, {key: _real(key, value) for key, value in metrics.items()})

@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from fedsb.adapters import SPECS, AdapterSpec, LowRankLayer, attach, layers, match_targets, read, scale_of, set_residuals, write
 from fedsb.data import pad_id
-from fedsb.errors import UserError
+from fedsb.errors import NothingToTrainError, UserError
 from fedsb.frozen import Frozen
 from fedsb.loading import POOLERS, load_network, load_tokenizer
+from fedsb.pooling import pool_by_mean
 from fedsb.schema import AdapterConfig, ModelConfig
 from fedsb.state import HEAD, Layout, Name, State
 from fedsb.tasks import Task
@@ -56,9 +57,10 @@ class AdaptedModel:
     def layout(self) -> Layout:
         """Layout of what is trained and travels: factors and head."""
         parameters = dict(self.model.named_parameters())
-        rank = next(iter(self.layers.values())).rank
         shapes: dict[Name, tuple[int, ...]] = {
-            Name(module, role): self.spec.shape(role, m, n, rank) for module, (m, n) in self.shapes.items() for role in self.spec.trained
+            Name(module, role): self.spec.shape(role, *layer.shape, layer.rank)
+            for module, layer in self.layers.items()
+            for role in self.spec.trained
         }
         shapes |= {Name(name, HEAD): tuple(parameters[name].shape) for name in self.head}
         return Layout(tuple(sorted(shapes.items())))
@@ -133,14 +135,21 @@ def build_model(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``meta`` (shapes only).
 
     Raises:
-        UserError: no such model, no weights in its folder, targets that match nothing, a rank that is too large.
+        UserError: no such model, no weights in its folder, targets that match nothing, a rank that is too large, no parameter to
+            train, or a pooling that does not fit the model.
     """
+    spec = SPECS[family]
+    _check_fits(model, spec, task)
     network = load_network(model, task, labels, seed, device)
     head = head_parameters(network, model.head, task)
+    if model.pooling == "mean":
+        _check_pooler_rests(network, head)
+        pool_by_mean(network)
     owners = {name.rpartition(".")[0] for name in head}
-    targets = match_targets(network, adapter.targets, exclude=(*POOLERS, *owners, *_output_embedding(network)))
+    excluded = (*POOLERS, *owners, *_output_embedding(network))
+    targets = match_targets(network, adapter.targets, exclude=excluded) if spec.factors else []
     scale = scale_of(adapter.alpha, adapter.rank, rslora=adapter.rslora)
-    attach(network, SPECS[family], targets=targets, rank=adapter.rank, scale=scale, dropout=adapter.dropout)
+    attach(network, spec, targets=targets, rank=adapter.rank, scale=scale, dropout=adapter.dropout)
     parameters = dict(network.named_parameters())
     for name in head:
         parameters[name].requires_grad_(True)
@@ -149,10 +158,33 @@ def build_model(
     if tokenizer is not None and getattr(settings, "pad_token_id", None) is None:
         # Sequence models look for the last real token; without a padding id they refuse batches.
         settings.pad_token_id = pad_id(tokenizer)
-    adapted = AdaptedModel(network, SPECS[family], scale, head, tokenizer)
+    adapted = AdaptedModel(network, spec, scale, head, tokenizer)
     if device != "meta":
         adapted.initial = read(network, *adapted.spec.factors).merge(adapted.trained())
     return adapted
+
+
+def _check_fits(model: ModelConfig, spec: AdapterSpec, task: Task) -> None:
+    """Refuse what cannot go together before the weights are read, which may take minutes."""
+    if not spec.factors and not _has_head(model.head, task):
+        raise NothingToTrainError(
+            f"nothing to train: '{spec.name}' has no adapters, and with model.head={model.head} the task '{task.name}' has no head; "
+            "choose a task with a head, name parameters in model.head, or take another method"
+        )
+    if model.pooling != "own" and not task.has_head:
+        raise UserError(f"model.pooling={model.pooling} is for tasks with a head, and '{task.name}' has none; use model.pooling=own")
+
+
+def _check_pooler_rests(network: nn.Module, head: tuple[str, ...]) -> None:
+    """Refuse to train the body's pooler where its result is thrown away: it would never get a gradient."""
+    body = f"{network.base_model_prefix}."
+    lost = next((name for name in head if name.startswith(body) and any(fnmatchcase(name, pooler) for pooler in POOLERS)), None)
+    if lost is not None:
+        raise UserError(f"model.head names '{lost}', which model.pooling=mean leaves unused; drop it, or use model.pooling=own")
+
+
+def _has_head(head: str | tuple[str, ...], task: Task) -> bool:
+    return bool(head) and head != "none" and (head != "auto" or task.has_head)
 
 
 def head_parameters(network: nn.Module, head: str | tuple[str, ...], task: Task) -> tuple[str, ...]:
@@ -164,7 +196,7 @@ def head_parameters(network: nn.Module, head: str | tuple[str, ...], task: Task)
         UserError: a pattern matches no parameter.
     """
     names = [name for name, _ in network.named_parameters()]
-    if head == "none" or (head == "auto" and not task.has_head):
+    if not _has_head(head, task):
         return ()
     if head == "auto":
         body = f"{network.base_model_prefix}."

@@ -20,6 +20,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "model.kind": ("package", "pretrained", "config"),
     "model.task": (None, "classification", "regression", "causal_lm"),
     "model.dtype": ("float32",),
+    "model.pooling": ("own", "mean"),
     "data.kind": ("bbc_news", "files", "hub"),
     "data.task": ("classification", "regression", "causal_lm"),
     "train.optimizer": ("adamw", "sgd"),
@@ -30,7 +31,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "federation.wire_dtype": ("float32", "bfloat16"),
     "federation.partition.kind": (None, "iid", "dirichlet", "shard", "size", "natural"),
     "federation.server_optimizer.name": ("none", "momentum", "adam"),
-    "privacy.unit": ("none",),
+    "privacy.unit": ("none", "example", "client"),
+    "privacy.accountant": ("prv", "rdp", "pld"),
+    "privacy.clipping": ("flat", "per_layer", "adaptive"),
+    "privacy.grad_sample_mode": ("hooks", "functorch"),
     "runtime.kind": ("local",),
 }
 
@@ -73,6 +77,17 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "federation.server_optimizer.momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "federation.server_optimizer.betas": (lambda v: all(0 <= beta < 1 for beta in v), "two numbers in [0, 1)"),
     "federation.server_optimizer.eps": (lambda v: v > 0, "above 0"),
+    "privacy.epsilon": (lambda v: v > 0, "above 0"),
+    "privacy.noise_multiplier": (lambda v: v > 0, "above 0"),
+    "privacy.delta": (lambda v: 0 < v < 1, "between 0 and 1"),
+    "privacy.max_epsilon": (lambda v: v > 0, "above 0"),
+    "privacy.max_grad_norm": (lambda v: v > 0, "above 0"),
+    "privacy.quantile": (lambda v: 0 < v < 1, "between 0 and 1"),
+    "privacy.quantile_lr": (lambda v: v > 0, "above 0"),
+    "privacy.count_noise": (lambda v: v > 0, "above 0"),
+    "privacy.max_batch": (lambda v: v >= 1, "at least 1"),
+    "privacy.init_fraction": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "privacy.init_norm": (lambda v: v > 0, "above 0"),
     "runtime.threads": (lambda v: v >= 1, "at least 1"),
 }
 
@@ -101,6 +116,8 @@ def _get(config: Config, key: str) -> Any:
 
 def _start_fits_adapter(config: Config) -> None:
     starts = SPECS[config.method.adapter].starts
+    if config.init.kind is not None and not starts:
+        raise UserError(f"init.kind={config.init.kind}: method '{config.method.name}' has no adapters to start; leave init.kind=null")
     if config.init.kind is not None and config.init.kind not in starts:
         raise UserError(f"init.kind={config.init.kind} is not defined for method '{config.method.name}'; choose from {', '.join(starts)}")
 
@@ -147,6 +164,44 @@ def _device_is_known(config: Config) -> None:
         raise unknown("device", config.device, ["auto", "cpu", "cuda"])
 
 
+def _noise_is_given_once(config: Config) -> None:
+    p = config.privacy
+    given = [key for key in ("epsilon", "noise_multiplier") if getattr(p, key) is not None]
+    if p.unit == "none" and given:
+        raise UserError(f"privacy.{given[0]} is given, but privacy.unit=none adds no noise; choose privacy=example or privacy=client")
+    if p.unit != "none" and len(given) != 1:
+        what = "both given: one follows from the other" if given else "not given"
+        raise UserError(f"privacy.epsilon and privacy.noise_multiplier are {what}; give one of them, as in privacy.epsilon=3")
+
+
+def _evaluation_is_not_private(config: Config) -> None:
+    if config.privacy.unit != "none" and config.federation.evaluate_clients:
+        raise UserError(
+            f"federation.evaluate_clients=true with privacy.unit={config.privacy.unit}: metrics on a client's held-out examples "
+            "have no noise; switch one of the two off"
+        )
+
+
+def _fraction_has_a_start(config: Config) -> None:
+    if config.privacy.init_fraction and (start_kind(config) != "gradient" or config.init.evidence != "clients"):
+        raise UserError(
+            f"privacy.init_fraction={config.privacy.init_fraction:g} pays for a start from the clients' data, but "
+            f"init.kind={start_kind(config)} with init.evidence={config.init.evidence} uses none; set it to 0"
+        )
+
+
+def _client_unit_sums_equally(config: Config) -> None:
+    if config.privacy.unit != "client":
+        return
+    if config.federation.weighting != "uniform":
+        raise UserError(
+            f"privacy.unit=client with federation.weighting={config.federation.weighting}: a client with a larger weight would be "
+            "protected less; use federation.weighting=uniform"
+        )
+    if config.privacy.clipping == "per_layer":
+        raise UserError("privacy.clipping=per_layer is for privacy.unit=example; use flat or adaptive with privacy.unit=client")
+
+
 JOINT_RULES: tuple[Callable[[Config], None], ...] = (
     _start_fits_adapter,
     _sign_needs_public,
@@ -155,12 +210,22 @@ JOINT_RULES: tuple[Callable[[Config], None], ...] = (
     _cohort_can_answer,
     _evaluation_has_examples,
     _device_is_known,
+    _noise_is_given_once,
+    _evaluation_is_not_private,
+    _fraction_has_a_start,
+    _client_unit_sums_equally,
 )
 
 
-def start_kind(config: Config) -> str:
-    """Return ``init.kind``, or the adapter's own first choice where it is null."""
-    return config.init.kind or SPECS[config.method.adapter].starts[0]
+def start_kind(config: Config) -> str | None:
+    """Return ``init.kind``, or the adapter's own first choice where it is null; None for a family that has nothing to start.
+
+    Under privacy a gradient start from the clients' data is no first choice: it costs epsilon, or epsilon altogether.
+    """
+    starts = SPECS[config.method.adapter].starts
+    if config.privacy.unit != "none" and config.init.evidence == "clients" and not config.privacy.init_fraction:
+        starts = tuple(kind for kind in starts if kind != "gradient") or starts
+    return config.init.kind or next(iter(starts), None)
 
 
 def partition_kind(config: Config) -> str:

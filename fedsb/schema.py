@@ -60,6 +60,7 @@ class ModelConfig:
     revision: str | None
     tokenizer: str | None
     head: Words
+    pooling: str
     config: dict[str, Any]
     dtype: str
 
@@ -150,9 +151,24 @@ class FederationConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class PrivacyConfig:
-    """The privacy mechanism."""
+    """The privacy mechanism; see the comments in ``conf/privacy/none.yaml``."""
 
     unit: str
+    epsilon: float | None
+    noise_multiplier: float | None
+    delta: float | None
+    accountant: str
+    max_epsilon: float | None
+    max_grad_norm: float
+    clipping: str
+    quantile: float
+    quantile_lr: float
+    count_noise: float
+    grad_sample_mode: str
+    max_batch: int
+    init_fraction: float
+    init_norm: float
+    init_normalise: bool
 
 
 @dataclass(frozen=True, config=STRICT)

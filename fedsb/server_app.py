@@ -10,8 +10,8 @@ prefer_submitted_code()
 import logging
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,21 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
 from clients import dense_gradients, draw_evidence, give_evidence
-from fedsb.adapters.export import export_peft
+from fedsb.adapters.export import export_head, export_peft
 from fedsb.adapters.starts import DATA_FREE, core, sign_start
-from fedsb.assembly import anchored, corpus_of, every_core, home, model_of, parts_of, public_features, task_of, test_features, use_threads
-from fedsb.checkpoint import save_checkpoint
+from fedsb.assembly import (
+    anchored,
+    corpus_of,
+    cut_texts,
+    every_core,
+    model_of,
+    parts_of,
+    public_features,
+    run_folder,
+    task_of,
+    test_features,
+    use_threads,
+)
 from fedsb.config import as_yaml, load, split_overrides
 from fedsb.errors import RunError, UserError
 from fedsb.evaluation import evaluate
@@ -31,8 +42,14 @@ from fedsb.loading import locate
 from fedsb.logs import run_log
 from fedsb.messages import decode_arrays, encode_arrays
 from fedsb.models import AdaptedModel
+from fedsb.pooling import pooling_remark
+from fedsb.privacy.account import LEDGERS, charged_account
+from fedsb.privacy.claim import Claim
+from fedsb.privacy.plan import Plan, ServerPlan
+from fedsb.private_run import opening_lines, plans_of, reason_of, save_plans, server_charge
+from fedsb.recorder import Recorder
 from fedsb.report.progress import Progress
-from fedsb.report.records import RoundRecord, RunFolder
+from fedsb.report.records import RunFolder
 from fedsb.report.report import write_report
 from fedsb.report.summary import build_summary
 from fedsb.report.table import print_summary
@@ -43,6 +60,7 @@ from fedsb.state import HEAD, State, sha256, unpack
 from fedsb.training import collate
 from strategies import STRATEGIES, LowRankStrategy, Participation
 from strategies.base import Start
+from strategies.client_privacy import client_privacy
 from strategies.gradient_start import GradientStart
 from strategies.server_optimizer import server_optimizer
 
@@ -55,8 +73,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run configuration describes; the run fails where the federation does."""
     try:
         config = anchored(load(split_overrides(str(context.run_config["overrides"]))), launch_folder())
-        output = config.output or str(home() / "runs" / str(context.run_id))
-        serve(config, grid, Path(output))
+        serve(config, grid, run_folder(config, str(context.run_id)))
     except (UserError, RunError) as error:
         # Flower logs what it is raised with its traceback; a user's mistake is one line.
         print(f"error: {error}", flush=True)
@@ -73,6 +90,13 @@ class Prepared:
     adapted: AdaptedModel
     strategy: LowRankStrategy
     initial: State
+    plans: Mapping[str, Plan] = field(default_factory=dict)
+    server_plan: ServerPlan | None = None
+
+    @property
+    def every_plan(self) -> list[Plan | ServerPlan]:
+        """The clients' plans, or the server's."""
+        return list(self.plans.values()) if self.server_plan is None else [self.server_plan]
 
 
 def serve(config: Config, grid: Grid, output: Path) -> dict[str, Any]:
@@ -96,9 +120,10 @@ def serve(config: Config, grid: Grid, output: Path) -> dict[str, Any]:
     folder = RunFolder(output)
     folder.write_config(as_yaml(config))
     with run_log(folder.log), Progress(config.federation.num_rounds) as progress:
-        listener = Recorder(folder, progress)
-        if cut := cut_texts(config):
-            progress.say(cut)
+        listener = recorder(prepared, folder, progress)
+        told = opening_lines(config, prepared.every_plan, prepared.adapted.shapes)
+        for line in filter(None, (cut_texts(config), pooling_remark(config.model.pooling, "this run"), *told)):
+            progress.say(line)
         prepared.strategy.listener = listener
         try:
             result = prepared.strategy.start(
@@ -113,15 +138,7 @@ def serve(config: Config, grid: Grid, output: Path) -> dict[str, Any]:
             raise
     assert result.arrays is not None
     state = unpack(decode_arrays(result.arrays), prepared.adapted.layout)
-    return _finish(prepared, folder, listener.records, state, time.monotonic() - begun)
-
-
-def cut_texts(config: Config) -> str:
-    """Say how many of the test texts the model does not read to their end; nothing where it is next to none."""
-    most = config.train.max_length
-    lengths = [len(feature["input_ids"]) for feature in test_features(config)]
-    share = sum(length >= most for length in lengths) / max(1, len(lengths))
-    return f"{share:.0%} of the test texts fill train.max_length={most} tokens; what lies beyond is not read" if share > 0.01 else ""
+    return _finish(prepared, folder, listener, state, time.monotonic() - begun)
 
 
 def prepare(config: Config) -> Prepared:
@@ -134,6 +151,7 @@ def prepare(config: Config) -> Prepared:
     parts_of(config)
     test_features(config)  # before the weights, which may take long
     adapted = model_of(config, corpus.labels)
+    plans, server_plan = plans_of(config, adapted, corpus.labels)
     frozen = FrozenLog()
     initial, start = _start(config, adapted, frozen)
     federation = config.federation
@@ -153,13 +171,32 @@ def prepare(config: Config) -> Prepared:
             wait=federation.wait,
             evaluate=federation.evaluate_clients,
             seed=config.seed,
+            client_privacy=client_privacy(config.privacy, server_plan, seed=config.seed),
         ),
         server_optimizer=server_optimizer(o.name, lr=o.lr, momentum=o.momentum, betas=o.betas, eps=o.eps),
         wire_dtype=federation.wire_dtype,
-        exactness=federation.exactness,
+        # Measured from the uploads as they are, it is no function of their noised sum.
+        exactness=federation.exactness and server_plan is None,
         start=start,
     )
-    return Prepared(config, corpus.labels, adapted, strategy, initial)
+    return Prepared(config, corpus.labels, adapted, strategy, initial, plans, server_plan)
+
+
+def recorder(prepared: Prepared, folder: RunFolder, progress: Progress) -> Recorder:
+    """Return the listener of a run; under client-level privacy the server's ledger is opened, to be charged before each release."""
+    privacy, plan = prepared.config.privacy, prepared.server_plan
+    ledgers = folder.path / LEDGERS
+
+    def charged(client: str) -> dict[str, float] | None:
+        return charged_account(ledgers, client, prepared.plans.get(client), privacy.accountant)
+
+    if plan is not None:
+        assert prepared.strategy.participation.client_privacy is not None
+        prepared.strategy.participation.client_privacy.charge = server_charge(ledgers, privacy, plan)
+    if prepared.plans:
+        save_plans(ledgers, prepared.plans)
+    claim = Claim(privacy.unit, privacy.accountant, reason_of(prepared.config), charged)
+    return Recorder(folder, progress, claim, simulated=lambda: prepared.strategy.simulated, server_plan=plan)
 
 
 def build_strategy(config: Config, **parts: Any) -> LowRankStrategy:
@@ -179,8 +216,11 @@ def _start(config: Config, adapted: AdaptedModel, frozen: FrozenLog) -> tuple[St
     """Return the first trained state and what is left to do with the clients; a basis known already goes to the log."""
     adapted.reset()
     base, kind, init, rank = adapted.trained(), start_kind(config), config.init, config.adapter.rank
+    if kind is None:
+        return base, None
     if kind == "gradient" and init.evidence == "clients":
-        return base, GradientStart(sketch_of(init, rank, config.seed), adapted.shapes, core_kind=init.core, step=init.step)
+        sketch, noised = sketch_of(init, rank, config.seed), bool(config.privacy.init_fraction)
+        return base, GradientStart(sketch, adapted.shapes, core_kind=init.core, step=init.step, noised=noised)
     if kind == "gradient":
         found = public_start(config, adapted)
         factors = found.pick("A", "B").merge(core(found, init.core, step=init.step, scale=adapted.scale))
@@ -220,43 +260,11 @@ def evaluator(prepared: Prepared) -> Any:
     return evaluate_fn
 
 
-class Recorder:
-    """Writes each round to the run's folder and shows it."""
-
-    def __init__(self, folder: RunFolder, progress: Progress) -> None:
-        self.records: list[RoundRecord] = []
-        self._folder = folder
-        self._progress = progress
-
-    def begin(self, round_number: int, clients: Sequence[str], stage: str) -> None:
-        """Show that an exchange begins; those of the start have a line each, since their round's line comes late."""
-        if stage:
-            self._progress.say(f"{stage}, {len(clients)} clients")
-        self._progress.begin(round_number, clients)
-
-    def reply(self, client: str, ok: bool) -> None:
-        """Show a reply."""
-        self._progress.reply(client, ok)
-
-    def stopped(self, record: RoundRecord | None) -> None:
-        """Append the record of a round that stopped the run: its failures count like any other's."""
-        if record is not None:
-            self._folder.append(record)
-
-    def end(self, record: RoundRecord, state: State, frozen: FrozenLog) -> None:
-        """Append the record, save a checkpoint, print the round's line."""
-        self.records.append(record)
-        self._folder.append(record)
-        save_checkpoint(self._folder.checkpoints, record.round, state, frozen)
-        self._progress.end(record)
-
-
-def _finish(prepared: Prepared, folder: RunFolder, records: Sequence[RoundRecord], state: State, wall_s: float) -> dict[str, Any]:
+def _finish(prepared: Prepared, folder: RunFolder, listener: Recorder, state: State, wall_s: float) -> dict[str, Any]:
     """Export the adapter, write summary and report, print the table."""
     config, adapted, strategy = prepared.config, prepared.adapted, prepared.strategy
     adapted.install(state, strategy.frozen.view())
-    base = config.model.name if config.model.kind == "config" else locate(config.model)
-    export_peft(adapted.model, folder.adapter, base_model=base, task_type=task_of(config).peft_type, head=state.pick(HEAD))
+    _export(prepared, folder, state.pick(HEAD))
     summary = build_summary(
         method=config.method.name,
         rounds=config.federation.num_rounds,
@@ -264,13 +272,25 @@ def _finish(prepared: Prepared, folder: RunFolder, records: Sequence[RoundRecord
         seed=config.seed,
         model=config.model.name,
         data=config.data.path or config.data.test_path or config.data.kind,
-        rank=config.adapter.rank,
+        rank=config.adapter.rank if adapted.spec.factors else None,
         trained_params=adapted.layout.numel,
-        records=records,
+        records=listener.records,
         factors_sha256=sha256(state, *strategy.frozen.deltas()),
         wall_s=wall_s,
+        epsilon=listener.claim.final(simulated=strategy.simulated),
+        epsilon_reason=listener.claim.why_none(),
     )
     folder.write_summary(summary)
     write_report(folder.path)
     print_summary(summary, folder.path)
     return summary
+
+
+def _export(prepared: Prepared, folder: RunFolder, head: State) -> None:
+    """Write what was trained for others to load: an adapter in PEFT's format, or the head alone where there is no adapter."""
+    config, adapted = prepared.config, prepared.adapted
+    if not adapted.spec.factors:
+        export_head(head, folder.head)
+        return
+    base = config.model.name if config.model.kind == "config" else locate(config.model)
+    export_peft(adapted.model, folder.adapter, base_model=base, task_type=task_of(config).peft_type, head=head)

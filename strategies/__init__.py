@@ -4,8 +4,14 @@ from strategies.base import LowRankStrategy
 from strategies.fed_sb import FedSB
 from strategies.fedavg_lora import FedAvgLoRA
 from strategies.fedex_lora import FedExLoRA
+from strategies.head_only import HeadOnly
 from strategies.participation import Participation
 
-STRATEGIES: dict[str, type[LowRankStrategy]] = {"fed_sb": FedSB, "fedavg_lora": FedAvgLoRA, "fedex_lora": FedExLoRA}
+STRATEGIES: dict[str, type[LowRankStrategy]] = {
+    "fed_sb": FedSB,
+    "fedavg_lora": FedAvgLoRA,
+    "fedex_lora": FedExLoRA,
+    "head_only": HeadOnly,
+}
 
-__all__ = ["STRATEGIES", "FedAvgLoRA", "FedExLoRA", "FedSB", "LowRankStrategy", "Participation"]
+__all__ = ["STRATEGIES", "FedAvgLoRA", "FedExLoRA", "FedSB", "HeadOnly", "LowRankStrategy", "Participation"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -52,6 +53,8 @@ class LowRankStrategy(Strategy):
         listener: is told each round's record, state and frozen log.
     """
 
+    sums_uploads: ClassVar[bool] = False  # whether the next state follows from the sum of the uploads alone, as client-level privacy needs
+
     def __init__(
         self,
         *,
@@ -70,6 +73,8 @@ class LowRankStrategy(Strategy):
         self.spec = spec
         self.layout = layout
         self.scale = scale
+        if participation.client_privacy:
+            participation.client_privacy.check(type(self).__name__, self.sums_uploads)
         self.participation = participation
         self.labels = tuple(labels)
         self.frozen = frozen or FrozenLog()
@@ -83,6 +88,7 @@ class LowRankStrategy(Strategy):
         self._round: RoundState | None = None
         self._transport: Transport | None = None
         self._timeout = 3600.0
+        self.simulated = True
 
     @abstractmethod
     def new_reducer(self) -> Reducer:
@@ -90,13 +96,7 @@ class LowRankStrategy(Strategy):
 
     @classmethod
     def residual_rank(cls, cohort: int, rank: int, *, coarse: bool) -> int:
-        """Return the rank of what a round adds to the frozen weights of a module; 0 for most methods.
-
-        Args:
-            cohort: clients of the round.
-            rank: r.
-            coarse: whether the wire rounds below float32.
-        """
+        """Return the rank of what a round of ``cohort`` clients adds to a module's W0; ``coarse`` if the wire rounds float32."""
         return 0
 
     def decode(self, state: State) -> State:
@@ -131,7 +131,8 @@ class LowRankStrategy(Strategy):
         self._round = RoundState(server_round, order)
         self._current = unpack(decode_arrays(arrays), self.layout)
         requests = transport.requests(order, "train", self._instruction(server_round), arrays, self._round.tally)
-        self._reducer = self.new_reducer()
+        private = p.client_privacy
+        self._reducer = private.reducer(self.decode, size, server_round) if private else self.new_reducer()
         self._reducer.begin(self._current)
         if self._exactness:
             self._meter = self._meter or ExactnessMeter(self.spec, self.scale, self._current)
@@ -195,6 +196,9 @@ class LowRankStrategy(Strategy):
         result = Result()
         transport = self._connect(grid)
         transport.roster.wait(grid, self.participation.wait, self.participation.min_replies)
+        self.simulated = not transport.roster.real
+        if self.participation.client_privacy:
+            self.participation.client_privacy.real = transport.roster.real
         self._round = RoundState(0)
         arrays = self.start_phase(self, grid, initial_arrays) if self.start_phase else initial_arrays
         self._close(0, arrays, evaluate_fn, result)
@@ -232,13 +236,7 @@ class LowRankStrategy(Strategy):
     def exchange(self, grid: Grid, stage: str, arrays: ArrayRecord, sent: Layout, wanted: Layout, *, title: str = "") -> Iterator[Upload]:
         """Ask all connected clients for one exchange of the start, and yield their valid replies in dispatch order.
 
-        Args:
-            grid: where to send.
-            stage: name of the exchange.
-            arrays: encoded state that goes with it, of layout ``sent``.
-            sent: layout of ``arrays``.
-            wanted: layout of the replies.
-            title: what to show while it goes on.
+        ``arrays`` goes with it, of layout ``sent``; replies have layout ``wanted``. ``title`` is shown while it goes on.
         """
         assert self._round is not None
         transport = self._connect(grid)
@@ -278,8 +276,7 @@ class LowRankStrategy(Strategy):
     def _accept(self, uploads: Iterable[Upload]) -> Iterator[Upload]:
         assert self._round is not None
         for upload in uploads:
-            if upload.client not in self._round.clients:
-                self._round.clients.append(upload.client)
+            self._round.accept(upload.client, upload.metrics)
             yield upload
 
     def _finish(self) -> State:
@@ -289,6 +286,7 @@ class LowRankStrategy(Strategy):
         aggregate = self._reducer.finish()
         state = aggregate.state
         self._round.extras = dict(aggregate.extras)
+        self._round.diagnostics = dict(getattr(self._reducer, "diagnostics", {}))
         if self._exactness and self._meter:
             self._round.gap = self._meter.measure(state, aggregate.residual, lost=self._round.encoding_error()).relative
         if self.server_optimizer is not None:

@@ -13,6 +13,8 @@ from strategies.reducers import MeanReducer, Reducer
 class FedSB(LowRankStrategy):
     """Average R (and the head)."""
 
+    sums_uploads = True
+
     def new_reducer(self) -> Reducer:
         """Return the mean of all trained tensors."""
         return MeanReducer(self.decode)

@@ -12,6 +12,8 @@ from strategies.reducers import MeanReducer, Reducer
 class FedAvgLoRA(LowRankStrategy):
     """Average A, B and the head."""
 
+    sums_uploads = True
+
     def new_reducer(self) -> Reducer:
         """Return the mean of all trained tensors."""
         return MeanReducer(self.decode)

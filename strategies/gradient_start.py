@@ -17,6 +17,7 @@ from fedsb.sketching import reply_layout
 from fedsb.state import Layout, State, WeightedSum, unpack
 from strategies.base import LowRankStrategy
 from strategies.participation import WEIGHTINGS
+from strategies.private_mean import PrivateSum
 
 
 class GradientStart:
@@ -27,9 +28,11 @@ class GradientStart:
         shapes: (m, n) of the adapted modules.
         core_kind: ``zero`` or ``spectral``, see :func:`fedsb.adapters.starts.core`.
         step: η of the spectral core.
+        noised: whether client-level privacy, where it is asked for, covers the start too.
     """
 
-    def __init__(self, sketch: Sketch, shapes: Mapping[str, tuple[int, int]], *, core_kind: str, step: float) -> None:
+    def __init__(self, sketch: Sketch, shapes: Mapping[str, tuple[int, int]], *, core_kind: str, step: float, noised: bool = False) -> None:
+        self._noised = noised
         self._sketch = sketch
         self._shapes = shapes
         self._core_kind = core_kind
@@ -39,19 +42,25 @@ class GradientStart:
         """Run the start; append B and A to the strategy's frozen log and return the first trained state."""
         probes = State()
         mean = State()
-        for number, stage in enumerate(self._sketch.exchanges):
+        for number in range(len(self._sketch.exchanges)):
             probes = self._sketch.basis(mean) if number else State()
             title = f"start: gradient sketch, exchange {number + 1} of {len(self._sketch.exchanges)}"
-            mean = self._mean(strategy, grid, stage, probes, title)
+            mean = self._mean(strategy, grid, number, probes, title)
         found = self._sketch.finish(mean, probes)
         strategy.frozen.append(found.pick("A", "B"))
         trained = unpack(decode_arrays(initial), strategy.layout)
         first = trained.merge(core(found, self._core_kind, step=self._step, scale=strategy.scale))
         return encode_arrays(first, strategy.wire_dtype)
 
-    def _mean(self, strategy: LowRankStrategy, grid: Grid, stage: str, probes: State, title: str) -> State:
-        total = WeightedSum()
+    def _mean(self, strategy: LowRankStrategy, grid: Grid, number: int, probes: State, title: str) -> State:
+        stage = self._sketch.exchanges[number]
         layout = reply_layout(self._sketch, self._shapes, stage)
-        for upload in strategy.exchange(grid, stage, encode_arrays(probes), Layout.of(probes), layout, title=title):
-            total.add(upload.state, WEIGHTINGS[strategy.participation.weighting](upload.num_examples))
+        private = strategy.participation.client_privacy if self._noised else None
+        total: WeightedSum | PrivateSum = private.start_sum(layout, number) if private else WeightedSum()
+        # The same stage comes several times in a start, and each is a release of its own.
+        for upload in strategy.exchange(grid, f"{stage}.{number}", encode_arrays(probes), Layout.of(probes), layout, title=title):
+            if isinstance(total, PrivateSum):
+                total.add(upload.state)
+            else:
+                total.add(upload.state, WEIGHTINGS[strategy.participation.weighting](upload.num_examples))
         return total.mean()

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 
+from fedsb.errors import RunError
 from fedsb.messages import LayoutError, decode_reply
+from fedsb.privacy.codes import BY_NUMBER, UNKNOWN, Code
 from fedsb.state import Layout, State, non_finite
 
 LOG = logging.getLogger(__name__)
@@ -67,6 +69,8 @@ class Inbox:
         if reply.has_error():
             raise LayoutError(f"error {reply.error.code}: {_last_line(reply.error.reason)}")
         answer = decode_reply(reply.content)
+        if answer.code:
+            raise _coded(client, BY_NUMBER.get(answer.code, UNKNOWN))
         if answer.missing:
             raise LayoutError("lacks frozen state although it was sent all of it")
         state = answer.state(self._layout)
@@ -82,6 +86,10 @@ class Inbox:
     def _drop(self, client: str, reason: str) -> None:
         self._failed[client] = reason
         LOG.warning("reply of %s dropped: %s", client, reason)
+
+
+def _coded(client: str, code: Code) -> Exception:
+    return RunError(f"{client}: {code.text}") if code.stops else LayoutError(code.text)
 
 
 def _last_line(reason: str | None) -> str:

@@ -9,6 +9,7 @@ from typing import Protocol
 from fedsb.frozen import FrozenLog
 from fedsb.report.records import RoundRecord
 from fedsb.state import State
+from strategies.client_privacy import ClientPrivacy
 
 # Weight of an upload in the mean, from the client's number of examples.
 WEIGHTINGS: dict[str, Callable[[int], float]] = {"examples": float, "uniform": lambda num_examples: 1.0}
@@ -39,6 +40,7 @@ class Participation:
         wait: seconds to wait for nodes before the first round.
         evaluate: whether clients evaluate on their held-out parts too.
         seed: names the streams of the schedule.
+        client_privacy: clips and noises what they send, at the server; None for plain sums.
     """
 
     clients: tuple[str, ...]
@@ -48,3 +50,4 @@ class Participation:
     wait: float = 0.0
     evaluate: bool = False
     seed: int = 0
+    client_privacy: ClientPrivacy | None = None

@@ -65,6 +65,11 @@ class Roster:
                 f"missing: {', '.join(absent[:8])}{' …' if len(absent) > 8 else ''} (name them with --node-config 'client=\"…\"')"
             )
 
+    @property
+    def real(self) -> bool:
+        """Whether a node of a real federation, which serves one named client, has been seen."""
+        return bool(self._named)
+
     def served(self) -> list[str]:
         """Return the clients that a connected node serves."""
         return [client for client in self.clients if self.node_of(client) is not None]

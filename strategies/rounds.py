@@ -11,6 +11,8 @@ from fedsb.errors import RunError
 from fedsb.report.records import RoundRecord
 from strategies.transport import Tally
 
+ACCOUNT = ("epsilon", "delta", "sampling-rate", "noise-multiplier", "steps")
+
 
 @dataclass
 class RoundState:
@@ -23,6 +25,8 @@ class RoundState:
         clients: whose replies counted.
         failed: reason by client of those whose reply did not.
         uploads: (metrics, weight) of each upload.
+        diagnostics: of server-side privacy; not private themselves.
+        accounts: what private clients said of their accounts.
     """
 
     number: int
@@ -35,10 +39,19 @@ class RoundState:
     failed: dict[str, str] = field(default_factory=dict)
     uploads: list[tuple[Mapping[str, float], float]] = field(default_factory=list)
     extras: dict[str, float] = field(default_factory=dict)
+    diagnostics: dict[str, float] = field(default_factory=dict)
+    accounts: dict[str, dict[str, float]] = field(default_factory=dict)
     gap: float | None = None
     client_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     _earlier: dict[str, str] = field(default_factory=dict)
     _trained: tuple[tuple[str, ...], list[str]] = field(default_factory=lambda: ((), []))
+
+    def accept(self, client: str, metrics: Mapping[str, float]) -> None:
+        """Count a valid reply of a client, and keep what it says of its account."""
+        if client not in self.clients:
+            self.clients.append(client)
+        if "epsilon" in metrics:
+            self.accounts[client] = {key: metrics[key] for key in ACCOUNT if key in metrics}
 
     def check_quorum(self, needed: int) -> None:
         """Stop the run where too few replies counted.
@@ -113,6 +126,8 @@ class RoundState:
             overhead=self.tally.overhead,
             exactness_gap=self.gap,
             extras=self.extras,
+            accounts=dict(self.accounts),
+            simulation_only=dict(self.diagnostics),
             wall_s=time.monotonic() - self.begun,
             cpu_s=time.process_time() - self.cpu_begun,
         )

@@ -18,7 +18,11 @@ from strategies import STRATEGIES
 GROUPS = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(conf_dir().glob("*/*.yaml"))]
 # What an option cannot do without.
-NEEDS = {("model", "pretrained"): ["model.name=somewhere"]}
+NEEDS = {
+    ("model", "pretrained"): ["model.name=somewhere"],
+    ("privacy", "example"): ["privacy.epsilon=3"],
+    ("privacy", "client"): ["privacy.noise_multiplier=1", "federation.weighting=uniform"],
+}
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

@@ -65,6 +65,11 @@ def export_peft(model: nn.Module, folder: str | Path, *, base_model: str, task_t
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def export_head(head: State, path: str | Path) -> None:
+    """Write a head alone, which is no adapter that PEFT could load, for ``model.load_state_dict(load_file(path), strict=False)``."""
+    save_file({name.module: tensor.detach().cpu().clone().contiguous() for name, tensor in head.items()}, path, metadata={"format": "pt"})
+
+
 def merged_copy(model: nn.Module) -> nn.Module:
     """Return a deep copy with plain layers of weight ``W0 + residual + s · B R A`` in place of adapters; ``model`` stays as it is."""
     # A filled memo makes deepcopy put the merged layer where it meets the adapted one, so no second copy of W0 is ever made.

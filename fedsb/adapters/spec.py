@@ -11,10 +11,10 @@ class AdapterSpec:
 
     Attributes:
         name: key in :data:`fedsb.adapters.SPECS`.
-        factors: roles in product order, ``("B", "A")`` or ``("B", "R", "A")``.
+        factors: roles in product order, ``("B", "A")`` or ``("B", "R", "A")``; a family without any adapts no layer.
         trained: roles that a client trains and uploads; they come back averaged.
         frozen: roles that are delivered once through the frozen log and never trained.
-        starts: allowed values of ``init.kind``, the default first.
+        starts: allowed values of ``init.kind``, the default first; empty where there is nothing to start.
     """
 
     name: str

@@ -33,6 +33,9 @@ class RoundRecord:
         overhead: the rest of the serialised messages.
         exactness_gap: relative distance between the held and the mean weight change.
         extras: what only some methods have, such as ``residual_rank``.
+        accounts: what private clients said in this round, by name; it goes into ``epsilon``.
+        epsilon: of the run so far, as in the summary, the list over clients included; None without privacy, or where none can be claimed.
+        simulation_only: what no reader of a real private run may see: clip rate, signal-to-noise, training loss.
         wall_s, cpu_s: seconds the round took.
     """
 
@@ -48,6 +51,9 @@ class RoundRecord:
     overhead: int = 0
     exactness_gap: float | None = None
     extras: Mapping[str, float] = field(default_factory=dict)
+    accounts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    epsilon: Mapping[str, Any] | None = None
+    simulation_only: Mapping[str, float] = field(default_factory=dict)
     wall_s: float = 0.0
     cpu_s: float = 0.0
 
@@ -61,7 +67,7 @@ class RoundRecord:
         known = {f.name for f in fields(cls)}
         values = {key: value for key, value in json.loads(line).items() if key in known}
         values["clients"] = tuple(values.get("clients", ()))
-        for key in ("metrics", "extras"):
+        for key in ("metrics", "extras", "simulation_only"):
             values[key] = _numbers(values.get(key, {}))
         values["client_metrics"] = {name: _numbers(row) for name, row in values.get("client_metrics", {}).items()}
         return cls(**values)
@@ -121,6 +127,11 @@ class RunFolder:
     def adapter(self) -> Path:
         """Folder of the adapter in PEFT's format; whoever writes there makes it."""
         return self.path / "adapter"
+
+    @property
+    def head(self) -> Path:
+        """The trained head of a run without adapters."""
+        return self.path / "head.safetensors"
 
     @property
     def log(self) -> Path:

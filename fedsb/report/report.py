@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsb.privacy.claim import NO_MECHANISM
 from fedsb.report.plots import compare, plot_run, run_labels
 from fedsb.report.records import RoundRecord, Run, read_run
 from fedsb.report.series import final_metrics, largest_gap, mean_over_clients, metric_names, totals
-from fedsb.report.summary import NO_MECHANISM
 from fedsb.report.table import epsilon_text, gap_text, human_bytes, human_seconds, number, plural
 
 # Label, and the settings that it shows; one that the run's configuration lacks is left out.
@@ -31,6 +31,7 @@ SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("wire", ("federation.wire_dtype",)),
     ("seed", ("seed",)),
 )
+OF_ADAPTERS = ("rank", "start", "adapted layers")
 CAPTIONS = {
     "quality": "Quality after each round; round 0 is before training.",
     "bytes": "Payload so far, summed over clients.",
@@ -132,8 +133,9 @@ def _lead(run: Run) -> str:
 
 
 def _what_ran(run: Run) -> str:
-    body = [(label, ", ".join(shown)) for label, keys in SETTINGS if (shown := _shown(run, keys))]
     summary = run.summary or {}
+    unused = OF_ADAPTERS if summary.get("rank", 0) is None else ()  # a run without adapters has no rank, whatever its configuration says
+    body = [(label, ", ".join(shown)) for label, keys in SETTINGS if label not in unused and (shown := _shown(run, keys))]
     if "trained_params" in summary:
         body.append(("trained parameters", f"{summary['trained_params']:,}"))
     if "factors_sha256" in summary:

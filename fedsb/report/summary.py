@@ -8,11 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import fedsb
+from fedsb.privacy.claim import NO_MECHANISM
 from fedsb.report.records import RoundRecord
 from fedsb.report.series import final_metrics, largest_gap, totals
 
 PACKAGES = ("torch", "flwr", "transformers", "datasets", "opacus", "peft", "safetensors", "numpy", "ray")
-NO_MECHANISM = "no privacy mechanism"
 
 
 def versions() -> dict[str, str]:
@@ -35,7 +35,7 @@ def build_summary(
     seed: int,
     model: str,
     data: str,
-    rank: int,
+    rank: int | None,
     trained_params: int,
     records: Sequence[RoundRecord],
     factors_sha256: str,
@@ -43,7 +43,7 @@ def build_summary(
     epsilon: Mapping[str, Any] | None = None,
     epsilon_reason: str | None = NO_MECHANISM,
 ) -> dict[str, Any]:
-    """Gather the summary of a run; ``epsilon_reason`` says why ``epsilon`` is None and is dropped where it is not.
+    """Gather the summary of a run; ``rank`` is None without adapters. ``epsilon_reason`` says why ``epsilon`` is None, else is dropped.
 
     Raises:
         ValueError: neither epsilon nor a reason for its absence is given.

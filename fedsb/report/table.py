@@ -76,6 +76,8 @@ def round_line(record: RoundRecord, num_rounds: int) -> str:
     parts += [f"{way} {human_bytes(count)}" for way, count in payloads.items() if count]
     if record.exactness_gap is not None:
         parts.append(f"gap {gap_text(record.exactness_gap)}")
+    if record.epsilon is not None:
+        parts.append(f"epsilon {record.epsilon['max']:.2f}")
     return "  ".join([*parts, human_seconds(record.wall_s)])
 
 
@@ -86,7 +88,24 @@ def epsilon_text(summary: Mapping[str, Any]) -> str:
         return f"not claimed ({summary.get('epsilon_reason') or 'no reason recorded'})"
     spread = f"{epsilon['max']:.2f}" if epsilon["max"] == epsilon["min"] else f"at most {epsilon['max']:.2f}, at least {epsilon['min']:.2f}"
     note = ", simulated" if epsilon.get("simulated") else ""
-    return f"{spread} per {epsilon['unit']} at delta {epsilon['delta']:.1e} ({epsilon['accountant']}{note})"
+    text = f"{spread} per {epsilon['unit']} at delta {epsilon['delta']:.1e} ({epsilon['accountant']}{note})"
+    if silent := epsilon.get("silent"):
+        text += f"; not known of {plural(len(silent), 'client')} that did not answer last"
+    return text
+
+
+def noise_text(summary: Mapping[str, Any]) -> str:
+    """Write the noise multiplier of the training, or its spread over the clients."""
+    noise = (summary.get("epsilon") or {}).get("noise_multiplier")
+    if not noise:
+        return ""
+    spread = f"{noise['min']:.3g}" if noise["max"] == noise["min"] else f"{noise['min']:.3g} to {noise['max']:.3g}"
+    return f"multiplier {spread}"
+
+
+def uncovered_text(summary: Mapping[str, Any]) -> str:
+    """Write what epsilon does not cover."""
+    return str((summary.get("epsilon") or {}).get("not_covered", "")).removeprefix("not covered: ")
 
 
 def _rounds(summary: Mapping[str, Any]) -> str:
@@ -94,9 +113,14 @@ def _rounds(summary: Mapping[str, Any]) -> str:
     return plural(planned, "round") if done == planned else f"{done} of {plural(planned, 'round')}"
 
 
+def _method(summary: Mapping[str, Any]) -> str:
+    rank = "no adapters" if summary["rank"] is None else f"rank {summary['rank']}"
+    return f"{summary['method']}, {rank}, {summary['trained_params']:,} trained parameters"
+
+
 # Label, and how it reads off a summary.
 ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
-    ("method", lambda s: f"{s['method']}, rank {s['rank']}, {s['trained_params']:,} trained parameters"),
+    ("method", _method),
     ("model", lambda s: str(s["model"])),
     ("data", lambda s: str(s["data"])),
     ("federation", lambda s: f"{plural(s['clients'], 'client')}, {_rounds(s)}, seed {s['seed']}"),
@@ -108,6 +132,8 @@ ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("overhead", lambda s: human_bytes(s["overhead"])),
     ("exactness gap", lambda s: gap_text(s["exactness_gap"])),
     ("epsilon", epsilon_text),
+    ("noise", noise_text),
+    ("not covered", uncovered_text),
     ("failures", lambda s: str(s["failures"])),
     ("time", lambda s: human_seconds(s["wall_s"])),
     ("factors sha256", lambda s: str(s["factors_sha256"])),
@@ -115,8 +141,8 @@ ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
 
 
 def rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the summary as label and text."""
-    return [(label, text(summary)) for label, text in ROWS]
+    """Return the summary as label and text; a row that the run has nothing for is left out."""
+    return [(label, shown) for label, text in ROWS if (shown := text(summary))]
 
 
 def print_summary(summary: Mapping[str, Any], folder: str | Path, console: Console | None = None) -> None:

@@ -64,13 +64,13 @@ def belonging_to(home: Path) -> list[psutil.Process]:
     return found
 
 
-def eventually(true: Callable[[], object], seconds: float = 60.0) -> bool:
-    """Wait until something is true."""
+def eventually(true: Callable[[], object], seconds: float = 60.0, pause: float = 0.2) -> bool:
+    """Wait until something is true; look again after a ``pause``, a long one where looking takes a core."""
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.2)
+        time.sleep(pause)
     return True
 
 

@@ -94,7 +94,7 @@ def test_plain_flwr_run_survives_a_kill_and_runs_what_was_submitted(shell, pytho
     shell.submit(tmp_path / "app" / "fedsb", Path("relative"), overrides, *three)
     assert summary(checkout / "relative")["factors_sha256"] == expected
     # Flower takes most of a minute of silence before it calls the killed one failed.
-    assert eventually(lambda: shell.statuses(checkout) == ["completed", "failed", "completed"], 120)
+    assert eventually(lambda: shell.statuses(checkout) == ["completed", "failed", "completed"], 120, pause=10.0)
 
 
 @pytest.fixture

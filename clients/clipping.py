@@ -1,0 +1,169 @@
+"""Clip per-example gradients, sum them, add Gaussian noise: Opacus' optimiser with the three ways to clip.
+
+Opacus gives each parameter ``grad_sample`` (b, …). Here an example's gradients are measured in float32 whatever they were computed in
+(a norm rounded to bfloat16 would let 0.4% more than C through), and one that is not finite contributes nothing: a single broken
+example must neither spoil the sum nor show in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from opacus.optimizers import DPOptimizer
+from torch import Tensor
+
+from fedsb.errors import UserError
+
+# Keeps a clipped norm at or below C in float32.
+MARGIN = 1.0 - 1e-6
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """How gradients are clipped and how much noise their sum gets.
+
+    Attributes:
+        kind: key of :data:`CLIPPINGS`.
+        max_norm: C; with ``adaptive``, where it starts.
+        noise_multiplier: σ of the whole release in units of its sensitivity, as the ledger has it.
+        quantile, quantile_lr, count_noise: γ, η and σ_b of adaptive clipping (Andrew et al. 2021, arXiv:1905.03871).
+    """
+
+    kind: str
+    max_norm: float
+    noise_multiplier: float
+    quantile: float = 0.5
+    quantile_lr: float = 0.2
+    count_noise: float = 5.0
+
+
+@dataclass
+class ClippingLog:
+    """What the clipping saw, for the client's own eyes: it is a function of the data that no noise covers."""
+
+    clipped: int = 0
+    examples: int = 0
+    ratios: list[float] = field(default_factory=list)
+
+    @property
+    def clip_rate(self) -> float:
+        """Share of the examples whose gradient was longer than C."""
+        return self.clipped / max(1, self.examples)
+
+    @property
+    def signal_to_noise(self) -> float:
+        """Mean over the steps of ``‖clipped sum‖ / E‖noise‖``."""
+        return sum(self.ratios) / max(1, len(self.ratios))
+
+
+class FlatClipping(DPOptimizer):  # type: ignore[misc]
+    """One norm over all trained tensors, head included (Abadi et al. 2016, arXiv:1607.00133).
+
+    Args:
+        optimizer: the optimiser that takes the noised step.
+        clipping: bound and noise.
+        expected_batch: q n, what the noised sum is divided by, whatever was drawn.
+        generator: draws the noise; on the parameters' device.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, clipping: Clipping, *, expected_batch: float, generator: torch.Generator) -> None:
+        super().__init__(
+            optimizer,
+            noise_multiplier=clipping.noise_multiplier,
+            max_grad_norm=clipping.max_norm,
+            expected_batch_size=expected_batch,
+            generator=generator,
+        )
+        self.log = ClippingLog()
+        self.observers: list[Callable[[], None]] = [self._note_signal]
+        # Called after the noise is added, while ``summed_grad`` still is without it.
+        self.attach_step_hook(lambda _: [observe() for observe in self.observers])
+
+    def clip_and_accumulate(self) -> None:
+        """Add the clipped gradients of the physical batch to ``summed_grad``."""
+        samples = [self._get_flat_grad_sample(p).to(torch.float32).flatten(1) for p in self.params]
+        norms = torch.stack([sample.norm(dim=1) for sample in samples])
+        usable = norms.isfinite().all(dim=0)
+        factors = torch.where(usable, self.factors(torch.where(usable, norms, 0.0)), 0.0)
+        self.log.examples += len(usable)
+        self.log.clipped += int((factors < 1).any(dim=0).sum())
+        for p, sample, factor in zip(self.params, samples, factors, strict=True):
+            if not bool(usable.all()):
+                sample = torch.where(usable[:, None], sample, 0.0)
+            total = (factor @ sample).view_as(p)
+            p.summed_grad = total if p.summed_grad is None else p.summed_grad + total
+
+    def factors(self, norms: Tensor) -> Tensor:
+        """Return what to multiply each gradient with, (tensors, b), from its norms, (tensors, b)."""
+        joint: Tensor = MARGIN * self.max_grad_norm / norms.norm(dim=0).clamp(min=1e-30)
+        return joint.clamp(max=1.0).expand_as(norms)
+
+    def _note_signal(self) -> None:
+        signal = math.sqrt(sum(float(p.summed_grad.double().square().sum()) for p in self.params))
+        noise = self.noise_multiplier * self.max_grad_norm * math.sqrt(sum(p.numel() for p in self.params))
+        self.log.ratios.append(signal / noise if noise else math.inf)
+
+
+class PerLayerClipping(FlatClipping):
+    """``C / √L`` for each of the L trained tensors, so that the joint norm is at most C and the ledger's entry the same."""
+
+    def factors(self, norms: Tensor) -> Tensor:
+        """See :meth:`FlatClipping.factors`."""
+        each: Tensor = MARGIN * self.max_grad_norm / math.sqrt(len(norms)) / norms.clamp(min=1e-30)
+        return each.clamp(max=1.0)
+
+
+class AdaptiveClipping(FlatClipping):
+    """C follows a quantile of the norms (Andrew et al. 2021, arXiv:1905.03871).
+
+    A step also releases how many norms lie below C, counted from −1/2, with noise σ_b. The gradients get
+    ``σ_Δ = (σ⁻² − (2 σ_b)⁻²)^(−1/2)`` then, so that the two together cost one release with σ. The count is divided by the expected
+    batch: the true size is private.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, clipping: Clipping, *, expected_batch: float, generator: torch.Generator) -> None:
+        super().__init__(optimizer, clipping, expected_batch=expected_batch, generator=generator)
+        self.noise_multiplier = gradient_noise(clipping.noise_multiplier, clipping.count_noise)
+        self._settings = clipping
+        self._count = 0.0
+
+    def factors(self, norms: Tensor) -> Tensor:
+        """See :meth:`FlatClipping.factors`; also counts the norms that lie below C."""
+        below = int((norms.norm(dim=0) <= self.max_grad_norm).sum())
+        self._count += below - 0.5 * norms.shape[1]
+        return super().factors(norms)
+
+    def pre_step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Clip, add noise, and move C for the next step."""
+        ready = super().pre_step(closure)
+        if ready:
+            self._move()
+        return ready
+
+    def _move(self) -> None:
+        s = self._settings
+        noise = torch.randn((), generator=self.generator, device=self.generator.device)
+        share = 0.5 + (self._count + s.count_noise * float(noise)) / self.expected_batch_size
+        self.max_grad_norm *= math.exp(-s.quantile_lr * (min(1.0, max(0.0, share)) - s.quantile))
+        self._count = 0.0
+
+
+def gradient_noise(noise_multiplier: float, count_noise: float) -> float:
+    """Return σ_Δ of adaptive clipping (Andrew et al. 2021, theorem 1).
+
+    Raises:
+        UserError: σ_b is too small for σ.
+    """
+    if noise_multiplier >= 2 * count_noise:
+        raise UserError(
+            f"privacy.count_noise={count_noise:g} is too small for a noise multiplier of {noise_multiplier:.3g}; "
+            f"raise it above {noise_multiplier / 2:.3g}, or use privacy.clipping=flat"
+        )
+    return float((noise_multiplier**-2 - (2 * count_noise) ** -2) ** -0.5)
+
+
+CLIPPINGS: dict[str, type[FlatClipping]] = {"flat": FlatClipping, "per_layer": PerLayerClipping, "adaptive": AdaptiveClipping}

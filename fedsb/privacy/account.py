@@ -1,0 +1,107 @@
+"""A client's account in one run: the plan it may release, the ledger it is charged to, and what a reply says of both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsb.privacy.accounting import Entry, epsilon_of
+from fedsb.privacy.ledger import Key, Ledger, read_entries
+from fedsb.privacy.plan import Plan
+
+LEDGERS = "ledgers"
+DIAGNOSTICS = "diagnostics.jsonl"
+# All that a private reply says beside its noised arrays, the number of examples and the layout's digest. Every value follows from the
+# configuration, the number of examples and the ledger; none from what the examples are. ``encoding-error`` is what the wire's dtype took
+# from the noised arrays, and ``clip-norm`` of adaptive clipping is itself a noised release.
+ALLOWED = frozenset({"num-examples", "layout", "epsilon", "delta", "sampling-rate", "noise-multiplier", "steps", "encoding-error"})
+
+
+@dataclass(frozen=True)
+class Account:
+    """One client and data set in one run.
+
+    Attributes:
+        ledger: on the client's own disk.
+        plan: what the run may release.
+        accountant: key of :data:`fedsb.privacy.accounting.ACCOUNTANTS`.
+        max_epsilon: the client's budget over the whole ledger; None sets none.
+        run: names the run in the ledger.
+    """
+
+    ledger: Ledger
+    plan: Plan
+    accountant: str
+    max_epsilon: float | None
+    run: str
+
+    def key(self, round_number: int, exchange: str) -> Key:
+        """Name a release of this run."""
+        return Key(self.run, round_number, exchange)
+
+    def charge(self, key: Key, entry: Entry) -> None:
+        """Enter a release before it is computed.
+
+        Raises:
+            BudgetExceeded: it would take epsilon above ``max_epsilon``; nothing is entered.
+        """
+        most = self.max_epsilon
+        allowed = None if most is None else (lambda entries: epsilon_of(entries, self.plan.delta, self.accountant) <= most)
+        self.ledger.charge(key, (entry,), limit=allowed)
+
+    def metrics(self, entry: Entry) -> dict[str, float]:
+        """Return what the reply to a release says: its entry, and epsilon of all that the ledger holds."""
+        return {
+            "epsilon": epsilon_of(self.ledger.entries(), self.plan.delta, self.accountant),
+            "delta": self.plan.delta,
+            "sampling-rate": entry.sampling_rate,
+            "noise-multiplier": entry.noise_multiplier,
+            "steps": entry.steps,
+        }
+
+    def note(self, key: Key, diagnostics: Mapping[str, float]) -> None:
+        """Keep what only the client may know of a round beside its ledger."""
+        with (self.ledger.folder / DIAGNOSTICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"run": key.run, "round": key.round, "exchange": key.exchange, **diagnostics}) + "\n")
+
+
+def charged_account(ledgers: Path, client: str, plan: Plan | None, accountant: str) -> dict[str, float] | None:
+    """Return the account of a simulated client off its ledger, for one that was charged and did not answer; None where it has none."""
+    path = ledger_folder(ledgers, client, None)
+    if plan is None or not (path / "ledger.jsonl").is_file():
+        return None
+    entries = read_entries(path)
+    return {
+        "epsilon": epsilon_of(entries, plan.delta, accountant),
+        "delta": plan.delta,
+        "sampling-rate": plan.training.sampling_rate,
+        "noise-multiplier": plan.training.noise_multiplier,
+        "steps": plan.training.steps,
+    }
+
+
+def read_diagnostics(folder: Path, round_number: int) -> list[dict[str, Any]]:
+    """Return what the clients of a simulation noted of a round, one row a client and exchange; later rows replace earlier ones."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for path in sorted(folder.glob(f"*/{DIAGNOSTICS}")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if row["round"] == round_number:
+                found[path.parent.name, row["exchange"]] = row
+    return list(found.values())
+
+
+def ledger_folder(parent: Path, client: str, data_path: str | None) -> Path:
+    """Return the folder of a client's ledger: named after the client and, on a real node, after where its data lies.
+
+    The data's content does not name it: one more row would start a new account for the rows that were there before.
+    """
+    where = os.path.realpath(data_path) if data_path else ""
+    digest = hashlib.sha256(json.dumps([client, where]).encode()).hexdigest()[:12]
+    readable = "".join(c if c.isalnum() or c in "-_" else "_" for c in client)[:48]
+    return parent / (f"{readable}-{digest}" if where or readable != client else client)

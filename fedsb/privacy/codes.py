@@ -1,0 +1,58 @@
+"""What a private client may say when it does not answer: a number out of this table, never text, for text can carry data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedsb.errors import UserError
+from fedsb.privacy.ledger import BudgetExceeded
+
+
+@dataclass(frozen=True)
+class Code:
+    """One way not to answer.
+
+    Attributes:
+        number: as it travels.
+        text: what the server shows.
+        stops: whether the run must not go on.
+    """
+
+    number: int
+    text: str
+    stops: bool = False
+
+
+CODES: dict[str, Code] = {
+    "failed": Code(1, "the client failed; its own log says why"),
+    "budget": Code(2, "refused: the request would exceed the client's privacy.max_epsilon"),
+    "refused": Code(3, "refused: the request does not fit the client's data or ledger; its own log says why"),
+    "clipped_sum": Code(11, "self-check: the clipped sum before noise is zero for a trained tensor", stops=True),
+    "dependence": Code(12, "self-check: the model's output does not depend on every trained tensor", stops=True),
+    "base": Code(13, "self-check: a frozen weight moved", stops=True),
+    "steps": Code(14, "self-check: optimiser steps, noised sums and ledger entries differ in number", stops=True),
+    "sampler": Code(15, "self-check: the sampler is not Poisson at the charged rate", stops=True),
+    "examples": Code(16, "self-check: a trained layer does not see one example a row, so gradients cannot be told apart", stops=True),
+}
+BY_NUMBER: dict[int, Code] = {code.number: code for code in CODES.values()}
+UNKNOWN = Code(0, "the client answered with a code that this version does not know")
+
+
+class SelfCheckFailed(RuntimeError):
+    """Private training is not what the ledger says it is.
+
+    Args:
+        check: key of :data:`CODES`.
+    """
+
+    def __init__(self, check: str) -> None:
+        super().__init__(CODES[check].text)
+        self.code = CODES[check]
+
+
+def code_of(error: Exception) -> Code:
+    """Return the code that an exception travels as."""
+    if isinstance(error, SelfCheckFailed):
+        return error.code
+    named: tuple[tuple[type[Exception], str], ...] = ((BudgetExceeded, "budget"), (UserError, "refused"))
+    return next((CODES[name] for kind, name in named if isinstance(error, kind)), CODES["failed"])

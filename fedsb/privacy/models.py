@@ -1,0 +1,24 @@
+"""Which models can be trained privately."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedsb.errors import UserError
+
+MIXING: tuple[type[nn.Module], ...] = (_BatchNorm,)
+
+
+def refuse_mixing_layers(model: nn.Module) -> None:
+    """Hold that no layer lets one example of a batch change another's output, or gradients could not be clipped by example.
+
+    Raises:
+        UserError: one does.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, MIXING):
+            raise UserError(
+                f"'{name}' ({type(module).__name__}) mixes the examples of a batch, so privacy.unit=example cannot hold; "
+                "use a model with LayerNorm or GroupNorm"
+            )

@@ -1,0 +1,43 @@
+"""What a private run says before its first round."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fedsb.privacy.claim import NOT_COVERED
+from fedsb.privacy.plan import Plan, ServerPlan
+
+PROTECTS = {
+    "example": "one training example of one client, against the server, the other clients and every reader of the model",
+    "client": "one client's whole data, against every reader of the model; the server is trusted",
+}
+
+
+def privacy_lines(unit: str, plans: Collection[Plan | ServerPlan], *, start: str | None, evidence: str, reason: str | None) -> list[str]:
+    """Return the lines: what is protected and what is not, the noise, what the start costs, why nothing can be claimed.
+
+    Args:
+        unit: ``none``, ``example`` or ``client``.
+        plans: of the simulated clients, or the server's; empty where the server does not know them.
+        start: ``init.kind`` as resolved.
+        evidence: ``init.evidence``.
+        reason: why no epsilon can be claimed, or None.
+    """
+    if unit == "none":
+        return []
+    lines = [f"privacy: per {unit}: protects {PROTECTS[unit]}; {NOT_COVERED}"]
+    if noises := sorted(plan.training.noise_multiplier for plan in plans if plan.training.noise_multiplier):
+        spread = f"{noises[0]:.3g}" if noises[0] == noises[-1] else f"{noises[0]:.3g} to {noises[-1]:.3g}"
+        lines.append(f"privacy: noise multiplier {spread}, calibrated to the whole schedule")
+    if reason is not None:
+        lines.append(f"privacy: no epsilon will be claimed: {reason}")
+    elif start is not None and (start != "gradient" or evidence == "public"):
+        what = "the server's public text" if start == "gradient" else "no data"
+        lines.append(f"privacy: the start ({start}) uses {what} and costs nothing")
+    return lines
+
+
+def forecast_line(snr: float, noise_multiplier: float) -> str:
+    """Return the line on a private start's chances, known before any data is touched."""
+    verdict = "" if snr > 1 else ": noise will dominate it; a data-free start or public text is the better choice"
+    return f"privacy: the start's sketch has a signal-to-noise of at most {snr:.2g} (noise multiplier {noise_multiplier:.3g}){verdict}"

@@ -1,0 +1,173 @@
+"""What will be released in a run, known before round 1: the schedule follows from the seed, and noise is calibrated to its ceiling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fedsb.errors import UserError
+from fedsb.privacy.accounting import Entry, calibrate, epsilon_of
+from fedsb.schema import PrivacyConfig, TrainConfig
+
+GAUSSIAN = "gaussian"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The releases of one client.
+
+    Attributes:
+        num_examples: n, public under the adjacency used (one example zeroed out).
+        delta: δ, below 1/n.
+        training: entry of one round.
+        rounds: server rounds in which the client is drawn.
+        start: entry of one exchange of a private start, or None.
+        exchanges: number of exchanges of the start.
+    """
+
+    num_examples: int
+    delta: float
+    training: Entry
+    rounds: tuple[int, ...]
+    start: Entry | None = None
+    exchanges: int = 0
+
+    @property
+    def start_entries(self) -> tuple[Entry, ...]:
+        """Entries of the whole start."""
+        return (self.start,) * self.exchanges if self.start else ()
+
+    @property
+    def ceiling(self) -> tuple[Entry, ...]:
+        """Entries of the whole run."""
+        return (*self.start_entries, *(self.training for _ in self.rounds))
+
+
+def choose_delta(given: float | None, count: int, whose: str) -> float:
+    """Return δ, by default min(1e-5, 0.1 / count).
+
+    Raises:
+        UserError: δ is not below 1 / count: publishing one of them outright would satisfy it.
+    """
+    delta = min(1e-5, 0.1 / count) if given is None else given
+    if delta >= 1 / count:
+        raise UserError(
+            f"privacy.delta={delta:g} is not below 1/{count} for {whose}; it must be, or leaving it null takes min(1e-5, 0.1/{count})"
+        )
+    return delta
+
+
+def sampling(train: TrainConfig, num_examples: int, client: str) -> tuple[float, int]:
+    """Return q and the steps of a round: as many as a pass without privacy has.
+
+    Raises:
+        UserError: the client has fewer examples than a batch.
+    """
+    if train.batch_size > num_examples:
+        raise UserError(
+            f"'{client}' has {num_examples} examples, fewer than train.batch_size={train.batch_size} (a sampling rate above 1); "
+            "lower train.batch_size, or deal the data out more evenly (federation.partition.kind=iid)"
+        )
+    steps = train.local_steps or train.local_epochs * math.ceil(num_examples / train.batch_size)
+    return train.batch_size / num_examples, steps
+
+
+def make_plan(
+    privacy: PrivacyConfig,
+    train: TrainConfig,
+    *,
+    client: str,
+    num_examples: int,
+    rounds: Sequence[int],
+    exchanges: int = 0,
+    evidence_examples: int = 0,
+) -> Plan:
+    """Plan a client's releases, with the least noise that keeps them within ``privacy.epsilon``.
+
+    Args:
+        privacy: target or noise, δ, accountant, share of the start.
+        train: batch size and steps.
+        client: for messages.
+        num_examples: n.
+        rounds: server rounds in which the client is drawn.
+        exchanges: of a private start; 0 where the start is free.
+        evidence_examples: expected size of each exchange's Poisson sample.
+
+    Raises:
+        UserError: δ is too large, the client is too small, or no noise below 1e4 reaches the target.
+    """
+    delta = choose_delta(privacy.delta, num_examples, f"'{client}'")
+    rate, steps = sampling(train, num_examples, client)
+    start = None
+    if exchanges:
+        start_rate = min(1.0, evidence_examples / num_examples)
+        start = Entry(GAUSSIAN, start_rate, _start_noise(privacy, delta, start_rate, exchanges), 1)
+    before = (start,) * exchanges if start else ()
+    noise = privacy.noise_multiplier or 0.0
+    if privacy.epsilon is not None and rounds:
+        noise = calibrate(privacy.epsilon, delta, ((rate, steps * len(rounds)),), before=before, accountant=privacy.accountant)
+    return Plan(num_examples, delta, Entry(GAUSSIAN, rate, noise, steps), tuple(rounds), start, exchanges)
+
+
+def _start_noise(privacy: PrivacyConfig, delta: float, rate: float, exchanges: int) -> float:
+    if privacy.epsilon is None:
+        return privacy.noise_multiplier or 0.0
+    return calibrate(privacy.init_fraction * privacy.epsilon, delta, ((rate, exchanges),), accountant=privacy.accountant)
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """The server's own releases under client-level privacy.
+
+    A round's release covers the clients drawn for it, the start's exchanges cover all. The cohorts follow from the seed, which whoever
+    knows the configuration knows, so their being a sample amplifies nothing.
+
+    Attributes:
+        delta: δ, below 1 / number of clients.
+        training: entry of a round.
+        rounds: by client, the rounds in which it is drawn.
+        start: entry of an exchange of a private start, or None.
+        exchanges: number of exchanges of the start.
+    """
+
+    delta: float
+    training: Entry
+    rounds: Mapping[str, tuple[int, ...]]
+    start: Entry | None = None
+    exchanges: int = 0
+
+    def entries(self, client: str, done: int) -> tuple[Entry, ...]:
+        """Return what was released of a client after the start and ``done`` rounds."""
+        begun = (self.start,) * self.exchanges if self.start else ()
+        return (*begun, *(self.training for number in self.rounds[client] if number <= done))
+
+    def account(self, client: str, done: int, accountant: str) -> dict[str, float]:
+        """Return a client's account after ``done`` rounds."""
+        epsilon = epsilon_of(self.entries(client, done), self.delta, accountant)
+        return {"epsilon": epsilon, "delta": self.delta, "noise-multiplier": self.training.noise_multiplier}
+
+
+def make_server_plan(privacy: PrivacyConfig, rounds: Mapping[str, tuple[int, ...]], *, exchanges: int = 0) -> ServerPlan:
+    """Plan the server's releases: the least noise that keeps the client drawn most often within ``privacy.epsilon``.
+
+    Raises:
+        UserError: δ is too large, or no noise below 1e4 reaches the target.
+    """
+    delta = choose_delta(privacy.delta, len(rounds), f"{len(rounds)} clients")
+    start = Entry(GAUSSIAN, 1.0, _start_noise(privacy, delta, 1.0, exchanges), 1) if exchanges else None
+    noise, most = privacy.noise_multiplier or 0.0, max(map(len, rounds.values()))
+    if privacy.epsilon is not None:
+        before = (start,) * exchanges if start else ()
+        noise = calibrate(privacy.epsilon, delta, ((1.0, most),), before=before, accountant=privacy.accountant)
+    return ServerPlan(delta, Entry(GAUSSIAN, 1.0, noise, 1), rounds, start, exchanges)
+
+
+def unnoised_start(privacy: PrivacyConfig, kind: str | None, evidence: str) -> str | None:
+    """Return why no epsilon can be claimed: the start showed gradients of private data without noise. None where it did not."""
+    if privacy.unit == "none" or kind != "gradient" or evidence != "clients" or privacy.init_fraction:
+        return None
+    return (
+        "init.kind=gradient with init.evidence=clients and privacy.init_fraction=0: the start uses private data without noise; "
+        "use init.kind=weight_svd, init.evidence=public, or privacy.init_fraction=0.1"
+    )

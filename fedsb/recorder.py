@@ -1,0 +1,82 @@
+"""Writes each round to the run's folder and shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from fedsb.checkpoint import save_checkpoint
+from fedsb.frozen import FrozenLog
+from fedsb.privacy.account import LEDGERS, read_diagnostics
+from fedsb.privacy.claim import Claim
+from fedsb.privacy.plan import ServerPlan
+from fedsb.report.progress import Progress
+from fedsb.report.records import RoundRecord, RunFolder
+from fedsb.state import State
+
+DIAGNOSED = {"loss": "train_loss", "clip_rate": "clip_rate", "signal_to_noise": "signal_to_noise", "clip_norm": "clip_norm"}
+
+
+class Recorder:
+    """The listener of a run.
+
+    Args:
+        folder: of the run.
+        progress: shows it.
+        claim: what can be said of epsilon.
+        simulated: tells whether the clients are simulated; known once the nodes are.
+        server_plan: the server's releases under client-level privacy.
+    """
+
+    def __init__(
+        self, folder: RunFolder, progress: Progress, claim: Claim, *, simulated: Callable[[], bool], server_plan: ServerPlan | None = None
+    ) -> None:
+        self.records: list[RoundRecord] = []
+        self.claim = claim
+        self._folder = folder
+        self._progress = progress
+        self._simulated = simulated
+        self._server_plan = server_plan
+
+    def begin(self, round_number: int, clients: Sequence[str], stage: str) -> None:
+        """Show that an exchange begins; those of the start have a line each, since their round's line comes late."""
+        if stage:
+            self._progress.say(f"{stage}, {len(clients)} clients")
+        self._progress.begin(round_number, clients)
+
+    def reply(self, client: str, ok: bool) -> None:
+        """Show a reply."""
+        self._progress.reply(client, ok)
+
+    def stopped(self, record: RoundRecord | None) -> None:
+        """Append the record of a round that stopped the run: its failures count like any other's."""
+        if record is not None:
+            self._folder.append(self._with_privacy(record))
+
+    def end(self, record: RoundRecord, state: State, frozen: FrozenLog) -> None:
+        """Append the record, save a checkpoint, print the round's line."""
+        record = self._with_privacy(record)
+        self.records.append(record)
+        self._folder.append(record)
+        save_checkpoint(self._folder.checkpoints, record.round, state, frozen)
+        self._progress.end(record)
+
+    def _with_privacy(self, record: RoundRecord) -> RoundRecord:
+        """Add epsilon so far, and keep what no noise covers to simulations."""
+        if self.claim.unit == "none":
+            return record
+        accounts = dict(record.accounts)
+        if self._server_plan is not None:
+            accounts = {c: self._server_plan.account(c, record.round, self.claim.accountant) for c in self._server_plan.rounds}
+        self.claim.note(accounts, tuple(record.failed) if self._server_plan is None else ())
+        simulated = self._simulated()
+        uncovered = {**record.simulation_only, **self._diagnosed(record)} if simulated else {}
+        epsilon = self.claim.epsilon(simulated=simulated)
+        return replace(record, accounts={}, train_loss=None, simulation_only=uncovered, epsilon=epsilon)
+
+    def _diagnosed(self, record: RoundRecord) -> dict[str, float]:
+        """Return the means of what the simulated clients noted for themselves."""
+        loss = {} if record.train_loss is None else {"train_loss": record.train_loss}
+        rows = read_diagnostics(self._folder.path / LEDGERS, record.round)
+        found = {name: [row[key] for row in rows if key in row] for key, name in DIAGNOSED.items()}
+        return loss | {name: sum(values) / len(values) for name, values in found.items() if values}
