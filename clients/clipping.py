@@ -1,8 +1,8 @@
 """Clip per-example gradients, sum them, add Gaussian noise: Opacus' optimiser with the three ways to clip.
 
-Opacus gives each parameter ``grad_sample`` (b, …). Here an example's gradients are measured in float32 whatever they were computed in
-(a norm rounded to bfloat16 would let 0.4% more than C through), and one that is not finite contributes nothing: a single broken
-example must neither spoil the sum nor show in it.
+Opacus gives each parameter ``grad_sample`` (b, …). Here an example's gradients are measured in float64 whatever they were computed in
+(a norm rounded to bfloat16 would let 0.4% more than C through, and one summed up in float32 over a large head more than
+:data:`MARGIN`), and one that is not finite contributes nothing: a single broken example must neither spoil the sum nor show in it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from torch import Tensor
 
 from fedsb.errors import UserError
 
-# Keeps a clipped norm at or below C in float32.
+# Keeps a clipped norm at or below C once the product with its factor is rounded to float32.
 MARGIN = 1.0 - 1e-6
+# Smaller factors are no normal numbers in float32, and would be rounded by more than the margin.
+SMALLEST = float(torch.finfo(torch.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class Clipping:
         max_norm: C; with ``adaptive``, where it starts.
         noise_multiplier: σ of the whole release in units of its sensitivity, as the ledger has it.
         quantile, quantile_lr, count_noise: γ, η and σ_b of adaptive clipping (Andrew et al. 2021, arXiv:1905.03871).
+
+    Raises:
+        UserError: σ_b is too small for σ: known before anything is charged.
     """
 
     kind: str
@@ -39,6 +44,10 @@ class Clipping:
     quantile: float = 0.5
     quantile_lr: float = 0.2
     count_noise: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.kind == "adaptive":
+            gradient_noise(self.noise_multiplier, self.count_noise)
 
 
 @dataclass
@@ -79,6 +88,8 @@ class FlatClipping(DPOptimizer):  # type: ignore[misc]
             generator=generator,
         )
         self.log = ClippingLog()
+        # For each trained tensor, how many examples have a part in the step's sum.
+        self.reached: list[int] = [0] * len(self.params)
         self.observers: list[Callable[[], None]] = [self._note_signal]
         # Called after the noise is added, while ``summed_grad`` still is without it.
         self.attach_step_hook(lambda _: [observe() for observe in self.observers])
@@ -86,16 +97,23 @@ class FlatClipping(DPOptimizer):  # type: ignore[misc]
     def clip_and_accumulate(self) -> None:
         """Add the clipped gradients of the physical batch to ``summed_grad``."""
         samples = [self._get_flat_grad_sample(p).to(torch.float32).flatten(1) for p in self.params]
-        norms = torch.stack([sample.norm(dim=1) for sample in samples])
+        norms = torch.stack([torch.linalg.vector_norm(sample, dim=1, dtype=torch.float64) for sample in samples])
         usable = norms.isfinite().all(dim=0)
-        factors = torch.where(usable, self.factors(torch.where(usable, norms, 0.0)), 0.0)
-        self.log.examples += len(usable)
-        self.log.clipped += int((factors < 1).any(dim=0).sum())
-        for p, sample, factor in zip(self.params, samples, factors, strict=True):
+        norms = torch.where(usable, norms, 0.0)
+        factors = self.factors(norms)
+        factors = torch.where(usable & (factors >= SMALLEST), factors, 0.0)
+        self._note(factors, norms)
+        for p, sample, factor in zip(self.params, samples, factors.float(), strict=True):
             if not bool(usable.all()):
                 sample = torch.where(usable[:, None], sample, 0.0)
             total = (factor @ sample).view_as(p)
             p.summed_grad = total if p.summed_grad is None else p.summed_grad + total
+
+    def _note(self, factors: Tensor, norms: Tensor) -> None:
+        self.log.examples += norms.shape[1]
+        self.log.clipped += int((factors < 1).any(dim=0).sum())
+        before = self.reached if self.params[0].summed_grad is not None else [0] * len(norms)
+        self.reached = [b + n for b, n in zip(before, (factors * norms > 0).sum(dim=1).tolist(), strict=True)]
 
     def factors(self, norms: Tensor) -> Tensor:
         """Return what to multiply each gradient with, (tensors, b), from its norms, (tensors, b)."""
@@ -163,7 +181,7 @@ def gradient_noise(noise_multiplier: float, count_noise: float) -> float:
             f"privacy.count_noise={count_noise:g} is too small for a noise multiplier of {noise_multiplier:.3g}; "
             f"raise it above {noise_multiplier / 2:.3g}, or use privacy.clipping=flat"
         )
-    return float((noise_multiplier**-2 - (2 * count_noise) ** -2) ** -0.5)
+    return noise_multiplier / math.sqrt(1 - (noise_multiplier / (2 * count_noise)) ** 2)
 
 
 CLIPPINGS: dict[str, type[FlatClipping]] = {"flat": FlatClipping, "per_layer": PerLayerClipping, "adaptive": AdaptiveClipping}

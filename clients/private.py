@@ -13,15 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from opacus.grad_sample import GradSampleHooks
-from opacus.utils.batch_memory_manager import BatchMemoryManager
+from opacus.utils.batch_memory_manager import BatchSplittingSampler
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
 
 from clients.clipping import CLIPPINGS, Clipping, FlatClipping
-from clients.self_checks import FirstStep
+from clients.self_checks import FirstRound
 from fedsb.models import AdaptedModel
 from fedsb.privacy.codes import SelfCheckFailed
 from fedsb.privacy.randomness import Streams
@@ -65,21 +63,6 @@ class PrivateFit:
     diagnostics: dict[str, float]
 
 
-class PoissonSampler(Sampler[list[int]]):
-    """Opacus' Poisson sampler, each sample in order of length, so that what is padded together is of like length."""
-
-    def __init__(self, lengths: Sequence[int], rate: float, steps: int, generator: torch.Generator) -> None:
-        self.poisson = UniformWithReplacementSampler(num_samples=len(lengths), sample_rate=rate, generator=generator, steps=steps)
-        self._lengths = lengths
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for drawn in self.poisson:
-            yield sorted(drawn, key=lambda i: (self._lengths[i], i))
-
-    def __len__(self) -> int:
-        return len(self.poisson)
-
-
 def private_fit(
     adapted: AdaptedModel,
     task: Task,
@@ -101,38 +84,55 @@ def private_fit(
         site: client, round and seed.
         mechanism: what is released.
         streams: draws noise and samples.
-        check: run the self-checks of :mod:`clients.self_checks` on the first step that has an example.
+        check: run the self-checks of :mod:`clients.self_checks`.
 
     Raises:
         SelfCheckFailed: training is not what the ledger says it is.
     """
-    parameters = list(adapted.trainable().values())
-    anchors = [p.detach().clone() for p in parameters] if train.prox_mu else []
-    optimizer = CLIPPINGS[mechanism.clipping.kind](
-        OPTIMIZERS[train.optimizer](parameters, train),
-        mechanism.clipping,
-        expected_batch=mechanism.sampling_rate * len(features),
-        generator=streams.noise,
+    optimizer = _private_optimizer(adapted, train, mechanism, mechanism.sampling_rate * len(features), streams)
+    anchors = [p.detach().clone() for p in optimizer.params] if train.prox_mu else []
+    sampler = UniformWithReplacementSampler(
+        num_samples=len(features), sample_rate=mechanism.sampling_rate, steps=mechanism.steps, generator=streams.sampling
     )
-    sampler = PoissonSampler([len(f["input_ids"]) for f in features], mechanism.sampling_rate, mechanism.steps, streams.sampling)
-    with (
-        _sampled_gradients(adapted.model, mechanism.functorch) as hooks,
-        torch_stream(site.seed, "dropout", site.client, site.round),
-    ):
-        first = FirstStep(adapted, optimizer, hooks) if check else None
-        loop = _Loop(adapted, task, train, site, mechanism.steps, optimizer, anchors, first)
-        # The loader's own draw of a base seed would move the stream of the dropout.
-        loader: DataLoader[Any] = DataLoader(features, batch_sampler=sampler, collate_fn=list, generator=torch.Generator())  # type: ignore[arg-type]
-        with BatchMemoryManager(data_loader=loader, max_physical_batch_size=mechanism.max_batch, optimizer=optimizer) as batches:
-            for batch in batches:
-                loop.physical(batch)
+    first = _first_round(adapted, task, features, optimizer) if check else None
+    steps, loss = 0, 0.0
+    with _sampled_gradients(adapted.model, mechanism.functorch), torch_stream(site.seed, "dropout", site.client, site.round):
+        # Each sample in order of length, so that what is padded together is of like length.
+        samples = (sorted(drawn, key=lambda i: (len(features[i]["input_ids"]), i)) for drawn in sampler)
+        for indices in BatchSplittingSampler(sampler=samples, max_batch_size=mechanism.max_batch, optimizer=optimizer):
+            loss += _backward(adapted, task, [features[i] for i in indices], train=train, optimizer=optimizer)
+            if first is not None:
+                first.pulled()
+            if not optimizer.pre_step():
+                continue
+            share = rate_factor(train, step=steps, steps=mechanism.steps, round_number=site.round, num_rounds=site.num_rounds)
+            _step(optimizer, train=train, rate=train.lr * share, anchors=anchors)
+            steps += 1
+            if first is not None:
+                first.stepped()
     if first is not None:
-        first.finish(steps=loop.steps, mechanism_steps=mechanism.steps, sampler=sampler.poisson, rate=mechanism.sampling_rate)
-    return PrivateFit(loop.steps, loop.diagnostics())
+        first.finish(steps=steps, planned=mechanism.steps, sampler=sampler, rate=mechanism.sampling_rate)
+    return PrivateFit(steps, _diagnostics(optimizer, loss))
+
+
+def _private_optimizer(
+    adapted: AdaptedModel, train: TrainConfig, mechanism: Mechanism, expected_batch: float, streams: Streams
+) -> FlatClipping:
+    plain = OPTIMIZERS[train.optimizer](list(adapted.trainable().values()), train)
+    clipping = mechanism.clipping
+    return CLIPPINGS[clipping.kind](plain, clipping, expected_batch=expected_batch, generator=streams.noise)
+
+
+def _first_round(adapted: AdaptedModel, task: Task, features: Features, optimizer: FlatClipping) -> FirstRound:
+    first = FirstRound(adapted, optimizer)
+    # A token alone attends to itself whatever the queries are.
+    longest = collate([max(features, key=lambda f: len(f["input_ids"]))], adapted, task)
+    first.depends(lambda: task.forward(adapted.model, longest))
+    return first
 
 
 @contextmanager
-def _sampled_gradients(model: nn.Module, functorch: bool) -> Iterator[GradSampleHooks]:
+def _sampled_gradients(model: nn.Module, functorch: bool) -> Iterator[None]:
     """Let every trained parameter collect per-example gradients inside the block."""
     hooks = GradSampleHooks(model, batch_first=True, loss_reduction="sum", force_functorch=functorch)
     model.train()
@@ -142,77 +142,59 @@ def _sampled_gradients(model: nn.Module, functorch: bool) -> Iterator[GradSample
             warnings.filterwarnings(
                 "ignore", message="Full backward hook is firing when gradients are computed with respect to module outputs"
             )
-            yield hooks
+            yield
     finally:
         model.eval()
         hooks.cleanup()
+        _forget(model)
 
 
-class _Loop:
-    """The steps of a round."""
+def _forget(model: nn.Module) -> None:
+    """Drop what Opacus leaves: a forward pass that failed before its backward pass would be counted to the next one's examples."""
+    kept = [(module, name) for module in model.modules() for name in ("activations", "max_batch_len")]
+    kept += [(p, "summed_grad") for p in model.parameters()]  # type: ignore[misc]
+    for owner, name in kept:
+        if name in vars(owner):
+            delattr(owner, name)
 
-    def __init__(
-        self,
-        adapted: AdaptedModel,
-        task: Task,
-        train: TrainConfig,
-        site: Site,
-        planned: int,
-        optimizer: FlatClipping,
-        anchors: list[Tensor],
-        first: FirstStep | None,
-    ) -> None:
-        self._adapted, self._task, self._train, self._site = adapted, task, train, site
-        self._planned, self._optimizer, self._anchors, self._first = planned, optimizer, anchors, first
-        self.steps = 0
-        self._loss = 0.0
 
-    def physical(self, examples: Features) -> None:
-        """Take a physical batch in; the last one of a sample makes the step."""
-        self._optimizer.zero_grad(set_to_none=True)
-        if examples:
-            self._backward(examples)
-        else:
-            for p in self._optimizer.params:
-                p.grad_sample = p.new_zeros((0, *p.shape))
-        if self._optimizer.pre_step():
-            self._step(bool(examples))
+def _backward(adapted: AdaptedModel, task: Task, examples: Features, *, train: TrainConfig, optimizer: FlatClipping) -> float:
+    """Collect the per-example gradients of a physical batch; return the sum of its finite losses."""
+    optimizer.zero_grad(set_to_none=True)
+    if not examples:
+        for p in optimizer.params:
+            p.grad_sample = p.new_zeros((0, *p.shape))
+        return 0.0
+    batch = collate(examples, adapted, task)
+    with autocast(train, adapted.device):
+        losses = task.losses(task.forward(adapted.model, batch), batch)
+    if losses.requires_grad:
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+    for p in optimizer.params:
+        if p.grad_sample is None:
+            raise SelfCheckFailed("dependence")
+        if not isinstance(p.grad_sample, Tensor) or len(p.grad_sample) != len(examples):
+            # A layer that folds tokens into its first dimension.
+            raise SelfCheckFailed("examples")
+    return float(losses.detach().nan_to_num(0.0, 0.0, 0.0).sum())
 
-    def _backward(self, examples: Features) -> None:
-        batch = collate(examples, self._adapted, self._task)
-        with autocast(self._train, self._adapted.device):
-            losses = self._task.losses(self._task.forward(self._adapted.model, batch), batch)
-        total = losses.sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        self._loss += float(total.detach())
-        for p in self._optimizer.params:
-            if p.grad_sample is None or len(p.grad_sample) != len(examples):
-                # A layer that folds tokens into its first dimension, or one that the loss does not reach.
-                raise SelfCheckFailed("examples")
-        if self._first is not None:
-            self._first.before(lambda: self._task.forward(self._adapted.model, batch))
 
-    def _step(self, filled: bool) -> None:
-        share = rate_factor(
-            self._train, step=self.steps, steps=self._planned, round_number=self._site.round, num_rounds=self._site.num_rounds
-        )
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._train.lr * share
-        parameters = self._optimizer.params
-        for parameter, anchor in zip(parameters, self._anchors, strict=False):
-            parameter.grad.add_(parameter.detach() - anchor, alpha=self._train.prox_mu)
-        if self._train.clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, self._train.clip_norm)
-        self._optimizer.original_optimizer.step()
-        self.steps += 1
-        if self._first is not None and filled:
-            self._first.after()
+def _step(optimizer: FlatClipping, *, train: TrainConfig, rate: float, anchors: Sequence[Tensor]) -> None:
+    """Move the parameters by the noised gradient; what else acts on it does so after the noise."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    for parameter, anchor in zip(optimizer.params, anchors, strict=False):
+        parameter.grad.add_(parameter.detach() - anchor, alpha=train.prox_mu)
+    if train.clip_norm is not None:
+        nn.utils.clip_grad_norm_(optimizer.params, train.clip_norm)
+    optimizer.original_optimizer.step()
 
-    def diagnostics(self) -> dict[str, float]:
-        log = self._optimizer.log
-        return {
-            "loss": self._loss / max(1, log.examples),
-            "clip_rate": log.clip_rate,
-            "signal_to_noise": log.signal_to_noise,
-            "clip_norm": float(self._optimizer.max_grad_norm),
-        }
+
+def _diagnostics(optimizer: FlatClipping, loss: float) -> dict[str, float]:
+    log = optimizer.log
+    return {
+        "loss": loss / max(1, log.examples),
+        "clip_rate": log.clip_rate,
+        "signal_to_noise": log.signal_to_noise,
+        "clip_norm": float(optimizer.max_grad_norm),
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ def private_round(
     Raises:
         BudgetExceeded: nothing was charged or computed.
         SelfCheckFailed: training is not what was charged.
-        UserError: the plan has no such round.
+        UserError: the plan has no such round, or the clipping's settings do not fit the noise.
     """
     key = account.key(site.round, TRAIN)
     if (kept := account.ledger.kept(key)) is not None:
@@ -92,18 +92,24 @@ def private_round(
         raise UserError(f"round {site.round} is not among those that '{site.client}' was drawn for; its noise does not cover it")
     held = frozen()
     entry = account.plan.training
-    first = not any(earlier.run == account.run and earlier.exchange == TRAIN for earlier, _ in account.ledger.charges())
+    if privacy.clipping == "adaptive" and (reached := account.last_clip_norm(TRAIN, site.round)) is not None:
+        privacy = replace(privacy, max_grad_norm=reached)
+    mechanism, check = mechanism_of(privacy, entry), not _went_well(account)
     account.charge(key, entry)
     adapted.install(state, held)
-    fit = private_fit(
-        adapted, task, features, train=train, site=site, mechanism=mechanism_of(privacy, entry), streams=streams, check=first
-    )  # fmt: skip
+    fit = private_fit(adapted, task, features, train=train, site=site, mechanism=mechanism, streams=streams, check=check)
     upload, metrics = adapted.trained(), account.metrics(entry)
     if wire_dtype != "float32":
         metrics["encoding-error"] = encoding_error(upload, quantise(upload, wire_dtype), adapted.spec, adapted.scale, held.basis)
     account.note(key, fit.diagnostics)
     account.ledger.keep(key, upload, metrics)
     return Answer(upload, metrics)
+
+
+def _went_well(account: Account) -> bool:
+    """Tell whether this run's last training was finished: one that failed may have failed its checks."""
+    trained = [key for key, _ in account.ledger.charges() if key.run == account.run and key.exchange == TRAIN]
+    return bool(trained) and account.ledger.kept(trained[-1]) is not None
 
 
 def private_evidence(

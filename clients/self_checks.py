@@ -1,14 +1,15 @@
-"""What private training must be, checked on its first step: a mistake here leaves a useless model, or one that is not private.
+"""What private training must be, checked in a client's first round: a mistake here leaves a useless model, or one that is not private.
 
-Each check that fails has a code of its own (:mod:`fedsb.privacy.codes`), for a reply may not carry text that comes from data.
+Each check that fails has a code of its own (:mod:`fedsb.privacy.codes`), for a reply may not carry text that comes from data. A batch that
+says nothing (it is empty, its texts have no gradient, or one that is not finite) decides nothing: the next one is watched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from opacus.grad_sample import GradSampleHooks
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch import Tensor, nn
 
@@ -17,72 +18,88 @@ from fedsb.models import AdaptedModel
 from fedsb.privacy.codes import SelfCheckFailed
 from fedsb.state import HEAD, Name
 
+# Below a tenth of its standard deviation the noise of so many values never lies: once in 1e13 tensors.
+ENOUGH_VALUES = 16
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-class FirstStep:
-    """Watches the first step that has an example.
+
+class FirstRound:
+    """Watches a round.
 
     Args:
         adapted: the model in training.
         optimizer: the private optimiser over its trained tensors.
-        hooks: what collects the per-example gradients; off during the probe.
     """
 
-    def __init__(self, adapted: AdaptedModel, optimizer: FlatClipping, hooks: GradSampleHooks) -> None:
+    def __init__(self, adapted: AdaptedModel, optimizer: FlatClipping) -> None:
         self._adapted = adapted
         self._optimizer = optimizer
-        self._hooks = hooks
         self._base = fingerprint(adapted)
+        self._pulled: set[Name] = set()
         self._watching = True
         self._noised = 0
         optimizer.observers.append(self._noise_added)
 
-    def before(self, output: Callable[[], Tensor]) -> None:
+    def depends(self, output: Callable[[], Tensor]) -> None:
         """Hold that the model's output depends on every trained tensor, and that these are what the optimiser moves.
+
+        Args:
+            output: computes the model's output on an example long enough for its tokens to attend to each other.
 
         Raises:
             SelfCheckFailed: ``dependence``.
         """
-        if not self._watching:
-            return
         owned = {id(p) for p in self._optimizer.params}
-        live = self._live()
         if any(id(p) not in owned for p in self._adapted.trainable().values()):
             raise SelfCheckFailed("dependence")
-        self._hooks.disable_hooks()
-        gradients = _probe(self._adapted.model, output, list(live.values()))
-        self._hooks.enable_hooks()
+        gradients = _probe(self._adapted.model, output, list(self._live().values()))
         if any(g is None or not bool(g.any()) for g in gradients):
             raise SelfCheckFailed("dependence")
 
-    def after(self) -> None:
-        """Hold, once the step is taken, that the base did not move.
+    def pulled(self) -> None:
+        """Note, after a backward pass, which trained tensors the examples have a gradient for."""
+        for name, p in self._adapted.trainable().items():
+            if p.grad is not None and bool(p.grad.any()) and bool(p.grad.isfinite().all()):
+                self._pulled.add(name)
+
+    def stepped(self) -> None:
+        """Hold, once a step is taken, that the base did not move.
 
         Raises:
             SelfCheckFailed: ``base``.
         """
         if self._watching and fingerprint(self._adapted) != self._base:
             raise SelfCheckFailed("base")
-        self._watching = False
+        self._watching = self._watching and not self._pulled
 
-    def finish(self, *, steps: int, mechanism_steps: int, sampler: object, rate: float) -> None:
+    def finish(self, *, steps: int, planned: int, sampler: Any, rate: float) -> None:
         """Hold at the end of the round that what was done is what was charged.
 
         Raises:
             SelfCheckFailed: ``steps`` or ``sampler``.
         """
-        if not steps == self._noised == mechanism_steps:
+        if not steps == self._noised == planned:
             raise SelfCheckFailed("steps")
-        if not isinstance(sampler, UniformWithReplacementSampler) or sampler.sample_rate != rate:
+        # A subclass may draw as it likes.
+        if type(sampler) is not UniformWithReplacementSampler or sampler.sample_rate != rate:
             raise SelfCheckFailed("sampler")
 
     def _noise_added(self) -> None:
-        """Hold that the clipped sum before noise is not zero for any trained tensor that can have a gradient."""
-        self._noised += 1
-        if self._watching and self._optimizer.log.examples:
-            for p in self._live().values():
-                total: Tensor | None = p.summed_grad  # type: ignore[attr-defined]
-                if total is None or not bool(total.any()):
-                    raise SelfCheckFailed("clipped_sum")
+        self._noised += all(map(self._is_noised, self._optimizer.params))
+        if self._watching:
+            self._sum_arrived()
+
+    def _is_noised(self, p: nn.Parameter) -> bool:
+        o = self._optimizer
+        noise = p.grad * o.expected_batch_size - p.summed_grad  # type: ignore[attr-defined]
+        return p.numel() < ENOUGH_VALUES or float(noise.double().square().mean().sqrt()) >= 0.1 * o.noise_multiplier * o.max_grad_norm
+
+    def _sum_arrived(self) -> None:
+        """Hold that what the examples have a gradient for gets a clipped sum; two examples or more may cancel."""
+        reached = {id(p): count for p, count in zip(self._optimizer.params, self._optimizer.reached, strict=True)}
+        for name, p in self._live().items():
+            if name in self._pulled and reached[id(p)] < 2 and not bool(p.summed_grad.any()):  # type: ignore[attr-defined]
+                raise SelfCheckFailed("clipped_sum")
 
     def _live(self) -> dict[Name, nn.Parameter]:
         """Return the trained tensors that can have a gradient: a factor beside one that is zero (LoRA's A at the start) has none."""
@@ -93,20 +110,19 @@ class FirstStep:
         return all(bool(layer.factor(role).weight.any()) for role in layer.spec.factors if role != name.role)
 
 
-def _probe(model: nn.Module, output: Callable[[], Tensor], parameters: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
+def _probe(model: nn.Module, output: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...]:
     """Return the gradients of a fixed random combination of the outputs (their plain sum is constant where they are logits)."""
     model.eval()
-    try:
-        out = output()
-        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out.device, torch.float32)
-        found: tuple[Tensor | None, ...] = torch.autograd.grad((out.float() * weights).sum(), parameters, allow_unused=True)
-        return found
-    finally:
-        model.train()
+    out = output()
+    if not out.requires_grad:
+        return (None,) * len(parameters)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out.device, torch.float32)
+    found: tuple[Tensor | None, ...] = torch.autograd.grad((out.float() * weights).sum(), parameters, allow_unused=True)
+    return found
 
 
-def fingerprint(adapted: AdaptedModel) -> tuple[float, ...]:
-    """Return what changes where a frozen weight does: sums and absolute sums of every one, in float64."""
-    frozen = [p.detach() for p in adapted.model.parameters() if not p.requires_grad]
-    with torch.no_grad():
-        return tuple(float(t) for p in frozen for t in (p.sum(dtype=torch.float64), p.abs().sum(dtype=torch.float64)))
+def fingerprint(adapted: AdaptedModel) -> tuple[int, ...]:
+    """Return what changes where a weight does that is not trained: the sum of its bits read as integers, NaN or not."""
+    trained = {id(p) for p in adapted.trainable().values()}
+    frozen = [p.detach() for p in adapted.model.parameters() if id(p) not in trained]
+    return tuple(int(p.view(INTEGERS[p.element_size()]).sum(dtype=torch.int64)) for p in frozen)

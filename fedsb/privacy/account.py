@@ -69,6 +69,11 @@ class Account:
         with (self.ledger.folder / DIAGNOSTICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"run": key.run, "round": key.round, "exchange": key.exchange, **diagnostics}) + "\n")
 
+    def last_clip_norm(self, exchange: str, before: int) -> float | None:
+        """Return where adaptive clipping left C in the run's last round ahead of ``before``: a noised release, so it may be used on."""
+        rows = [row for row in _noted(self.ledger.folder) if row["run"] == self.run and row["exchange"] == exchange]
+        return next((float(row["clip_norm"]) for row in reversed(rows) if row["round"] < before and "clip_norm" in row), None)
+
 
 def charged_account(ledgers: Path, client: str, plan: Plan | None, accountant: str) -> dict[str, float] | None:
     """Return the account of a simulated client off its ledger, for one that was charged and did not answer; None where it has none."""
@@ -89,11 +94,17 @@ def read_diagnostics(folder: Path, round_number: int) -> list[dict[str, Any]]:
     """Return what the clients of a simulation noted of a round, one row a client and exchange; later rows replace earlier ones."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for path in sorted(folder.glob(f"*/{DIAGNOSTICS}")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in _noted(path.parent):
             if row["round"] == round_number:
                 found[path.parent.name, row["exchange"]] = row
     return list(found.values())
+
+
+def _noted(folder: Path) -> list[dict[str, Any]]:
+    path = folder / DIAGNOSTICS
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    # A client killed while it wrote leaves a last line without its line feed.
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def ledger_folder(parent: Path, client: str, data_path: str | None) -> Path:
