@@ -135,6 +135,8 @@ def reason_of(config: Config) -> str | None:
 def opening_lines(config: Config, plans: Sequence[Plan | ServerPlan], shapes: Mapping[str, tuple[int, int]]) -> list[str]:
     """Return what a private run says before its first round."""
     kind, evidence = start_kind(config), config.init.evidence
-    lines = privacy_lines(config.privacy.unit, plans, start=kind, evidence=evidence, reason=reason_of(config))
+    lines = privacy_lines(
+        config.privacy.unit, plans, start=kind, evidence=evidence, reason=reason_of(config), calibrated=config.privacy.epsilon is not None
+    )
     noised = [plan for plan in plans if plan.start is not None]
     return [*lines, forecast(config, noised, shapes)] if noised else lines

@@ -167,8 +167,9 @@ def _device_is_known(config: Config) -> None:
 def _noise_is_given_once(config: Config) -> None:
     p = config.privacy
     given = [key for key in ("epsilon", "noise_multiplier") if getattr(p, key) is not None]
-    if p.unit == "none" and given:
-        raise UserError(f"privacy.{given[0]} is given, but privacy.unit=none adds no noise; choose privacy=example or privacy=client")
+    wanted = given or [key for key in ("max_epsilon", "init_fraction") if getattr(p, key)]
+    if p.unit == "none" and wanted:
+        raise UserError(f"privacy.{wanted[0]} is given, but privacy.unit=none adds no noise; choose privacy=example or privacy=client")
     if p.unit != "none" and len(given) != 1:
         what = "both given: one follows from the other" if given else "not given"
         raise UserError(f"privacy.epsilon and privacy.noise_multiplier are {what}; give one of them, as in privacy.epsilon=3")
@@ -202,6 +203,16 @@ def _client_unit_sums_equally(config: Config) -> None:
         raise UserError("privacy.clipping=per_layer is for privacy.unit=example; use flat or adaptive with privacy.unit=client")
 
 
+def _example_keys_have_their_unit(config: Config) -> None:
+    p = config.privacy
+    given = next((key for key in ("max_epsilon", "init_normalise") if getattr(p, key)), None)
+    if p.unit == "client" and given:
+        raise UserError(
+            f"privacy.{given}={getattr(p, given)} is for privacy.unit=example, where the clients themselves charge and clip; "
+            "leave it out with privacy.unit=client"
+        )
+
+
 JOINT_RULES: tuple[Callable[[Config], None], ...] = (
     _start_fits_adapter,
     _sign_needs_public,
@@ -214,6 +225,7 @@ JOINT_RULES: tuple[Callable[[Config], None], ...] = (
     _evaluation_is_not_private,
     _fraction_has_a_start,
     _client_unit_sums_equally,
+    _example_keys_have_their_unit,
 )
 
 

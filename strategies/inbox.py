@@ -50,6 +50,9 @@ class Inbox:
             self._early[client] = self._read(client, reply)
         except LayoutError as error:
             self._drop(client, str(error))
+        except RunError as error:
+            self._stop(client, str(error))
+            raise
         yield from self._due()
 
     def rest(self) -> Iterator[Upload]:
@@ -82,6 +85,12 @@ class Inbox:
             if not math.isfinite(answer.metrics.get(key, 0.0)):
                 raise LayoutError(f"{key} is {answer.metrics[key]}")
         return Upload(client, state, answer.num_examples, answer.metrics)
+
+    def _stop(self, client: str, reason: str) -> None:
+        """Count every client whose upload was not handed out as failed: it was asked, and its ledger may have been charged."""
+        self._drop(client, reason)
+        for other in self._order:
+            self._failed.setdefault(other, "the run stopped before its reply counted")
 
     def _drop(self, client: str, reason: str) -> None:
         self._failed[client] = reason

@@ -13,7 +13,9 @@ PROTECTS = {
 }
 
 
-def privacy_lines(unit: str, plans: Collection[Plan | ServerPlan], *, start: str | None, evidence: str, reason: str | None) -> list[str]:
+def privacy_lines(
+    unit: str, plans: Collection[Plan | ServerPlan], *, start: str | None, evidence: str, reason: str | None, calibrated: bool
+) -> list[str]:
     """Return the lines: what is protected and what is not, the noise, what the start costs, why nothing can be claimed.
 
     Args:
@@ -22,13 +24,14 @@ def privacy_lines(unit: str, plans: Collection[Plan | ServerPlan], *, start: str
         start: ``init.kind`` as resolved.
         evidence: ``init.evidence``.
         reason: why no epsilon can be claimed, or None.
+        calibrated: whether the noise follows from a target epsilon, and was not given itself.
     """
     if unit == "none":
         return []
     lines = [f"privacy: per {unit}: protects {PROTECTS[unit]}; {NOT_COVERED}"]
     if noises := sorted(plan.training.noise_multiplier for plan in plans if plan.training.noise_multiplier):
         spread = f"{noises[0]:.3g}" if noises[0] == noises[-1] else f"{noises[0]:.3g} to {noises[-1]:.3g}"
-        lines.append(f"privacy: noise multiplier {spread}, calibrated to the whole schedule")
+        lines.append(f"privacy: noise multiplier {spread}, {'calibrated to the whole schedule' if calibrated else 'as given'}")
     if reason is not None:
         lines.append(f"privacy: no epsilon will be claimed: {reason}")
     elif start is not None and (start != "gradient" or evidence == "public"):

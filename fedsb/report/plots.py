@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsb.report.privacy import draw_noise, has_noise_figures
 from fedsb.report.records import Run, read_run
 from fedsb.report.series import LOWER_IS_BETTER, PAYLOADS, cumulative, metric_names, primary_metric, totals, values
 from fedsb.report.table import human_bytes
@@ -199,6 +200,14 @@ def _exactness(run: Run) -> Figure | None:
     return figure
 
 
+def _noise(run: Run) -> Figure | None:
+    if not has_noise_figures(run):
+        return None
+    figure = _figure(9.6, 3.8)
+    draw_noise(figure.subplots(1, 2), run, COLOURS, _dress)
+    return figure
+
+
 def _draw_gaps(ax: Axes, run: Run, **style: Any) -> None:
     pairs = [(record.round, max(record.exactness_gap, SMALLEST_GAP)) for record in run.records if record.exactness_gap is not None]
     if pairs:
@@ -283,4 +292,5 @@ PLOTS: dict[str, Callable[[Run], Figure | None]] = {
     "bytes": _bytes,
     "quality_against_bytes": _efficiency,
     "exactness": _exactness,
+    "noise": _noise,
 }

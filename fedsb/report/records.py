@@ -15,7 +15,7 @@ import yaml
 from fedsb.errors import UserError
 
 # A folder with one of these belongs to a run.
-MARKS = ("config.yaml", "summary.json")
+MARKS = ("config.yaml", "summary.json", "ledgers")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsb.privacy.claim import NO_MECHANISM
 from fedsb.report.plots import compare, plot_run, run_labels
+from fedsb.report.privacy import account_rows, accounts_of, claim_text
 from fedsb.report.records import RoundRecord, Run, read_run
 from fedsb.report.series import final_metrics, largest_gap, mean_over_clients, metric_names, totals
 from fedsb.report.table import epsilon_text, gap_text, human_bytes, human_seconds, number, plural
@@ -37,18 +37,8 @@ CAPTIONS = {
     "bytes": "Payload so far, summed over clients.",
     "quality_against_bytes": "Quality against the payload so far.",
     "exactness": "Exactness gap of each round.",
+    "noise": "Simulation only: what was clipped, and what the noise left of the signal. No noise covers these figures themselves.",
 }
-UNPROTECTED = "**No privacy mechanism: epsilon is not claimed.** Updates left the clients without clipping or noise."
-UNCLAIMED = "**Epsilon is not claimed**: {reason}."
-NO_GUARANTEE = (
-    "Raw data stayed where it was, but that is no guarantee: who sees a client's update or the final model may be able to tell whether an "
-    "example was trained on, or to recover parts of it. Do not describe this run as private."
-)
-PRIVACY = (
-    "Epsilon is {epsilon}. It does not cover a person with several examples or at several clients, the tuning of hyper-parameters, "
-    "or floating-point attacks on the sampler; there is no secure aggregation.{simulated}"
-)
-SIMULATED = " The noise of a simulation comes from the seed: the figure is what a real federation would have, and protects nobody here."
 EXACTNESS = (
     "The largest exactness gap of any round is {gap}: the relative distance between the weight change that the clients hold after a round "
     "and the true weighted mean of theirs, before any server optimiser, clipping or noise. Float32 rounding alone stays below 1e-5."
@@ -77,13 +67,14 @@ def write_report(folder: str | Path) -> Path:
 
 def report_text(run: Run, plots: Sequence[Path] = ()) -> str:
     """Return a run's report in Markdown, showing ``plots``, which lie beside it."""
-    images = [f"![{plot.stem.replace('_', ' ')}]({plot.name})\n\n*{CAPTIONS[plot.stem]}*" for plot in plots]
+    images = {plot.stem: f"![{plot.stem.replace('_', ' ')}]({plot.name})\n\n*{CAPTIONS[plot.stem]}*" for plot in plots}
+    noise = images.pop("noise", "")
     sections = {
         "What ran": _what_ran(run),
-        "Rounds": "\n\n".join([_rounds(run), *images]),
+        "Rounds": "\n\n".join([_rounds(run), *images.values()]),
         "Communication": _communication(run),
         "Exactness": _exactness(run),
-        "Privacy": _privacy(run),
+        "Privacy": _privacy(run, [noise]),
         "Failures": _failures(run),
         "Versions": _versions(run),
     }
@@ -200,14 +191,11 @@ def _exactness(run: Run) -> str:
     return "The exactness gap was not measured." if gap is None else EXACTNESS.format(gap=f"**{gap_text(gap)}**")
 
 
-def _privacy(run: Run) -> str:
-    if run.summary is None:
-        return "The run did not finish, so no epsilon was computed: none is claimed."
-    epsilon = run.summary.get("epsilon")
-    if epsilon is None:
-        reason = run.summary.get("epsilon_reason") or "no reason was recorded"
-        return f"{UNPROTECTED if reason == NO_MECHANISM else UNCLAIMED.format(reason=reason)} {NO_GUARANTEE}"
-    return PRIVACY.format(epsilon=f"**{epsilon_text(run.summary)}**", simulated=SIMULATED if epsilon.get("simulated") else "")
+def _privacy(run: Run, images: Sequence[str] = ()) -> str:
+    accounts = accounts_of(run)
+    head, rows, rest = account_rows(accounts)
+    table = [_table(head, rows)] if rows else []
+    return "\n\n".join(filter(None, [claim_text(run), *table, rest, *images]))
 
 
 def _failures(run: Run) -> str:

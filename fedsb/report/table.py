@@ -43,6 +43,12 @@ def number(value: float) -> str:
     return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1000 or not math.isfinite(value) else f"{value:.4g}"
 
 
+def bound(value: float | None) -> str:
+    """Write an epsilon with two digits, rounded up: it is an upper bound. JSON holds null for an infinite one."""
+    # 3.0000000000000004 is the rounding of a float and no larger claim.
+    return "inf" if value is None or math.isinf(value) else f"{math.ceil(value * 100 - 1e-9) / 100:.2f}"
+
+
 def gap_text(gap: float | None) -> str:
     """Write an exactness gap."""
     return "not measured" if gap is None else f"{gap:.1e}"
@@ -77,7 +83,7 @@ def round_line(record: RoundRecord, num_rounds: int) -> str:
     if record.exactness_gap is not None:
         parts.append(f"gap {gap_text(record.exactness_gap)}")
     if record.epsilon is not None:
-        parts.append(f"epsilon {record.epsilon['max']:.2f}")
+        parts.append(f"epsilon {bound(record.epsilon['max'])}")
     return "  ".join([*parts, human_seconds(record.wall_s)])
 
 
@@ -86,7 +92,8 @@ def epsilon_text(summary: Mapping[str, Any]) -> str:
     epsilon = summary.get("epsilon")
     if epsilon is None:
         return f"not claimed ({summary.get('epsilon_reason') or 'no reason recorded'})"
-    spread = f"{epsilon['max']:.2f}" if epsilon["max"] == epsilon["min"] else f"at most {epsilon['max']:.2f}, at least {epsilon['min']:.2f}"
+    most, least = bound(epsilon["max"]), bound(epsilon["min"])
+    spread = most if epsilon["max"] == epsilon["min"] else f"at most {most}, at least {least}"
     note = ", simulated" if epsilon.get("simulated") else ""
     text = f"{spread} per {epsilon['unit']} at delta {epsilon['delta']:.1e} ({epsilon['accountant']}{note})"
     if silent := epsilon.get("silent"):

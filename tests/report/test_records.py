@@ -73,7 +73,7 @@ def test_a_repeated_round_counts_once_as_last_written(tmp_path: Path) -> None:
     assert read_run(folder.path).records == (RoundRecord(1, payload_up=7),)
 
 
-@pytest.mark.parametrize("mark", ["config.yaml", "summary.json"])
+@pytest.mark.parametrize("mark", ["config.yaml", "summary.json", "ledgers"])
 def test_a_folder_of_another_run_is_refused(mark: str, tmp_path: Path) -> None:
     (tmp_path / mark).write_text("{}")
     with pytest.raises(UserError, match=rf"^output '.*' already holds a run \({mark}\); choose another output=…$"):

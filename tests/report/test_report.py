@@ -148,3 +148,49 @@ def test_a_folder_of_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run"):
         write_reports([tmp_path])
     assert list(tmp_path.iterdir()) == []
+
+
+def account(epsilon: float, **more: float) -> dict[str, float]:
+    return {"epsilon": epsilon, "delta": 1e-5, "noise-multiplier": 1.25, **more}
+
+
+def private_records(clients: int = 3, rounds: int = 2, **more: float) -> list[RoundRecord]:
+    """Make the records of a private simulation."""
+    accounts = {f"client-{i:02d}": account(1 + i / 100, **more) for i in range(clients)}
+    spread = {"delta": 1e-5, "max": 1 + (clients - 1) / 100, "min": 1.0, "noise_multiplier": {"max": 1.25, "min": 1.25}}
+    epsilon = {"unit": "example", "accountant": "prv", "simulated": True, "clients": accounts, "silent": [], **spread}
+    noted = {"clip_rate": 0.5, "signal_to_noise": 0.1}
+    return [
+        RoundRecord(n, metrics={"loss": 1.0}, epsilon=epsilon if n else None, simulation_only=noted if n else {}) for n in range(rounds)
+    ]
+
+
+def test_clients_are_listed_with_their_accounts_the_largest_epsilon_first(make_run: Maker) -> None:
+    run = read_run(make_run(finished=False, records=private_records(23, **{"sampling-rate": 0.25, "steps": 4.0})))
+    head, *body = table_after("Privacy", report_text(run))
+    assert head == ["client", "epsilon", "delta", "noise multiplier", "sampling rate", "steps a round"]
+    assert [row[0] for row in body] == [f"client-{i:02d}" for i in range(22, 2, -1)]
+    assert body[0] == ["client-22", "1.22", "1e-05", "1.25", "0.25", "4"]
+    assert "\n\nand 3 more\n" in report_text(run)
+
+
+def test_a_list_that_is_whole_has_no_rest_and_a_column_that_nobody_has_is_left_out(make_run: Maker) -> None:
+    text = report_text(read_run(make_run(finished=False, records=private_records(20))))
+    head, *body = table_after("Privacy", text)
+    assert head == ["client", "epsilon", "delta", "noise multiplier"]
+    assert len(body) == 20
+    assert " more\n" not in text.split("## Privacy")[1]
+
+
+def test_an_unfinished_private_run_tells_its_last_epsilon(make_run: Maker) -> None:
+    records = [*private_records(), RoundRecord(2, failed={"client-00": "lost"})]
+    text = report_text(read_run(make_run(finished=False, records=records)))
+    assert "none is claimed. The last known, after round 1, is at most 1.02, at least 1.00 per example at delta 1.0e-05" in text
+
+
+def test_clip_rate_and_signal_to_noise_are_drawn_where_a_simulation_noted_them(make_run: Maker) -> None:
+    folder = make_run(records=private_records())
+    text = write_report(folder).read_text()
+    assert "![noise](noise.png)\n\n*Simulation only: " in text.split("## Privacy")[1].split("## Failures")[0]
+    assert "noise.png" not in text.split("## Privacy")[0]
+    assert colours(folder / "noise.png") >= 4
