@@ -36,6 +36,9 @@ def plans_of(config: Config, adapted: AdaptedModel, labels: tuple[str, ...]) -> 
         return {}, None
     refuse_mixing_layers(adapted.model)
     clients = parts_of(config)
+    if len(clients) > 1 and config.privacy.epsilon is not None:
+        # Some seconds for each size of client, before there is a run that could show its progress.
+        print(f"privacy: calibrating the noise of {len(clients)} clients …", flush=True)
     return {name: plan_of(config, name, len(client_examples(config, name, None, labels)[0])) for name in clients}, None
 
 
@@ -136,7 +139,13 @@ def opening_lines(config: Config, plans: Sequence[Plan | ServerPlan], shapes: Ma
     """Return what a private run says before its first round."""
     kind, evidence = start_kind(config), config.init.evidence
     lines = privacy_lines(
-        config.privacy.unit, plans, start=kind, evidence=evidence, reason=reason_of(config), calibrated=config.privacy.epsilon is not None
+        config.privacy.unit,
+        plans,
+        start=kind,
+        evidence=evidence,
+        reason=reason_of(config),
+        calibrated=config.privacy.epsilon is not None,
+        budget=config.privacy.max_epsilon,
     )
     noised = [plan for plan in plans if plan.start is not None]
     return [*lines, forecast(config, noised, shapes)] if noised else lines

@@ -14,9 +14,16 @@ PROTECTS = {
 
 
 def privacy_lines(
-    unit: str, plans: Collection[Plan | ServerPlan], *, start: str | None, evidence: str, reason: str | None, calibrated: bool
+    unit: str,
+    plans: Collection[Plan | ServerPlan],
+    *,
+    start: str | None,
+    evidence: str,
+    reason: str | None,
+    calibrated: bool,
+    budget: float | None = None,
 ) -> list[str]:
-    """Return the lines: what is protected and what is not, the noise, what the start costs, why nothing can be claimed.
+    """Return the lines: what is protected and what is not, the noise, what the start costs, why nothing can be claimed, the budget.
 
     Args:
         unit: ``none``, ``example`` or ``client``.
@@ -25,6 +32,7 @@ def privacy_lines(
         evidence: ``init.evidence``.
         reason: why no epsilon can be claimed, or None.
         calibrated: whether the noise follows from a target epsilon, and was not given itself.
+        budget: what a client may spend over its whole ledger, or None.
     """
     if unit == "none":
         return []
@@ -37,6 +45,11 @@ def privacy_lines(
     elif start is not None and (start != "gradient" or evidence == "public"):
         what = "the server's public text" if start == "gradient" else "no data"
         lines.append(f"privacy: the start ({start}) uses {what} and costs nothing")
+    if budget is not None:
+        # Whoever ships the app could leave the check out.
+        lines.append(
+            f"privacy: a client refuses what takes its ledger above epsilon {budget:g}; advisory on a real node, whose app comes from here"
+        )
     return lines
 
 
