@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.strategies.federations import classification, federate
+from tests.strategies.private_runs import EXAMPLE, run_privately, small
 
 METHODS = {
     "fed_sb": ["method=fed_sb", "init.kind=orthogonal"],
@@ -32,3 +33,20 @@ def test_a_round_on_a_gpu_is_that_of_the_cpu(
             assert float((after[name] - t).norm()) <= 1e-4 * max(1e-3, float(t.norm())), name
     for before, after in zip(on_cpu.records, on_gpu.records, strict=True):
         assert after.metrics["loss"] == pytest.approx(before.metrics["loss"], rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("method", METHODS)
+def test_private_training_passes_its_self_checks_on_a_gpu(
+    method: str, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The noise is drawn on the GPU, so the bits are others than the CPU's; what is charged is the same."""
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path))
+    on_cpu, on_gpu = (
+        run_privately([*small(tiny_bert, tmp_path, *EXAMPLE), *METHODS[method], f"device={device}"], tmp_path / device)
+        for device in ("cpu", "cuda")
+    )
+    assert on_gpu.error is None
+    assert on_gpu.records[-1].epsilon == on_cpu.records[-1].epsilon
+    assert not on_gpu.records[-1].failed
