@@ -16,10 +16,8 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
-from fedsb.errors import UserError
+from fedsb.privacy.adaptive import MARGIN, sum_multiplier
 
-# Keeps a clipped norm at or below C once the product with its factor is rounded to float32.
-MARGIN = 1.0 - 1e-6
 # Smaller factors are no normal numbers in float32, and would be rounded by more than the margin.
 SMALLEST = float(torch.finfo(torch.float32).tiny)
 
@@ -47,7 +45,7 @@ class Clipping:
 
     def __post_init__(self) -> None:
         if self.kind == "adaptive":
-            gradient_noise(self.noise_multiplier, self.count_noise)
+            sum_multiplier(self.noise_multiplier, self.count_noise)
 
 
 @dataclass
@@ -145,7 +143,7 @@ class AdaptiveClipping(FlatClipping):
 
     def __init__(self, optimizer: torch.optim.Optimizer, clipping: Clipping, *, expected_batch: float, generator: torch.Generator) -> None:
         super().__init__(optimizer, clipping, expected_batch=expected_batch, generator=generator)
-        self.noise_multiplier = gradient_noise(clipping.noise_multiplier, clipping.count_noise)
+        self.noise_multiplier = sum_multiplier(clipping.noise_multiplier, clipping.count_noise)
         self._settings = clipping
         self._count = 0.0
 
@@ -168,20 +166,6 @@ class AdaptiveClipping(FlatClipping):
         share = 0.5 + (self._count + s.count_noise * float(noise)) / self.expected_batch_size
         self.max_grad_norm *= math.exp(-s.quantile_lr * (min(1.0, max(0.0, share)) - s.quantile))
         self._count = 0.0
-
-
-def gradient_noise(noise_multiplier: float, count_noise: float) -> float:
-    """Return σ_Δ of adaptive clipping (Andrew et al. 2021, theorem 1).
-
-    Raises:
-        UserError: σ_b is too small for σ.
-    """
-    if noise_multiplier >= 2 * count_noise:
-        raise UserError(
-            f"privacy.count_noise={count_noise:g} is too small for a noise multiplier of {noise_multiplier:.3g}; "
-            f"raise it above {noise_multiplier / 2:.3g}, or use privacy.clipping=flat"
-        )
-    return noise_multiplier / math.sqrt(1 - (noise_multiplier / (2 * count_noise)) ** 2)
 
 
 CLIPPINGS: dict[str, type[FlatClipping]] = {"flat": FlatClipping, "per_layer": PerLayerClipping, "adaptive": AdaptiveClipping}

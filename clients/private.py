@@ -8,7 +8,7 @@ over a batch's tokens would let one example change the others' gradients, and th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -125,10 +125,15 @@ def _private_optimizer(
 
 def _first_round(adapted: AdaptedModel, task: Task, features: Features, optimizer: FlatClipping) -> FirstRound:
     first = FirstRound(adapted, optimizer)
-    # A token alone attends to itself whatever the queries are.
-    longest = collate([max(features, key=lambda f: len(f["input_ids"]))], adapted, task)
-    first.depends(lambda: task.forward(adapted.model, longest))
+    made = collate([_made_up(features[0])], adapted, task)
+    first.depends(lambda: task.forward(adapted.model, made))
     return first
+
+
+def _made_up(like: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an example of the same columns that says nothing of the data: a few different tokens, as one alone attends to itself."""
+    fill = {"input_ids": list(range(1, 7)), "attention_mask": [1] * 6}
+    return {key: like[key] * 0 if key == "target" else fill.get(key, [0] * 6) for key in like}
 
 
 @contextmanager

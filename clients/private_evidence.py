@@ -23,10 +23,8 @@ from torch import Tensor, nn
 
 from clients.evidence import PRODUCTS, Batch, Tap, backward, make_taps, tapped
 from fedsb.adapters.starts import Side
+from fedsb.privacy.adaptive import MARGIN
 from fedsb.state import Name, State
-
-# Keeps a clipped norm at or below C after the sum is rounded to float32.
-MARGIN = 1.0 - 1e-6
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,10 @@ class FirstRound:
 
     def pulled(self) -> None:
         """Note, after a backward pass, which trained tensors the examples have a gradient for."""
-        for name, p in self._adapted.trainable().items():
-            if p.grad is not None and bool(p.grad.any()) and bool(p.grad.isfinite().all()):
-                self._pulled.add(name)
+        trained = self._adapted.trainable()
+        # An example that is broken in one tensor is left out of all sums.
+        if all(p.grad is None or bool(p.grad.isfinite().all()) for p in trained.values()):
+            self._pulled |= {name for name, p in trained.items() if p.grad is not None and bool(p.grad.any())}
 
     def stepped(self) -> None:
         """Hold, once a step is taken, that the base did not move.

@@ -24,11 +24,13 @@ from fedsb.errors import UserError
 from fedsb.exactness import encoding_error
 from fedsb.frozen import Frozen, FrozenMissing, FrozenStore
 from fedsb.messages import Instruction, decode_instruction, encode_code, encode_missing, encode_reply, quantise
-from fedsb.privacy.account import LEDGERS, Account, ledger_folder
+from fedsb.privacy.account import LEDGERS, Account, allowed, ledger_folder
 from fedsb.privacy.codes import code_of
 from fedsb.privacy.ledger import Ledger
+from fedsb.privacy.plan import Plan, unnoised_start
 from fedsb.privacy.randomness import Streams, secret_streams, simulated_streams
-from fedsb.private_run import plan_of, saved_plan
+from fedsb.private_run import plan_of, save_plans, saved_plan
+from fedsb.rules import start_kind
 from fedsb.schema import Config
 from fedsb.sketching import probe_layout, sketch_of
 from fedsb.state import State
@@ -50,7 +52,7 @@ def _store(folder: Path) -> FrozenStore:
 
 
 def _codes_only(handler: Handler) -> Handler:
-    """Let a private client say why it fails by a code alone: a traceback's text can carry data. The text goes to its own log."""
+    """Let clients of a private run say why they fail by a code alone: a traceback's text can carry data. The text goes to their own log."""
 
     @wraps(handler)
     def guarded(message: Message, context: Context) -> Message:
@@ -59,7 +61,7 @@ def _codes_only(handler: Handler) -> Handler:
         except FrozenMissing:
             return Message(encode_missing(), reply_to=message)
         except Exception as error:
-            if _config(str(context.run_config["overrides"])).privacy.unit != "example":
+            if _config(str(context.run_config["overrides"])).privacy.unit == "none":
                 raise
             LOG.exception("no reply to %s", message.metadata.message_type)
             return Message(encode_code(code_of(error).number), reply_to=message)
@@ -104,9 +106,20 @@ class _Job:
         given, run = self._context.run_config.get("output"), str(self._context.run_id)
         parent = home() if self.real else run_folder(self.config, run, None if given is None else str(given))
         folder = ledger_folder(parent / LEDGERS, client, self.data_path)
-        header = {"client": client, "unit": privacy.unit} | ({} if self.real else {"privacy": as_dict(privacy)})
-        plan = (None if self.real else saved_plan(parent / LEDGERS, client)) or plan_of(self.config, client, len(self.train))
-        return Account(Ledger(folder, header), plan, privacy.accountant, privacy.max_epsilon, run)
+        header = {"unit": privacy.unit} | ({} if self.real else {"client": client, "privacy": as_dict(privacy)})
+        ledger = Ledger(folder, header)
+        return Account(ledger, self._plan(folder if self.real else parent / LEDGERS, run), privacy.accountant, privacy.max_epsilon, run)
+
+    def _plan(self, folder: Path, run: str) -> Plan:
+        """Return the plan that lies in ``folder``, a real node's under its run: a message may have a process of its own."""
+        client, count = self.instruction.client, len(self.train)
+        name = run if self.real else client
+        plan = saved_plan(folder, name)
+        if plan is None or plan.num_examples != count:
+            plan = plan_of(self.config, client, count)
+            if self.real:
+                save_plans(folder, {name: plan})
+        return plan
 
     def streams(self, exchange: str) -> Streams:
         """Return the generators of noise and samples: nobody but a real node may be able to repeat them."""
@@ -184,7 +197,7 @@ def _train_privately(job: _Job) -> RecordDict:
         streams=job.streams("train"),
         wire_dtype=config.federation.wire_dtype,
     )
-    return encode_reply(answer.state, len(job.train), answer.metrics, config.federation.wire_dtype)
+    return encode_reply(answer.state, len(job.train), allowed(answer.metrics), config.federation.wire_dtype)
 
 
 @app.train("evidence")
@@ -197,8 +210,10 @@ def evidence(message: Message, context: Context) -> Message:
     stage, _, number = instruction.stage.partition(".")
     probes = instruction.state(probe_layout(sketch, job.adapted.shapes, stage, first=not instruction.flats))
     job.adapted.reset()
-    if config.privacy.unit == "example" and config.privacy.init_fraction:
-        return Message(_give_privately(job, sketch, stage, int(number), probes), reply_to=message)
+    if config.privacy.unit == "example":
+        if unnoised_start(config.privacy, start_kind(config), config.init.evidence) is None:
+            return Message(_give_privately(job, sketch, stage, int(number), probes), reply_to=message)
+        job.account.charge_unnoised(instruction.stage)
     examples = draw_evidence(job.train, config.init.num_examples, seed=config.seed, client=instruction.client)
     state = give_evidence(
         job.adapted,
@@ -228,7 +243,7 @@ def _give_privately(job: _Job, sketch: Sketch, stage: str, number: int, probes: 
         account=job.account,
         streams=job.streams(job.instruction.stage),
     )
-    return encode_reply(answer.state, len(job.train), answer.metrics)
+    return encode_reply(answer.state, len(job.train), allowed(answer.metrics))
 
 
 @app.evaluate()
@@ -236,6 +251,8 @@ def _give_privately(job: _Job, sketch: Sketch, stage: str, number: int, probes: 
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the server's state on the client's held-out part."""
     job = _Job(message, context)
+    if job.config.privacy.unit == "example":
+        raise UserError("metrics on a client's examples have no noise; they do not leave it under privacy.unit=example")
     if not job.held_out:
         raise UserError(f"'{job.instruction.client}' holds nothing out; set data.client_test_fraction above 0")
     metrics = evaluate_round(job.adapted, job.task, job.held_out, state=job.state(), frozen=job.frozen(), train=job.config.train)

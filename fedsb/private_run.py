@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from fedsb.assembly import client_examples, parts_of
-from fedsb.models import AdaptedModel
+from fedsb.privacy.account import LEDGERS, charged_account
 from fedsb.privacy.accounting import Entry
+from fedsb.privacy.claim import Claim
 from fedsb.privacy.forecast import forecast_snr
 from fedsb.privacy.ledger import Key, Ledger
-from fedsb.privacy.models import refuse_mixing_layers
 from fedsb.privacy.notices import forecast_line, privacy_lines
 from fedsb.privacy.plan import Plan, ServerPlan, make_plan, make_server_plan, unnoised_start
 from fedsb.rules import client_names, cohort_size, start_kind
@@ -24,22 +23,16 @@ from fedsb.sketching import sketch_of
 PLANS = "plans.json"
 
 
-def plans_of(config: Config, adapted: AdaptedModel, labels: tuple[str, ...]) -> tuple[dict[str, Plan], ServerPlan | None]:
-    """Return what each simulated client, or the server, will release; nothing without privacy.
+def client_plans(config: Config, sizes: Mapping[str, int]) -> dict[str, Plan]:
+    """Return what each client will release under ``privacy.unit=example``, from how many examples it says it has.
 
     Raises:
-        UserError: the privacy asked for cannot be had with this model, these clients or this schedule.
+        UserError: the privacy asked for cannot be had with these clients or this schedule.
     """
-    if config.privacy.unit == "client":
-        return {}, server_plan_of(config)
-    if config.privacy.unit == "none":
-        return {}, None
-    refuse_mixing_layers(adapted.model)
-    clients = parts_of(config)
-    if len(clients) > 1 and config.privacy.epsilon is not None:
+    if len(sizes) > 1 and config.privacy.epsilon is not None:
         # Some seconds for each size of client, before there is a run that could show its progress.
-        print(f"privacy: calibrating the noise of {len(clients)} clients …", flush=True)
-    return {name: plan_of(config, name, len(client_examples(config, name, None, labels)[0])) for name in clients}, None
+        print(f"privacy: calibrating the noise of {len(sizes)} clients …", flush=True)
+    return {client: plan_of(config, client, count) for client, count in sorted(sizes.items())}
 
 
 def save_plans(folder: Path, plans: Mapping[str, Plan]) -> None:
@@ -95,19 +88,51 @@ def drawn_rounds(config: Config) -> dict[str, tuple[int, ...]]:
     return {client: tuple(number for number, cohort in cohorts.items() if client in cohort) for client in names}
 
 
-def server_charge(folder: Path, privacy: PrivacyConfig, plan: ServerPlan) -> Callable[[int, str], None]:
-    """Open the server's ledger of client-level privacy and return what charges a release, (round, exchange), to it.
+class ServerBooks:
+    """The server's own ledger of client-level privacy: charged before each release, and what every client's account is read from.
+
+    Args:
+        folder: of the run's ledgers.
+        privacy: accountant, and what the ledger is of.
+        plan: the releases.
 
     Raises:
         UserError: the folder holds the ledger of another run.
     """
-    ledger = Ledger(folder / "server", {"unit": privacy.unit, "privacy": asdict(privacy)})
 
-    def charge(round_number: int, exchange: str) -> None:
-        entry = plan.training if round_number else plan.start
-        ledger.charge(Key(folder.parent.name, round_number, exchange), (entry,) if entry else ())
+    def __init__(self, folder: Path, privacy: PrivacyConfig, plan: ServerPlan) -> None:
+        self._ledger = Ledger(folder / "server", {"unit": privacy.unit, "privacy": asdict(privacy)})
+        self._run = folder.parent.name
+        self._accountant = privacy.accountant
+        self._plan = plan
 
-    return charge
+    def charge(self, round_number: int, exchange: str, clients: Sequence[str]) -> None:
+        """Enter a release that covers some clients; an exchange of a start without noise is none."""
+        entry = self._plan.training if round_number else self._plan.start
+        self._ledger.charge(Key(self._run, round_number, exchange), (entry,) if entry else (), clients=clients)
+
+    def accounts(self) -> dict[str, dict[str, float]]:
+        """Return the accounts of all clients."""
+        return {client: self._plan.account(self._ledger.entries_of(client), self._accountant) for client in self._plan.rounds}
+
+
+def open_accounts(
+    config: Config, folder: Path, plans: Mapping[str, Plan], server_plan: ServerPlan | None
+) -> tuple[Claim, ServerBooks | None]:
+    """Return what gathers a run's accounts, and under client-level privacy the server's books; leave the plans for simulated clients.
+
+    Raises:
+        UserError: the folder holds the ledger of another run.
+    """
+    privacy, ledgers = config.privacy, folder / LEDGERS
+
+    def charged(client: str) -> dict[str, float] | None:
+        return charged_account(ledgers, client, plans.get(client), privacy.accountant)
+
+    if plans:
+        save_plans(ledgers, plans)
+    claim = Claim(privacy.unit, privacy.accountant, reason_of(config), charged)
+    return claim, ServerBooks(ledgers, privacy, server_plan) if server_plan else None
 
 
 def private_exchanges(config: Config) -> int:
@@ -118,16 +143,26 @@ def private_exchanges(config: Config) -> int:
 
 
 def forecast(config: Config, plans: Sequence[Plan | ServerPlan], shapes: Mapping[str, tuple[int, int]]) -> str:
-    """Return the line on the signal-to-noise that a private start can have at most, over all who add noise to it."""
-    starts = [plan.start for plan in plans if plan.start is not None]
+    """Return the line on the signal-to-noise that a private start can have at most, over all who add noise to it.
+
+    The mean of the clients' sketches is at most C long, for no client's own is longer (on average over its samples); the noise on client
+    i's is σ_i C / E_i an entry, with E_i examples expected.
+    """
+    noise = math.sqrt(sum((weight * spread) ** 2 for weight, spread in _parties(config, plans)))
     sketch = sketch_of(config.init, config.adapter.rank, config.seed)
-    noise = math.sqrt(sum(start.noise_multiplier**2 for start in starts))
-    shown = starts[0].noise_multiplier
-    parties = [plan.num_examples * start.sampling_rate for plan, start in zip(plans, starts, strict=True) if isinstance(plan, Plan)]
-    expected = sum(parties) or float(config.federation.num_clients)
-    return forecast_line(
-        min(forecast_snr(noise, config.privacy.init_norm, expected, shapes, sketch.width, side) for side in ("right", "left")), shown
-    )
+    norm, shown = config.privacy.init_norm, [plan.start.noise_multiplier for plan in plans if plan.start is not None]
+    snr = min(forecast_snr(noise, norm, 1.0, shapes, sketch.width, side) for side in ("right", "left"))
+    return forecast_line(snr, max(shown))
+
+
+def _parties(config: Config, plans: Sequence[Plan | ServerPlan]) -> list[tuple[float, float]]:
+    """Return the weight in the mean and σ / E of everyone who adds noise to a start."""
+    clients = [(plan, plan.start) for plan in plans if isinstance(plan, Plan) and plan.start is not None]
+    if not clients:
+        return [(1.0, plan.start.noise_multiplier / config.federation.num_clients) for plan in plans if plan.start is not None]
+    weights = [float(plan.num_examples) if config.federation.weighting == "examples" else 1.0 for plan, _ in clients]
+    spreads = [start.noise_multiplier / (start.sampling_rate * plan.num_examples) for plan, start in clients]
+    return [(weight / sum(weights), spread) for weight, spread in zip(weights, spreads, strict=True)]
 
 
 def reason_of(config: Config) -> str | None:

@@ -9,7 +9,6 @@ from fedsb.checkpoint import save_checkpoint
 from fedsb.frozen import FrozenLog
 from fedsb.privacy.account import LEDGERS, read_diagnostics
 from fedsb.privacy.claim import Claim
-from fedsb.privacy.plan import ServerPlan
 from fedsb.report.progress import Progress
 from fedsb.report.records import RoundRecord, RunFolder
 from fedsb.state import State
@@ -25,18 +24,24 @@ class Recorder:
         progress: shows it.
         claim: what can be said of epsilon.
         simulated: tells whether the clients are simulated; known once the nodes are.
-        server_plan: the server's releases under client-level privacy.
+        server_accounts: every client's account in the server's ledger, under client-level privacy.
     """
 
     def __init__(
-        self, folder: RunFolder, progress: Progress, claim: Claim, *, simulated: Callable[[], bool], server_plan: ServerPlan | None = None
+        self,
+        folder: RunFolder,
+        progress: Progress,
+        claim: Claim,
+        *,
+        simulated: Callable[[], bool],
+        server_accounts: Callable[[], dict[str, dict[str, float]]] | None = None,
     ) -> None:
         self.records: list[RoundRecord] = []
         self.claim = claim
         self._folder = folder
         self._progress = progress
         self._simulated = simulated
-        self._server_plan = server_plan
+        self._server_accounts = server_accounts
 
     def begin(self, round_number: int, clients: Sequence[str], stage: str) -> None:
         """Show that an exchange begins; those of the start have a line each, since their round's line comes late."""
@@ -65,14 +70,15 @@ class Recorder:
         """Add epsilon so far, and keep what no noise covers to simulations."""
         if self.claim.unit == "none":
             return record
-        accounts = dict(record.accounts)
-        if self._server_plan is not None:
-            accounts = {c: self._server_plan.account(c, record.round, self.claim.accountant) for c in self._server_plan.rounds}
-        self.claim.note(accounts, tuple(record.failed) if self._server_plan is None else ())
+        if self._server_accounts is None:
+            self.claim.note(record.accounts, tuple(record.failed))
+        else:
+            self.claim.note(self._server_accounts(), ())
         simulated = self._simulated()
         uncovered = {**record.simulation_only, **self._diagnosed(record)} if simulated else {}
         epsilon = self.claim.epsilon(simulated=simulated)
-        return replace(record, accounts={}, train_loss=None, simulation_only=uncovered, epsilon=epsilon)
+        reason = self.claim.why_none()
+        return replace(record, accounts={}, train_loss=None, simulation_only=uncovered, epsilon=epsilon, epsilon_reason=reason)
 
     def _diagnosed(self, record: RoundRecord) -> dict[str, float]:
         """Return the means of what the simulated clients noted for themselves."""

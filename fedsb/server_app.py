@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,9 @@ from fedsb.logs import run_log
 from fedsb.messages import decode_arrays, encode_arrays
 from fedsb.models import AdaptedModel
 from fedsb.pooling import pooling_remark
-from fedsb.privacy.account import LEDGERS, charged_account
-from fedsb.privacy.claim import Claim
+from fedsb.privacy.models import refuse_mixing_layers
 from fedsb.privacy.plan import Plan, ServerPlan
-from fedsb.private_run import opening_lines, plans_of, reason_of, save_plans, server_charge
+from fedsb.private_run import client_plans, open_accounts, opening_lines, server_plan_of
 from fedsb.recorder import Recorder
 from fedsb.report.progress import Progress
 from fedsb.report.records import RunFolder
@@ -116,7 +115,7 @@ def serve(config: Config, grid: Grid, output: Path) -> dict[str, Any]:
     """
     begun = time.monotonic()
     use_threads(config)
-    prepared = prepare(config)
+    prepared = planned(prepare(config), grid)
     folder = RunFolder(output)
     folder.write_config(as_yaml(config))
     with run_log(folder.log), Progress(config.federation.num_rounds) as progress:
@@ -151,7 +150,9 @@ def prepare(config: Config) -> Prepared:
     parts_of(config)
     test_features(config)  # before the weights, which may take long
     adapted = model_of(config, corpus.labels)
-    plans, server_plan = plans_of(config, adapted, corpus.labels)
+    server_plan = server_plan_of(config) if config.privacy.unit == "client" else None
+    if config.privacy.unit == "example":
+        refuse_mixing_layers(adapted.model)
     frozen = FrozenLog()
     initial, start = _start(config, adapted, frozen)
     federation = config.federation
@@ -171,6 +172,7 @@ def prepare(config: Config) -> Prepared:
             wait=federation.wait,
             evaluate=federation.evaluate_clients,
             seed=config.seed,
+            private=config.privacy.unit != "none",
             client_privacy=client_privacy(config.privacy, server_plan, seed=config.seed),
         ),
         server_optimizer=server_optimizer(o.name, lr=o.lr, momentum=o.momentum, betas=o.betas, eps=o.eps),
@@ -179,24 +181,23 @@ def prepare(config: Config) -> Prepared:
         exactness=federation.exactness and server_plan is None,
         start=start,
     )
-    return Prepared(config, corpus.labels, adapted, strategy, initial, plans, server_plan)
+    return Prepared(config, corpus.labels, adapted, strategy, initial, server_plan=server_plan)
+
+
+def planned(prepared: Prepared, grid: Grid) -> Prepared:
+    """Add the clients' plans under ``privacy.unit=example``, once they have said how many examples they have; writes nothing."""
+    if prepared.config.privacy.unit != "example":
+        return prepared
+    return replace(prepared, plans=client_plans(prepared.config, prepared.strategy.connect(grid).num_examples))
 
 
 def recorder(prepared: Prepared, folder: RunFolder, progress: Progress) -> Recorder:
-    """Return the listener of a run; under client-level privacy the server's ledger is opened, to be charged before each release."""
-    privacy, plan = prepared.config.privacy, prepared.server_plan
-    ledgers = folder.path / LEDGERS
-
-    def charged(client: str) -> dict[str, float] | None:
-        return charged_account(ledgers, client, prepared.plans.get(client), privacy.accountant)
-
-    if plan is not None:
-        assert prepared.strategy.participation.client_privacy is not None
-        prepared.strategy.participation.client_privacy.charge = server_charge(ledgers, privacy, plan)
-    if prepared.plans:
-        save_plans(ledgers, prepared.plans)
-    claim = Claim(privacy.unit, privacy.accountant, reason_of(prepared.config), charged)
-    return Recorder(folder, progress, claim, simulated=lambda: prepared.strategy.simulated, server_plan=plan)
+    """Return the listener of a run; under client-level privacy the server's ledger is charged before each release."""
+    claim, books = open_accounts(prepared.config, folder.path, prepared.plans, prepared.server_plan)
+    if books is not None and prepared.strategy.participation.client_privacy is not None:
+        prepared.strategy.participation.client_privacy.charge = books.charge
+    accounts = books.accounts if books else None
+    return Recorder(folder, progress, claim, simulated=lambda: prepared.strategy.simulated, server_accounts=accounts)
 
 
 def build_strategy(config: Config, **parts: Any) -> LowRankStrategy:

@@ -32,7 +32,7 @@ from fedsb.evaluation import evaluate
 from fedsb.messages import decode_arrays, encode_arrays
 from fedsb.private_run import save_plans
 from fedsb.runtime.local import LocalGrid
-from fedsb.server_app import prepare
+from fedsb.server_app import planned, prepare
 from fedsb.state import unpack
 
 VALIDATION = 0.15
@@ -143,9 +143,9 @@ def federate(overrides: Sequence[str], part: str) -> float:
     """Run a federation in this process and return its final accuracy on the test part, or on the validation part."""
     with tempfile.TemporaryDirectory() as folder:
         config = load(list(overrides))
-        prepared = prepare(config)
-        save_plans(Path(folder) / "ledgers", prepared.plans)
         grid = LocalGrid.simulation(app, {"overrides": shlex.join(overrides), "output": folder})
+        prepared = planned(prepare(config), grid)
+        save_plans(Path(folder) / "ledgers", prepared.plans)
         first = encode_arrays(prepared.initial)
         result = prepared.strategy.start(grid, first, num_rounds=config.federation.num_rounds, timeout=1e6)
         assert result.arrays is not None

@@ -132,7 +132,7 @@ class LowRankStrategy(Strategy):
         self._current = unpack(decode_arrays(arrays), self.layout)
         requests = transport.requests(order, "train", self._instruction(server_round), arrays, self._round.tally)
         private = p.client_privacy
-        self._reducer = private.reducer(self.decode, size, server_round) if private else self.new_reducer()
+        self._reducer = private.reducer(self.decode, cohort, server_round, real=not self.simulated) if private else self.new_reducer()
         self._reducer.begin(self._current)
         if self._exactness:
             self._meter = self._meter or ExactnessMeter(self.spec, self.scale, self._current)
@@ -194,11 +194,7 @@ class LowRankStrategy(Strategy):
         self.summary()
         self._timeout = timeout
         result = Result()
-        transport = self._connect(grid)
-        transport.roster.wait(grid, self.participation.wait, self.participation.min_replies)
-        self.simulated = not transport.roster.real
-        if self.participation.client_privacy:
-            self.participation.client_privacy.real = transport.roster.real
+        self.connect(grid)
         self._round = RoundState(0)
         arrays = self.start_phase(self, grid, initial_arrays) if self.start_phase else initial_arrays
         self._close(0, arrays, evaluate_fn, result)
@@ -207,6 +203,13 @@ class LowRankStrategy(Strategy):
             self._close(number, arrays, evaluate_fn, result)
         result.arrays = arrays
         return result
+
+    def connect(self, grid: Grid) -> Roster:
+        """Wait for the clients and return who serves them; RunError where too few come in time."""
+        roster = self._connect(grid).roster
+        roster.wait(grid, self.participation.wait, self.participation.min_replies)
+        self.simulated = not roster.real
+        return roster
 
     def _run_round(
         self, number: int, grid: Grid, arrays: ArrayRecord, result: Result, train: ConfigRecord | None, evaluate: ConfigRecord | None
@@ -253,7 +256,7 @@ class LowRankStrategy(Strategy):
 
     def _connect(self, grid: Grid) -> Transport:
         if self._transport is None or self._transport.grid is not grid:
-            roster = Roster(self.participation.clients, self.labels, timeout=self._timeout)
+            roster = Roster(self.participation.clients, self.labels, timeout=self._timeout, one_kind=self.participation.private)
             self._transport = Transport(grid, roster, self.frozen)
         return self._transport
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +28,8 @@ class ClientPrivacy:
         seed: names the noise's streams in a simulation.
         start_norm: bound on the norm of a client's sketch.
         start_noise: z of each exchange of a noised start; 0 where the start needs no private data.
-        clients: number of clients, what a start's sums are divided by.
-        real: whether the noise comes from the operating system and not from the seed.
-        charge: enters a release in the server's ledger, before it is computed: (round, exchange).
+        clients: all of them; a start's sums are divided by their number.
+        charge: enters a release in the server's ledger, before it is computed: (round, exchange, clients that it covers).
     """
 
     bound: ClippingBound
@@ -38,9 +37,8 @@ class ClientPrivacy:
     seed: int
     start_norm: float = 1.0
     start_noise: float = 0.0
-    clients: int = 1
-    real: bool = False
-    charge: Callable[[int, str], None] = lambda round_number, exchange: None
+    clients: tuple[str, ...] = ()
+    charge: Callable[[int, str, Sequence[str]], None] = lambda round_number, exchange, clients: None
 
     def check(self, method: str, sums_uploads: bool) -> None:
         """Refuse a method whose result is more than a function of the sum of the uploads.
@@ -55,20 +53,22 @@ class ClientPrivacy:
             )
         self.bound.sum_multiplier(self.noise_multiplier)
 
-    def reducer(self, decode: Callable[[State], State], cohort: int, round_number: int) -> PrivateMeanReducer:
-        """Return the private mean of a round with a scheduled ``cohort``."""
-        self.charge(round_number, "train")
-        generator = self._generator(f"round-{round_number}")
-        return PrivateMeanReducer(decode, bound=self.bound, noise_multiplier=self.noise_multiplier, cohort=cohort, generator=generator)
+    def reducer(self, decode: Callable[[State], State], cohort: Sequence[str], round_number: int, *, real: bool) -> PrivateMeanReducer:
+        """Return the private mean of a round with a scheduled ``cohort``; noise of a ``real`` federation cannot be repeated."""
+        self.charge(round_number, "train", cohort)
+        generator = self._generator(f"round-{round_number}", real)
+        return PrivateMeanReducer(
+            decode, bound=self.bound, noise_multiplier=self.noise_multiplier, cohort=len(cohort), generator=generator
+        )  # fmt: skip
 
-    def start_sum(self, layout: Layout, number: int) -> PrivateSum:
+    def start_sum(self, layout: Layout, number: int, *, real: bool) -> PrivateSum:
         """Return the private sum of an exchange of the start."""
-        self.charge(0, f"evidence-{number}")
-        generator = self._generator(f"start-{number}")
-        return PrivateSum(layout, clip=self.start_norm, noise_multiplier=self.start_noise, divisor=self.clients, generator=generator)
+        self.charge(0, f"evidence-{number}", self.clients)
+        generator = self._generator(f"start-{number}", real)
+        return PrivateSum(layout, clip=self.start_norm, noise_multiplier=self.start_noise, divisor=len(self.clients), generator=generator)
 
-    def _generator(self, release: str) -> torch.Generator:
-        return secret_generator(CPU) if self.real else torch_generator(self.seed, "server-noise", release)
+    def _generator(self, release: str, real: bool) -> torch.Generator:
+        return secret_generator(CPU) if real else torch_generator(self.seed, "server-noise", release)
 
 
 def client_privacy(privacy: PrivacyConfig, plan: ServerPlan | None, *, seed: int) -> ClientPrivacy | None:
@@ -83,5 +83,5 @@ def client_privacy(privacy: PrivacyConfig, plan: ServerPlan | None, *, seed: int
         seed=seed,
         start_norm=p.init_norm,
         start_noise=plan.start.noise_multiplier if plan.start else 0.0,
-        clients=len(plan.rounds),
+        clients=tuple(plan.rounds),
     )

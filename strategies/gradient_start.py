@@ -56,7 +56,7 @@ class GradientStart:
         stage = self._sketch.exchanges[number]
         layout = reply_layout(self._sketch, self._shapes, stage)
         private = strategy.participation.client_privacy if self._noised else None
-        total: WeightedSum | PrivateSum = private.start_sum(layout, number) if private else WeightedSum()
+        total: WeightedSum | PrivateSum = private.start_sum(layout, number, real=not strategy.simulated) if private else WeightedSum()
         # The same stage comes several times in a start, and each is a release of its own.
         for upload in strategy.exchange(grid, f"{stage}.{number}", encode_arrays(probes), Layout.of(probes), layout, title=title):
             if isinstance(total, PrivateSum):

@@ -40,6 +40,7 @@ class Participation:
         wait: seconds to wait for nodes before the first round.
         evaluate: whether clients evaluate on their held-out parts too.
         seed: names the streams of the schedule.
+        private: whether epsilon will be claimed for the run: its nodes must be all simulated or all real.
         client_privacy: clips and noises what they send, at the server; None for plain sums.
     """
 
@@ -51,3 +52,4 @@ class Participation:
     evaluate: bool = False
     seed: int = 0
     client_privacy: ClientPrivacy | None = None
+    private: bool = False

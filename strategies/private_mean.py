@@ -15,6 +15,7 @@ from functools import partial
 import torch
 
 from fedsb.errors import UserError
+from fedsb.privacy.adaptive import sum_multiplier
 from fedsb.state import Layout, State, squared_norm, subtract
 from strategies.reducers import Aggregate
 
@@ -60,14 +61,7 @@ class ClippingBound:
         Raises:
             UserError: the count alone would cost as much as both may.
         """
-        if self.quantile is None or noise_multiplier == 0:
-            return noise_multiplier
-        if not noise_multiplier < 2 * self.count_noise:
-            raise UserError(
-                f"privacy.count_noise={self.count_noise} must be above half of the noise multiplier {noise_multiplier:.4g}, as the count "
-                f"is part of each release; raise it or use privacy.clipping=flat"
-            )
-        return noise_multiplier / math.sqrt(1 - (noise_multiplier / (2 * self.count_noise)) ** 2)
+        return noise_multiplier if self.quantile is None else sum_multiplier(noise_multiplier, self.count_noise)
 
     def update(self, count: float, cohort: int, generator: torch.Generator) -> None:
         """Move C towards its quantile; a fixed one stays and draws nothing.

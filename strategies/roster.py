@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedsb.errors import RunError
+from fedsb.privacy.codes import BY_NUMBER, UNKNOWN
 
 LOG = logging.getLogger(__name__)
 DESCRIBE = "query.describe"
@@ -34,9 +35,11 @@ class Roster:
         clients: names of the logical clients.
         labels: class names, which clients need to read their data.
         timeout: seconds to wait for a node's answer.
+        one_kind: refuse simulated nodes beside those of a real federation: the noise of a private run comes from the seed on the former.
     """
 
-    def __init__(self, clients: Sequence[str], labels: Sequence[str], *, timeout: float) -> None:
+    def __init__(self, clients: Sequence[str], labels: Sequence[str], *, timeout: float, one_kind: bool = False) -> None:
+        self._one_kind = one_kind
         self.clients = tuple(clients)
         self.num_examples: dict[str, int] = {}
         self._labels = tuple(labels)
@@ -109,6 +112,8 @@ class Roster:
         return [(by_message.get(r.metadata.reply_to_message_id, r.metadata.src_node_id), r) for r in replies]
 
     def _note(self, node: int, content: RecordDict) -> None:
+        if "code" in content.metric_records["metrics"]:
+            raise ValueError(BY_NUMBER.get(int(content.metric_records["metrics"]["code"]), UNKNOWN).text)  # type: ignore[arg-type]
         config: ConfigRecord = content.config_records["config"]
         counts: MetricRecord = content.metric_records["metrics"]
         client = str(config["client"])
@@ -120,3 +125,8 @@ class Roster:
             self._named[client] = node
         else:
             LOG.warning("node %d serves '%s', which is no client of this run; known: %s", node, client, ", ".join(self.clients[:8]))
+        if self._one_kind and self._named and self._simulated:
+            raise RunError(
+                "some nodes of this private run name the client they serve and some do not; start every one with "
+                "--node-config 'client=\"…\"', or none: without it a node's noise comes from the public seed"
+            )

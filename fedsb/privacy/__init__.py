@@ -1,1 +1,1 @@
-"""Accounting, ledgers and budgets. No mechanism is there yet, so no epsilon is claimed anywhere."""
+"""Differential privacy: plans, accounting, ledgers, budgets, and what a run may claim."""

@@ -18,7 +18,7 @@ LEDGERS = "ledgers"
 DIAGNOSTICS = "diagnostics.jsonl"
 # All that a private reply says beside its noised arrays, the number of examples and the layout's digest. Every value follows from the
 # configuration, the number of examples and the ledger; none from what the examples are. ``encoding-error`` is what the wire's dtype took
-# from the noised arrays, and ``clip-norm`` of adaptive clipping is itself a noised release.
+# from the noised arrays.
 ALLOWED = frozenset({"num-examples", "layout", "epsilon", "delta", "sampling-rate", "noise-multiplier", "steps", "encoding-error"})
 
 
@@ -54,6 +54,14 @@ class Account:
         allowed = None if most is None else (lambda entries: epsilon_of(entries, self.plan.delta, self.accountant) <= most)
         self.ledger.charge(key, (entry,), limit=allowed)
 
+    def charge_unnoised(self, exchange: str) -> None:
+        """Enter what leaves without noise: from then on the ledger's epsilon is infinite, in this run and in every later one.
+
+        Raises:
+            BudgetExceeded: there is a budget, which nothing un-noised fits.
+        """
+        self.charge(self.key(0, exchange), Entry("gaussian", 1.0, 0.0, 1))
+
     def metrics(self, entry: Entry) -> dict[str, float]:
         """Return what the reply to a release says: its entry, and epsilon of all that the ledger holds."""
         return {
@@ -73,6 +81,11 @@ class Account:
         """Return where adaptive clipping left C in the run's last round ahead of ``before``: a noised release, so it may be used on."""
         rows = [row for row in _noted(self.ledger.folder) if row["run"] == self.run and row["exchange"] == exchange]
         return next((float(row["clip_norm"]) for row in reversed(rows) if row["round"] < before and "clip_norm" in row), None)
+
+
+def allowed(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return what of a private client's metrics may leave it."""
+    return {key: value for key, value in metrics.items() if key in ALLOWED}
 
 
 def charged_account(ledgers: Path, client: str, plan: Plan | None, accountant: str) -> dict[str, float] | None:
@@ -108,11 +121,11 @@ def _noted(folder: Path) -> list[dict[str, Any]]:
 
 
 def ledger_folder(parent: Path, client: str, data_path: str | None) -> Path:
-    """Return the folder of a client's ledger: named after the client and, on a real node, after where its data lies.
+    """Return the folder of a ledger: a real node's is named after where its data lies, and a simulated client's after the client.
 
-    The data's content does not name it: one more row would start a new account for the rows that were there before.
+    Neither the data's content names it, as one more row would start a new account for the rows that were there before, nor the name under
+    which the data is served.
     """
-    where = os.path.realpath(data_path) if data_path else ""
-    digest = hashlib.sha256(json.dumps([client, where]).encode()).hexdigest()[:12]
-    readable = "".join(c if c.isalnum() or c in "-_" else "_" for c in client)[:48]
-    return parent / (f"{readable}-{digest}" if where or readable != client else client)
+    digest = hashlib.sha256(os.path.realpath(data_path or client).encode() if data_path else client.encode()).hexdigest()[:12]
+    readable = "".join(c if c.isalnum() or c in "-_" else "_" for c in (Path(data_path).name if data_path else client))[:48]
+    return parent / (f"{readable}-{digest}" if data_path or readable != client else client)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-NOT_COVERED = (
-    "not covered: a person with several examples or at several clients, the tuning of hyper-parameters, "
-    "floating-point attacks on the noise, secure aggregation (there is none)"
+ATTACKS = (
+    "the tuning of hyper-parameters, attacks on floating-point noise or on a generator that is not cryptographic; no secure aggregation"
 )
+NOT_COVERED = {
+    "example": f"a person with several examples or at several clients, {ATTACKS}",
+    "client": f"a person at several clients, {ATTACKS}",
+}
 NO_MECHANISM = "no privacy mechanism"
 
 
@@ -42,7 +46,7 @@ class Claim:
 
     def epsilon(self, *, simulated: bool) -> dict[str, Any] | None:
         """Return epsilon so far: ``max``, ``min`` and the list over clients; None where none can be claimed."""
-        if self.reason is not None or self.unit == "none" or not self.accounts:
+        if self.why_none() is not None:
             return None
         shown = {client: dict(account) for client, account in sorted(self.accounts.items())}
         values = [account["epsilon"] for account in shown.values()]
@@ -62,10 +66,13 @@ class Claim:
     def final(self, *, simulated: bool) -> dict[str, Any] | None:
         """Return epsilon of the whole run, with what it does not cover."""
         epsilon = self.epsilon(simulated=simulated)
-        return None if epsilon is None else {**epsilon, "not_covered": NOT_COVERED}
+        return None if epsilon is None else {**epsilon, "not_covered": NOT_COVERED[self.unit]}
 
     def why_none(self) -> str | None:
         """Return why there is no epsilon, or None where there is one."""
         if self.unit == "none":
             return NO_MECHANISM
+        bare = [client for client, account in self.accounts.items() if math.isinf(account["epsilon"])]
+        if self.reason is None and bare:
+            return f"epsilon of the ledger of '{bare[0]}' is infinite: a release of this or an earlier run on that data had no noise"
         return self.reason or (None if self.accounts else "no private client has answered")

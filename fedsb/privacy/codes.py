@@ -1,11 +1,14 @@
-"""What a private client may say when it does not answer: a number out of this table, never text, for text can carry data."""
+"""What a private client may say when it does not answer: a number out of this table, never text, for text can carry data.
+
+That a client answers by a code is not noised. What stops a run (11 and above) is a fault of code or model that every client has alike; the
+checks read no more of the data than whether it gives a gradient at all.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from fedsb.errors import UserError
-from fedsb.privacy.ledger import BudgetExceeded
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ CODES: dict[str, Code] = {
 }
 BY_NUMBER: dict[int, Code] = {code.number: code for code in CODES.values()}
 UNKNOWN = Code(0, "the client answered with a code that this version does not know")
+
+
+class BudgetExceeded(RuntimeError):
+    """A charge that the limit does not allow: nothing was written, and nothing may be computed."""
 
 
 class SelfCheckFailed(RuntimeError):

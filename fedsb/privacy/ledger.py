@@ -25,14 +25,11 @@ from safetensors.torch import save
 
 from fedsb.errors import UserError
 from fedsb.privacy.accounting import Entry
+from fedsb.privacy.codes import BudgetExceeded
 from fedsb.state import Name, State, sha256
 
 FORMAT = 1
 KEPT_REPLIES = 4
-
-
-class BudgetExceeded(RuntimeError):
-    """A charge that the limit does not allow: nothing was written, and nothing may be computed."""
 
 
 class Key(NamedTuple):
@@ -66,7 +63,14 @@ class Ledger:
                 _sync_folder(folder.parent)
             self._read(file)
 
-    def charge(self, key: Key, entries: Sequence[Entry], *, limit: Callable[[tuple[Entry, ...]], bool] | None = None) -> None:
+    def charge(
+        self,
+        key: Key,
+        entries: Sequence[Entry],
+        *,
+        limit: Callable[[tuple[Entry, ...]], bool] | None = None,
+        clients: Sequence[str] | None = None,
+    ) -> None:
         """Enter releases that are about to be computed; when this returns they are on the disk.
 
         Args:
@@ -74,6 +78,7 @@ class Ledger:
             entries: the releases.
             limit: gets all releases, the new ones last, and says whether they are allowed. It runs under the lock, so two
                 processes cannot both take what is left; for the same reason it must not ask the ledger for anything.
+            clients: whom the releases cover, in a ledger of several clients; all where it is not given.
 
         Raises:
             BudgetExceeded: ``limit`` returned False.
@@ -85,7 +90,8 @@ class Ledger:
             if limit is not None and not limit((*_flat(charges), *entries)):
                 raise BudgetExceeded(f"the budget of '{self.folder}' does not allow exchange '{key.exchange}' of round {key.round}")
             attempt = 1 + sum(earlier == key for earlier, _ in charges)
-            _append(file, {"key": key, "attempt": attempt, "entries": [asdict(entry) for entry in entries]})
+            covered = {} if clients is None else {"clients": list(clients)}
+            _append(file, {"key": key, "attempt": attempt, "entries": [asdict(entry) for entry in entries], **covered})
 
     def charges(self) -> list[tuple[Key, tuple[Entry, ...]]]:
         """Return all charges on the disk in order; a key is there once an attempt.
@@ -99,6 +105,14 @@ class Ledger:
     def entries(self) -> tuple[Entry, ...]:
         """Return the releases of all charges in order."""
         return _flat(self.charges())
+
+    def entries_of(self, client: str) -> tuple[Entry, ...]:
+        """Return the releases that cover one client, in a ledger of several."""
+        with self._locked() as file:
+            file.seek(0)
+            records = [json.loads(line) for line in file.read().split(b"\n")[1:-1]]
+        covering = [record for record in records if client in record.get("clients", [client])]
+        return tuple(Entry(**entry) for record in covering for entry in record["entries"])
 
     def keep(self, key: Key, state: State, metrics: Mapping[str, float]) -> None:
         """Keep the finished reply to ``key``, atomically, in place of an earlier one.

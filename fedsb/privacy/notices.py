@@ -36,7 +36,7 @@ def privacy_lines(
     """
     if unit == "none":
         return []
-    lines = [f"privacy: per {unit}: protects {PROTECTS[unit]}; {NOT_COVERED}"]
+    lines = [f"privacy: per {unit}: protects {PROTECTS[unit]}; not covered: {NOT_COVERED[unit]}"]
     if noises := sorted(plan.training.noise_multiplier for plan in plans if plan.training.noise_multiplier):
         spread = f"{noises[0]:.3g}" if noises[0] == noises[-1] else f"{noises[0]:.3g} to {noises[-1]:.3g}"
         lines.append(f"privacy: noise multiplier {spread}, {'calibrated to the whole schedule' if calibrated else 'as given'}")

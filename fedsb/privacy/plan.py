@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fedsb.errors import UserError
 from fedsb.privacy.accounting import Entry, calibrate, epsilon_of
+from fedsb.privacy.adaptive import sum_multiplier
 from fedsb.schema import PrivacyConfig, TrainConfig
 
 GAUSSIAN = "gaussian"
@@ -107,6 +108,7 @@ def make_plan(
     noise = privacy.noise_multiplier or 0.0
     if privacy.epsilon is not None and rounds:
         noise = calibrate(privacy.epsilon, delta, ((rate, steps * len(rounds)),), before=before, accountant=privacy.accountant)
+    _check_count(privacy, noise)
     return Plan(num_examples, delta, Entry(GAUSSIAN, rate, noise, steps), tuple(rounds), start, exchanges)
 
 
@@ -137,15 +139,13 @@ class ServerPlan:
     start: Entry | None = None
     exchanges: int = 0
 
-    def entries(self, client: str, done: int) -> tuple[Entry, ...]:
-        """Return what was released of a client after the start and ``done`` rounds."""
-        begun = (self.start,) * self.exchanges if self.start else ()
-        return (*begun, *(self.training for number in self.rounds[client] if number <= done))
-
-    def account(self, client: str, done: int, accountant: str) -> dict[str, float]:
-        """Return a client's account after ``done`` rounds."""
-        epsilon = epsilon_of(self.entries(client, done), self.delta, accountant)
-        return {"epsilon": epsilon, "delta": self.delta, "noise-multiplier": self.training.noise_multiplier}
+    def account(self, entries: Sequence[Entry], accountant: str) -> dict[str, float]:
+        """Return the account of a client whom ``entries`` of the ledger cover."""
+        return {
+            "epsilon": epsilon_of(entries, self.delta, accountant),
+            "delta": self.delta,
+            "noise-multiplier": self.training.noise_multiplier,
+        }
 
 
 def make_server_plan(privacy: PrivacyConfig, rounds: Mapping[str, tuple[int, ...]], *, exchanges: int = 0) -> ServerPlan:
@@ -160,7 +160,13 @@ def make_server_plan(privacy: PrivacyConfig, rounds: Mapping[str, tuple[int, ...
     if privacy.epsilon is not None:
         before = (start,) * exchanges if start else ()
         noise = calibrate(privacy.epsilon, delta, ((1.0, most),), before=before, accountant=privacy.accountant)
+    _check_count(privacy, noise)
     return ServerPlan(delta, Entry(GAUSSIAN, 1.0, noise, 1), rounds, start, exchanges)
+
+
+def _check_count(privacy: PrivacyConfig, noise_multiplier: float) -> None:
+    if privacy.clipping == "adaptive":
+        sum_multiplier(noise_multiplier, privacy.count_noise)
 
 
 def unnoised_start(privacy: PrivacyConfig, kind: str | None, evidence: str) -> str | None:

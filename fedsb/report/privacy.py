@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsb.privacy.claim import NO_MECHANISM
 from fedsb.report.records import RoundRecord, Run
-from fedsb.report.table import bound, epsilon_text
+from fedsb.report.table import bound, epsilon_text, uncovered_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,10 +20,7 @@ NO_GUARANTEE = (
     "Raw data stayed where it was, but that is no guarantee: who sees a client's update or the final model may be able to tell whether an "
     "example was trained on, or to recover parts of it. Do not describe this run as private."
 )
-PRIVACY = (
-    "Epsilon is {epsilon}. It does not cover a person with several examples or at several clients, the tuning of hyper-parameters, "
-    "or floating-point attacks on the sampler; there is no secure aggregation.{simulated}"
-)
+PRIVACY = "Epsilon is {epsilon}. Not covered: {uncovered}.{simulated}"
 SIMULATED = " The noise of a simulation comes from the seed: the figure is what a real federation would have, and protects nobody here."
 UNFINISHED = "The run did not finish, so no epsilon of a whole run was computed: none is claimed."
 LAST_KNOWN = " The last known, after round {round}, is {epsilon}; what was under way when it stopped may have cost more."
@@ -49,7 +46,8 @@ def claim_text(run: Run) -> str:
     if epsilon is None:
         reason = run.summary.get("epsilon_reason") or "no reason was recorded"
         return f"{UNPROTECTED if reason == NO_MECHANISM else UNCLAIMED.format(reason=reason)} {NO_GUARANTEE}"
-    return PRIVACY.format(epsilon=f"**{epsilon_text(run.summary)}**", simulated=SIMULATED if epsilon.get("simulated") else "")
+    shown = f"**{epsilon_text(run.summary)}**"
+    return PRIVACY.format(epsilon=shown, uncovered=uncovered_text(run.summary), simulated=SIMULATED if epsilon.get("simulated") else "")
 
 
 def _last_known(records: Sequence[RoundRecord]) -> str:

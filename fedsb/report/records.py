@@ -35,6 +35,7 @@ class RoundRecord:
         extras: what only some methods have, such as ``residual_rank``.
         accounts: what private clients said in this round, by name; it goes into ``epsilon``.
         epsilon: of the run so far, as in the summary, the list over clients included; None without privacy, or where none can be claimed.
+        epsilon_reason: why there is no epsilon, in a run with privacy.
         simulation_only: what no reader of a real private run may see: clip rate, signal-to-noise, training loss.
         wall_s, cpu_s: seconds the round took.
     """
@@ -53,6 +54,7 @@ class RoundRecord:
     extras: Mapping[str, float] = field(default_factory=dict)
     accounts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     epsilon: Mapping[str, Any] | None = None
+    epsilon_reason: str | None = None
     simulation_only: Mapping[str, float] = field(default_factory=dict)
     wall_s: float = 0.0
     cpu_s: float = 0.0

@@ -112,7 +112,7 @@ def noise_text(summary: Mapping[str, Any]) -> str:
 
 def uncovered_text(summary: Mapping[str, Any]) -> str:
     """Write what epsilon does not cover."""
-    return str((summary.get("epsilon") or {}).get("not_covered", "")).removeprefix("not covered: ")
+    return str((summary.get("epsilon") or {}).get("not_covered", ""))
 
 
 def _rounds(summary: Mapping[str, Any]) -> str:

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from clients.clipping import CLIPPINGS, Clipping, FlatClipping, gradient_noise
+from clients.clipping import CLIPPINGS, Clipping, FlatClipping
 from fedsb.errors import UserError
+from fedsb.privacy.adaptive import sum_multiplier
 from fedsb.rng import torch_generator
 from tests.clients.private_cases import Case, Step, clipped_sum, distance, drawn, fit, make_case, mechanism, watch
 
@@ -153,9 +154,9 @@ def test_noise_of_the_count_is_drawn_with_its_deviation() -> None:
 
 
 def test_too_little_noise_on_the_count_is_refused_in_one_line() -> None:
-    assert gradient_noise(0.0, 1.0) == 0.0
+    assert sum_multiplier(0.0, 1.0) == 0.0
     for sigma in (10.0, 11.0):
-        with pytest.raises(UserError, match=r"privacy\.count_noise=5 is too small for a noise multiplier of 1\d; raise it above") as error:
+        with pytest.raises(UserError, match=r"privacy\.count_noise=5\.0 must be above half of the noise multiplier 1\d") as error:
             Clipping("adaptive", 1.0, sigma)
         assert "\n" not in str(error.value)
         Clipping("flat", 1.0, sigma)

@@ -158,7 +158,7 @@ def refused_start_budget(case: Case, privacy: PrivacyConfig, folder: Path) -> No
         (refused_round, UserError, "round 3 is not among those"),
         (refused_budget, BudgetExceeded, "does not allow exchange 'train'"),
         (refused_frozen, FrozenMissing, "head"),
-        (refused_count_noise, UserError, "count_noise=0.5 is too small"),
+        (refused_count_noise, UserError, "count_noise=0.5 must be above half"),
         (refused_exchange, UserError, "no such exchange"),
         (refused_start, UserError, "no such exchange"),
         (refused_start_budget, BudgetExceeded, "does not allow exchange 'evidence-0'"),

@@ -50,7 +50,7 @@ def test_a_ledger_that_can_be_read_breaks_the_silence() -> None:
     assert told is not None
     assert (told["max"], told["min"], told["silent"], told["delta"]) == (2.5, 1.0, ["c"], 1e-5)
     assert told["noise_multiplier"] == {"max": 3.0, "min": 1.0}
-    assert told["not_covered"] == NOT_COVERED
+    assert told["not_covered"] == NOT_COVERED["example"]
     assert "not known of 1 client that did not answer last" in epsilon_text({"epsilon": told})
 
 

@@ -25,7 +25,7 @@ from fedsb.messages import decode_instruction, encode_arrays
 from fedsb.report.progress import Progress
 from fedsb.report.records import RoundRecord, RunFolder, read_run
 from fedsb.schema import Config
-from fedsb.server_app import Prepared, opening_lines, prepare, recorder
+from fedsb.server_app import Prepared, opening_lines, planned, prepare, recorder
 from fedsb.state import State, sha256
 from tests.conftest import TOPICS
 from tests.strategies.federations import ClientCall, KeepingGrid
@@ -98,7 +98,7 @@ def run_privately(
     config = client_config(join(overrides))
     use_threads(config)
     made = grid(app, {"overrides": join(overrides), "output": str(folder)}, nodes or {1: {"partition-id": 0, "num-partitions": 1}})
-    prepared = prepare(config)
+    prepared = planned(prepare(config), made)
     out, screen, error = RunFolder(folder), io.StringIO(), None
     out.write_config(as_yaml(config))
     with Progress(config.federation.num_rounds, Console(file=screen)) as progress:
