@@ -73,9 +73,7 @@ def run(arguments: list[str]) -> int:
     def job_main(composed: DictConfig) -> None:
         statuses.append(_guarded(lambda: run_job(composed)))
         if statuses[-1] == MISTAKE:
-            # Hydra makes the folder before anyone has looked at what was asked for.
-            with suppress(OSError):
-                Path(HydraConfig.get().runtime.output_dir).rmdir()
+            _forget_folder(Path(HydraConfig.get().runtime.output_dir))
 
     argv = sys.argv
     sys.argv = ["fedsb", *arguments]
@@ -84,6 +82,14 @@ def run(arguments: list[str]) -> int:
     finally:
         sys.argv = argv
     return max(statuses, default=0)
+
+
+def _forget_folder(folder: Path) -> None:
+    """Remove a folder that Hydra made before anyone had looked at what was asked for, and that of its date."""
+    with suppress(OSError):
+        folder.rmdir()
+        if folder.parent.parent.name in ("outputs", "multirun"):
+            folder.parent.rmdir()
 
 
 def _check_output(output: str | None) -> None:
@@ -133,6 +139,7 @@ def run_job(composed: DictConfig) -> int:
     from fedsb.assembly import anchored
 
     config = anchored(typed(composed), Path.cwd())
+    print("loading model and data …", flush=True)
     _quieten()
     from fedsb.client_app import app as client_app
     from fedsb.runtime.local import LocalGrid

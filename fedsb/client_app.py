@@ -25,7 +25,7 @@ from fedsb.exactness import encoding_error
 from fedsb.frozen import Frozen, FrozenMissing, FrozenStore
 from fedsb.messages import Instruction, decode_instruction, encode_code, encode_missing, encode_reply, quantise
 from fedsb.privacy.account import LEDGERS, Account, allowed, ledger_folder
-from fedsb.privacy.codes import code_of
+from fedsb.privacy.codes import BudgetExceeded, code_of
 from fedsb.privacy.ledger import Ledger
 from fedsb.privacy.plan import Plan, unnoised_start
 from fedsb.privacy.randomness import Streams, secret_streams, simulated_streams
@@ -63,7 +63,9 @@ def _codes_only(handler: Handler) -> Handler:
         except Exception as error:
             if _config(str(context.run_config["overrides"])).privacy.unit == "none":
                 raise
-            LOG.exception("no reply to %s", message.metadata.message_type)
+            # Expected refusals are a line, faults of ours a traceback; neither leaves this machine.
+            expected = isinstance(error, (BudgetExceeded, UserError))
+            LOG.warning("no reply to %s: %s", message.metadata.message_type, error, exc_info=not expected)
             return Message(encode_code(code_of(error).number), reply_to=message)
 
     return guarded

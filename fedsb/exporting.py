@@ -21,16 +21,16 @@ def export_merged(folder: Path, out: Path) -> tuple[Path, str]:
 
     Args:
         folder: the run's folder, with ``config.yaml`` and ``checkpoints/``.
-        out: where to write; must not hold a model yet.
+        out: where to write; must not hold anything yet.
 
     Returns:
         Where it was written, and a remark for whoever loads it; empty where there is nothing to say.
 
     Raises:
-        UserError: the folder holds no run, or ``out`` holds a model already.
+        UserError: the folder holds no run, or ``out`` holds files already.
     """
-    if (out / "config.json").exists():
-        raise UserError(f"'{out}' already holds a model; name another folder: fedsb export {folder} OUT")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"'{out}' is not empty; name another folder: fedsb export {folder} OUT")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"'{folder}' holds no run (config.yaml is missing); give the output folder of a run")
     config = read(folder / "config.yaml")

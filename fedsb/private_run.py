@@ -131,7 +131,7 @@ def open_accounts(
 
     if plans:
         save_plans(ledgers, plans)
-    claim = Claim(privacy.unit, privacy.accountant, reason_of(config), charged)
+    claim = Claim(privacy.unit, privacy.accountant, reason_of(config), charged, privacy.epsilon)
     return claim, ServerBooks(ledgers, privacy, server_plan) if server_plan else None
 
 

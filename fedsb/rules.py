@@ -203,6 +203,15 @@ def _client_unit_sums_equally(config: Config) -> None:
         raise UserError("privacy.clipping=per_layer is for privacy.unit=example; use flat or adaptive with privacy.unit=client")
 
 
+def _budget_covers_the_target(config: Config) -> None:
+    p = config.privacy
+    if p.max_epsilon is not None and p.epsilon is not None and p.max_epsilon < p.epsilon:
+        raise UserError(
+            f"privacy.max_epsilon={p.max_epsilon:g} is below privacy.epsilon={p.epsilon:g}: every client would refuse to spend "
+            "what the run asks for; raise the one or lower the other"
+        )
+
+
 def _example_keys_have_their_unit(config: Config) -> None:
     p = config.privacy
     given = next((key for key in ("max_epsilon", "init_normalise") if getattr(p, key)), None)
@@ -226,6 +235,7 @@ JOINT_RULES: tuple[Callable[[Config], None], ...] = (
     _fraction_has_a_start,
     _client_unit_sums_equally,
     _example_keys_have_their_unit,
+    _budget_covers_the_target,
 )
 
 

@@ -59,7 +59,7 @@ from fedsb.state import HEAD, State, sha256, unpack
 from fedsb.training import collate
 from strategies import STRATEGIES, LowRankStrategy, Participation
 from strategies.base import Start
-from strategies.client_privacy import client_privacy
+from strategies.client_privacy import check_sum, client_privacy
 from strategies.gradient_start import GradientStart
 from strategies.server_optimizer import server_optimizer
 
@@ -146,6 +146,8 @@ def prepare(config: Config) -> Prepared:
     Raises:
         UserError: they do not fit.
     """
+    if config.privacy.unit == "client":
+        check_sum(f"method={config.method.name}", STRATEGIES[config.method.name].sums_uploads)
     corpus = corpus_of(config)
     parts_of(config)
     test_features(config)  # before the weights, which may take long

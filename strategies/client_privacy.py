@@ -18,6 +18,19 @@ from strategies.private_mean import ClippingBound, PrivateMeanReducer, PrivateSu
 CPU = torch.device("cpu")
 
 
+def check_sum(method: str, sums_uploads: bool) -> None:
+    """Hold that noise on the sum of the uploads covers what a method hands out.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not sums_uploads:
+        raise UserError(
+            f"privacy.unit=client is not defined for {method}: noise on the sum of the uploads covers what follows from the sum, and "
+            "this method also hands out the clients' own factors in its residual; use method=fed_sb or method=fedavg_lora"
+        )
+
+
 @dataclass
 class ClientPrivacy:
     """Noise and bounds at the server.
@@ -46,11 +59,7 @@ class ClientPrivacy:
         Raises:
             UserError: it is; or the noise on an adaptive bound's count is too small.
         """
-        if not sums_uploads:
-            raise UserError(
-                f"privacy.unit=client is not defined for {method}: noise on the sum of the uploads covers what follows from the sum, and "
-                "this method also hands out the clients' own factors in its residual; use method=fed_sb or method=fedavg_lora"
-            )
+        check_sum(method, sums_uploads)
         self.bound.sum_multiplier(self.noise_multiplier)
 
     def reducer(self, decode: Callable[[State], State], cohort: Sequence[str], round_number: int, *, real: bool) -> PrivateMeanReducer:

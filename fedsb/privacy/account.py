@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedsb.privacy.accounting import Entry, epsilon_of
+from fedsb.privacy.codes import BudgetExceeded
 from fedsb.privacy.ledger import Key, Ledger, read_entries
 from fedsb.privacy.plan import Plan
 
@@ -51,8 +52,18 @@ class Account:
             BudgetExceeded: it would take epsilon above ``max_epsilon``; nothing is entered.
         """
         most = self.max_epsilon
-        allowed = None if most is None else (lambda entries: epsilon_of(entries, self.plan.delta, self.accountant) <= most)
-        self.ledger.charge(key, (entry,), limit=allowed)
+        allowed = None if most is None else (lambda entries: self._epsilon(entries) <= most)
+        try:
+            self.ledger.charge(key, (entry,), limit=allowed)
+        except BudgetExceeded:
+            spent = self.ledger.entries()
+            raise BudgetExceeded(
+                f"privacy.max_epsilon={most:g} would be exceeded: '{self.ledger.folder}' holds epsilon {self._epsilon(spent):.3f}, and "
+                f"{self._epsilon((*spent, entry)):.3f} with {key.exchange} of round {key.round}"
+            ) from None
+
+    def _epsilon(self, entries: Sequence[Entry]) -> float:
+        return epsilon_of(entries, self.plan.delta, self.accountant)
 
     def charge_unnoised(self, exchange: str) -> None:
         """Enter what leaves without noise: from then on the ledger's epsilon is infinite, in this run and in every later one.
@@ -65,7 +76,7 @@ class Account:
     def metrics(self, entry: Entry) -> dict[str, float]:
         """Return what the reply to a release says: its entry, and epsilon of all that the ledger holds."""
         return {
-            "epsilon": epsilon_of(self.ledger.entries(), self.plan.delta, self.accountant),
+            "epsilon": self._epsilon(self.ledger.entries()),
             "delta": self.plan.delta,
             "sampling-rate": entry.sampling_rate,
             "noise-multiplier": entry.noise_multiplier,

@@ -26,6 +26,7 @@ class Claim:
         accountant: which one computed epsilon.
         reason: why nothing can be claimed whatever the accounts say; None where it can.
         charged: in a simulation, what a client's ledger holds, for one that failed after it was charged.
+        target: epsilon that the run was asked to keep to; a real node's ledger may hold more from earlier runs.
         accounts: the last account by client.
         silent: clients whose last request brought no account, so that their ledgers may hold more than they said.
     """
@@ -34,6 +35,7 @@ class Claim:
     accountant: str
     reason: str | None = None
     charged: Callable[[str], dict[str, float] | None] = lambda client: None
+    target: float | None = None
     accounts: dict[str, dict[str, float]] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
 
@@ -56,6 +58,7 @@ class Claim:
             "delta": max(account["delta"] for account in shown.values()),
             "max": max(values),
             "min": min(values),
+            "target": self.target,
             "accountant": self.accountant,
             "simulated": simulated,
             "noise_multiplier": {"max": max(noises), "min": min(noises)},

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedsb.privacy.claim import NO_MECHANISM
+from fedsb.privacy.claim import NO_MECHANISM, NOT_COVERED
 from fedsb.report.records import RoundRecord, Run
 from fedsb.report.table import bound, epsilon_text, uncovered_text
 
@@ -47,7 +47,11 @@ def claim_text(run: Run) -> str:
         reason = run.summary.get("epsilon_reason") or "no reason was recorded"
         return f"{UNPROTECTED if reason == NO_MECHANISM else UNCLAIMED.format(reason=reason)} {NO_GUARANTEE}"
     shown = f"**{epsilon_text(run.summary)}**"
-    return PRIVACY.format(epsilon=shown, uncovered=uncovered_text(run.summary), simulated=SIMULATED if epsilon.get("simulated") else "")
+    return PRIVACY.format(
+        epsilon=shown,
+        uncovered=uncovered_text(run.summary) or NOT_COVERED.get(str(epsilon.get("unit")), "see the documentation"),
+        simulated=SIMULATED if epsilon.get("simulated") else "",
+    )
 
 
 def _last_known(records: Sequence[RoundRecord]) -> str:

@@ -28,10 +28,13 @@ SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("weights", ("federation.weighting",)),
     ("local training", ("train.optimizer", "train.lr", "train.local_epochs", "train.local_steps", "train.batch_size")),
     ("server optimiser", ("federation.server_optimizer.name",)),
+    ("privacy", ("privacy.unit", "privacy.epsilon", "privacy.noise_multiplier", "privacy.max_epsilon")),
+    ("clipping", ("privacy.clipping", "privacy.max_grad_norm")),
     ("wire", ("federation.wire_dtype",)),
     ("seed", ("seed",)),
 )
 OF_ADAPTERS = ("rank", "start", "adapted layers")
+OF_PRIVACY = ("privacy", "clipping")
 CAPTIONS = {
     "quality": "Quality after each round; round 0 is before training.",
     "bytes": "Payload so far, summed over clients.",
@@ -125,7 +128,10 @@ def _lead(run: Run) -> str:
 
 def _what_ran(run: Run) -> str:
     summary = run.summary or {}
-    unused = OF_ADAPTERS if summary.get("rank", 0) is None else ()  # a run without adapters has no rank, whatever its configuration says
+    unused: tuple[str, ...] = (
+        OF_ADAPTERS if summary.get("rank", 0) is None else ()
+    )  # a run without adapters has no rank, whatever its configuration says
+    unused += () if run.setting("privacy.unit") in ("example", "client") else OF_PRIVACY
     body = [(label, ", ".join(shown)) for label, keys in SETTINGS if label not in unused and (shown := _shown(run, keys))]
     if "trained_params" in summary:
         body.append(("trained parameters", f"{summary['trained_params']:,}"))

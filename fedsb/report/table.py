@@ -96,6 +96,8 @@ def epsilon_text(summary: Mapping[str, Any]) -> str:
     spread = most if epsilon["max"] == epsilon["min"] else f"at most {most}, at least {least}"
     note = ", simulated" if epsilon.get("simulated") else ""
     text = f"{spread} per {epsilon['unit']} at delta {epsilon['delta']:.1e} ({epsilon['accountant']}{note})"
+    if epsilon["max"] is not None and epsilon["max"] > (epsilon.get("target") or math.inf):
+        text += f"; more than this run's target of {epsilon['target']:g}, as earlier runs on a node's data count too"
     if silent := epsilon.get("silent"):
         text += f"; not known of {plural(len(silent), 'client')} that did not answer last"
     return text

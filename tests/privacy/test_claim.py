@@ -97,3 +97,13 @@ def test_an_exception_travels_as_a_number_of_its_kind() -> None:
     assert all(code_of(SelfCheckFailed(name)) is code for name, code in CODES.items())
     assert len(BY_NUMBER) == len(CODES)
     assert sorted(code.number for code in CODES.values() if code.stops) == list(range(11, 17))
+
+
+def test_more_than_the_target_is_said_to_come_from_earlier_runs() -> None:
+    claim = Claim("example", "rdp", target=3.0)
+    account = {"epsilon": 3.65, "delta": 1e-5, "noise-multiplier": 1.0}
+    claim.note({"a": account}, ())
+    told = epsilon_text({"epsilon": claim.final(simulated=False)})
+    assert told.endswith("; more than this run's target of 3, as earlier runs on a node's data count too")
+    claim.note({"a": account | {"epsilon": 2.99}}, ())
+    assert "target" not in epsilon_text({"epsilon": claim.final(simulated=False)})

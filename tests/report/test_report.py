@@ -97,7 +97,7 @@ def test_an_epsilon_is_told_with_what_it_leaves_out(simulated: bool, make_run: M
     (folder / "summary.json").write_text(json.dumps(make_summary(make_records()) | {"epsilon": epsilon}))
     text = report_text(read_run(folder))
     assert "Epsilon is **at most 3.00, at least 2.50 per example at delta 1.0e-05" in text
-    assert "does not cover a person with several examples" in text
+    assert "Not covered: a person with several examples" in text
     assert ("comes from the seed" in text) is simulated
 
 

@@ -46,7 +46,7 @@ MISTAKES = {
     "no noise": (["privacy=example", "privacy.noise_multiplier=0"], "privacy.noise_multiplier=0.0 is out of range; it must be above 0"),
     "an accountant": ([*EXAMPLE, "privacy.accountant=gdp"], "unknown privacy.accountant 'gdp'"),
     "weights": (["privacy=client", "privacy.noise_multiplier=1"], "privacy.unit=client with federation.weighting=examples: a client with"),
-    "a residual": ([*CLIENT, "method=fedex_lora"], "privacy.unit=client is not defined for FedExLoRA"),
+    "a residual": ([*CLIENT, "method=fedex_lora"], "privacy.unit=client is not defined for method=fedex_lora"),
 }
 
 
