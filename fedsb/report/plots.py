@@ -97,7 +97,7 @@ def _dress(ax: Axes, title: str, x: str, y: str) -> None:
 def _rounds_axis(ax: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _bytes_axis(ax: Axes, which: str, shown: Sequence[float]) -> None:

@@ -102,7 +102,7 @@ def draw_noise(axes: Sequence[Axes], run: Run, colours: Sequence[str], dress: Ca
         pairs = [(record.round, record.simulation_only[key]) for record in run.records if key in record.simulation_only]
         ax.plot([number for number, _ in pairs], [value for _, value in pairs], marker="o", color=colour)
         dress(ax, f"{title} (simulation only)", "round", unit)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes[0].set_ylim(-0.03, 1.03)
     _scale_ratio(axes[1], run)
 
