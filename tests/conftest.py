@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,11 +39,19 @@ DECODER = ["<unk>", "<s>", "</s>"]  # no padding token, as in GPT-2 and Llama
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Deal the slow tests out over both halves, first in each: two workers begin with a half each, and what is fast fills the gaps."""
+    """Deal the slow tests out, first in what each worker begins with; what is fast fills the gaps."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     slow = [item for item in items if item.get_closest_marker("slow")]
     fast = [item for item in items if not item.get_closest_marker("slow")]
-    half = len(fast) // 2
-    items[:] = [*slow[::2], *fast[:half], *slow[1::2], *fast[half:]]
+    dealt: list[pytest.Item] = []
+    for number in range(workers):
+        # pytest-xdist hands out contiguous parts of equal size.
+        size = (len(items) - len(dealt)) // (workers - number)
+        first = slow[number::workers]
+        rest = size - len(first)
+        dealt += [*first, *fast[:rest]]
+        fast = fast[rest:]
+    items[:] = [*dealt, *fast]
 
 
 def made_rows() -> list[tuple[str, str]]:
