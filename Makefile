@@ -6,8 +6,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fedsb
 VENV := $(if $(filter 1,$(words $(CURDIR))),.venv,$(if $(filter 1,$(words $(CACHE))),$(CACHE),/tmp/fedsb)/venv-$(firstword $(shell pwd | cksum)))
 BIN := $(VENV)/bin
-# Tests at a time, for two cores: those that start Flower leave a core idle half of their time.
-WORKERS ?= 3
+# Tests at a time. Three on two cores are slower: Flower's processes wait for one another then.
+WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 5
 
 REQUIREMENTS := pyproject.toml setup.py constraints.txt $(wildcard requirements*.txt)
