@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsb.report.privacy import draw_noise, has_noise_figures
+from fedsb.report.privacy import draw_noise, has_noise_figures, mark_level
 from fedsb.report.records import Run, read_run
 from fedsb.report.series import LOWER_IS_BETTER, PAYLOADS, cumulative, metric_names, primary_metric, totals, values
 from fedsb.report.table import human_bytes
@@ -216,17 +216,7 @@ def _draw_gaps(ax: Axes, run: Run, **style: Any) -> None:
 
 def _dress_gaps(ax: Axes, title: str = "Exactness gap") -> None:
     ax.set_yscale("log")
-    ax.axhline(EXACT, color="#666666", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    ax.annotate(
-        "exact below 1e-5",
-        (0.99, EXACT),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8,
-        color="#666666",
-    )
+    mark_level(ax, EXACT, "exact below 1e-5")
     _dress(ax, title, "round", "relative distance to the true mean")
     _rounds_axis(ax)
 

@@ -113,10 +113,15 @@ def _scale_ratio(ax: Axes, run: Run) -> None:
     if ratios:
         ax.set_yscale("log")
         ax.set_ylim(0.5 * min(1.0, *ratios), 2.0 * max(1.0, *ratios))
-    ax.axhline(1.0, color="#666666", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    mark_level(ax, 1.0, "as much signal as noise")
+
+
+def mark_level(ax: Axes, level: float, text: str) -> None:
+    """Draw a dashed line across a plot, with its meaning above its right end."""
+    ax.axhline(level, color="#666666", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     ax.annotate(
-        "as much signal as noise",
-        (0.99, 1.0),
+        text,
+        (0.99, level),
         xycoords=("axes fraction", "data"),
         xytext=(0, 3),
         textcoords="offset points",
