@@ -18,6 +18,8 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
+# Empty, that is off: images for containers often set it, and then every process compiles torch, Ray and transformers again (10 s each).
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo check lint test bench clean
 .DEFAULT_GOAL := demo
