@@ -21,7 +21,7 @@ export TOKENIZERS_PARALLELISM := false
 # Empty, that is off: images for containers often set it, and then every process compiles torch, Ray and transformers again (10 s each).
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo check lint test bench clean
+.PHONY: setup demo check lint style types test all-tests bench clean
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/installed-dev
@@ -33,12 +33,20 @@ demo: $(if $(wildcard $(VENV)/installed-dev),$(VENV)/installed-dev,$(VENV)/insta
 check: lint
 	$(PYTEST) -m "not slow and not gpu"
 
-test: lint
+# Types beside the tests: alone they would keep one core busy for a minute.
+test: style
+	$(MAKE) --no-print-directory --jobs 2 types all-tests
+
+all-tests: $(VENV)/installed-dev
 	$(PYTEST) -p scripts.skipped_groups -rs --fail-if-group-skipped
 
-lint: $(VENV)/installed-dev
+lint: style types
+
+style: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/installed-dev
