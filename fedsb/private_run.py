@@ -143,16 +143,19 @@ def private_exchanges(config: Config) -> int:
 
 
 def forecast(config: Config, plans: Sequence[Plan | ServerPlan], shapes: Mapping[str, tuple[int, int]]) -> str:
-    """Return the line on the signal-to-noise that a private start can have at most, over all who add noise to it.
+    """Return the line on the signal-to-noise that a private start can have at most."""
+    return forecast_line(start_snr(config, plans, shapes), max(plan.start.noise_multiplier for plan in plans if plan.start is not None))
+
+
+def start_snr(config: Config, plans: Sequence[Plan | ServerPlan], shapes: Mapping[str, tuple[int, int]]) -> float:
+    """Return the signal-to-noise that a private start's sketches can have at most, over all who add noise to them.
 
     The mean of the clients' sketches is at most C long, for no client's own is longer (on average over its samples); the noise on client
     i's is σ_i C / E_i an entry, with E_i examples expected.
     """
     noise = math.sqrt(sum((weight * spread) ** 2 for weight, spread in _parties(config, plans)))
     sketch = sketch_of(config.init, config.adapter.rank, config.seed)
-    norm, shown = config.privacy.init_norm, [plan.start.noise_multiplier for plan in plans if plan.start is not None]
-    snr = min(forecast_snr(noise, norm, 1.0, shapes, sketch.width, side) for side in ("right", "left"))
-    return forecast_line(snr, max(shown))
+    return min(forecast_snr(noise, config.privacy.init_norm, 1.0, shapes, sketch.width, side) for side in ("right", "left"))
 
 
 def _parties(config: Config, plans: Sequence[Plan | ServerPlan]) -> list[tuple[float, float]]:

@@ -1,15 +1,17 @@
 """From where on a private gradient start beats a data-free one: accuracy by shard size, epsilon and lever. Needs the `demo` extra.
 
 Run as ``python scripts/bench_private_start.py [--cache PATH] [--minutes M]`` on an installed project. Shards of 320, 3,000 and 30,000
-examples are drawn with replacement from the training articles of BBC News (repeated articles count as examples of their own: what matters
-here is how much noise a client of that size needs). Every row is a whole private federation of ``fed_sb``; of each lever the start from the
-clients' gradients stands beside the data-free one with the same rank and the same layers. Finished runs are kept in the cache file.
+examples are drawn with replacement from the beginnings of the training articles of BBC News (repeated articles count as examples of their
+own: what matters here is how much noise a client of that size needs). Every row is a whole private federation of ``fed_sb``; of each lever
+the start from the clients' gradients stands beside the data-free one with the same rank, layers and epsilon. The forecast is the bound on
+the sketch's signal-to-noise that a run prints before it begins. Finished runs are kept in the cache file.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -25,27 +27,34 @@ from bench_private_accuracy import Cache, cell
 from split_data import write_rows
 
 from fedsb.assembly import corpus_of
+from fedsb.client_app import app
 from fedsb.config import load
+from fedsb.private_run import start_snr
 from fedsb.rng import numpy_generator
+from fedsb.runtime.local import LocalGrid
+from fedsb.server_app import planned, prepare
 
 SHARDS = (320, 3_000, 30_000)
 EPSILONS = (1.0, 3.0, 8.0)
 CLIENTS, FRACTION = 2, 0.3
+CHARACTERS = 200  # of a text: 32 tokens are all that is used of it, and a table of 60,000 is read once a seed
 BASE = (
-    "method=fed_sb", f"federation.num_clients={CLIENTS}", "federation.partition.kind=iid", "federation.num_rounds=3", "train.local_steps=1",
-    "train.batch_size=320", "train.max_length=32", "init.num_examples=320", "federation.exactness=false", "privacy=example",
-    "data=files", "data.text=text", "data.label=label", "train.lr=0.03",
+    "method=fed_sb", f"federation.num_clients={CLIENTS}", "federation.partition.kind=iid", "federation.num_rounds=10",
+    "train.local_steps=1", "train.batch_size=160", "train.max_length=32", "federation.exactness=false", "privacy=example", "data=files",
+    "data.text=text", "data.label=label", "train.lr=0.2",
 )  # fmt: skip
-PRIVATE = ("init.kind=gradient", f"privacy.init_fraction={FRACTION}")
 FREE = ("init.kind=weight_svd",)
-SCALED = "adapter.alpha=256"
+PRIVATE = ("init.kind=gradient", f"privacy.init_fraction={FRACTION}", "init.num_examples=1600")
+LAYER, SCALE_2 = "adapter.targets=[layer.5.*]", "adapter.alpha=32"
 # What is varied -> overrides shared with its data-free counterpart, overrides of the private start alone.
 LEVERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "two power-iteration exchanges spent": ((SCALED,), ("init.power_iterations=1",)),
-    "none spent": ((SCALED,), ("init.power_iterations=0",)),
-    "none spent, every example scaled to the clipping norm": ((SCALED,), ("init.power_iterations=0", "privacy.init_normalise=true")),
-    "none spent, query and value only": ((SCALED, "adapter.targets=[query,value]"), ("init.power_iterations=0",)),
-    "none spent, rank 4": (("rank=4", "adapter.alpha=64"), ("init.power_iterations=0", "init.oversample=2")),
+    "two exchanges": ((LAYER, SCALE_2), ("init.power_iterations=0",)),
+    "four exchanges (one power iteration)": ((LAYER, SCALE_2), ("init.power_iterations=1",)),
+    "two, every example scaled to the clipping norm": ((LAYER, SCALE_2), ("init.power_iterations=0", "privacy.init_normalise=true")),
+    "two, query and value only, rank 4": (
+        ("adapter.targets=[layer.5.*.query,layer.5.*.value]", "rank=4", "adapter.alpha=8"),
+        ("init.power_iterations=0", "init.oversample=2"),
+    ),
 }
 
 
@@ -67,7 +76,7 @@ def main() -> int:
 
 def rows(options: argparse.Namespace, cache: Cache) -> Iterator[str]:
     """Yield the lines of the table in Markdown."""
-    head = ["examples a client", "epsilon", "lever", "private start", "data-free start", "lead, points"]
+    head = ["examples a client", "epsilon", "private start by", "forecast", "private start", "data-free start", "lead, points"]
     yield "| " + " | ".join(head) + " |\n|" + "---|" * len(head)
     for shard in options.shards:
         table = resampled(options.data, shard)
@@ -79,7 +88,15 @@ def rows(options: argparse.Namespace, cache: Cache) -> Iterator[str]:
                     for start in ((*PRIVATE, *own), FREE)
                 )
                 lead = 100 * sum(a - b for a, b in zip(private, free, strict=True)) / len(private)
-                yield f"| {shard:,} | {epsilon:g} | {lever} | {cell(private)} | {cell(free)} | {lead:+.1f} |"
+                snr = forecast([*base, *PRIVATE, *own, f"seed={options.seeds[0]}"])
+                yield f"| {shard:,} | {epsilon:g} | {lever} | {snr:.2f} | {cell(private)} | {cell(free)} | {lead:+.1f} |"
+
+
+def forecast(overrides: Sequence[str]) -> float:
+    """Return the bound on the signal-to-noise of the start's sketches."""
+    config = load(list(overrides))
+    prepared = planned(prepare(config), LocalGrid.simulation(app, {"overrides": shlex.join(overrides)}))
+    return start_snr(config, list(prepared.plans.values()), prepared.adapted.shapes)
 
 
 def resampled(folder: Path, shard: int) -> Sequence[str]:
@@ -90,8 +107,8 @@ def resampled(folder: Path, shard: int) -> Sequence[str]:
     if not train.exists():
         drawn = numpy_generator(0, "resample", shard).integers(len(corpus.train), size=CLIENTS * shard)
         cfg = replace(config.data, text="text", label="label")
-        write_rows(test, corpus.test, cfg, labels=corpus.labels)
-        write_rows(train, corpus.train.take(int(i) for i in drawn), cfg, labels=corpus.labels)
+        for path, part in ((test, corpus.test), (train, corpus.train.take(int(i) for i in drawn))):
+            write_rows(path, replace(part, texts=tuple(text[:CHARACTERS] for text in part.texts)), cfg, labels=corpus.labels)
     return [f"data.path={train}", f"data.test_path={test}", f"privacy.delta={0.1 / shard:g}"]
 
 
