@@ -167,7 +167,7 @@ def _device_is_known(config: Config) -> None:
 def _noise_is_given_once(config: Config) -> None:
     p = config.privacy
     given = [key for key in ("epsilon", "noise_multiplier") if getattr(p, key) is not None]
-    wanted = given or [key for key in ("max_epsilon", "init_fraction") if getattr(p, key)]
+    wanted = given or [key for key in ("max_epsilon", "init_fraction", "init_normalise") if getattr(p, key)]
     if p.unit == "none" and wanted:
         raise UserError(f"privacy.{wanted[0]} is given, but privacy.unit=none adds no noise; choose privacy=example or privacy=client")
     if p.unit != "none" and len(given) != 1:
@@ -188,6 +188,14 @@ def _fraction_has_a_start(config: Config) -> None:
         raise UserError(
             f"privacy.init_fraction={config.privacy.init_fraction:g} pays for a start from the clients' data, but "
             f"init.kind={start_kind(config)} with init.evidence={config.init.evidence} uses none; set it to 0"
+        )
+
+
+def _normalising_has_sketches(config: Config) -> None:
+    if config.privacy.unit == "example" and config.privacy.init_normalise and not config.privacy.init_fraction:
+        raise UserError(
+            "privacy.init_normalise=true is for the noised sketches of a start, and privacy.init_fraction=0 has none; "
+            "set privacy.init_fraction=0.1 with init.kind=gradient, or leave it out"
         )
 
 
@@ -233,6 +241,7 @@ JOINT_RULES: tuple[Callable[[Config], None], ...] = (
     _noise_is_given_once,
     _evaluation_is_not_private,
     _fraction_has_a_start,
+    _normalising_has_sketches,
     _client_unit_sums_equally,
     _example_keys_have_their_unit,
     _budget_covers_the_target,

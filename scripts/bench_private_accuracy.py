@@ -83,7 +83,7 @@ TABLES: dict[str, Table] = {
     ),
     "sst2": Table(
         base=(
-            *SHARED, "federation.num_clients=6", "train.batch_size=120", "data=files", "data.text=text", "data.label=label",
+            *SHARED, "federation.num_clients=6", "train.batch_size=80", "data=files", "data.text=text", "data.label=label",
             f"data.path={SST2 / 'train.jsonl'}", f"data.test_path={SST2 / 'test.jsonl'}",
         ),
         epsilons=(3.0, 6.0, None),

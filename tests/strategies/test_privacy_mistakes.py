@@ -43,6 +43,11 @@ MISTAKES = {
         [*EXAMPLE, "privacy.init_fraction=0.2", "init.kind=orthogonal"],
         "privacy.init_fraction=0.2 pays for a start from the clients' data, but init.kind=orthogonal with init.evidence=clients uses none",
     ),
+    "normalised sketches of no start": (
+        [*EXAMPLE, "privacy.init_normalise=true"],
+        "privacy.init_normalise=true is for the noised sketches of a start, and privacy.init_fraction=0 has none; set privacy.init_frac",
+    ),
+    "normalised sketches and no unit": (["privacy.init_normalise=true"], "privacy.init_normalise is given, but privacy.unit=none adds no"),
     "no noise": (["privacy=example", "privacy.noise_multiplier=0"], "privacy.noise_multiplier=0.0 is out of range; it must be above 0"),
     "an accountant": ([*EXAMPLE, "privacy.accountant=gdp"], "unknown privacy.accountant 'gdp'"),
     "weights": (["privacy=client", "privacy.noise_multiplier=1"], "privacy.unit=client with federation.weighting=examples: a client with"),
