@@ -42,8 +42,8 @@ SST2 = Path("../shared/data/sst2")
 # Method -> the grid of its trials. Four each: learning rate by scale s = alpha / r, or by clipping norm where nothing is scaled.
 METHODS: dict[str, list[list[str]]] = {
     "fed_sb": [[f"train.lr={lr}", f"adapter.alpha={16 * s}"] for lr in (0.1, 0.2) for s in (1, 2)],
-    "fedavg_lora": [[f"train.lr={lr}", f"adapter.alpha={int(8 * s)}"] for lr in (0.05, 0.2) for s in (0.5, 2)],
-    "fedex_lora": [[f"train.lr={lr}", f"adapter.alpha={int(8 * s)}"] for lr in (0.05, 0.2) for s in (0.5, 2)],
+    "fedavg_lora": [[f"train.lr={lr}", f"adapter.alpha={8 * s}"] for lr in (0.02, 0.05) for s in (1, 4)],
+    "fedex_lora": [[f"train.lr={lr}", f"adapter.alpha={8 * s}"] for lr in (0.02, 0.05) for s in (1, 4)],
     "head_only": [[f"train.lr={lr}", f"privacy.max_grad_norm={c}"] for lr in (0.05, 0.2) for c in (0.3, 1.0)],
 }
 # The same for every method. Adapters on the last of six layers only: fewer weights to put noise on, and the rest is computed once. A step
