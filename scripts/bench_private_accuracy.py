@@ -53,7 +53,7 @@ METHODS: dict[str, tuple[Grid, Grid]] = {
     "fedavg_lora": (low_rank(8, (0.02, 0.05), (1, 4)), low_rank(8, (0.005, 0.02), (1, 4))),
     "fedex_lora": (low_rank(8, (0.02, 0.05), (1, 4)), low_rank(8, (0.005, 0.02), (1, 4))),
     "head_only": (
-        [[f"train.lr={rate}", f"privacy.max_grad_norm={norm}"] for rate in (0.2, 0.5) for norm in (0.3, 1.0)],
+        [[f"train.lr={rate}", f"privacy.max_grad_norm={norm}"] for rate in (0.05, 0.2) for norm in (0.3, 1.0)],
         [[f"train.lr={rate}"] for rate in (0.005, 0.01, 0.02, 0.05)],
     ),
 }
