@@ -163,8 +163,8 @@ def model_of(config: Config, labels: tuple[str, ...]) -> AdaptedModel:
 
 
 def run_folder(config: Config, run: str, given: str | None = None) -> Path:
-    """Return the folder of a run: as the command line has set it, else ``output``, else under :func:`home`."""
-    return Path(given or config.output or home() / "runs" / run)
+    """Return the folder of a run: that of a resumed one, else as the command line has set it, else ``output``, else under :func:`home`."""
+    return Path(config.resume or given or config.output or home() / "runs" / run)
 
 
 def home() -> Path:
@@ -189,5 +189,5 @@ def anchored(config: Config, folder: Path) -> Config:
     )
     model = replace(config.model, name=absolute(config.model.name) or "") if config.model.kind == "pretrained" else config.model
     model = replace(model, tokenizer=absolute(model.tokenizer))
-    output = None if config.output is None else str(folder / config.output)
-    return replace(config, data=data, model=model, output=output)
+    output, resume = (None if path is None else str(folder / path) for path in (config.output, config.resume))
+    return replace(config, data=data, model=model, output=output, resume=resume)

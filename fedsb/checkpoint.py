@@ -1,60 +1,162 @@
-"""Checkpoints: the server's trained state after each round, and every frozen delta once; safetensors, written atomically."""
+"""Checkpoints: what the server holds after a round, and every frozen delta once; safetensors, written whole or not at all.
+
+A round's file names the head of the frozen log that it builds on, so a damaged delta is found by the hash of its content. The file itself
+carries a hash over its tensors and facts, the run it belongs to, and the version of this format.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save, save_file
+from torch import Tensor
 
-from fedsb.errors import RunError
+from fedsb.errors import RunError, UserError
 from fedsb.frozen import FrozenLog
 from fedsb.state import Name, State
 
+FORMAT = 1
+STATE = "state"
+LOG = logging.getLogger(__name__)
 
-def save_checkpoint(folder: Path, round_number: int, state: State, frozen: FrozenLog) -> None:
-    """Write ``round-NNNN.safetensors`` and the deltas that are not there yet; drop the previous round's file."""
+
+@dataclass(frozen=True)
+class Memory:
+    """What a run needs to go on beside its state and its frozen log.
+
+    Attributes:
+        states: named groups of tensors, such as a server optimiser's moments.
+        facts: plain values, JSON-like.
+    """
+
+    states: Mapping[str, State] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the server holds after a round; round 0 is the end of the start."""
+
+    round: int
+    state: State
+    frozen: FrozenLog
+    memory: Memory = field(default_factory=Memory)
+
+
+class Damaged(ValueError):
+    """A file of a checkpoint is not what was written."""
+
+
+def save_checkpoint(folder: Path, snapshot: Snapshot, *, run: str = "", keep: int = 1) -> None:
+    """Write ``round-NNNN.safetensors`` and the deltas that are not there yet; drop rounds before the last ``keep``.
+
+    Args:
+        folder: made if need be.
+        snapshot: what to write.
+        run: fingerprint of the run's configuration, which a resumed run must share.
+        keep: number of rounds to keep.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    frozen = snapshot.frozen
     for version, delta in enumerate(frozen.deltas(), start=1):
-        path = folder / f"frozen-{version:04d}.safetensors"
+        path = _delta_file(folder, version, frozen.heads[version])
         if not path.exists():
-            _write(path, delta, {"version": str(version), "head": frozen.heads[version]})
-    _write(folder / f"round-{round_number:04d}.safetensors", state, {"round": str(round_number), "frozen": frozen.head})
-    for old in folder.glob("round-*.safetensors"):
-        if old.name != f"round-{round_number:04d}.safetensors":
-            old.unlink()
+            _write(path, _tensors({STATE: delta}), {"head": frozen.heads[version]})
+    facts = {"format": FORMAT, "round": snapshot.round, "frozen": frozen.heads[1:], "run": run, "facts": dict(snapshot.memory.facts)}
+    _write(folder / f"round-{snapshot.round:04d}.safetensors", _tensors({STATE: snapshot.state, **snapshot.memory.states}), facts)
+    for old in _rounds(folder)[keep:]:
+        old.unlink()
 
 
-def load_checkpoint(folder: Path) -> tuple[int, State, FrozenLog]:
-    """Read the last checkpoint of a run.
+def load_checkpoint(folder: Path, *, run: str | None = None) -> Snapshot:
+    """Read the last checkpoint that is whole; one that is damaged, or of another ``run``, is named in the log and passed over.
 
     Raises:
         FileNotFoundError: the folder holds none.
-        RunError: a frozen delta that the round builds on is not there.
+        RunError: it holds some, and none of them can be used.
+        UserError: the last was written by a later version.
     """
-    rounds = sorted(folder.glob("round-*.safetensors"))
-    if not rounds:
-        raise FileNotFoundError(f"no checkpoint in '{folder}'")
-    with safe_open(rounds[-1], "pt") as file:
-        head = file.metadata()["frozen"]
+    reasons = []
+    for path in _rounds(folder):
+        try:
+            return _load(folder, path, run)
+        except Damaged as error:
+            reasons.append(f"'{path}' {error}")
+            LOG.warning("checkpoint passed over: %s", reasons[-1])
+    if reasons:
+        raise RunError(f"no checkpoint can be used: {'; '.join(reasons)}")
+    raise FileNotFoundError(f"no checkpoint in '{folder}'")
+
+
+def _rounds(folder: Path) -> list[Path]:
+    """Return the files of rounds, the latest first."""
+    return sorted(folder.glob("round-*.safetensors"), key=lambda path: int(path.stem.split("-")[1]), reverse=True)
+
+
+def _load(folder: Path, path: Path, run: str | None) -> Snapshot:
+    groups, facts = _read(path)
+    if facts["format"] > FORMAT:
+        raise UserError(f"'{path}' was written by a later version (format {facts['format']}, this one reads {FORMAT}); use that version")
+    if run is not None and facts["run"] != run:
+        raise Damaged("is of a run with another configuration")
     log = FrozenLog()
-    for path in sorted(folder.glob("frozen-*.safetensors")):
-        # A run killed between the two files leaves a delta of the round that did not finish.
-        if log.head == head:
-            break
-        log.append(_read(path))
-    if log.head != head:
-        raise RunError(f"'{rounds[-1]}' builds on frozen weights that are not beside it")
-    return int(rounds[-1].stem.split("-")[1]), _read(rounds[-1]), log
+    for version, head in enumerate(facts["frozen"], start=1):
+        log.append(_read(_delta_file(folder, version, head))[0].get(STATE, State()))
+        if log.head != head:
+            raise Damaged(f"builds on '{_delta_file(folder, version, head).name}', whose content has changed")
+    state = groups.pop(STATE, State())
+    return Snapshot(facts["round"], state, log, Memory(groups, facts["facts"]))
 
 
-def _write(path: Path, state: State, metadata: Mapping[str, str]) -> None:
+def _delta_file(folder: Path, version: int, head: str) -> Path:
+    # Named by its head too: a round that is repeated after a damaged checkpoint may leave other deltas than it did before.
+    return folder / f"frozen-{version:04d}-{head[:8]}.safetensors"
+
+
+def _tensors(groups: Mapping[str, State]) -> dict[str, Tensor]:
+    # Copied: two names may share memory, which safetensors refuses.
+    return {f"{g}|{n.role}|{n.module}": t.detach().cpu().clone().contiguous() for g, state in groups.items() for n, t in state.items()}
+
+
+def _write(path: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
+    text = json.dumps(facts)
     scratch = path.with_suffix(".part")
-    save_file({f"{name.role}|{name.module}": t.contiguous() for name, t in state.items()}, scratch, metadata=dict(metadata))
+    save_file(tensors, scratch, metadata={"facts": text, "sha256": _digest(tensors, text)})
+    with scratch.open("rb") as file:
+        os.fsync(file.fileno())
     scratch.replace(path)
+    # The name lies in the folder, which has to reach the disk as well.
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
-def _read(path: Path) -> State:
-    with safe_open(path, "pt") as file:
-        return State({Name(*reversed(key.split("|", 1))): file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+def _read(path: Path) -> tuple[dict[str, State], dict[str, Any]]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise Damaged(f"can't be read ({path.name}: {' '.join(str(error).split())[:80]})") from None
+    text = metadata.get("facts", "")
+    if metadata.get("sha256") != _digest(tensors, text):
+        raise Damaged(f"is not what was written ({path.name}: its hash differs)")
+    groups: dict[str, dict[Name, Tensor]] = {}
+    for key, tensor in tensors.items():
+        group, role, module = key.split("|", 2)
+        groups.setdefault(group, {})[Name(module, role)] = tensor
+    return {group: State(found) for group, found in groups.items()}, json.loads(text)
+
+
+def _digest(tensors: dict[str, Tensor], text: str) -> str:
+    return hashlib.sha256(save(dict(sorted(tensors.items()))) + text.encode()).hexdigest()

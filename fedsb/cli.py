@@ -63,11 +63,17 @@ def run(arguments: list[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
 
     from fedsb.config import ROOT, conf_dir, load
+    from fedsb.resuming import resumed
 
     overrides = overrides_in(arguments)
     sweep = any(flag in arguments for flag in ("-m", "--multirun"))
     for job in sweep_jobs(overrides) if sweep else [overrides]:
-        _check_output(load(job).output)
+        config = load(job)
+        _check_output(config.output)
+        if config.resume:
+            from fedsb.assembly import anchored
+
+            resumed(anchored(config, Path.cwd()), job)
     statuses: list[int] = []
 
     def job_main(composed: DictConfig) -> None:
@@ -137,8 +143,10 @@ def run_job(composed: DictConfig) -> int:
     overrides = list(HydraConfig.get().overrides.task)
     output = Path(HydraConfig.get().runtime.output_dir)
     from fedsb.assembly import anchored
+    from fedsb.resuming import resumed
 
-    config = anchored(typed(composed), Path.cwd())
+    given = anchored(typed(composed), Path.cwd())
+    config = resumed(given, overrides)
     print("loading model and data …", flush=True)
     _quieten()
     from fedsb.client_app import app as client_app
@@ -146,8 +154,9 @@ def run_job(composed: DictConfig) -> int:
     from fedsb.server_app import serve
 
     _log_to_screen()
-    grid = LocalGrid.simulation(client_app, {"overrides": shlex.join(overrides), "output": str(output)})
-    serve(config, grid, output)
+    folder = Path(config.resume or output)
+    grid = LocalGrid.simulation(client_app, {"overrides": shlex.join(overrides), "output": str(folder)})
+    serve(config, grid, folder, given=given)
     return 0
 
 

@@ -10,6 +10,7 @@ prefer_submitted_code()
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, cached_property, lru_cache, wraps
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from fedsb.privacy.ledger import Ledger
 from fedsb.privacy.plan import Plan, unnoised_start
 from fedsb.privacy.randomness import Streams, secret_streams, simulated_streams
 from fedsb.private_run import plan_of, save_plans, saved_plan
+from fedsb.resuming import resumed
 from fedsb.rules import start_kind
 from fedsb.schema import Config
 from fedsb.sketching import probe_layout, sketch_of
@@ -43,7 +45,12 @@ Handler = Callable[[Message, Context], Message]
 
 @lru_cache(maxsize=8)
 def _config(overrides: str) -> Config:
-    return anchored(load(split_overrides(overrides)), launch_folder())
+    given = split_overrides(overrides)
+    config = anchored(load(given), launch_folder())
+    if config.resume is not None and not Path(config.resume).is_dir():
+        # A real node: the server has held the overrides against the run.
+        return replace(config, resume=None)
+    return resumed(config, given)
 
 
 @cache
@@ -110,7 +117,9 @@ class _Job:
         folder = ledger_folder(parent / LEDGERS, client, self.data_path)
         header = {"unit": privacy.unit} | ({} if self.real else {"client": client, "privacy": as_dict(privacy)})
         ledger = Ledger(folder, header)
-        return Account(ledger, self._plan(folder if self.real else parent / LEDGERS, run), privacy.accountant, privacy.max_epsilon, run)
+        plan = self._plan(folder if self.real else parent / LEDGERS, run)
+        # A resumed simulation has another run id and the same ledgers: what they kept is found by the same key.
+        return Account(ledger, plan, privacy.accountant, privacy.max_epsilon, run if self.real else "simulation", not self.real)
 
     def _plan(self, folder: Path, run: str) -> Plan:
         """Return the plan that lies in ``folder``, a real node's under its run: a message may have a process of its own."""

@@ -36,9 +36,9 @@ def conf_dir() -> Path:
     return beside if (beside / f"{ROOT}.yaml").is_file() else here / "conf"
 
 
-def default_output(output: str | None) -> str:
-    """Return ``output``, or ``outputs/<date>/<time>`` where none is given."""
-    return output or datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S")
+def default_output(output: str | None, resume: str | None) -> str:
+    """Return the folder of a resumed run, else ``output``, else ``outputs/<date>/<time>``."""
+    return resume or output or datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S")
 
 
 def default_sweep(output: str | None) -> str:

@@ -5,13 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedsb.adapters.export import merged_copy
+from fedsb.adapters.export import export_head, export_peft, merged_copy
 from fedsb.assembly import corpus_of, task_of
 from fedsb.checkpoint import load_checkpoint
 from fedsb.config import read
 from fedsb.errors import UserError
-from fedsb.models import build_model
+from fedsb.loading import locate
+from fedsb.models import AdaptedModel, build_model
 from fedsb.pooling import pooling_remark
+from fedsb.report.records import RunFolder
+from fedsb.schema import Config
+from fedsb.state import State
+
+
+def export_run(config: Config, adapted: AdaptedModel, folder: RunFolder, head: State) -> None:
+    """Write what was trained for others to load: an adapter in PEFT's format, or the head alone where there is no adapter."""
+    if not adapted.spec.factors:
+        export_head(head, folder.head)
+        return
+    base = config.model.name if config.model.kind == "config" else locate(config.model)
+    export_peft(adapted.model, folder.adapter, base_model=base, task_type=task_of(config).peft_type, head=head)
 
 
 def export_merged(folder: Path, out: Path) -> tuple[Path, str]:
@@ -35,12 +48,12 @@ def export_merged(folder: Path, out: Path) -> tuple[Path, str]:
         raise UserError(f"'{folder}' holds no run (config.yaml is missing); give the output folder of a run")
     config = read(folder / "config.yaml")
     try:
-        _, state, log = load_checkpoint(folder / "checkpoints")
+        snapshot = load_checkpoint(folder / "checkpoints")
     except FileNotFoundError:
         raise UserError(f"'{folder}' holds no checkpoint: the run did not finish its start") from None
     labels = corpus_of(config).labels
     adapted = build_model(config.model, config.adapter, family=config.method.adapter, task=task_of(config), labels=labels, seed=config.seed)
-    adapted.install(state, log.view())
+    adapted.install(snapshot.state, snapshot.frozen.view())
     merged: Any = merged_copy(adapted.model)
     if config.model.pooling != "own":
         merged.config.fedsb_pooling = config.model.pooling

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -95,12 +95,14 @@ class ServerBooks:
         folder: of the run's ledgers.
         privacy: accountant, and what the ledger is of.
         plan: the releases.
+        simulated: tells whether the noise comes from the seed: a round that is repeated after a crash then releases the same numbers.
 
     Raises:
         UserError: the folder holds the ledger of another run.
     """
 
-    def __init__(self, folder: Path, privacy: PrivacyConfig, plan: ServerPlan) -> None:
+    def __init__(self, folder: Path, privacy: PrivacyConfig, plan: ServerPlan, *, simulated: Callable[[], bool] = lambda: False) -> None:
+        self.simulated = simulated
         self._ledger = Ledger(folder / "server", {"unit": privacy.unit, "privacy": asdict(privacy)})
         self._run = folder.parent.name
         self._accountant = privacy.accountant
@@ -108,8 +110,11 @@ class ServerBooks:
 
     def charge(self, round_number: int, exchange: str, clients: Sequence[str]) -> None:
         """Enter a release that covers some clients; an exchange of a start without noise is none."""
+        key = Key(self._run, round_number, exchange)
+        if self.simulated() and any(charged == key for charged, _ in self._ledger.charges()):
+            return
         entry = self._plan.training if round_number else self._plan.start
-        self._ledger.charge(Key(self._run, round_number, exchange), (entry,) if entry else (), clients=clients)
+        self._ledger.charge(key, (entry,) if entry else (), clients=clients)
 
     def accounts(self) -> dict[str, dict[str, float]]:
         """Return the accounts of all clients."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from fedsb.checkpoint import save_checkpoint
+from fedsb.checkpoint import Memory, Snapshot, save_checkpoint
 from fedsb.frozen import FrozenLog
 from fedsb.privacy.account import LEDGERS, read_diagnostics
 from fedsb.privacy.claim import Claim
@@ -14,6 +14,8 @@ from fedsb.report.records import RoundRecord, RunFolder
 from fedsb.state import State
 
 DIAGNOSED = {"loss": "train_loss", "clip_rate": "clip_rate", "signal_to_noise": "signal_to_noise", "clip_norm": "clip_norm"}
+
+ACCOUNTS, SILENT = "accounts", "silent"
 
 
 class Recorder:
@@ -25,6 +27,9 @@ class Recorder:
         claim: what can be said of epsilon.
         simulated: tells whether the clients are simulated; known once the nodes are.
         server_accounts: every client's account in the server's ledger, under client-level privacy.
+        memory: gives what the strategy carries on; checkpoints hold it.
+        run: fingerprint of the configuration.
+        keep: number of checkpoints to keep.
     """
 
     def __init__(
@@ -35,6 +40,9 @@ class Recorder:
         *,
         simulated: Callable[[], bool],
         server_accounts: Callable[[], dict[str, dict[str, float]]] | None = None,
+        memory: Callable[[], Memory] = Memory,
+        run: str = "",
+        keep: int = 1,
     ) -> None:
         self.records: list[RoundRecord] = []
         self.claim = claim
@@ -42,6 +50,15 @@ class Recorder:
         self._progress = progress
         self._simulated = simulated
         self._server_accounts = server_accounts
+        self._memory = memory
+        self._run = run
+        self._keep = keep
+
+    def resume(self, records: Sequence[RoundRecord], memory: Memory) -> None:
+        """Go on after the rounds of ``records``, with what was known of the clients' accounts."""
+        self.records = list(records)
+        self.claim.accounts = {client: dict(account) for client, account in memory.facts[ACCOUNTS].items()}
+        self.claim.silent = set(memory.facts[SILENT])
 
     def begin(self, round_number: int, clients: Sequence[str], stage: str) -> None:
         """Show that an exchange begins; those of the start have a line each, since their round's line comes late."""
@@ -63,8 +80,14 @@ class Recorder:
         record = self._with_privacy(record)
         self.records.append(record)
         self._folder.append(record)
-        save_checkpoint(self._folder.checkpoints, record.round, state, frozen)
+        self._save(record.round, state, frozen)
         self._progress.end(record)
+
+    def _save(self, number: int, state: State, frozen: FrozenLog) -> None:
+        memory = self._memory()
+        facts = {**memory.facts, ACCOUNTS: self.claim.accounts, SILENT: sorted(self.claim.silent)}
+        snapshot = Snapshot(number, state, frozen, Memory(memory.states, facts))
+        save_checkpoint(self._folder.checkpoints, snapshot, run=self._run, keep=self._keep)
 
     def _with_privacy(self, record: RoundRecord) -> RoundRecord:
         """Add epsilon so far, and keep what no noise covers to simulations."""

@@ -88,6 +88,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "privacy.max_batch": (lambda v: v >= 1, "at least 1"),
     "privacy.init_fraction": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "privacy.init_norm": (lambda v: v > 0, "above 0"),
+    "keep_checkpoints": (lambda v: v >= 1, "at least 1"),
     "runtime.threads": (lambda v: v >= 1, "at least 1"),
 }
 

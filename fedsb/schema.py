@@ -204,3 +204,5 @@ class Config:
     cost: CostConfig
     device: str
     output: str | None
+    resume: str | None
+    keep_checkpoints: int

@@ -18,9 +18,6 @@ from typing import Any
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from clients import dense_gradients, draw_evidence, give_evidence
-from fedsb.adapters.export import export_head, export_peft
-from fedsb.adapters.starts import DATA_FREE, core, sign_start
 from fedsb.assembly import (
     anchored,
     corpus_of,
@@ -28,17 +25,17 @@ from fedsb.assembly import (
     every_core,
     model_of,
     parts_of,
-    public_features,
     run_folder,
     task_of,
     test_features,
     use_threads,
 )
+from fedsb.checkpoint import Snapshot, load_checkpoint
 from fedsb.config import as_yaml, load, split_overrides
 from fedsb.errors import RunError, UserError
 from fedsb.evaluation import evaluate
+from fedsb.exporting import export_run
 from fedsb.frozen import FrozenLog
-from fedsb.loading import locate
 from fedsb.logs import run_log
 from fedsb.messages import decode_arrays, encode_arrays
 from fedsb.models import AdaptedModel
@@ -52,15 +49,14 @@ from fedsb.report.records import RunFolder
 from fedsb.report.report import write_report
 from fedsb.report.summary import build_summary
 from fedsb.report.table import print_summary
-from fedsb.rules import client_names, start_kind
+from fedsb.resuming import check_nodes_agree, fingerprint, resumed
+from fedsb.rules import client_names
 from fedsb.schema import Config
-from fedsb.sketching import sketch_of
+from fedsb.starting import first_factors
 from fedsb.state import HEAD, State, sha256, unpack
-from fedsb.training import collate
 from strategies import STRATEGIES, LowRankStrategy, Participation
-from strategies.base import Start
 from strategies.client_privacy import check_sum, client_privacy
-from strategies.gradient_start import GradientStart
+from strategies.memory import recall, remember
 from strategies.server_optimizer import server_optimizer
 
 LOG = logging.getLogger(__name__)
@@ -71,8 +67,10 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run configuration describes; the run fails where the federation does."""
     try:
-        config = anchored(load(split_overrides(str(context.run_config["overrides"]))), launch_folder())
-        serve(config, grid, run_folder(config, str(context.run_id)))
+        overrides = split_overrides(str(context.run_config["overrides"]))
+        given = anchored(load(overrides), launch_folder())
+        config = resumed(given, overrides)
+        serve(config, grid, run_folder(config, str(context.run_id)), given=given)
     except (UserError, RunError) as error:
         # Flower logs what it is raised with its traceback; a user's mistake is one line.
         print(f"error: {error}", flush=True)
@@ -98,13 +96,14 @@ class Prepared:
         return list(self.plans.values()) if self.server_plan is None else [self.server_plan]
 
 
-def serve(config: Config, grid: Grid, output: Path) -> dict[str, Any]:
-    """Run a federation over any grid and leave its outputs in a folder.
+def serve(config: Config, grid: Grid, output: Path, *, given: Config | None = None) -> dict[str, Any]:
+    """Run a federation over any grid and leave its outputs in a folder; one that ``config.resume`` names goes on.
 
     Args:
         config: the whole configuration.
         grid: Flower's, or one of :mod:`fedsb.runtime`.
         output: folder of the run.
+        given: of a resumed run, what the overrides alone say, which is all that real nodes see.
 
     Returns:
         The summary.
@@ -113,13 +112,30 @@ def serve(config: Config, grid: Grid, output: Path) -> dict[str, Any]:
         UserError: the configuration does not fit the data or the model, or the folder holds another run.
         RunError: too few clients answered.
     """
-    begun = time.monotonic()
     use_threads(config)
-    prepared = planned(prepare(config), grid)
-    folder = RunFolder(output)
-    folder.write_config(as_yaml(config))
+    if config.resume is None:
+        prepared = planned(prepare(config), grid)
+        folder = RunFolder(output)
+        folder.write_config(as_yaml(config))
+        with folder.held():
+            return _run(prepared, grid, folder)
+    folder = RunFolder(output, resumed=True)
+    with folder.held():
+        snapshot = last_snapshot(config, folder)
+        prepared = planned(prepare(config, snapshot), grid)
+        check_nodes_agree(config, given or config, real=prepared.strategy.connect(grid).real)
+        return _run(prepared, grid, folder, snapshot)
+
+
+def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot | None = None) -> dict[str, Any]:
+    """Run what is left of a federation: all of it without a ``snapshot``."""
+    begun, config = time.monotonic(), prepared.config
+    records = folder.cut(snapshot.round if snapshot else -1)
     with run_log(folder.log), Progress(config.federation.num_rounds) as progress:
         listener = recorder(prepared, folder, progress)
+        if snapshot is not None:
+            listener.resume(records, snapshot.memory)
+            progress.say(f"resumed after round {snapshot.round}")
         told = opening_lines(config, prepared.every_plan, prepared.adapted.shapes)
         for line in filter(None, (cut_texts(config), pooling_remark(config.model.pooling, "this run"), *told)):
             progress.say(line)
@@ -137,11 +153,23 @@ def serve(config: Config, grid: Grid, output: Path) -> dict[str, Any]:
             raise
     assert result.arrays is not None
     state = unpack(decode_arrays(result.arrays), prepared.adapted.layout)
-    return _finish(prepared, folder, listener, state, time.monotonic() - begun)
+    return _finish(prepared, folder, listener, state, time.monotonic() - begun + sum(record.wall_s for record in records))
 
 
-def prepare(config: Config) -> Prepared:
-    """Load data and model, check that they fit, and build the strategy; writes nothing.
+def last_snapshot(config: Config, folder: RunFolder) -> Snapshot | None:
+    """Return the last checkpoint of a run that was ended; None where it had not got that far.
+
+    Raises:
+        RunError: there are some, and all are damaged or of another configuration.
+    """
+    try:
+        return load_checkpoint(folder.checkpoints, run=fingerprint(config))
+    except FileNotFoundError:
+        return None
+
+
+def prepare(config: Config, snapshot: Snapshot | None = None) -> Prepared:
+    """Load data and model, check that they fit, and build the strategy, to go on after ``snapshot``; writes nothing.
 
     Raises:
         UserError: they do not fit.
@@ -156,7 +184,7 @@ def prepare(config: Config) -> Prepared:
     if config.privacy.unit == "example":
         refuse_mixing_layers(adapted.model)
     frozen = FrozenLog()
-    initial, start = _start(config, adapted, frozen)
+    initial, start = first_factors(config, adapted, frozen)
     federation = config.federation
     o = federation.server_optimizer
     strategy = build_strategy(
@@ -183,6 +211,9 @@ def prepare(config: Config) -> Prepared:
         exactness=federation.exactness and server_plan is None,
         start=start,
     )
+    if snapshot is not None:
+        initial = snapshot.state
+        recall(strategy, snapshot)
     return Prepared(config, corpus.labels, adapted, strategy, initial, server_plan=server_plan)
 
 
@@ -197,9 +228,19 @@ def recorder(prepared: Prepared, folder: RunFolder, progress: Progress) -> Recor
     """Return the listener of a run; under client-level privacy the server's ledger is charged before each release."""
     claim, books = open_accounts(prepared.config, folder.path, prepared.plans, prepared.server_plan)
     if books is not None and prepared.strategy.participation.client_privacy is not None:
+        books.simulated = lambda: prepared.strategy.simulated
         prepared.strategy.participation.client_privacy.charge = books.charge
-    accounts = books.accounts if books else None
-    return Recorder(folder, progress, claim, simulated=lambda: prepared.strategy.simulated, server_accounts=accounts)
+    strategy = prepared.strategy
+    return Recorder(
+        folder,
+        progress,
+        claim,
+        simulated=lambda: strategy.simulated,
+        server_accounts=books.accounts if books else None,
+        memory=lambda: remember(strategy),
+        run=fingerprint(prepared.config),
+        keep=prepared.config.keep_checkpoints,
+    )
 
 
 def build_strategy(config: Config, **parts: Any) -> LowRankStrategy:
@@ -213,41 +254,6 @@ def build_strategy(config: Config, **parts: Any) -> LowRankStrategy:
     except TypeError as error:
         given = ", ".join(config.method.options) or "none"
         raise UserError(f"method '{config.method.name}' does not take these method.options ({given}): {error}") from None
-
-
-def _start(config: Config, adapted: AdaptedModel, frozen: FrozenLog) -> tuple[State, Start | None]:
-    """Return the first trained state and what is left to do with the clients; a basis known already goes to the log."""
-    adapted.reset()
-    base, kind, init, rank = adapted.trained(), start_kind(config), config.init, config.adapter.rank
-    if kind is None:
-        return base, None
-    if kind == "gradient" and init.evidence == "clients":
-        sketch, noised = sketch_of(init, rank, config.seed), bool(config.privacy.init_fraction)
-        return base, GradientStart(sketch, adapted.shapes, core_kind=init.core, step=init.step, noised=noised)
-    if kind == "gradient":
-        found = public_start(config, adapted)
-        factors = found.pick("A", "B").merge(core(found, init.core, step=init.step, scale=adapted.scale))
-    else:
-        factors = DATA_FREE[config.method.adapter, kind](adapted.weights(), rank, config.seed)
-    frozen.append(factors.pick(*adapted.spec.frozen))
-    return base.merge(factors.pick(*adapted.spec.trained)), None
-
-
-def public_start(config: Config, adapted: AdaptedModel) -> State:
-    """Return B, A and the singular values of the gradient on the server's public text: the same sketch, with one party."""
-    task, init = task_of(config), config.init
-    examples = draw_evidence(public_features(config), init.num_examples, seed=config.seed, client="public")
-    if init.update == "sign":
-        chunks = [examples[i : i + init.micro_batch] for i in range(0, len(examples), init.micro_batch)]
-        batches = [(batch, task.terms(batch)) for batch in (collate(chunk, adapted, task) for chunk in chunks)]
-        gradients = dense_gradients(adapted.model, batches, lambda model, batch: task.loss(task.forward(model, batch), batch))
-        return sign_start(gradients, config.adapter.rank, config.seed)
-    sketch = sketch_of(init, config.adapter.rank, config.seed)
-    probes = mean = State()
-    for number, stage in enumerate(sketch.exchanges):
-        probes = sketch.basis(mean) if number else State()
-        mean = give_evidence(adapted, task, examples, sketch=sketch, stage=stage, probes=probes, micro_batch=init.micro_batch)
-    return sketch.finish(mean, probes)
 
 
 def evaluator(prepared: Prepared) -> Any:
@@ -267,7 +273,7 @@ def _finish(prepared: Prepared, folder: RunFolder, listener: Recorder, state: St
     """Export the adapter, write summary and report, print the table."""
     config, adapted, strategy = prepared.config, prepared.adapted, prepared.strategy
     adapted.install(state, strategy.frozen.view())
-    _export(prepared, folder, state.pick(HEAD))
+    export_run(config, adapted, folder, state.pick(HEAD))
     summary = build_summary(
         method=config.method.name,
         rounds=config.federation.num_rounds,
@@ -287,13 +293,3 @@ def _finish(prepared: Prepared, folder: RunFolder, listener: Recorder, state: St
     write_report(folder.path)
     print_summary(summary, folder.path)
     return summary
-
-
-def _export(prepared: Prepared, folder: RunFolder, head: State) -> None:
-    """Write what was trained for others to load: an adapter in PEFT's format, or the head alone where there is no adapter."""
-    config, adapted = prepared.config, prepared.adapted
-    if not adapted.spec.factors:
-        export_head(head, folder.head)
-        return
-    base = config.model.name if config.model.kind == "config" else locate(config.model)
-    export_peft(adapted.model, folder.adapter, base_model=base, task_type=task_of(config).peft_type, head=head)

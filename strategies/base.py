@@ -17,13 +17,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedsb.adapters import AdapterSpec
-from fedsb.exactness import ExactnessMeter
 from fedsb.frozen import FrozenLog
 from fedsb.messages import Instruction, decode_arrays, encode_arrays, quantise
 from fedsb.report.records import RoundRecord
 from fedsb.rules import cohort_size
 from fedsb.schedule import dispatch_order, draw_cohort
 from fedsb.state import Layout, State, squared_norm, subtract, unpack
+from strategies.gap import GapMeter
 from strategies.inbox import Inbox, Upload
 from strategies.participation import WEIGHTINGS, Listener, Participation
 from strategies.reducers import Reducer
@@ -82,8 +82,9 @@ class LowRankStrategy(Strategy):
         self.wire_dtype = wire_dtype
         self.start_phase = start
         self.listener = listener
-        self._exactness = exactness
-        self._meter: ExactnessMeter | None = None
+        self.gap = GapMeter(spec, scale, on=exactness)
+        self.rounds_done: int | None = None  # None: not even the start; otherwise `start` is given what they led to
+        self.held: dict[str, int] = {}  # the version of the frozen log that each client holds
         self._reducer: Reducer | None = None
         self._round: RoundState | None = None
         self._transport: Transport | None = None
@@ -134,9 +135,7 @@ class LowRankStrategy(Strategy):
         private = p.client_privacy
         self._reducer = private.reducer(self.decode, cohort, server_round, real=not self.simulated) if private else self.new_reducer()
         self._reducer.begin(self._current)
-        if self._exactness:
-            self._meter = self._meter or ExactnessMeter(self.spec, self.scale, self._current)
-            self._meter.begin(self.frozen.view().basis)
+        self.gap.begin(self.frozen.view().basis, self._current)
         return transport.address(requests, self._round.failed)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -150,8 +149,7 @@ class LowRankStrategy(Strategy):
         for upload in self._uploads(replies, self.layout):
             weight = WEIGHTINGS[self.participation.weighting](upload.num_examples)
             self._reducer.add(upload.state, weight)
-            if self._exactness and self._meter:
-                self._meter.add(upload.state, weight)
+            self.gap.add(upload.state, weight)
             self._round.note(upload.metrics, weight)
         self._round.check_quorum(self.participation.min_replies)
         return encode_arrays(self._finish(), self.wire_dtype), MetricRecord(self._round.train_metrics())
@@ -195,10 +193,12 @@ class LowRankStrategy(Strategy):
         self._timeout = timeout
         result = Result()
         self.connect(grid)
-        self._round = RoundState(0)
-        arrays = self.start_phase(self, grid, initial_arrays) if self.start_phase else initial_arrays
-        self._close(0, arrays, evaluate_fn, result)
-        for number in range(1, num_rounds + 1):
+        arrays = initial_arrays
+        if self.rounds_done is None:
+            self._round = RoundState(0)
+            arrays = self.start_phase(self, grid, arrays) if self.start_phase else arrays
+            self._close(0, arrays, evaluate_fn, result)
+        for number in range((self.rounds_done or 0) + 1, num_rounds + 1):
             arrays = self._run_round(number, grid, arrays, result, train_config, evaluate_config)
             self._close(number, arrays, evaluate_fn, result)
         result.arrays = arrays
@@ -257,7 +257,7 @@ class LowRankStrategy(Strategy):
     def _connect(self, grid: Grid) -> Transport:
         if self._transport is None or self._transport.grid is not grid:
             roster = Roster(self.participation.clients, self.labels, timeout=self._timeout, one_kind=self.participation.private)
-            self._transport = Transport(grid, roster, self.frozen)
+            self._transport = Transport(grid, roster, self.frozen, self.held)
         return self._transport
 
     def _uploads(self, replies: Iterable[Message], layout: Layout) -> Iterator[Upload]:
@@ -290,8 +290,7 @@ class LowRankStrategy(Strategy):
         state = aggregate.state
         self._round.extras = dict(aggregate.extras)
         self._round.diagnostics = dict(getattr(self._reducer, "diagnostics", {}))
-        if self._exactness and self._meter:
-            self._round.gap = self._meter.measure(state, aggregate.residual, lost=self._round.encoding_error()).relative
+        self._round.gap = self.gap.measure(state, aggregate.residual, lost=self._round.encoding_error())
         if self.server_optimizer is not None:
             mean = state
             state = self.decode(self.server_optimizer.step(self._current, mean))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from fedsb.errors import unknown
-from fedsb.state import State
+from fedsb.state import Name, State
 
 Build = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 
@@ -23,18 +23,43 @@ class ServerOptimizer:
         self._build = build
         self._parameters: list[torch.nn.Parameter] = []
         self._optimizer: torch.optim.Optimizer | None = None
+        self._names: tuple[Name, ...] = ()
+        self._earlier = State()
 
     def step(self, current: State, mean: State) -> State:
         """Return the next state from the current one and the clients' mean, in float64."""
         if self._optimizer is None:
-            self._parameters = [torch.nn.Parameter(t.double().clone()) for t in current.values()]
-            self._optimizer = self._build(self._parameters)
+            self._begin(current)
         with torch.no_grad():
             for parameter, (name, tensor) in zip(self._parameters, current.items(), strict=True):
                 parameter.copy_(tensor)
                 parameter.grad = tensor.double() - mean[name].double()
+        assert self._optimizer is not None
         self._optimizer.step()
         return State({name: p.detach().clone() for p, name in zip(self._parameters, current, strict=True)})
+
+    def moments(self) -> State:
+        """Return what the optimiser has gathered, by name and under the role ``<role>.<its key>``; nothing before the first step."""
+        if self._optimizer is None:
+            return self._earlier
+        found = self._optimizer.state_dict()["state"]
+        return State({Name(n.module, f"{n.role}.{key}"): t for i, n in enumerate(self._names) for key, t in found.get(i, {}).items()})
+
+    def take_up(self, moments: State) -> None:
+        """Go on with the moments of an earlier process."""
+        self._earlier = moments
+
+    def _begin(self, current: State) -> None:
+        self._names = tuple(current)
+        self._parameters = [torch.nn.Parameter(t.double().clone()) for t in current.values()]
+        self._optimizer = self._build(self._parameters)
+        if not len(self._earlier):
+            return
+        gathered: dict[int, dict[str, torch.Tensor]] = {}
+        for (module, role), tensor in self._earlier.items():
+            owner, _, key = role.rpartition(".")
+            gathered.setdefault(self._names.index(Name(module, owner)), {})[key] = tensor
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": gathered})
 
 
 def _momentum(lr: float, momentum: float, betas: tuple[float, float], eps: float) -> ServerOptimizer:

@@ -51,13 +51,14 @@ class Transport:
         grid: any Flower grid.
         roster: who is served by which node.
         frozen: the server's frozen log.
+        held: versions that clients hold, by client; kept up to date.
     """
 
-    def __init__(self, grid: Grid, roster: Roster, frozen: FrozenLog) -> None:
+    def __init__(self, grid: Grid, roster: Roster, frozen: FrozenLog, held: dict[str, int]) -> None:
         self.grid = grid
         self.roster = roster
         self._frozen = frozen
-        self._held: dict[str, int] = {}
+        self._held = held
         self._addressed: list[tuple[Message, Request]] = []
         self._caught_up: set[str] = set()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedsb.checkpoint import load_checkpoint, save_checkpoint
+from fedsb.checkpoint import Memory, Snapshot, load_checkpoint, save_checkpoint
 from fedsb.errors import RunError
 from fedsb.frozen import FrozenLog
 from fedsb.rng import torch_generator
@@ -26,8 +26,12 @@ def test_state_and_frozen_log_come_back_bit_for_bit(tmp_path: Path) -> None:
             delta = state(number, "U")
             log.append(delta.merge(State({Name(n.module, "V"): t.T.contiguous() for n, t in delta.items()})))
         trained = state(100 + number, "A", "B", HEAD)
-        save_checkpoint(tmp_path / "checkpoints", number, trained, log)
-        found, again, frozen = load_checkpoint(tmp_path / "checkpoints")
+        memory = Memory({"moments": state(number, "R.exp_avg")}, {"clip": 0.1 * number})
+        save_checkpoint(tmp_path / "checkpoints", Snapshot(number, trained, log, memory))
+        snapshot = load_checkpoint(tmp_path / "checkpoints")
+        found, again, frozen = snapshot.round, snapshot.state, snapshot.frozen
+        assert sha256(snapshot.memory.states["moments"]) == sha256(memory.states["moments"])
+        assert snapshot.memory.facts == memory.facts
         assert found == number
         assert sha256(again) == sha256(trained)
         assert list(again) == list(trained)
@@ -39,30 +43,32 @@ def test_state_and_frozen_log_come_back_bit_for_bit(tmp_path: Path) -> None:
 def test_one_round_is_kept_and_each_delta_is_written_once(tmp_path: Path) -> None:
     log = FrozenLog()
     log.append(state(0, "A", "B"))
-    save_checkpoint(tmp_path, 1, state(1, "R"), log)
-    first = (tmp_path / "frozen-0001.safetensors").stat().st_mtime_ns
+    save_checkpoint(tmp_path, Snapshot(1, state(1, "R"), log))
+    [delta] = tmp_path.glob("frozen-0001-*.safetensors")
+    first = delta.stat().st_mtime_ns
     log.append(state(2, "A"))
-    save_checkpoint(tmp_path, 2, state(3, "R"), log)
+    save_checkpoint(tmp_path, Snapshot(2, state(3, "R"), log))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "frozen-0001.safetensors",
-        "frozen-0002.safetensors",
+        f"frozen-0001-{log.heads[1][:8]}.safetensors",
+        f"frozen-0002-{log.heads[2][:8]}.safetensors",
         "round-0002.safetensors",
     ]
-    assert (tmp_path / "frozen-0001.safetensors").stat().st_mtime_ns == first
+    assert delta.stat().st_mtime_ns == first
 
 
 def test_a_delta_of_a_round_that_did_not_finish_is_left_out(tmp_path: Path) -> None:
     log = FrozenLog()
     log.append(state(0, "A", "B"))
-    save_checkpoint(tmp_path, 1, state(1, "R"), log)
+    save_checkpoint(tmp_path, Snapshot(1, state(1, "R"), log))
     finished = log.head
     log.append(state(2, "A"))
     elsewhere = tmp_path / "elsewhere"
-    save_checkpoint(elsewhere, 2, state(3, "R"), log)
-    (elsewhere / "frozen-0002.safetensors").rename(tmp_path / "frozen-0002.safetensors")
-    assert load_checkpoint(tmp_path)[2].head == finished
-    (tmp_path / "frozen-0001.safetensors").unlink()
-    with pytest.raises(RunError, match="builds on frozen weights that are not beside it"):
+    save_checkpoint(elsewhere, Snapshot(2, state(3, "R"), log))
+    [unfinished] = elsewhere.glob("frozen-0002-*")
+    unfinished.rename(tmp_path / unfinished.name)
+    assert load_checkpoint(tmp_path).frozen.head == finished
+    next(tmp_path.glob("frozen-0001-*")).unlink()
+    with pytest.raises(RunError, match=r"no checkpoint can be used: .*round-0001.safetensors' can't be read \(frozen-0001-"):
         load_checkpoint(tmp_path)
 
 
@@ -70,8 +76,9 @@ def test_transposed_tensors_are_written_too(tmp_path: Path) -> None:
     transposed = State({Name("x", "A"): torch.arange(6.0).reshape(2, 3).T})
     log = FrozenLog()
     log.append(transposed)
-    save_checkpoint(tmp_path, 1, transposed, log)
-    _, again, frozen = load_checkpoint(tmp_path)
+    save_checkpoint(tmp_path, Snapshot(1, transposed, log))
+    snapshot = load_checkpoint(tmp_path)
+    again, frozen = snapshot.state, snapshot.frozen
     assert torch.equal(again[Name("x", "A")], transposed[Name("x", "A")])
     assert frozen.head == log.head
 

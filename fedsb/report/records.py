@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -89,14 +91,16 @@ def _numbers(row: Mapping[str, float | None]) -> dict[str, float]:
 
 
 class RunFolder:
-    """The folder of a run that is about to start; see :func:`read_run` for one that has run.
+    """The folder of a run that is about to start, or with ``resumed`` to go on; see :func:`read_run` for one that has run.
 
     Raises:
         UserError: the folder holds another run, or can't be made.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, resumed: bool = False) -> None:
         self.path = Path(path)
+        if resumed:
+            return
         taken = next((mark for mark in MARKS if (self.path / mark).exists()), None)
         if taken is not None:
             raise UserError(f"output '{self.path}' already holds a run ({taken}); choose another output=…")
@@ -151,6 +155,28 @@ class RunFolder:
                 file.write(text)
         except FileExistsError as error:
             raise UserError(f"output '{self.path}' already holds a run (config.yaml); choose another output=…") from error
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from going on with this run inside the block; the lock ends with the process, however it ends.
+
+        Raises:
+            UserError: a process does already.
+        """
+        with self.config.open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"the run in '{self.path}' is under way in another process; end that one first") from None
+            yield
+
+    def cut(self, last: int) -> list[RoundRecord]:
+        """Drop the records of rounds after ``last``, which will be run again, and return the others."""
+        kept = [record for record in _read_records(self.metrics) if record.round <= last]
+        draft = self.metrics.with_suffix(".part")
+        draft.write_text("".join(record.to_json() + "\n" for record in kept), encoding="utf-8")
+        draft.replace(self.metrics)
+        return kept
 
     def append(self, record: RoundRecord) -> None:
         """Append a record and force it to disk, so that a killed run keeps its finished rounds."""

@@ -79,7 +79,7 @@ class Finished:
 
     @property
     def last(self) -> State:
-        return load_checkpoint(self.folder / "checkpoints")[1]
+        return load_checkpoint(self.folder / "checkpoints").state
 
     @property
     def sha256(self) -> str:

@@ -123,7 +123,7 @@ def test_the_released_state_is_that_of_a_slow_oracle(tiny_bert: Path, tmp_path: 
     assert [set(record.failed) for record in run.records] == [set(), set(), {"client-1"}]
     assert 0 < run.records[1].simulation_only["clip_rate"] < 1
     assert run.records[2].extras["noise_std"] == pytest.approx(0.5 * 0.15 / 4)
-    after = {1: run.grid.rounds()[2][0].instruction.state(layout), 2: load_checkpoint(run.folder / "checkpoints")[1]}
+    after = {1: run.grid.rounds()[2][0].instruction.state(layout), 2: load_checkpoint(run.folder / "checkpoints").state}
     for number, state in after.items():
         wanted = released(run, number, 0.15, 0.5, cohort=4)
         assert set(wanted) == set(state)

@@ -160,7 +160,7 @@ def test_a_private_start_is_charged_by_the_exchange(tiny_bert: Path, tmp_path: P
     for client, account in run.claim.final(simulated=True)["clients"].items():
         charges = ledger_lines(run.folder, client)
         started = [charge["key"] for charge in charges if charge["key"][1] == 0]
-        assert started == [["1", 0, f"evidence-{i}"] for i in range(6)]  # 2 + 2p
+        assert started == [["simulation", 0, f"evidence-{i}"] for i in range(6)]  # 2 + 2p
         assert rdp_epsilon(releases(charges[:6])) == pytest.approx(0.9, rel=0.03)
         assert account["epsilon"] == pytest.approx(rdp_epsilon(releases(charges)), rel=1e-3)
         assert 0.97 * 3 <= account["epsilon"] <= 3

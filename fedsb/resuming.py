@@ -1,0 +1,84 @@
+"""Going on with a run that was ended before its time: ``resume=<its folder>``.
+
+The configuration is the run's own; what is given beside must agree with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedsb.config import as_dict, load, read
+from fedsb.errors import UserError
+from fedsb.schema import Config
+
+# What may differ: where things lie and run, not what comes out.
+FREE = ("resume", "output", "keep_checkpoints", "runtime", "cost")
+
+
+def resumed(config: Config, overrides: Sequence[str]) -> Config:
+    """Return the configuration of the run that ``config.resume`` names, or ``config`` where it names none.
+
+    Args:
+        config: composed from the overrides, its paths absolute.
+        overrides: as given; what they set must be so in that run.
+
+    Raises:
+        UserError: no run is there, it has finished, or it was set up otherwise.
+    """
+    if config.resume is None:
+        return config
+    folder = Path(config.resume)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"resume={folder}: there is no run (config.yaml is missing); give the output folder of one")
+    if (folder / "summary.json").is_file():
+        raise UserError(f"resume={folder}: that run has finished; begin another with output=…")
+    if config.output not in (None, config.resume):
+        raise UserError(f"output={config.output} with resume={folder}: a run goes on in its own folder; leave output out")
+    stored = read(folder / "config.yaml")
+    named = tuple(override.split("=")[0].lstrip("+~") for override in overrides)
+    if differ := differences(config, stored, only={*_leaves(named, config), *differences(config, load([]))}):
+        said = _leaves(named, config) & differ.keys()
+        shown = ", ".join(f"{key}={differ[key][0]} (that run: {differ[key][1]})" for key in sorted(said or differ)[:3])
+        raise UserError(f"resume={folder}: {shown}; leave out what differs, or begin another run")
+    return replace(stored, resume=str(folder), output=str(folder), runtime=config.runtime, keep_checkpoints=config.keep_checkpoints)
+
+
+def check_nodes_agree(config: Config, given: Config, *, real: bool) -> None:
+    """Hold that real nodes, which see the overrides and not the run's folder, will train as that run did.
+
+    Raises:
+        UserError: the overrides alone say something else.
+    """
+    if real and (differ := differences(given, config)):
+        missing = ", ".join(f"{key}={other}" for key, (_, other) in list(differ.items())[:5])
+        raise UserError(f"resume={config.resume} on real nodes, which don't see that folder: give the run's own overrides too ({missing})")
+
+
+def differences(config: Config, other: Config, *, only: set[str] | None = None) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted keys, of ``only`` or of all that shape a result, at which two configurations differ, with both values."""
+    mine, theirs = _flat(as_dict(config)), _flat(as_dict(other))
+    keys = sorted(key for key in mine.keys() | theirs.keys() if key.split(".")[0] not in FREE and (only is None or key in only))
+    return {key: (mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)}
+
+
+def fingerprint(config: Config) -> str:
+    """Return a hash of all that shapes a result."""
+    flat = {key: value for key, value in _flat(as_dict(config)).items() if key.split(".")[0] not in FREE}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _leaves(named: Sequence[str], config: Config) -> set[str]:
+    """Return the keys at or below those that are named; a group stands for all of its own."""
+    return {key for key in _flat(as_dict(config)) for name in named if key == name or key.startswith(f"{name}.")}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
