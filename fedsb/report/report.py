@@ -128,9 +128,8 @@ def _lead(run: Run) -> str:
 
 def _what_ran(run: Run) -> str:
     summary = run.summary or {}
-    unused: tuple[str, ...] = (
-        OF_ADAPTERS if summary.get("rank", 0) is None else ()
-    )  # a run without adapters has no rank, whatever its configuration says
+    # A run without adapters has no rank, whatever its configuration says.
+    unused: tuple[str, ...] = OF_ADAPTERS if summary.get("rank", 0) is None else ()
     unused += () if run.setting("privacy.unit") in ("example", "client") else OF_PRIVACY
     body = [(label, ", ".join(shown)) for label, keys in SETTINGS if label not in unused and (shown := _shown(run, keys))]
     if "trained_params" in summary:
