@@ -245,3 +245,12 @@ def test_an_adaptive_bound_goes_on_where_the_last_round_left_it(case: Case, priv
 
 def noted_first(folder: Path) -> float:
     return float(json.loads((folder / DIAGNOSTICS).read_text().splitlines()[0])["clip_norm"])
+
+
+@pytest.mark.parametrize(("repeatable", "charged"), [(True, 1), (False, 2)])
+def test_a_release_computed_again_is_a_new_one_unless_its_noise_is_the_same(repeatable: bool, charged: int, tmp_path: Path) -> None:
+    held = replace(account(tmp_path), repeatable=repeatable)
+    for _ in range(2):
+        held.charge(held.key(1, "train"), ENTRY)
+    held.charge(held.key(2, "train"), ENTRY)
+    assert [key.round for key in keys(held)] == [1] * charged + [2]
