@@ -57,12 +57,18 @@ METHODS: dict[str, tuple[Grid, Grid]] = {
         [[f"train.lr={rate}"] for rate in (0.005, 0.01, 0.02, 0.05)],
     ),
 }
-# The same for every method. Adapters on the last of six layers only: fewer weights to put noise on, and the rest is computed once. A step
-# and a mean twenty times: the mean over clients takes noise away before an optimiser sees the next gradient.
-SHARED = (
-    "adapter.targets=[layer.5.*]", "federation.partition.kind=iid", "federation.num_rounds=20", "train.local_steps=1",
-    "train.max_length=48", "federation.exactness=false",
-)  # fmt: skip
+
+
+def shared(rounds: int, max_length: int) -> tuple[str, ...]:
+    """Return what is the same for every method.
+
+    Adapters on the last of six layers only: fewer weights to put noise on, and the rest is computed once. A step and a mean a round: the
+    mean over clients takes noise away before an optimiser sees the next gradient.
+    """
+    return (
+        "adapter.targets=[layer.5.*]", "federation.partition.kind=iid", f"federation.num_rounds={rounds}", "train.local_steps=1",
+        f"train.max_length={max_length}", "federation.exactness=false",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,19 +93,18 @@ class Table:
 
 TABLES: dict[str, Table] = {
     "bbc": Table(
-        base=(*SHARED, "federation.num_clients=5", "train.batch_size=80"),
+        base=(*shared(20, 48), "federation.num_clients=5", "train.batch_size=80"),
         epsilons=(1.0, 3.0, 8.0, None),
         delta=1e-4,
         bounds={3.0: 0.78, 8.0: 0.88},
     ),
     "sst2": Table(
         base=(
-            *SHARED, "federation.num_clients=6", "train.batch_size=80", "data=files", "data.text=text", "data.label=label",
+            *shared(30, 32), "federation.num_clients=6", "train.batch_size=80", "data=files", "data.text=text", "data.label=label",
             f"data.path={SST2 / 'train.jsonl'}", f"data.test_path={SST2 / 'test.jsonl'}",
         ),
         epsilons=(3.0, 6.0, None),
         delta=1e-5,
-        poolings=("own",),
     ),
 }  # fmt: skip
 
