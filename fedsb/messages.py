@@ -137,7 +137,8 @@ def _decode_flat(key: str, array: Array) -> tuple[str, Tensor]:
         raise LayoutError(
             f"array '{key}' ({array.dtype} {list(array.shape)}) is not of a wire dtype ({', '.join(STORED)}) and its own shape"
         )
-    flat = torch.from_numpy(np.array(values))
+    # Torch's own memory begins on a cache line, NumPy's anywhere, and the last bits of a product with it depend on that.
+    flat = torch.tensor(values)
     return group, flat.view(DTYPES[dtype]).to(torch.float32) if dtype else flat
 
 
@@ -146,8 +147,30 @@ def quantise(state: State, dtype: str) -> State:
     return state.map(lambda t: t.to(DTYPES[dtype]).to(torch.float32))
 
 
-def encode_instruction(instruction: Instruction, arrays: ArrayRecord) -> RecordDict:
-    """Build the content of an instruction around the encoded state ``arrays``, which messages of one round may share."""
+@dataclass(frozen=True)
+class Cargo:
+    """The encoded part of an instruction that messages to many clients share: a state, and the frozen deltas that they lack.
+
+    Attributes:
+        arrays: both, as they travel.
+        config: how to read the deltas; empty where there are none.
+    """
+
+    arrays: ArrayRecord
+    config: Mapping[str, str] = field(default_factory=dict)
+
+
+def encode_cargo(arrays: ArrayRecord, bundle: Bundle | None) -> Cargo:
+    """Add a frozen bundle to the encoded state ``arrays``."""
+    if bundle is None:
+        return Cargo(arrays)
+    layout = json.dumps(Layout.of(bundle.state).shapes, separators=(",", ":"))
+    flat = torch.cat([t.reshape(-1) for t in bundle.state.values()])
+    return Cargo(ArrayRecord({**arrays, **_encode_flat(FROZEN, flat, "float32")}), {"parent": bundle.parent, "bundle": layout})
+
+
+def encode_instruction(instruction: Instruction, cargo: Cargo) -> RecordDict:
+    """Build the content of an instruction; its ``flats`` and ``bundle`` are those of the cargo."""
     config: dict[str, str | int] = {
         "client": instruction.client,
         "round": instruction.round,
@@ -155,13 +178,9 @@ def encode_instruction(instruction: Instruction, arrays: ArrayRecord) -> RecordD
         "frozen": instruction.frozen,
         "labels": json.dumps(instruction.labels),
         "layout": instruction.digest,
+        **cargo.config,
     }
-    if instruction.bundle is not None:
-        bundle = instruction.bundle
-        config |= {"parent": bundle.parent, "bundle": json.dumps(Layout.of(bundle.state).shapes, separators=(",", ":"))}
-        flat = torch.cat([t.reshape(-1) for t in bundle.state.values()])
-        arrays = ArrayRecord({**arrays, **_encode_flat(FROZEN, flat, "float32")})
-    return RecordDict({"arrays": arrays, "config": ConfigRecord(config)})  # type: ignore[arg-type]
+    return RecordDict({"arrays": cargo.arrays, "config": ConfigRecord(config)})  # type: ignore[arg-type]
 
 
 def decode_instruction(content: RecordDict) -> Instruction:
@@ -236,7 +255,12 @@ def _real(key: str, value: object) -> float:
 
 def payload_bytes(content: RecordDict) -> int:
     """Bytes of what the protocol moves: number of values times item size, over all arrays."""
-    return sum(math.prod(a.shape) * _itemsize(a.dtype) for record in content.array_records.values() for a in record.values())
+    return sum(array_bytes(record) for record in content.array_records.values())
+
+
+def array_bytes(record: ArrayRecord) -> int:
+    """Bytes of the values in one record."""
+    return sum(math.prod(a.shape) * _itemsize(a.dtype) for a in record.values())
 
 
 def _itemsize(dtype: str) -> int:

@@ -49,6 +49,8 @@ class Roster:
         self._online: set[int] = set()
         self._simulated: list[int] = []
         self._named: dict[str, int] = {}
+        self._pool: list[int] = []  # simulated nodes that are online
+        self._places = {client: place for place, client in enumerate(self.clients)}
 
     def wait(self, grid: Grid, seconds: float, at_least: int) -> None:
         """Look for nodes until every client is served, or until the time is over and ``at_least`` are.
@@ -81,12 +83,15 @@ class Roster:
         """Return the node to send a client's messages to, or None where it is absent."""
         if client in self._named and self._named[client] in self._online:
             return self._named[client]
-        pool = [node for node in self._simulated if node in self._online]
-        return pool[self.clients.index(client) % len(pool)] if pool else None
+        return self._pool[self._places[client] % len(self._pool)] if self._pool else None
 
     def refresh(self, grid: Grid) -> None:
         """Look which nodes are online, and ask the new ones whom they serve."""
         self._online = set(grid.get_node_ids())
+        self._ask_new(grid)
+        self._pool = [node for node in self._simulated if node in self._online]
+
+    def _ask_new(self, grid: Grid) -> None:
         new = sorted(node for node in self._online - self._seen if self._asked[node] < DESCRIBE_TRIES)
         if not new:
             return

@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
-from fedsb.frozen import Bundle, FrozenLog
-from fedsb.messages import Instruction, encode_instruction, overhead_bytes, payload_bytes, state_bytes
+from fedsb.frozen import FrozenLog
+from fedsb.messages import Cargo, Instruction, array_bytes, encode_cargo, encode_instruction, overhead_bytes, payload_bytes, state_bytes
 from strategies.roster import Roster
 
 POLL_S = (0.02, 0.5)  # between two looks for replies: first, and at most
@@ -41,6 +41,15 @@ class Request:
         return self.kind.endswith(".evidence")
 
 
+@dataclass(frozen=True)
+class Load:
+    """What travels to every holder of one version of the frozen log: bytes of the basis, which is sent once in a run, and of the rest."""
+
+    cargo: Cargo
+    basis: int
+    rest: int
+
+
 class Transport:
     """Sends requests and yields replies as they come.
 
@@ -60,6 +69,8 @@ class Transport:
         self._frozen = frozen
         self._held = held
         self._addressed: list[tuple[Message, Request]] = []
+        self._by_id: dict[str, Request] = {}
+        self._loads: dict[tuple[int, int], Load] = {}
         self._caught_up: set[str] = set()
 
     def requests(self, clients: Sequence[str], kind: str, instruction: Instruction, arrays: ArrayRecord, tally: Tally) -> list[Request]:
@@ -71,6 +82,8 @@ class Transport:
         """Return the messages for the clients that are connected; note the others in ``failed``."""
         messages = []
         self._addressed = []
+        self._by_id = {}
+        self._loads = {}
         self._caught_up = set()
         for request in requests:
             node = self.roster.node_of(request.instruction.client)
@@ -87,7 +100,10 @@ class Transport:
 
     def _request_of(self, reply: Message) -> Request | None:
         wanted = reply.metadata.reply_to_message_id
-        return next((request for message, request in self._addressed if message.metadata.message_id == wanted), None)
+        if wanted not in self._by_id:
+            # A message gets its id from the grid, when it is pushed.
+            self._by_id = {message.metadata.message_id: request for message, request in self._addressed}
+        return self._by_id.get(wanted)
 
     def replies(self, messages: Sequence[Message], timeout: float) -> Iterator[Message]:
         """Push messages and yield replies as they arrive, until all are there or ``timeout`` seconds are over."""
@@ -95,7 +111,7 @@ class Transport:
         deadline = time.monotonic() + timeout
         pause = POLL_S[0]
         while pending and time.monotonic() < deadline:
-            arrived = list(self.grid.pull_messages(sorted(pending)))
+            arrived = list(self.grid.pull_messages(list(pending)))
             for reply in arrived:
                 pending.discard(reply.metadata.reply_to_message_id)
                 request = self._request_of(reply)
@@ -117,21 +133,25 @@ class Transport:
         return {message_id for message_id in self.grid.push_messages(messages) if message_id}
 
     def _message(self, request: Request, node: int, held: int) -> Message:
-        bundle = self._frozen.bundle(held)
-        instruction = replace(request.instruction, bundle=bundle)
-        content = encode_instruction(instruction, request.arrays)
-        self._count_instruction(request, content, bundle)
+        load = self._load(request.arrays, held)
+        content = encode_instruction(request.instruction, load.cargo)
+        tally = request.tally
+        tally.one_off += load.basis + (load.rest if request.is_start else 0)
+        tally.down += 0 if request.is_start else load.rest
+        tally.overhead += overhead_bytes(content)
         message = Message(content, node, request.kind)
         self._addressed.append((message, request))
         return message
 
-    def _count_instruction(self, request: Request, content: RecordDict, bundle: Bundle | None) -> None:
-        tally = request.tally
-        basis = state_bytes(bundle.one_off.numel) if bundle else 0
-        rest = payload_bytes(content) - basis
-        tally.one_off += basis + (rest if request.is_start else 0)
-        tally.down += 0 if request.is_start else rest
-        tally.overhead += overhead_bytes(content)
+    def _load(self, arrays: ArrayRecord, held: int) -> Load:
+        """Encode what goes to the holders of one version, once for all of them: a bundle may outweigh the state many times."""
+        key = id(arrays), held
+        if key not in self._loads:
+            bundle = self._frozen.bundle(held)
+            cargo = encode_cargo(arrays, bundle)
+            basis = state_bytes(bundle.one_off.numel) if bundle else 0
+            self._loads[key] = Load(cargo, basis, array_bytes(cargo.arrays) - basis)
+        return self._loads[key]
 
     def _count_reply(self, request: Request, reply: Message) -> None:
         if reply.has_error():

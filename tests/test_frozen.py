@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsb.errors import RunError
 from fedsb.frozen import ROOT, Bundle, Frozen, FrozenLog, FrozenMissing, FrozenStore, dense_is_cheaper
-from fedsb.messages import Instruction, decode_instruction, encode_arrays, encode_instruction
+from fedsb.messages import Instruction, decode_instruction, encode_arrays, encode_cargo, encode_instruction
 from fedsb.rng import torch_generator
 from fedsb.state import Name, State
 
@@ -67,7 +67,7 @@ def oracle(deltas: Sequence[State]) -> dict[str, Tensor]:
 
 
 def over_the_wire(bundle: Bundle) -> Bundle:
-    content = encode_instruction(Instruction("a", 1, frozen=bundle.head, bundle=bundle), encode_arrays(State()))
+    content = encode_instruction(Instruction("a", 1, frozen=bundle.head), encode_cargo(encode_arrays(State()), bundle))
     received = decode_instruction(content).bundle
     assert received is not None
     return received
