@@ -28,13 +28,12 @@ CORES = torch.get_num_threads()  # before anyone sets it: what the machine has, 
 _MEMO: dict[str, dict[str, Any]] = {}
 
 
-def _once(kind: str, key: object, make: Callable[[], Value], *, keep: int = 1) -> Value:
-    """Return the value for ``key``, made at most once while it is among the ``keep`` last of its kind."""
+def _once(kind: str, key: object, make: Callable[[], Value]) -> Value:
+    """Return the value for ``key``, made at most once while it is the last of its kind."""
     table = _MEMO.setdefault(kind, {})
     name = repr(key)
     if name not in table:
-        while len(table) >= keep:
-            table.pop(next(iter(table)))
+        table.clear()
         table[name] = make()
     value: Value = table[name]
     return value
@@ -103,13 +102,13 @@ def client_examples(config: Config, client: str, data_path: str | None, labels: 
 
 def client_features(config: Config, client: str, data_path: str | None, labels: tuple[str, ...]) -> tuple[Features, Features]:
     """Return a client's tokenised training and held-out examples."""
-    key = (config.data, config.model, config.train.max_length, config.seed, config.federation, client, data_path, labels)
-
-    def make() -> tuple[Features, Features]:
+    key = (config.data, config.model, config.train.max_length, config.seed, config.federation, labels)
+    # As many clients as there are: together they hold the data once, and one that was dropped would be tokenised again each round.
+    known: dict[tuple[str, str | None], tuple[Features, Features]] = _once("features", key, dict)
+    if (client, data_path) not in known:
         train, held_out = client_examples(config, client, data_path, labels)
-        return features_of(config, train), features_of(config, held_out)
-
-    return _once("features", key, make, keep=256)
+        known[client, data_path] = features_of(config, train), features_of(config, held_out)
+    return known[client, data_path]
 
 
 def features_of(config: Config, examples: Examples) -> Features:

@@ -23,7 +23,7 @@ USAGE = """usage: fedsb COMMAND …
   fedsb report FOLDER [FOLDER …]             write report.md and plots for a run, or a comparison of several
   fedsb export FOLDER [OUT]                  write the merged model of a finished run"""
 
-FAILED, MISTAKE = 1, 2
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 
 
@@ -54,7 +54,7 @@ def _guarded(action: Callable[[], int]) -> int:
         return FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def run(arguments: list[str]) -> int:
@@ -80,6 +80,8 @@ def run(arguments: list[str]) -> int:
         statuses.append(_guarded(lambda: run_job(composed)))
         if statuses[-1] == MISTAKE:
             _forget_folder(Path(HydraConfig.get().runtime.output_dir))
+        if statuses[-1] == INTERRUPTED:
+            raise SystemExit(INTERRUPTED)  # and no other job of the sweep
 
     argv = sys.argv
     sys.argv = ["fedsb", *arguments]
@@ -149,14 +151,18 @@ def run_job(composed: DictConfig) -> int:
     config = resumed(given, overrides)
     print("loading model and data …", flush=True)
     _quieten()
-    from fedsb.client_app import app as client_app
-    from fedsb.runtime.local import LocalGrid
+    from fedsb.runtime.grids import grid_for
     from fedsb.server_app import serve
 
     _log_to_screen()
     folder = Path(config.resume or output)
-    grid = LocalGrid.simulation(client_app, {"overrides": shlex.join(overrides), "output": str(folder)})
-    serve(config, grid, folder, given=given)
+    grid = grid_for(config.runtime, {"overrides": shlex.join(overrides), "output": str(folder)})
+    try:
+        serve(config, grid, folder, given=given)
+    except KeyboardInterrupt:
+        if (folder / "checkpoints").is_dir():
+            print(f"go on with: fedsb run {shlex.quote(f'resume={folder}')}", file=sys.stderr)
+        raise
     return 0
 
 

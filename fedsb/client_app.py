@@ -18,6 +18,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients import draw_evidence, evaluate_round, give_evidence, train_round
+from clients.faults import drawn, suffer
 from fedsb.adapters.starts import Sketch
 from fedsb.assembly import anchored, client_examples, client_features, home, model_of, run_folder, task_of, use_threads
 from fedsb.config import as_dict, load, split_overrides
@@ -32,7 +33,7 @@ from fedsb.privacy.plan import Plan, unnoised_start
 from fedsb.privacy.randomness import Streams, secret_streams, simulated_streams
 from fedsb.private_run import plan_of, save_plans, saved_plan
 from fedsb.resuming import resumed
-from fedsb.rules import start_kind
+from fedsb.rules import FAULTS, start_kind
 from fedsb.schema import Config
 from fedsb.sketching import probe_layout, sketch_of
 from fedsb.state import State
@@ -76,6 +77,23 @@ def _codes_only(handler: Handler) -> Handler:
             return Message(encode_code(code_of(error).number), reply_to=message)
 
     return guarded
+
+
+def _faulty(handler: Handler) -> Handler:
+    """Let simulated clients suffer what ``faults`` asks for; those of a real federation have enough of their own."""
+
+    @wraps(handler)
+    def suffering(message: Message, context: Context) -> Message:
+        config = _config(str(context.run_config["overrides"]))
+        if not any(getattr(config.faults, kind) for kind in FAULTS):
+            return handler(message, context)
+        if context.node_config.get("client"):
+            raise UserError("faults are for simulations; leave faults=… out in a real federation")
+        told = message.content.config_records["config"]
+        faults = drawn(config.faults, seed=config.seed, client=str(told["client"]), round_number=int(told["round"]))  # type: ignore[arg-type]
+        return suffer(faults, lambda: handler(message, context))
+
+    return suffering
 
 
 class _Job:
@@ -174,6 +192,7 @@ def describe(message: Message, context: Context) -> Message:
 
 @app.train()
 @_codes_only
+@_faulty
 def train(message: Message, context: Context) -> Message:
     """Train one round and upload the factors and the head."""
     job = _Job(message, context)

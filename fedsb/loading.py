@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -48,13 +50,25 @@ def load_network(model: ModelConfig, task: Task, labels: Sequence[str], seed: in
         seed: names the stream.
         device: see :func:`resolve_device`, or ``meta`` for shapes without weights.
 
+    Returns:
+        The network; its tensors may be shared (:func:`use_networks`) and are not to be written to.
+
     Raises:
         UserError: no such model, no weights in its folder, or weights that are not those of its configuration.
     """
+    where = device if device == "meta" else resolve_device(device)
+    if device == "meta":
+        return _load(model, task, labels, seed, where)
+    key = json.dumps([asdict(model), task.name, labels, seed, where], default=str)
+    network = _networks(key, lambda: _load(model, task, labels, seed, where))
+    return network.to(where).eval()
+
+
+def _load(model: ModelConfig, task: Task, labels: Sequence[str], seed: int, where: str) -> nn.Module:
     options = task.model_options(labels)
     with torch_stream(seed, "model"), _quiet():
-        if device == "meta" or model.kind == "config":
-            return _from_config(model, task, options, "meta" if device == "meta" else resolve_device(device))
+        if where == "meta" or model.kind == "config":
+            return _from_config(model, task, options, where)
         source = locate(model)
         try:
             # A checkpoint's own head may have another number of classes: it is then drawn anew, like a missing one.
@@ -69,8 +83,25 @@ def load_network(model: ModelConfig, task: Task, labels: Sequence[str], seed: in
         except Exception as error:  # a file that is no checkpoint makes torch and transformers raise nearly anything
             raise _load_error(model, source, error) from None
     _check_body(network, info, task, source)
-    loaded: nn.Module = network.to(resolve_device(device)).eval()
+    loaded: nn.Module = network
     return loaded
+
+
+def _load_here(key: str, load: Callable[[], nn.Module]) -> nn.Module:
+    return load()
+
+
+NetworkSource = Callable[[str, Callable[[], nn.Module]], nn.Module]
+_networks: NetworkSource = _load_here
+
+
+def use_networks(source: NetworkSource | None) -> None:
+    """Let this process take its networks from ``source(key, load)``, which may have them already; None loads each anew.
+
+    What a source returns may share memory with other processes: nobody writes to its tensors in place.
+    """
+    global _networks
+    _networks = source or _load_here
 
 
 def _check_body(network: nn.Module, info: Mapping[str, Any], task: Task, source: str) -> None:

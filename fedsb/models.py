@@ -152,6 +152,8 @@ def build_model(
     attach(network, spec, targets=targets, rank=adapter.rank, scale=scale, dropout=adapter.dropout)
     parameters = dict(network.named_parameters())
     for name in head:
+        # A copy: what is trained may not lie in memory that other processes map.
+        parameters[name].data = parameters[name].data.clone()
         parameters[name].requires_grad_(True)
     tokenizer = None if device == "meta" else load_tokenizer(model)
     settings: Any = network.config

@@ -27,7 +27,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "train.schedule": ("constant", "linear", "cosine"),
     "train.schedule_over": ("run", "round"),
     "train.autocast": (None, "bfloat16"),
-    "federation.weighting": ("examples", "uniform"),
+    "federation.weighting": ("examples", "uniform", "fedau"),
     "federation.wire_dtype": ("float32", "bfloat16"),
     "federation.partition.kind": (None, "iid", "dirichlet", "shard", "size", "natural"),
     "federation.server_optimizer.name": ("none", "momentum", "adam"),
@@ -35,8 +35,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "privacy.accountant": ("prv", "rdp", "pld"),
     "privacy.clipping": ("flat", "per_layer", "adaptive"),
     "privacy.grad_sample_mode": ("hooks", "functorch"),
-    "runtime.kind": ("local",),
+    "runtime.kind": ("local", "ray"),
 }
+
+FAULTS = ("dropout", "crash", "straggle", "corrupt", "nan")  # probabilities
 
 # key -> (condition, what is allowed); a value of None is not checked.
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -69,6 +71,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "federation.num_rounds": (lambda v: v >= 1, "at least 1"),
     "federation.fraction": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "federation.min_replies": (lambda v: v >= 1, "at least 1"),
+    "federation.cutoff": (lambda v: v >= 1, "at least 1"),
     "federation.timeout": (lambda v: v > 0, "above 0"),
     "federation.wait": (lambda v: v >= 0, "at least 0"),
     "federation.partition.alpha": (lambda v: v > 0, "above 0"),
@@ -88,8 +91,16 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "privacy.max_batch": (lambda v: v >= 1, "at least 1"),
     "privacy.init_fraction": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "privacy.init_norm": (lambda v: v > 0, "above 0"),
+    **{f"faults.{kind}": (lambda v: 0 <= v <= 1, "in [0, 1]") for kind in FAULTS},
+    "faults.crash_step": (lambda v: v >= 1, "at least 1"),
+    "faults.delay": (lambda v: v > 0, "above 0"),
     "keep_checkpoints": (lambda v: v >= 1, "at least 1"),
     "runtime.threads": (lambda v: v >= 1, "at least 1"),
+    "runtime.workers": (lambda v: v >= 1, "at least 1"),
+    "runtime.cpus": (lambda v: v > 0, "above 0"),
+    "runtime.gpus": (lambda v: v >= 0, "at least 0"),
+    "runtime.max_retries": (lambda v: v >= 0, "at least 0"),
+    "runtime.client_timeout": (lambda v: v > 0, "above 0"),
 }
 
 

@@ -139,6 +139,7 @@ class FederationConfig:
     num_rounds: int
     fraction: float
     weighting: str
+    cutoff: int
     min_replies: int
     timeout: float
     wait: float
@@ -177,6 +178,25 @@ class RuntimeConfig:
 
     kind: str
     threads: int
+    workers: int | None
+    cpus: float | None
+    gpus: float
+    address: str | None
+    max_retries: int
+    client_timeout: float | None
+
+
+@dataclass(frozen=True, config=STRICT)
+class FaultConfig:
+    """Faults on purpose; see the comments in ``conf/faults/none.yaml``."""
+
+    dropout: float
+    crash: float
+    crash_step: int | None
+    straggle: float
+    delay: float
+    corrupt: float
+    nan: float
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -200,6 +220,7 @@ class Config:
     train: TrainConfig
     privacy: PrivacyConfig
     federation: FederationConfig
+    faults: FaultConfig
     runtime: RuntimeConfig
     cost: CostConfig
     device: str

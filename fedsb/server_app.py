@@ -198,6 +198,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None) -> Prepared:
             clients=client_names(config),
             fraction=federation.fraction,
             weighting=federation.weighting,
+            cutoff=federation.cutoff,
             min_replies=federation.min_replies,
             wait=federation.wait,
             evaluate=federation.evaluate_clients,

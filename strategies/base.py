@@ -1,8 +1,7 @@
 """The shell that every method shares: rounds, clients, wire and records. The method itself is its reducer.
 
-:class:`LowRankStrategy` is a Flower Message-API strategy. It addresses logical clients, attaches to each message exactly the
-frozen deltas that its client lacks, feeds valid replies to the reducer in dispatch order whatever their order of arrival, and
-measures bytes and exactness. It knows no runtime: any Flower ``Grid`` will do.
+:class:`LowRankStrategy` is a Flower Message-API strategy for any Flower ``Grid``. It addresses logical clients, attaches to each message
+exactly the frozen deltas that its client lacks, feeds valid replies to the reducer in dispatch order, and measures bytes and exactness.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from fedsb.schedule import dispatch_order, draw_cohort
 from fedsb.state import Layout, State, squared_norm, subtract, unpack
 from strategies.gap import GapMeter
 from strategies.inbox import Inbox, Upload
-from strategies.participation import WEIGHTINGS, Listener, Participation
+from strategies.participation import Listener, Participation
 from strategies.reducers import Reducer
 from strategies.roster import Roster
 from strategies.rounds import RoundState
@@ -76,6 +75,7 @@ class LowRankStrategy(Strategy):
         if participation.client_privacy:
             participation.client_privacy.check(type(self).__name__, self.sums_uploads)
         self.participation = participation
+        self.weighting = participation.new_weighting()
         self.labels = tuple(labels)
         self.frozen = frozen or FrozenLog()
         self.server_optimizer = server_optimizer
@@ -147,11 +147,12 @@ class LowRankStrategy(Strategy):
         assert self._round is not None
         assert self._reducer is not None
         for upload in self._uploads(replies, self.layout):
-            weight = WEIGHTINGS[self.participation.weighting](upload.num_examples)
+            weight = self.weighting.weight(upload.client, upload.num_examples)
             self._reducer.add(upload.state, weight)
             self.gap.add(upload.state, weight)
             self._round.note(upload.metrics, weight)
         self._round.check_quorum(self.participation.min_replies)
+        self.weighting.end_round(self._round.clients)
         return encode_arrays(self._finish(), self.wire_dtype), MetricRecord(self._round.train_metrics())
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:

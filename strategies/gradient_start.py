@@ -16,7 +16,6 @@ from fedsb.messages import decode_arrays, encode_arrays
 from fedsb.sketching import reply_layout
 from fedsb.state import Layout, State, WeightedSum, unpack
 from strategies.base import LowRankStrategy
-from strategies.participation import WEIGHTINGS
 from strategies.private_mean import PrivateSum
 
 
@@ -62,5 +61,5 @@ class GradientStart:
             if isinstance(total, PrivateSum):
                 total.add(upload.state)
             else:
-                total.add(upload.state, WEIGHTINGS[strategy.participation.weighting](upload.num_examples))
+                total.add(upload.state, strategy.weighting.weight(upload.client, upload.num_examples))
         return total.mean()

@@ -10,16 +10,17 @@ if TYPE_CHECKING:
     from strategies.base import LowRankStrategy
 
 OPTIMIZER, FIRST_HEAD = "server-optimizer", "first-head"
-CLIP, HELD = "clip_norm", "held"
+CLIP, HELD, WEIGHTS = "clip_norm", "held", "weighting"
 
 
 def remember(strategy: LowRankStrategy) -> Memory:
-    """Return a server optimiser's moments, the head that changes are measured from, what clients hold, and a private bound."""
+    """Return a server optimiser's moments, the head that changes are measured from, what clients hold, weights, and a private bound."""
     states = {FIRST_HEAD: strategy.gap.first_head}
     if strategy.server_optimizer is not None:
         states[OPTIMIZER] = strategy.server_optimizer.moments()
     private = strategy.participation.client_privacy
-    return Memory(states, {HELD: dict(strategy.held)} | ({CLIP: private.bound.value} if private else {}))
+    facts = {HELD: dict(strategy.held), WEIGHTS: strategy.weighting.memory()}
+    return Memory(states, facts | ({CLIP: private.bound.value} if private else {}))
 
 
 def recall(strategy: LowRankStrategy, snapshot: Snapshot) -> None:
@@ -28,6 +29,7 @@ def recall(strategy: LowRankStrategy, snapshot: Snapshot) -> None:
     strategy.frozen = snapshot.frozen
     strategy.rounds_done = snapshot.round
     strategy.held = dict(memory.facts[HELD])
+    strategy.weighting.take_up(memory.facts[WEIGHTS])
     if FIRST_HEAD in memory.states:
         strategy.gap.measure_from(memory.states[FIRST_HEAD])
     if strategy.server_optimizer is not None and OPTIMIZER in memory.states:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,9 +10,7 @@ from fedsb.frozen import FrozenLog
 from fedsb.report.records import RoundRecord
 from fedsb.state import State
 from strategies.client_privacy import ClientPrivacy
-
-# Weight of an upload in the mean, from the client's number of examples.
-WEIGHTINGS: dict[str, Callable[[int], float]] = {"examples": float, "uniform": lambda num_examples: 1.0}
+from strategies.weighting import WEIGHTINGS, Weighting
 
 
 class Listener(Protocol):
@@ -35,7 +33,8 @@ class Participation:
     Attributes:
         clients: names of the logical clients.
         fraction: share of them that a round draws.
-        weighting: ``examples`` or ``uniform``.
+        weighting: key of :data:`strategies.weighting.WEIGHTINGS`.
+        cutoff: rounds after which ``fedau`` finishes an interval of absence.
         min_replies: a round with fewer valid replies stops the run.
         wait: seconds to wait for nodes before the first round.
         evaluate: whether clients evaluate on their held-out parts too.
@@ -47,9 +46,14 @@ class Participation:
     clients: tuple[str, ...]
     fraction: float = 1.0
     weighting: str = "examples"
+    cutoff: int = 50
     min_replies: int = 1
     wait: float = 0.0
     evaluate: bool = False
     seed: int = 0
     client_privacy: ClientPrivacy | None = None
     private: bool = False
+
+    def new_weighting(self) -> Weighting:
+        """Return the weighting at the beginning of a run."""
+        return WEIGHTINGS[self.weighting](self.clients, self.cutoff)

@@ -35,6 +35,7 @@ RUNS = {
     "fedex_lora": ("method=fedex_lora", "federation.fraction=0.75"),
     "adam": ("method=fedavg_lora", "federation.server_optimizer.name=adam", "federation.server_optimizer.lr=0.1"),
     "momentum": ("init.kind=random", "federation.server_optimizer.name=momentum", "federation.wire_dtype=bfloat16"),
+    "fedau": ("method=fedavg_lora", "federation.weighting=fedau", "federation.fraction=0.5", "federation.cutoff=2"),
     "private examples": (*EXAMPLE, "privacy.clipping=adaptive", "init.kind=weight_svd"),
     "private clients": (*CLIENT, "privacy.clipping=adaptive", "privacy.quantile_lr=0.5", "init.kind=weight_svd"),
 }

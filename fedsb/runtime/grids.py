@@ -1,0 +1,40 @@
+"""The runtimes of ``fedsb run`` by name."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from fedsb.runtime.local import LocalGrid
+from fedsb.schema import RuntimeConfig
+
+CLIENT = "fedsb.client_app:app"
+
+
+def grid_for(runtime: RuntimeConfig, run_config: dict[str, Any]) -> Grid:
+    """Return the grid of a runtime, with nodes that serve any logical client.
+
+    Raises:
+        UserError: what it needs is not there.
+    """
+    return GRIDS[runtime.kind](runtime, run_config)
+
+
+def _local(runtime: RuntimeConfig, run_config: dict[str, Any]) -> Grid:
+    return LocalGrid.simulation(pkgutil.resolve_name(CLIENT), run_config)
+
+
+def _ray(runtime: RuntimeConfig, run_config: dict[str, Any]) -> Grid:
+    # Ray takes a second to import.
+    from fedsb.runtime.pool import PoolSettings, pool_for
+    from fedsb.runtime.ray import RayGrid
+
+    cpus = float(runtime.threads) if runtime.cpus is None else runtime.cpus
+    settings = PoolSettings(CLIENT, workers=runtime.workers, cpus=cpus, gpus=runtime.gpus, address=runtime.address)
+    return RayGrid.simulation(pool_for(settings), run_config, max_retries=runtime.max_retries, client_timeout=runtime.client_timeout)
+
+
+GRIDS: dict[str, Callable[[RuntimeConfig, dict[str, Any]], Grid]] = {"local": _local, "ray": _ray}

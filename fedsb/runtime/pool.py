@@ -1,0 +1,261 @@
+"""Ray actors that answer messages: started once a process, replaced when they die, fed with base models through the object store.
+
+A pool outlives the run that made it, so the next job of a sweep finds Ray, the actors and their models warm.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import shlex
+import socket
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from flwr.app import ArrayRecord, Message, RecordDict
+from ray.actor import ActorHandle
+from torch import nn
+
+from fedsb import loading
+from fedsb.errors import UserError
+from fedsb.runtime.fab import LAUNCH_FOLDER, launch_folder
+from fedsb.runtime.grid import answered, claim_identity, context_of
+from fedsb.runtime.sharing import join, split
+
+# A client reads these from its process, which started with those of the run that started Ray.
+HANDED_ON = ("FEDSB_HOME", "HF_HUB_OFFLINE", "HF_HOME")
+RAY_SWITCHES = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # 15 by default, and any other work on the machine would stop a run
+}
+KEPT = 2  # base models, and heavy records, in the object store at a time
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """What a pool is made of.
+
+    Attributes:
+        client: ``module:attribute`` of the ClientApp.
+        workers: number of actors; None takes as many as the cluster holds.
+        cpus: number of CPUs that each one reserves.
+        gpus: share of a GPU that each one reserves.
+        address: of an existing cluster; None starts Ray on this machine.
+    """
+
+    client: str
+    workers: int | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """A message as it goes to an actor: what many share lies in the object store, by reference.
+
+    Attributes:
+        message: with the content that is its own.
+        shared: further records of the content, by key.
+        networks: base models in the object store, by key.
+    """
+
+    message: Message
+    shared: Mapping[str, list[ray.ObjectRef]]
+    node_config: dict[str, Any]
+    run_config: dict[str, Any]
+    networks: Mapping[str, list[ray.ObjectRef]]
+    environment: Mapping[str, str]
+
+
+class Worker:
+    """In the actor's process: a ClientApp, and base models mapped from the object store."""
+
+    def __init__(self, client: str) -> None:
+        claim_identity()
+        self._client = pkgutil.resolve_name(client)
+        self._networks: Mapping[str, list[ray.ObjectRef]] = {}
+        loading.use_networks(self._network)
+
+    def answer(self, work: Work) -> Message:
+        """Answer one message."""
+        self._networks = work.networks
+        os.environ.update(work.environment)
+        records = {key: ray.get(ref) for key, [ref] in work.shared.items()}
+        message = _with(work.message, RecordDict({**records, **work.message.content}))
+        return answered(self._client, message, context_of(message.metadata.dst_node_id, work.node_config, work.run_config))
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function in the actor's process; for measurements."""
+        return function(*arguments)
+
+    def _network(self, key: str, load: Callable[[], nn.Module]) -> nn.Module:
+        return join(ray.get(self._networks[key][0])) if key in self._networks else load()
+
+
+class Pool:
+    """The actors of one setting.
+
+    Attributes:
+        size: number of actors.
+
+    Raises:
+        UserError: no cluster at the address, or it cannot hold so many workers.
+    """
+
+    def __init__(self, settings: PoolSettings) -> None:
+        start_ray(settings.address)
+        self._settings = settings
+        self.size = _fitting(settings)
+        self._idle: list[ActorHandle] = []
+        self._coming: dict[ray.ObjectRef, ActorHandle] = {}
+        self.networks: dict[str, list[ray.ObjectRef]] = {}
+        self._heavy: dict[int, tuple[ArrayRecord, ray.ObjectRef]] = {}
+        loading.use_networks(self._network)
+        for _ in range(self.size):
+            self._start()
+
+    def _start(self) -> None:
+        options = {"num_cpus": self._settings.cpus, "num_gpus": self._settings.gpus, "max_restarts": 0, "max_task_retries": 0}
+        actor = ray.remote(**options)(Worker).remote(self._settings.client)
+        self._coming[actor.__ray_ready__.remote()] = actor
+
+    @property
+    def starting(self) -> list[ray.ObjectRef]:
+        """What to wait for while actors start."""
+        return list(self._coming)
+
+    @property
+    def idle(self) -> bool:
+        """Whether an actor waits for work."""
+        return bool(self._idle)
+
+    def came(self, refs: Iterable[ray.ObjectRef]) -> None:
+        """Take in the actors that are ready now.
+
+        Raises:
+            ray.exceptions.RayError: one cannot start at all.
+        """
+        for ref in refs:
+            ray.get(ref)
+            self._idle.append(self._coming.pop(ref))
+
+    def take(self) -> ActorHandle:
+        """Return an idle actor."""
+        return self._idle.pop()
+
+    def give_back(self, actor: ActorHandle) -> None:
+        """Take an actor back that has done its work."""
+        self._idle.append(actor)
+
+    def replace(self, actor: ActorHandle) -> None:
+        """End an actor, dead or alive, and start another one in its place."""
+        ray.kill(actor)
+        self._start()
+
+    def work(self, message: Message, node_config: dict[str, Any], run_config: dict[str, Any]) -> Work:
+        """Pack a message; records of arrays go to the object store, once for all messages that share them."""
+        shared = {key: [self._stored(record)] for key, record in message.content.array_records.items()}
+        light = RecordDict({key: record for key, record in message.content.items() if key not in shared})
+        environment = {name: os.environ[name] for name in HANDED_ON if name in os.environ} | {LAUNCH_FOLDER: str(launch_folder())}
+        return Work(_with(message, light), shared, node_config, run_config, self.networks, environment)
+
+    def _stored(self, record: ArrayRecord) -> ray.ObjectRef:
+        if id(record) not in self._heavy:
+            while len(self._heavy) >= KEPT:
+                self._heavy.pop(next(iter(self._heavy)))
+            # The record is kept with its reference: an id is only its own while it lives.
+            self._heavy[id(record)] = record, ray.put(record)
+        return self._heavy[id(record)][1]
+
+    def _network(self, key: str, load: Callable[[], nn.Module]) -> nn.Module:
+        """Lay a base model into the object store, once, and use it from there, in this process too."""
+        if key not in self.networks:
+            parts = split(load())
+            while len(self.networks) >= KEPT:
+                self.networks.pop(next(iter(self.networks)))
+            self.networks[key] = [ray.put(parts)]
+        return join(ray.get(self.networks[key][0]))
+
+
+_POOLS: dict[PoolSettings, Pool] = {}
+
+
+def pool_for(settings: PoolSettings) -> Pool:
+    """Return the process's pool of these settings; one of other settings is ended first."""
+    if settings not in _POOLS:
+        close_pools()
+        _POOLS[settings] = Pool(settings)
+    return _POOLS[settings]
+
+
+def close_pools() -> None:
+    """End Ray and every pool in this process."""
+    if _POOLS or ray.is_initialized():
+        _POOLS.clear()
+        loading.use_networks(None)
+        ray.shutdown()
+
+
+def _with(message: Message, content: RecordDict) -> Message:
+    """Return a message with other content, and the id that the first one has."""
+    return Message(content=content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]
+
+
+def start_ray(address: str | None) -> None:
+    """Start Ray on this machine, or join a cluster.
+
+    Raises:
+        UserError: there is no cluster at the address.
+    """
+    if ray.is_initialized():
+        return
+    for name, value in RAY_SWITCHES.items():
+        os.environ.setdefault(name, value)
+    # Ray pastes the interpreter's path into a shell line.
+    quoted = shlex.quote(sys.executable)
+    runtime_env = {} if quoted == sys.executable or address else {"py_executable": quoted}
+    try:
+        _knock(address)
+        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", runtime_env=runtime_env)
+    except (OSError, ValueError, RuntimeError) as error:
+        if address is None:
+            raise
+        said = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"no Ray cluster at runtime.address={address} ({said}); start one with 'ray start --head', or leave it out"
+        ) from None
+
+
+def _knock(address: str | None) -> None:
+    """Look whether anyone listens: Ray itself keeps trying for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5.0).close()
+
+
+def _fitting(settings: PoolSettings) -> int:
+    """Return the number of workers, held against what the cluster has.
+
+    Raises:
+        UserError: it cannot hold so many, or not one.
+    """
+    held = ray.cluster_resources()
+    needs = {"CPU": settings.cpus, "GPU": settings.gpus}
+    most = min(int(held.get(kind, 0.0) / share + 1e-9) for kind, share in needs.items() if share) if any(needs.values()) else 1
+    wanted = settings.workers or max(1, most)
+    if wanted > most:
+        has = ", ".join(f"{held.get(kind, 0.0):g} {kind}s" for kind, share in needs.items() if share)
+        each = ", ".join(f"runtime.{kind.lower()}s={share:g}" for kind, share in needs.items() if share)
+        close_pools()
+        raise UserError(f"{wanted} workers with {each} each do not fit ({has}); lower runtime.workers, or the share of each")
+    return wanted

@@ -1,0 +1,158 @@
+"""A Flower ``Grid`` over Ray actors: dead actors are replaced and their messages sent again, hung ones ended.
+
+Messages are handed out in the order in which they were pushed (the strategies push the largest clients first), to whichever actor is idle,
+and never so far ahead of the oldest open one that replies pile up at the reducer: it adds them in that order, and what it holds back is
+O(workers), not O(clients).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from flwr.app import Message
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError, WorkerCrashedError
+
+from fedsb.errors import RunError
+from fedsb.runtime.grid import SimulationGrid, failure, simulated_nodes
+from fedsb.runtime.pool import Pool
+
+AHEAD = 4  # messages an actor that may be handed out beyond the oldest open one
+LOOK_S = 1.0  # between two looks at what hangs
+
+
+@dataclass
+class Task:
+    """A message on its way.
+
+    Attributes:
+        number: its place in the order of dispatch.
+        tries: how often it was handed out.
+        actor: who works on it.
+        deadline: when it counts as hung.
+    """
+
+    message: Message
+    number: int
+    tries: int = 0
+    actor: ActorHandle | None = None
+    deadline: float = float("inf")
+
+
+class RayGrid(SimulationGrid):
+    """Serves simulated nodes with a pool of actors.
+
+    Args:
+        pool: the actors.
+        run_config: what a client's context carries as run configuration.
+        node_configs: one node configuration a node, by node id.
+        max_retries: how often a message is sent again whose actor died.
+        client_timeout: seconds after which a client counts as hung and failed; None waits.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        run_config: dict[str, Any],
+        node_configs: dict[int, dict[str, Any]],
+        *,
+        max_retries: int = 2,
+        client_timeout: float | None = None,
+    ) -> None:
+        super().__init__(run_config, node_configs)
+        self._pool = pool
+        self._max_retries = max_retries
+        self._client_timeout = client_timeout
+        self._waiting: deque[Task] = deque()
+        self._running: dict[ray.ObjectRef, Task] = {}
+        self._pushed = 0
+
+    @classmethod
+    def simulation(cls, pool: Pool, run_config: dict[str, Any], num_nodes: int = 1, **options: Any) -> RayGrid:
+        """Return a grid whose nodes serve any logical client."""
+        return cls(pool, run_config, simulated_nodes(num_nodes), **options)
+
+    def enqueue(self, message: Message) -> None:
+        """Put a message behind the others."""
+        self._waiting.append(Task(message, self._pushed))
+        self._pushed += 1
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies that are there, after waiting a little for the first.
+
+        A message that nobody asks for any more is not handed out.
+        """
+        wanted = set(message_ids)
+        self._waiting = deque(task for task in self._waiting if task.message.metadata.message_id in wanted)
+        self._hand_out()
+        replies = [*self._arrived(self._patience()), *self._expired()]
+        self._hand_out()
+        return [reply for reply in replies if reply.metadata.reply_to_message_id in wanted]
+
+    def _hand_out(self) -> None:
+        oldest = min((task.number for task in self._running.values()), default=None)
+        while self._waiting and self._pool.idle:
+            if oldest is not None and self._waiting[0].number - oldest > AHEAD * self._pool.size:
+                return
+            task = self._waiting.popleft()
+            oldest = task.number if oldest is None else min(oldest, task.number)
+            task.actor = self._pool.take()
+            task.tries += 1
+            task.deadline = time.monotonic() + (self._client_timeout or float("inf"))
+            work = self._pool.work(task.message, self.node_configs[task.message.metadata.dst_node_id], self.run_config)
+            self._running[task.actor.answer.remote(work)] = task
+
+    def _patience(self) -> float:
+        nearest = min((task.deadline for task in self._running.values()), default=float("inf"))
+        return max(0.0, min(LOOK_S, nearest - time.monotonic()))
+
+    def _arrived(self, seconds: float) -> Iterator[Message]:
+        """Wait until something is done, and yield the replies among it."""
+        refs = [*self._running, *self._pool.starting]
+        if not refs:
+            return
+        first, rest = ray.wait(refs, num_returns=1, timeout=seconds)
+        done = first + (ray.wait(rest, num_returns=len(rest), timeout=0)[0] if first and rest else [])
+        try:
+            self._pool.came(ref for ref in done if ref not in self._running)
+        except RayError as error:
+            raise RunError(f"a worker does not start: {_last_line(error)}") from None
+        for ref in done:
+            if ref in self._running:
+                yield from self._collect(ref, self._running.pop(ref))
+
+    def _collect(self, ref: ray.ObjectRef, task: Task) -> Iterator[Message]:
+        assert task.actor is not None
+        try:
+            reply: Message = ray.get(ref)
+        except (RayActorError, WorkerCrashedError):
+            self._pool.replace(task.actor)
+            if task.tries <= self._max_retries:
+                self._waiting.appendleft(task)
+            else:
+                yield failure(task.message, f"the process of the worker ended {task.tries} times over it (runtime.max_retries)")
+        except RayError as error:
+            self._pool.give_back(task.actor)
+            yield failure(task.message, _last_line(error))
+        else:
+            self._pool.give_back(task.actor)
+            yield reply
+
+    def _expired(self) -> Iterator[Message]:
+        """End what has hung for too long; it is not tried again."""
+        now = time.monotonic()
+        for ref, task in [(ref, task) for ref, task in self._running.items() if task.deadline <= now]:
+            assert task.actor is not None
+            del self._running[ref]
+            self._pool.replace(task.actor)
+            yield failure(task.message, f"no reply within runtime.client_timeout={self._client_timeout:g} s")
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else type(error).__name__

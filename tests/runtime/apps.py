@@ -1,0 +1,45 @@
+"""Clients of the tests of runtimes, in an actor's process: they do what a message says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+
+
+def obey(message: Message, context: Context) -> Message:
+    """Do what ``do`` names, with ``with`` as its argument; answer with the process, the node and what came along."""
+    config: ConfigRecord = message.content.config_records["config"]
+    DEEDS[str(config["do"])](str(config["with"]))
+    came = sum(len(array.data) for record in message.content.array_records.values() for array in record.values())
+    answer = MetricRecord({"pid": os.getpid(), "node": message.metadata.dst_node_id, "bytes": came, "number": config["number"]})  # type: ignore[dict-item]
+    return Message(
+        RecordDict({"metrics": answer, "config": ConfigRecord({"overrides": str(context.run_config["overrides"])})}), reply_to=message
+    )
+
+
+def _die(_: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_once(path: str) -> None:
+    if not Path(path).exists():
+        Path(path).touch()
+        _die(path)
+
+
+def _raise(text: str) -> None:
+    raise ValueError(text)
+
+
+DEEDS: dict[str, Callable[[str], object]] = {
+    "answer": lambda _: None,
+    "sleep": lambda seconds: time.sleep(float(seconds)),
+    "raise": _raise,
+    "die": _die,
+    "die once": _die_once,
+}

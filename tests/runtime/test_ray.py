@@ -1,0 +1,224 @@
+"""Messages over Ray actors: what dies is replaced and asked again, what hangs is ended, and the bits are those of one process."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from shlex import join
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fedsb import client_app
+from fedsb.config import load
+from fedsb.errors import UserError
+from fedsb.privacy.account import LEDGERS
+from fedsb.runtime.grid import simulated_nodes
+from fedsb.runtime.grids import CLIENT
+from fedsb.runtime.local import LocalGrid
+from fedsb.runtime.pool import Pool, PoolSettings, close_pools, pool_for
+from fedsb.runtime.ray import AHEAD, RayGrid
+from fedsb.server_app import serve
+from tests.strategies.private_runs import EXAMPLE, small
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    # Ray leaves its log files and child processes to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ended() -> Iterator[None]:
+    """Leave no Ray behind."""
+    yield
+    close_pools()
+    gc.collect()
+
+
+def obedient(**options: Any) -> RayGrid:
+    """Return a grid of two actors that do what they are told."""
+    pool = pool_for(PoolSettings("tests.runtime.apps:obey", workers=2, cpus=0.5))
+    return RayGrid(pool, {"overrides": "as given"}, simulated_nodes(3), **options)
+
+
+def orders(*deeds: tuple[str, object], arrays: ArrayRecord | None = None) -> list[Message]:
+    """Return a message a deed, in order, to nodes 1, 2, 3 in turn."""
+    more = {} if arrays is None else {"arrays": arrays}
+    contents = [
+        RecordDict({"config": ConfigRecord({"do": do, "with": str(what), "number": i}), **more}) for i, (do, what) in enumerate(deeds)
+    ]
+    return [Message(content, i % 3 + 1, "train") for i, content in enumerate(contents)]
+
+
+def numbers(replies: Sequence[Message]) -> list[int]:
+    return [int(reply.content["metrics"]["number"]) for reply in replies if reply.has_content()]  # type: ignore[index, arg-type]
+
+
+def reasons(replies: Sequence[Message]) -> list[str]:
+    return [str(reply.error.reason) for reply in replies if reply.has_error()]
+
+
+def test_every_message_is_answered_once_by_one_of_the_actors() -> None:
+    arrays = ArrayRecord([np.zeros(1000, np.float32)])
+    grid = obedient()
+    messages = orders(*[("answer", "")] * 40, arrays=arrays)
+    replies = grid.send_and_receive(messages)
+    assert sorted(numbers(replies)) == list(range(40))
+    assert {reply.metadata.reply_to_message_id for reply in replies} == {message.metadata.message_id for message in messages}
+    found = [reply.content["metrics"] for reply in replies]
+    assert len({metrics["pid"] for metrics in found}) == 2
+    assert os.getpid() not in {metrics["pid"] for metrics in found}
+    assert all(metrics["node"] == metrics["number"] % 3 + 1 and metrics["bytes"] >= 4000 for metrics in found)
+    assert {str(reply.content["config"]["overrides"]) for reply in replies} == {"as given"}
+
+
+def test_a_message_whose_actor_dies_is_sent_again(tmp_path: Path) -> None:
+    deeds = [("answer", ""), ("die once", tmp_path / "a"), ("answer", ""), ("die once", tmp_path / "b"), *[("answer", "")] * 6]
+    replies = obedient().send_and_receive(orders(*deeds))
+    assert sorted(numbers(replies)) == list(range(10))
+
+
+def test_a_message_that_kills_every_actor_fails_alone() -> None:
+    replies = obedient(max_retries=1).send_and_receive(orders(("answer", ""), ("die", ""), *[("answer", "")] * 4))
+    assert sorted(numbers(replies)) == [0, 2, 3, 4, 5]
+    assert reasons(replies) == ["the process of the worker ended 2 times over it (runtime.max_retries)"]
+
+
+def test_an_actor_that_hangs_is_ended_and_not_asked_again() -> None:
+    begun = time.monotonic()
+    replies = obedient(client_timeout=3.0).send_and_receive(orders(("sleep", 3600), *[("answer", "")] * 5))
+    assert sorted(numbers(replies)) == [1, 2, 3, 4, 5]
+    assert reasons(replies) == ["no reply within runtime.client_timeout=3 s"]
+    assert time.monotonic() - begun < 60
+    assert sorted(numbers(obedient().send_and_receive(orders(*[("answer", "")] * 4)))) == [0, 1, 2, 3]
+
+
+def test_an_exception_costs_its_own_reply() -> None:
+    replies = obedient().send_and_receive(orders(("raise", "so it is"), ("answer", "")))
+    assert numbers(replies) == [1]
+    assert "ValueError: so it is" in reasons(replies)[0]
+
+
+def test_replies_do_not_pile_up_behind_a_slow_client() -> None:
+    grid = obedient()
+    ids = grid.push_messages(orders(("sleep", 2), *[("answer", "")] * 60))
+    early = []
+    while ids[0] not in {reply.metadata.reply_to_message_id for reply in early}:
+        early += grid.pull_messages(ids)
+    assert len(early) <= AHEAD * 2 + 1
+    while len(early) < 61:
+        early += grid.pull_messages(ids)
+    assert sorted(numbers(early)) == list(range(61))
+
+
+def test_what_nobody_asks_for_any_more_is_not_handed_out(tmp_path: Path) -> None:
+    grid = obedient()
+    stale = grid.push_messages(orders(*[("sleep", 0.3)] * 2, *[("die once", tmp_path / str(i)) for i in range(5)]))
+    grid.pull_messages(stale)
+    replies = grid.send_and_receive(orders(("answer", "")))
+    assert numbers(replies) == [0]
+    assert not any(tmp_path.iterdir())
+
+
+def test_more_workers_than_fit_are_refused() -> None:
+    close_pools()
+    with pytest.raises(UserError, match=r"^1000 workers with runtime.cpus=1 each do not fit \(\d+ CPUs\); lower runtime.workers"):
+        Pool(PoolSettings("tests.runtime.apps:obey", workers=1000))
+
+
+def test_an_address_without_a_cluster_is_named() -> None:
+    close_pools()
+    with pytest.raises(UserError, match=r"^no Ray cluster at runtime.address=127.0.0.1:1 \(.*\); start one with 'ray start --head'"):
+        pool_for(PoolSettings("tests.runtime.apps:obey", address="127.0.0.1:1"))
+
+
+class Killing(RayGrid):
+    """Kills, by its process, an actor at work, when it has handed out so many replies."""
+
+    kills: tuple[int, ...] = ()
+    replies = 0
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        if self.kills and self.replies >= self.kills[0] and (busy := working()):
+            self.kills = self.kills[1:]
+            os.kill(busy[0], signal.SIGKILL)
+        found = super().pull_messages(message_ids)
+        self.replies += len(found)
+        return found
+
+
+def working() -> list[int]:
+    """Return the processes of this one's actors that are answering a message."""
+    below = psutil.Process().children(recursive=True)
+    return [process.pid for process in below if process.is_running() and process.cmdline()[:1] == ["ray::Worker.answer"]]
+
+
+def federate(folder: Path, overrides: Sequence[str], workers: int = 0, kills: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Run a federation in this process, or on so many actors, and return its summary."""
+    run_config = {"overrides": join(overrides), "output": str(folder)}
+    if not workers:
+        return serve(load(list(overrides)), LocalGrid.simulation(client_app.app, run_config), folder)
+    grid = Killing(pool_for(PoolSettings(CLIENT, workers=workers, cpus=0.5)), run_config, simulated_nodes())
+    grid.kills = kills
+    try:
+        return serve(load(list(overrides)), grid, folder)
+    finally:
+        assert not grid.kills
+
+
+RUNS = {
+    "fed_sb": ("init.kind=gradient", "init.num_examples=8", "init.power_iterations=0"),
+    "fedex_lora": ("method=fedex_lora", "federation.fraction=0.75"),
+    "private examples": (*EXAMPLE, "init.kind=weight_svd"),
+}
+
+
+@pytest.mark.parametrize(("name", "workers", "kills"), [*((name, 2, (2, 5)) for name in RUNS), ("fed_sb", 1, ()), ("fed_sb", 3, ())])
+def test_the_bits_are_those_of_one_process_whoever_dies(
+    name: str, workers: int, kills: tuple[int, ...], tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    overrides = small(tiny_bert, tmp_path, *RUNS[name])
+    whole = federate(tmp_path / "whole", overrides)
+    again = federate(tmp_path / "ray", overrides, workers, kills)
+    assert {key for key in whole if again[key] != whole[key]} <= {"wall_s", "cpu_s"}
+    assert charged(tmp_path / "ray") == charged(tmp_path / "whole")
+
+
+def charged(folder: Path) -> dict[str, list[str]]:
+    """Return the lines of every ledger of a run."""
+    return {str(path.relative_to(folder)): path.read_text().splitlines() for path in sorted((folder / LEDGERS).rglob("*.jsonl"))}
+
+
+def test_interrupted_it_leaves_a_checkpoint_and_no_process(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in a terminal reaches the whole group of processes."""
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd", "federation.num_rounds=4")
+    whole, folder = federate(tmp_path / "whole", overrides), tmp_path / "run"
+    command = [sys.executable, "-m", "fedsb.cli", "run"]
+    given = [*overrides, "runtime=ray", "runtime.workers=2", "runtime.cpus=0.5", f"output={folder}", f"hydra.run.dir={folder}"]
+    with subprocess.Popen([*command, *given], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if re.match("round 1/", line))
+        below = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"go on with: fedsb run resume={folder}" in said
+    assert "Traceback" not in said
+    assert not psutil.wait_procs(below, timeout=30)[1]
+    subprocess.run([*command, f"resume={folder}"], check=True, stdout=subprocess.DEVNULL)
+    assert json.loads((folder / "summary.json").read_text())["factors_sha256"] == whole["factors_sha256"]
