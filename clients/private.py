@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from clients.clipping import CLIPPINGS, Clipping, FlatClipping
 from clients.self_checks import FirstRound
 from fedsb.models import AdaptedModel
+from fedsb.privacy.accounting import Entry
 from fedsb.privacy.codes import SelfCheckFailed
 from fedsb.privacy.randomness import Streams
-from fedsb.rng import torch_stream
+from fedsb.rng import global_generators
 from fedsb.schema import TrainConfig
 from fedsb.tasks import Task
 from fedsb.training import OPTIMIZERS, Site, autocast, collate, rate_factor
@@ -72,7 +73,7 @@ def private_fit(
     site: Site,
     mechanism: Mechanism,
     streams: Streams,
-    check: bool = False,
+    charged: Entry | None = None,
 ) -> PrivateFit:
     """Train factors and head of ``adapted`` in place with differential privacy.
 
@@ -81,10 +82,10 @@ def private_fit(
         task: gives the loss of each example.
         features: tokenised examples of the client.
         train: optimiser, schedule, lengths; its ``clip_norm`` and ``prox_mu`` act on the noised gradient.
-        site: client, round and seed.
+        site: client and round.
         mechanism: what is released.
-        streams: draws noise and samples.
-        check: run the self-checks of :mod:`clients.self_checks`.
+        streams: draws noise, samples and dropout.
+        charged: what the ledger holds for this round, to run the self-checks of :mod:`clients.self_checks` against; None runs none.
 
     Raises:
         SelfCheckFailed: training is not what the ledger says it is.
@@ -94,9 +95,9 @@ def private_fit(
     sampler = UniformWithReplacementSampler(
         num_samples=len(features), sample_rate=mechanism.sampling_rate, steps=mechanism.steps, generator=streams.sampling
     )
-    first = _first_round(adapted, task, features, optimizer) if check else None
+    first = _first_round(adapted, task, features, optimizer, charged) if charged else None
     steps, loss = 0, 0.0
-    with _sampled_gradients(adapted.model, mechanism.functorch), torch_stream(site.seed, "dropout", site.client, site.round):
+    with _sampled_gradients(adapted.model, mechanism.functorch), global_generators(streams.dropout):
         # Each sample in order of length, so that what is padded together is of like length.
         samples = (sorted(drawn, key=lambda i: (len(features[i]["input_ids"]), i)) for drawn in sampler)
         for indices in BatchSplittingSampler(sampler=samples, max_batch_size=mechanism.max_batch, optimizer=optimizer):
@@ -111,7 +112,7 @@ def private_fit(
             if first is not None:
                 first.stepped()
     if first is not None:
-        first.finish(steps=steps, planned=mechanism.steps, sampler=sampler, rate=mechanism.sampling_rate)
+        first.finish(steps=steps, sampler=sampler)
     return PrivateFit(steps, _diagnostics(optimizer, loss))
 
 
@@ -123,8 +124,8 @@ def _private_optimizer(
     return CLIPPINGS[clipping.kind](plain, clipping, expected_batch=expected_batch, generator=streams.noise)
 
 
-def _first_round(adapted: AdaptedModel, task: Task, features: Features, optimizer: FlatClipping) -> FirstRound:
-    first = FirstRound(adapted, optimizer)
+def _first_round(adapted: AdaptedModel, task: Task, features: Features, optimizer: FlatClipping, charged: Entry) -> FirstRound:
+    first = FirstRound(adapted, optimizer, charged)
     made = collate([_made_up(features[0])], adapted, task)
     first.depends(lambda: task.forward(adapted.model, made))
     return first

@@ -97,7 +97,8 @@ def private_round(
     mechanism, check = mechanism_of(privacy, entry), not _went_well(account)
     account.charge(key, entry)
     adapted.install(state, held)
-    fit = private_fit(adapted, task, features, train=train, site=site, mechanism=mechanism, streams=streams, check=check)
+    charged = account.charged(key) if check else None
+    fit = private_fit(adapted, task, features, train=train, site=site, mechanism=mechanism, streams=streams, charged=charged)
     upload, metrics = adapted.trained(), account.metrics(entry)
     if wire_dtype != "float32":
         metrics["encoding-error"] = encoding_error(upload, quantise(upload, wire_dtype), adapted.spec, adapted.scale, held.basis)

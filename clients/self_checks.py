@@ -6,6 +6,8 @@ says nothing (it is empty, its texts have no gradient, or one that is not finite
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,11 +17,14 @@ from torch import Tensor, nn
 
 from clients.clipping import FlatClipping
 from fedsb.models import AdaptedModel
+from fedsb.privacy.accounting import Entry
 from fedsb.privacy.codes import SelfCheckFailed
 from fedsb.state import HEAD, Name
 
 # Below a tenth of its standard deviation the noise of so many values never lies: once in 1e13 tensors.
 ENOUGH_VALUES = 16
+# An empty sum where examples pull decides after so many steps, or at once with so many examples.
+CANCEL, MANY = 2, 8
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -29,15 +34,20 @@ class FirstRound:
     Args:
         adapted: the model in training.
         optimizer: the private optimiser over its trained tensors.
+        charged: what the ledger holds for the round: rate, noise and steps are those of this entry, or the claim is not true.
     """
 
-    def __init__(self, adapted: AdaptedModel, optimizer: FlatClipping) -> None:
+    def __init__(self, adapted: AdaptedModel, optimizer: FlatClipping, charged: Entry) -> None:
         self._adapted = adapted
         self._optimizer = optimizer
+        self._charged = charged
         self._base = fingerprint(adapted)
-        self._pulled: set[Name] = set()
         self._watching = True
         self._noised = 0
+        self._noise, self._values = 0.0, 0
+        self._pulled: set[Name] = set()  # in the step under way
+        self._arrived: set[Name] = set()
+        self._owed: Counter[Name] = Counter()
         optimizer.observers.append(self._noise_added)
 
     def depends(self, output: Callable[[], Tensor]) -> None:
@@ -72,35 +82,54 @@ class FirstRound:
         if self._watching and fingerprint(self._adapted) != self._base:
             raise SelfCheckFailed("base")
         self._watching = self._watching and not self._pulled
+        self._pulled = set()
 
-    def finish(self, *, steps: int, planned: int, sampler: Any, rate: float) -> None:
+    def finish(self, *, steps: int, sampler: Any) -> None:
         """Hold at the end of the round that what was done is what was charged.
 
         Raises:
-            SelfCheckFailed: ``steps`` or ``sampler``.
+            SelfCheckFailed: ``clipped_sum``, ``steps`` or ``sampler``.
         """
-        if not steps == self._noised == planned:
+        if any(count >= CANCEL for name, count in self._owed.items() if name not in self._arrived):
+            raise SelfCheckFailed("clipped_sum")
+        if not steps == self._noised == self._charged.steps or not self._noise_is_large():
             raise SelfCheckFailed("steps")
         # A subclass may draw as it likes.
-        if type(sampler) is not UniformWithReplacementSampler or sampler.sample_rate != rate:
+        if type(sampler) is not UniformWithReplacementSampler or sampler.sample_rate != self._charged.sampling_rate:
             raise SelfCheckFailed("sampler")
 
     def _noise_added(self) -> None:
-        self._noised += all(map(self._is_noised, self._optimizer.params))
-        if self._watching:
-            self._sum_arrived()
+        noised = [self._is_noised(p) for p in self._optimizer.params]
+        self._noised += all(noised)
+        self._sum_arrived()
 
     def _is_noised(self, p: nn.Parameter) -> bool:
+        """Tell whether a tensor has noise, and add it to what the round has altogether, in units of σ C."""
         o = self._optimizer
-        noise = p.grad * o.expected_batch_size - p.summed_grad  # type: ignore[attr-defined]
-        return p.numel() < ENOUGH_VALUES or float(noise.double().square().mean().sqrt()) >= 0.1 * o.noise_multiplier * o.max_grad_norm
+        noise = (p.grad * o.expected_batch_size - p.summed_grad).double()  # type: ignore[attr-defined]
+        scale = (self._charged.noise_multiplier * o.max_grad_norm) ** 2
+        square = float(noise.square().sum()) / scale if scale else float(p.numel())
+        self._noise += square
+        self._values += p.numel()
+        return p.numel() < ENOUGH_VALUES or square >= 0.01 * p.numel()
+
+    def _noise_is_large(self) -> bool:
+        """Hold the round's noise against what was charged: with N values its square is N at least, within six deviations of √(2N)."""
+        return self._noise >= self._values - 6 * math.sqrt(2 * self._values)
 
     def _sum_arrived(self) -> None:
-        """Hold that what the examples have a gradient for gets a clipped sum; two examples or more may cancel."""
+        """Hold that what the examples have a gradient for gets a clipped sum.
+
+        Two that are alike may cancel; that many do, or two in several steps, is no accident.
+        """
         reached = {id(p): count for p, count in zip(self._optimizer.params, self._optimizer.reached, strict=True)}
         for name, p in self._live().items():
-            if name in self._pulled and reached[id(p)] < 2 and not bool(p.summed_grad.any()):  # type: ignore[attr-defined]
-                raise SelfCheckFailed("clipped_sum")
+            if bool(p.summed_grad.any()):  # type: ignore[attr-defined]
+                self._arrived.add(name)
+            elif name in self._pulled and name not in self._arrived:
+                if reached[id(p)] < 2:
+                    raise SelfCheckFailed("clipped_sum")
+                self._owed[name] += CANCEL if reached[id(p)] >= MANY else 1
 
     def _live(self) -> dict[Name, nn.Parameter]:
         """Return the trained tensors that can have a gradient: a factor beside one that is zero (LoRA's A at the start) has none."""

@@ -1,7 +1,7 @@
 """Random streams: every draw has a name, so a result never depends on who ran before it or in which process.
 
 A stream is named by (seed, purpose, …) where the rest is a client, a round or a module. No function of this project draws from
-a global generator except inside :func:`torch_stream`, which restores it.
+a global generator except inside :func:`global_generators`, which restores it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,16 @@ def numpy_generator(seed: int, purpose: str, *key: str | int) -> np.random.Gener
 @contextmanager
 def torch_stream(seed: int, purpose: str, *key: str | int) -> Iterator[None]:
     """Run a block with torch's global generators at the start of the named stream (dropout draws from them); restore them after."""
+    with global_generators(torch_generator(seed, purpose, *key)):
+        yield
+
+
+@contextmanager
+def global_generators(source: torch.Generator) -> Iterator[None]:
+    """Run a block with torch's global CPU generator in the state of ``source``, and those of GPUs seeded from it; restore them after."""
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(stream_seed(seed, purpose, *key))
+        torch.set_rng_state(source.get_state())
+        if devices:
+            torch.cuda.manual_seed_all(int(torch.randint(2**62, (), generator=source)))
         yield

@@ -110,7 +110,7 @@ class Subject:
         self.adapted.install(self.start, self.frozen)
         data = [c if bit else {**c, "target": IGNORED} for c, bit in zip(self.canaries, bits, strict=True)]
         mechanism = Mechanism(Clipping(clipping, self.max_norm, entry.noise_multiplier), entry.sampling_rate, entry.steps)
-        streams = Streams(torch_generator(seed, "noise", clipping, run), torch_generator(seed, "poisson", clipping, run))
+        streams = Streams(*(torch_generator(seed, purpose, clipping, run) for purpose in ("noise", "poisson", "dropout")))
         site = Site(seed, "audited", 1, 1)
         private_fit(self.adapted, TASK, data, train=self.train, site=site, mechanism=mechanism, streams=streams)
         return self.filters @ (flat(self.start) - flat(self.adapted.trained()))

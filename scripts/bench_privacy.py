@@ -73,7 +73,7 @@ class Rival:
     def private(self) -> None:
         """Train with privacy: per-example gradients, clipping, noise."""
         mechanism = Mechanism(Clipping("flat", 1.0, 1.0), sampling_rate=1.0, steps=STEPS)
-        streams = Streams(torch.Generator().manual_seed(1), torch.Generator().manual_seed(2))
+        streams = Streams(*(torch.Generator().manual_seed(number) for number in (1, 2, 3)))
         private_fit(
             self.adapted, task_of(self.config), self.features, train=self.config.train, site=self.site, mechanism=mechanism, streams=streams
         )  # fmt: skip

@@ -193,8 +193,9 @@ def table_rows(table: Table, options: argparse.Namespace, cache: Cache) -> Itera
     """Tune each method, then run the seeds of every column."""
     for pooling in options.poolings or table.poolings:
         for method in options.methods:
-            chosen = {private: choose(table, method, pooling, private, cache) for private in (True, False)}
-            if options.tune_only:
+            found_best = {private: choose(table, method, pooling, private, cache) for private in (True, False)}
+            chosen = {private: setting for private, setting in found_best.items() if setting is not None}
+            if options.tune_only or len(chosen) < 2:
                 continue
             found = {
                 epsilon: [
@@ -206,14 +207,16 @@ def table_rows(table: Table, options: argparse.Namespace, cache: Cache) -> Itera
             yield Row(method, pooling, chosen, found)
 
 
-def choose(table: Table, method: str, pooling: str, private: bool, cache: Cache) -> list[str]:
-    """Return the setting with the best accuracy on the validation part."""
+def choose(table: Table, method: str, pooling: str, private: bool, cache: Cache) -> list[str] | None:
+    """Return the setting with the best accuracy on the validation part; None while a trial is missing."""
     base = [
         *run_of(table, method, pooling, table.tuned_at if private else None),
         f"seed={TUNING_SEED}",
         f"data.public_fraction={VALIDATION}",
     ]
-    return max(METHODS[method][not private], key=lambda setting: cache.accuracy([*base, *setting], "validation"))
+    trials = METHODS[method][not private]
+    scores = [cache.accuracy([*base, *setting], "validation") for setting in trials]
+    return trials[scores.index(max(scores))] if all(score == score for score in scores) else None
 
 
 def run_of(table: Table, method: str, pooling: str, epsilon: float | None) -> list[str]:
@@ -223,13 +226,13 @@ def run_of(table: Table, method: str, pooling: str, epsilon: float | None) -> li
     return [f"method={method}", f"model.pooling={pooling}", *start, *table.base, *privacy]
 
 
-def cell(values: Sequence[float]) -> str:
+def cell(values: Sequence[float], digits: int = 3) -> str:
     """Write mean ± standard error of the seeds that are done."""
     done = [value for value in values if value == value]
     if not done:
         return "–"
-    error = f" ± {stdev(done) / len(done) ** 0.5:.3f}" if len(done) > 1 else ""
-    return f"{mean(done):.3f}{error}" + (f" ({len(done)} seeds)" if len(done) < len(values) else "")
+    error = f" ± {stdev(done) / len(done) ** 0.5:.{digits}f}" if len(done) > 1 else ""
+    return f"{mean(done):.{digits}f}{error}" + (f" ({len(done)} seeds)" if len(done) < len(values) else "")
 
 
 def print_table(name: str, table: Table, rows: Sequence[Row]) -> None:

@@ -87,9 +87,9 @@ def rows(options: argparse.Namespace, cache: Cache) -> Iterator[str]:
                     [cache.accuracy([*base, *start, f"seed={seed}"], "test") for seed in options.seeds]
                     for start in ((*PRIVATE, *own), FREE)
                 )
-                lead = 100 * sum(a - b for a, b in zip(private, free, strict=True)) / len(private)
+                lead = [100 * (a - b) for a, b in zip(private, free, strict=True)]
                 snr = forecast([*base, *PRIVATE, *own, f"seed={options.seeds[0]}"])
-                yield f"| {shard:,} | {epsilon:g} | {lever} | {snr:.2f} | {cell(private)} | {cell(free)} | {lead:+.1f} |"
+                yield f"| {shard:,} | {epsilon:g} | {lever} | {snr:.2f} | {cell(private)} | {cell(free)} | {cell(lead, 1)} |"
 
 
 def forecast(overrides: Sequence[str]) -> float:

@@ -47,8 +47,12 @@ class Account:
         """Name a release of this run."""
         return Key(self.run, round_number, exchange)
 
+    def charged(self, key: Key) -> Entry:
+        """Return what the ledger holds for a release, read back from the disk: what is done is held against it."""
+        return next(entries[-1] for charged, entries in reversed(self.ledger.charges()) if charged == key)
+
     def charge(self, key: Key, entry: Entry) -> None:
-        """Enter a release before it is computed.
+        """Enter a release before it is computed; one that was entered before is not entered again where it is ``repeatable``.
 
         Raises:
             BudgetExceeded: it would take epsilon above ``max_epsilon``; nothing is entered.

@@ -20,6 +20,7 @@ from fedsb.adapters.starts import DATA_FREE
 from fedsb.config import load
 from fedsb.frozen import Frozen
 from fedsb.models import AdaptedModel, build_model
+from fedsb.privacy.accounting import Entry
 from fedsb.privacy.randomness import Streams, simulated_streams
 from fedsb.rng import numpy_generator, torch_generator
 from fedsb.state import Name, State
@@ -141,8 +142,16 @@ def drawn(case: Case, rate: float, seed: int = 0) -> list[int]:
 def fit(case: Case, how: Mechanism, *, seed: int = 0, check: bool = False, **train: Any) -> PrivateFit:
     """Train a round from the case's state, through the real path."""
     case.adapted.install(case.state, case.frozen)
+    charged = Entry("gaussian", how.sampling_rate, how.clipping.noise_multiplier, how.steps) if check else None
     return private_fit(
-        case.adapted, case.task, case.features, train=replace(TRAIN, **train), site=SITE, mechanism=how, streams=streams(seed), check=check
+        case.adapted,
+        case.task,
+        case.features,
+        train=replace(TRAIN, **train),
+        site=SITE,
+        mechanism=how,
+        streams=streams(seed),
+        charged=charged,
     )
 
 

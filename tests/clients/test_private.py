@@ -12,11 +12,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clients.private import private_fit
+from fedsb.privacy.randomness import secret_streams
 from fedsb.rng import torch_stream
 from fedsb.state import HEAD, Name, sha256, subtract
 from fedsb.training import collate
 from tests.clients.private_cases import (
     SITE,
+    TRAIN,
     Case,
     build_case,
     clipped_sum,
@@ -26,6 +29,7 @@ from tests.clients.private_cases import (
     joint_norm,
     make_case,
     mechanism,
+    streams,
     watch,
 )
 
@@ -193,7 +197,7 @@ def test_dropout_is_drawn_from_its_own_stream_alone(tiny_bert: Path) -> None:
     adapted, task = case.adapted, case.task
     adapted.install(case.state, case.frozen)
     adapted.model.train()
-    with torch_stream(SITE.seed, "dropout", SITE.client, SITE.round):
+    with torch_stream(0, "dropout", SITE.client, SITE.round):
         batch = collate(sorted(case.features, key=lambda f: len(f["input_ids"])), adapted, task)
         loss = task.losses(task.forward(adapted.model, batch), batch).sum()
     adapted.model.eval()
@@ -201,6 +205,21 @@ def test_dropout_is_drawn_from_its_own_stream_alone(tiny_bert: Path) -> None:
     wanted: dict[Name, torch.Tensor] = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
     assert distance(step.sum, wanted) < 1e-4 * joint_norm(wanted)
     assert distance(wanted, clipped_sum(case.oracle, 1e6)) > 0.05 * joint_norm(wanted)
+
+
+def test_the_masks_of_a_real_node_cannot_be_repeated(tiny_bert: Path) -> None:
+    """Who knew them would see one example more or less move the gradients of the others, by more than C. Whatever the public seed is."""
+    case = make_case(tiny_bert, "classification", "lora", dropout=True)
+
+    def bits(dropout: torch.Generator, seed: int = 3) -> str:
+        case.adapted.install(case.state, case.frozen)
+        known = replace(streams(), dropout=dropout)
+        how, site = mechanism(sigma=1.0, rate=0.9), replace(SITE, seed=seed)
+        private_fit(case.adapted, case.task, case.features, train=TRAIN, site=site, mechanism=how, streams=known)
+        return sha256(case.adapted.trained())
+
+    assert bits(streams().dropout) == bits(streams().dropout, seed=4)
+    assert len({bits(secret_streams(torch.device("cpu")).dropout) for _ in range(3)} | {bits(streams().dropout)}) == 4
 
 
 def test_a_failed_round_leaves_nothing_behind(tiny_bert: Path) -> None:

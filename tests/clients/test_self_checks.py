@@ -185,6 +185,26 @@ class HeadForgotten(FlatClipping):
         return found
 
 
+class SumForgotten(FlatClipping):
+    """Whatever the examples say, the first factor gets noise alone."""
+
+    def clip_and_accumulate(self) -> None:
+        super().clip_and_accumulate()
+        self.params[0].summed_grad.zero_()
+
+
+@pytest.mark.parametrize(("steps", "max_batch"), [(2, 4), (6, 32)])
+@pytest.mark.parametrize("family", ["lora", "lora_sb"])
+def test_clipped_sum_of_many_examples(family: str, steps: int, max_batch: int, tiny_bert: Path, monkeypatch: Patch) -> None:
+    """Also of LoRA's A, which has no gradient before B is moved: it is watched until it had one."""
+    case = make_case(tiny_bert, "classification", family, "random" if family == "lora" else "weight_svd")
+    how = mechanism(0.5, sigma=1.0, rate=0.9, steps=steps, max_batch=max_batch)
+    assert code(case, how) is None
+    monkeypatch.setitem(CLIPPINGS, "flat", SumForgotten)
+    if (family, steps) != ("lora", 2):
+        assert code(case, how) == "clipped_sum"
+
+
 def test_clipped_sum(case: Case, monkeypatch: Patch) -> None:
     assert any(name.role == HEAD for name in case.state)
     assert code(case, mechanism(0.0, sigma=1.0)) == "clipped_sum"
@@ -218,13 +238,27 @@ class TooLittleNoise(FlatClipping):
         self.noise_multiplier /= 0.01
 
 
+class NoNoise(FlatClipping):
+    """The mechanism itself does not know of the noise that was charged."""
+
+    share = 0.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.noise_multiplier *= self.share
+
+
+class HalfTheNoise(NoNoise):
+    share = 0.5
+
+
 class OneStepLess(FlatClipping):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.signal_skip_step(do_skip=True)
 
 
-@pytest.mark.parametrize("fault", [OnceWithoutNoise, HeadWithoutNoise, TooLittleNoise, OneStepLess])
+@pytest.mark.parametrize("fault", [OnceWithoutNoise, HeadWithoutNoise, TooLittleNoise, NoNoise, HalfTheNoise, OneStepLess])
 def test_steps(case: Case, monkeypatch: Patch, fault: type[FlatClipping]) -> None:
     monkeypatch.setitem(CLIPPINGS, "flat", fault)
     assert code(case) == "steps"

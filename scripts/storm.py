@@ -1,0 +1,90 @@
+"""Kill a run with SIGKILL again and again, resume it each time, and hold its end against that of a run left alone. Needs the `demo` extra.
+
+Run as ``python scripts/storm.py [--kills 20] [--seed 0] [--runtime local|ray]`` on an installed project; some 15 seconds a kill. Moments
+are drawn from the whole life of a process, its start included. Exit status 1 if one bit differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+RUN = [sys.executable, "-m", "fedsb.cli", "run"]
+SMALL = (
+    "federation.num_clients=4", "federation.num_rounds=40", "train.local_steps=1", "train.batch_size=4", "train.max_length=8",
+    "data.max_examples=60", "federation.partition.kind=iid", "init.kind=weight_svd", "federation.server_optimizer.name=momentum",
+)  # fmt: skip
+
+
+def main() -> int:
+    """Run once undisturbed and once in the storm."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runtime", default="local", choices=["local", "ray"])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        environment = {**os.environ, "FEDSB_HOME": home, "HF_HUB_OFFLINE": "1"}
+        calm, storm = Path(home) / "calm", Path(home) / "storm"
+        begun = time.monotonic()
+        subprocess.run([*RUN, *SMALL, f"output={calm}"], env=environment, check=True, stdout=subprocess.DEVNULL)
+        life = time.monotonic() - begun
+        print(f"left alone: {life:.0f} s, {sha256(calm)}", flush=True)
+        kills = weather(storm, options, environment, life)
+        same = sha256(storm) == sha256(calm)
+        print(f"after {kills} kills: {sha256(storm)}  {'PASS' if same else 'FAIL'}")
+        return 0 if same else 1
+
+
+def weather(folder: Path, options: argparse.Namespace, environment: dict[str, str], life: float) -> int:
+    """Kill and resume until there were as many kills as asked for, or the run is over; then let it end. Return the number of kills."""
+    draw = random.Random(options.seed)
+    for kill in range(options.kills):
+        if sha256(folder):
+            return kill
+        with subprocess.Popen(
+            [*RUN, *given(folder, options)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                process.wait(draw.uniform(0.3, 0.9) * life)
+            except subprocess.TimeoutExpired:
+                end(process.pid)
+        done = len((folder / "metrics.jsonl").read_text().splitlines()) if (folder / "metrics.jsonl").exists() else 0
+        print(f"kill {kill + 1}: {done} rounds on the disk", flush=True)
+    if not sha256(folder):
+        subprocess.run([*RUN, *given(folder, options)], env=environment, check=True, stdout=subprocess.DEVNULL)
+    return int(options.kills)
+
+
+def given(folder: Path, options: argparse.Namespace) -> Sequence[str]:
+    """Return the overrides of the next attempt: the run's own until it has a folder."""
+    begin = not (folder / "config.yaml").exists()
+    return [*(SMALL if begin else ()), f"output={folder}" if begin else f"resume={folder}", f"runtime={options.runtime}"]
+
+
+def end(pid: int) -> None:
+    """Kill a process and everything below it at once."""
+    process = psutil.Process(pid)
+    for one in [process, *process.children(recursive=True)]:
+        one.send_signal(signal.SIGKILL)
+
+
+def sha256(folder: Path) -> str:
+    """Return the hash of a finished run's factors; empty where it has not finished."""
+    path = folder / "summary.json"
+    return str(json.loads(path.read_text())["factors_sha256"]) if path.exists() else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
