@@ -16,13 +16,16 @@ from shlex import join
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Message
+from opacus.accountants import PRVAccountant
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fedsb import client_app
 from fedsb.config import load
 from fedsb.errors import RunError, UserError
+from fedsb.privacy.randomness import simulated_streams
 from fedsb.report.records import RoundRecord, RunFolder, read_run
 from fedsb.resuming import check_nodes_agree, resumed
 from fedsb.rng import numpy_generator
@@ -95,6 +98,32 @@ def test_a_run_killed_at_any_reply_ends_like_one_that_was_not(name: str, run: Ru
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
     differ = {key for key in whole if again[key] != whole[key]}
     assert differ <= {"wall_s", "cpu_s"}
+
+
+def test_epsilon_is_that_of_the_ledgers_with_empty_samples_and_absent_rounds(run: Run, tmp_path: Path) -> None:
+    """Killed twice, half of the clients a round, one example a sample on average: Opacus alone, from the files, says the same."""
+    more = ("privacy=example", "privacy.epsilon=8", "privacy.accountant=prv", "init.kind=weight_svd")
+    sparse = (*more, "federation.fraction=0.5", "train.batch_size=1")
+    folder = tmp_path / "run"
+    for given, life in (((*sparse,), 4), ((f"resume={folder}",), 1)):
+        with pytest.raises(Killed):
+            run(folder, *given, life=life, after=True)
+    summary = run(folder, f"resume={folder}")
+    found, empty = {}, 0
+    for path in (folder / "ledgers").glob("*/ledger.jsonl"):
+        header, *charges = [json.loads(line) for line in path.read_text().splitlines()]
+        accountant = PRVAccountant()
+        for charge in charges:
+            [entry] = charge["entries"]
+            accountant.history += [(entry["noise_multiplier"], entry["sampling_rate"], entry["steps"])]
+            draws = simulated_streams(0, header["client"], charge["key"][1], "train", torch.device("cpu")).sampling
+            empty += sum(not bool((torch.rand(20, generator=draws) < entry["sampling_rate"]).any()) for _ in range(entry["steps"]))
+        found[header["client"]] = accountant.get_epsilon(delta=1e-5)
+        assert len(charges) == sum(header["client"] in record.clients for record in read_run(folder).records[1:])
+    assert empty > 0
+    assert len(set(map(len, [[r for r in read_run(folder).records[1:] if c in r.clients] for c in found]))) > 1
+    assert summary["epsilon"]["max"] == pytest.approx(max(found.values()), rel=0.01)
+    assert 0.95 * 8 <= summary["epsilon"]["max"] <= 8
 
 
 @pytest.fixture
