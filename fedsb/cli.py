@@ -163,6 +163,8 @@ def run_job(composed: DictConfig) -> int:
         if (folder / "checkpoints").is_dir():
             print(f"go on with: fedsb run {shlex.quote(f'resume={folder}')}", file=sys.stderr)
         raise
+    finally:
+        grid.close()
     return 0
 
 

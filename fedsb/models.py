@@ -120,6 +120,11 @@ def cached_model(
     return _CACHE[key]
 
 
+def forget_models() -> None:
+    """Drop the process's instance: what its weights lie in is about to change."""
+    _CACHE.clear()
+
+
 def build_model(
     model: ModelConfig, adapter: AdapterConfig, *, family: str, task: Task, labels: tuple[str, ...], seed: int, device: str = "cpu"
 ) -> AdaptedModel:

@@ -28,7 +28,7 @@ from strategies.participation import Listener, Participation
 from strategies.reducers import Reducer
 from strategies.roster import Roster
 from strategies.rounds import RoundState
-from strategies.server_optimizer import ServerOptimizer
+from strategies.server_optimizer import ServerOptimizer, server_step
 from strategies.transport import Transport
 
 LOG = logging.getLogger(__name__)
@@ -284,17 +284,17 @@ class LowRankStrategy(Strategy):
             yield upload
 
     def _finish(self) -> State:
-        """Close the reducer, apply the server optimiser, append the residual, measure exactness."""
+        """Close the reducer, measure exactness, take the server's step, append the residual."""
         assert self._round is not None
         assert self._reducer is not None
         aggregate = self._reducer.finish()
-        state = aggregate.state
+        mean = aggregate.state
         self._round.extras = dict(aggregate.extras)
         self._round.diagnostics = dict(getattr(self._reducer, "diagnostics", {}))
-        self._round.gap = self.gap.measure(state, aggregate.residual, lost=self._round.encoding_error())
-        if self.server_optimizer is not None:
-            mean = state
-            state = self.decode(self.server_optimizer.step(self._current, mean))
+        self._round.gap = self.gap.measure(mean, aggregate.residual, lost=self._round.encoding_error())
+        state = server_step(self._current, mean, self.weighting.share(self._round.total_weight()), self.server_optimizer)
+        if state is not mean:
+            state = self.decode(state)
             self._round.extras["server_step"] = squared_norm(subtract(state, mean)) ** 0.5
         self.frozen.append(aggregate.residual)
         return state

@@ -18,6 +18,7 @@ from fedsb.errors import UserError
 from fedsb.state import Name, State, WeightedSum
 from strategies.base import LowRankStrategy
 from strategies.reducers import Aggregate, Reducer
+from strategies.weighting import Fixed
 
 HUGE_PAGE = 2**21  # bytes
 
@@ -172,6 +173,11 @@ class FedExLoRA(LowRankStrategy):
             raise UserError(
                 "federation.server_optimizer is not defined with method=fedex_lora: its residual completes the plain means of A and B; "
                 "use federation.server_optimizer.name=none or another method"
+            )
+        if not isinstance(self.weighting, Fixed):
+            raise UserError(
+                f"federation.weighting={self.participation.weighting} scales the mean update, and with method=fedex_lora the residual "
+                "completes the plain means of A and B; use federation.weighting=examples or another method"
             )
         self._truncate = truncate
 

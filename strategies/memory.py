@@ -29,7 +29,7 @@ def recall(strategy: LowRankStrategy, snapshot: Snapshot) -> None:
     strategy.frozen = snapshot.frozen
     strategy.rounds_done = snapshot.round
     strategy.held = dict(memory.facts[HELD])
-    strategy.weighting.take_up(memory.facts[WEIGHTS])
+    strategy.weighting.take_up(memory.facts.get(WEIGHTS, {}))
     if FIRST_HEAD in memory.states:
         strategy.gap.measure_from(memory.states[FIRST_HEAD])
     if strategy.server_optimizer is not None and OPTIMIZER in memory.states:

@@ -92,6 +92,10 @@ class RoundState:
         """Keep the metrics of an upload."""
         self.uploads.append((metrics, weight))
 
+    def total_weight(self) -> float:
+        """Return the sum of the uploads' weights."""
+        return sum(weight for _, weight in self.uploads)
+
     def _mean(self, key: str) -> float | None:
         found = [(metrics[key], weight) for metrics, weight in self.uploads if key in metrics]
         total = sum(weight for _, weight in found)

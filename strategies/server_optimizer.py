@@ -88,3 +88,13 @@ def server_optimizer(
     if name not in SERVER_OPTIMIZERS:
         raise unknown("federation.server_optimizer.name", name, SERVER_OPTIMIZERS)
     return SERVER_OPTIMIZERS[name](lr, momentum, betas, eps)
+
+
+def server_step(current: State, mean: State, share: float, optimizer: ServerOptimizer | None) -> State:
+    """Return the next state: ``share`` of the mean update (1 but for FedAU), and what the optimiser makes of that.
+
+    It is ``mean`` itself where neither acts.
+    """
+    if share != 1.0:
+        mean = State({name: current[name] + share * (t - current[name]) for name, t in mean.items()})
+    return mean if optimizer is None else optimizer.step(current, mean)

@@ -8,10 +8,13 @@ from typing import Protocol
 
 
 class Weighting(Protocol):
-    """Gives the weight of an upload; a round's weights are divided by their sum."""
+    """Gives the weight of an upload in a round's mean, where the weights are divided by their sum, and how much of it is taken."""
 
     def weight(self, client: str, num_examples: int) -> float:
         """Return the weight of a client's upload in the round under way."""
+
+    def share(self, total: float) -> float:
+        """Return the factor on the mean update, from the sum of the round's weights."""
 
     def end_round(self, took_part: Collection[str]) -> None:
         """Learn whose uploads counted in a round."""
@@ -32,6 +35,10 @@ class Fixed:
     def weight(self, client: str, num_examples: int) -> float:
         """Return the weight."""
         return self.rule(num_examples)
+
+    def share(self, total: float) -> float:
+        """Return 1: the mean is taken as it is."""
+        return 1.0
 
     def end_round(self, took_part: Collection[str]) -> None:
         """Do nothing."""
@@ -63,10 +70,10 @@ class FedAU:
     """Weights against unknown participation: a client that takes part with probability p counts 1/p times, p learnt as the run goes.
 
     The weight of client n is the mean length of its finished intervals between two rounds in which its upload counted; an interval is
-    finished after ``cutoff`` rounds in any case, which bounds the weights (Wang and Ji 2023, "A Lightweight Method for Tackling Unknown
-    Participation Statistics in Federated Averaging", arXiv:2306.03401, algorithm 2). There the weighted sum of the updates is divided by
-    the number of all clients; here, as with every weighting, by the sum of the round's weights, whose expectation that is: the mean
-    stays a mean, which the exact methods need. Every client counts alike in the objective, whatever its number of examples.
+    finished after ``cutoff`` rounds in any case, which bounds the weights. The weighted sum of the updates is divided by the number of
+    *all* clients, so that every client counts alike in the objective, however often it comes and whatever its number of examples (Wang
+    and Ji 2023, "A Lightweight Method for Tackling Unknown Participation Statistics in Federated Averaging", arXiv:2306.03401,
+    algorithm 2).
 
     Args:
         clients: of the federation.
@@ -80,6 +87,10 @@ class FedAU:
     def weight(self, client: str, num_examples: int) -> float:
         """Return ω of the client, from the rounds that are over."""
         return self._intervals[client].mean
+
+    def share(self, total: float) -> float:
+        """Return Σ ω / N: the mean over the round's clients becomes a sum over them, divided by the number of all."""
+        return total / len(self._intervals)
 
     def end_round(self, took_part: Collection[str]) -> None:
         """Let a round pass for every client of the federation."""

@@ -6,6 +6,7 @@ and nowhere else.
 
 from __future__ import annotations
 
+import time
 import traceback
 import uuid
 from abc import abstractmethod
@@ -57,6 +58,9 @@ class SimulationGrid(Grid):
         self.run_config = run_config
         self.node_configs = node_configs
 
+    def close(self) -> None:
+        """Leave nothing under way."""
+
     @abstractmethod
     def enqueue(self, message: Message) -> None:
         """Take a message, which has its id."""
@@ -87,10 +91,11 @@ class SimulationGrid(Grid):
         return ids
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Answer all messages; in a simulation there is nothing to wait for but the clients' own work."""
+        """Return the replies that are there within ``timeout`` seconds."""
         pending = set(self.push_messages(messages))
         replies: list[Message] = []
-        while pending:
+        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+        while pending and time.monotonic() < deadline:
             arrived = self.pull_messages(list(pending))
             pending -= {reply.metadata.reply_to_message_id for reply in arrived}
             replies += arrived

@@ -6,15 +6,14 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
-from flwr.serverapp import Grid
-
+from fedsb.runtime.grid import SimulationGrid
 from fedsb.runtime.local import LocalGrid
 from fedsb.schema import RuntimeConfig
 
 CLIENT = "fedsb.client_app:app"
 
 
-def grid_for(runtime: RuntimeConfig, run_config: dict[str, Any]) -> Grid:
+def grid_for(runtime: RuntimeConfig, run_config: dict[str, Any]) -> SimulationGrid:
     """Return the grid of a runtime, with nodes that serve any logical client.
 
     Raises:
@@ -23,11 +22,11 @@ def grid_for(runtime: RuntimeConfig, run_config: dict[str, Any]) -> Grid:
     return GRIDS[runtime.kind](runtime, run_config)
 
 
-def _local(runtime: RuntimeConfig, run_config: dict[str, Any]) -> Grid:
+def _local(runtime: RuntimeConfig, run_config: dict[str, Any]) -> SimulationGrid:
     return LocalGrid.simulation(pkgutil.resolve_name(CLIENT), run_config)
 
 
-def _ray(runtime: RuntimeConfig, run_config: dict[str, Any]) -> Grid:
+def _ray(runtime: RuntimeConfig, run_config: dict[str, Any]) -> SimulationGrid:
     # Ray takes a second to import.
     from fedsb.runtime.pool import PoolSettings, pool_for
     from fedsb.runtime.ray import RayGrid
@@ -37,4 +36,4 @@ def _ray(runtime: RuntimeConfig, run_config: dict[str, Any]) -> Grid:
     return RayGrid.simulation(pool_for(settings), run_config, max_retries=runtime.max_retries, client_timeout=runtime.client_timeout)
 
 
-GRIDS: dict[str, Callable[[RuntimeConfig, dict[str, Any]], Grid]] = {"local": _local, "ray": _ray}
+GRIDS: dict[str, Callable[[RuntimeConfig, dict[str, Any]], SimulationGrid]] = {"local": _local, "ray": _ray}

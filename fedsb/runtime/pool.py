@@ -17,10 +17,12 @@ from typing import Any
 import ray
 from flwr.app import ArrayRecord, Message, RecordDict
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from torch import nn
 
 from fedsb import loading
 from fedsb.errors import UserError
+from fedsb.models import forget_models
 from fedsb.runtime.fab import LAUNCH_FOLDER, launch_folder
 from fedsb.runtime.grid import answered, claim_identity, context_of
 from fedsb.runtime.sharing import join, split
@@ -33,6 +35,7 @@ RAY_SWITCHES = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",  # 15 by default, and any other work on the machine would stop a run
 }
+MOST_FAILURES = 3  # actors in a row that die while they start
 KEPT = 2  # base models, and heavy records, in the object store at a time
 
 
@@ -117,6 +120,8 @@ class Pool:
         self.networks: dict[str, list[ray.ObjectRef]] = {}
         self._heavy: dict[int, tuple[ArrayRecord, ray.ObjectRef]] = {}
         loading.use_networks(self._network)
+        forget_models()
+        self._failures = 0
         for _ in range(self.size):
             self._start()
 
@@ -136,14 +141,23 @@ class Pool:
         return bool(self._idle)
 
     def came(self, refs: Iterable[ray.ObjectRef]) -> None:
-        """Take in the actors that are ready now.
+        """Take in the actors that are ready now; one that died while it started is replaced.
 
         Raises:
-            ray.exceptions.RayError: one cannot start at all.
+            ray.exceptions.RayError: several in a row did.
         """
         for ref in refs:
-            ray.get(ref)
-            self._idle.append(self._coming.pop(ref))
+            actor = self._coming.pop(ref)
+            try:
+                ray.get(ref)
+            except RayError:
+                self.replace(actor)
+                self._failures += 1
+                if self._failures > MOST_FAILURES:
+                    raise
+            else:
+                self._failures = 0
+                self._idle.append(actor)
 
     def take(self) -> ActorHandle:
         """Return an idle actor."""
@@ -199,6 +213,8 @@ def close_pools() -> None:
     if _POOLS or ray.is_initialized():
         _POOLS.clear()
         loading.use_networks(None)
+        # Its weights may lie in the store that is about to go.
+        forget_models()
         ray.shutdown()
 
 

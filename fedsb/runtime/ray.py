@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from flwr.app import Message
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError, WorkerCrashedError
+from ray.exceptions import RayError, RayTaskError
 
 from fedsb.errors import RunError
 from fedsb.runtime.grid import SimulationGrid, failure, simulated_nodes
@@ -85,14 +85,29 @@ class RayGrid(SimulationGrid):
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies that are there, after waiting a little for the first.
 
-        A message that nobody asks for any more is not handed out.
+        A message that nobody asks for any more is not handed out, and not waited for.
         """
         wanted = set(message_ids)
-        self._waiting = deque(task for task in self._waiting if task.message.metadata.message_id in wanted)
+        self._forget(wanted)
         self._hand_out()
+        if self._waiting and not (self._running or self._pool.starting):
+            raise RunError("no worker is left to hand a message to")
         replies = [*self._arrived(self._patience()), *self._expired()]
         self._hand_out()
         return [reply for reply in replies if reply.metadata.reply_to_message_id in wanted]
+
+    def close(self) -> None:
+        """End what is still at work, so that whoever uses the pool next finds its actors free."""
+        self._forget(set())
+
+    def _forget(self, wanted: set[str]) -> None:
+        """Drop what nobody asks for any more: a round that timed out must not keep the next one's actors."""
+        self._waiting = deque(task for task in self._waiting if task.message.metadata.message_id in wanted)
+        for ref, task in list(self._running.items()):
+            if task.message.metadata.message_id not in wanted:
+                assert task.actor is not None
+                del self._running[ref]
+                self._pool.replace(task.actor)
 
     def _hand_out(self) -> None:
         oldest = min((task.number for task in self._running.values()), default=None)
@@ -130,15 +145,15 @@ class RayGrid(SimulationGrid):
         assert task.actor is not None
         try:
             reply: Message = ray.get(ref)
-        except (RayActorError, WorkerCrashedError):
+        except RayTaskError as error:  # out of the actor's own code, which lives
+            self._pool.give_back(task.actor)
+            yield failure(task.message, _last_line(error))
+        except RayError:  # it died, by itself, by Ray's memory monitor, or with its machine
             self._pool.replace(task.actor)
             if task.tries <= self._max_retries:
                 self._waiting.appendleft(task)
             else:
                 yield failure(task.message, f"the process of the worker ended {task.tries} times over it (runtime.max_retries)")
-        except RayError as error:
-            self._pool.give_back(task.actor)
-            yield failure(task.message, _last_line(error))
         else:
             self._pool.give_back(task.actor)
             yield reply

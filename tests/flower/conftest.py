@@ -7,6 +7,7 @@ import shlex
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,13 +43,30 @@ def overrides(base: list[str], tiny_csv: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def private(overrides: list[str]) -> list[str]:
+    """Overrides of the small federation under example-level privacy, all but its output."""
+    return [*overrides, "privacy=example", "privacy.epsilon=8"]
+
+
+@pytest.fixture(scope="session")
 def expected(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> str:
     """The hash of the federation's final factors, from the local runtime."""
-    folder = tmp_path_factory.mktemp("expected")
+    return str(local(overrides, tmp_path_factory.mktemp("expected"))["factors_sha256"])
+
+
+@pytest.fixture(scope="session")
+def privately(private: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The private federation's summary, from the local runtime."""
+    return local(private, tmp_path_factory.mktemp("privately"))
+
+
+def local(overrides: list[str], folder: Path) -> dict[str, Any]:
+    """Run a federation in this process and return its summary."""
+    run_config = {"overrides": shlex.join(overrides), "output": str(folder / "run")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDSB_HOME", str(folder / "home"))
-        serve(load(overrides), LocalGrid.simulation(client_app.app, {"overrides": shlex.join(overrides)}), folder / "run")
-    return str(summary(folder / "run")["factors_sha256"])
+        serve(load(overrides), LocalGrid.simulation(client_app.app, run_config), folder / "run")
+    return summary(folder / "run")
 
 
 @pytest.fixture(scope="session")

@@ -108,13 +108,17 @@ def demo(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     return start
 
 
-def test_the_demo_prints_our_lines_only_and_ends_with_the_status_of_the_run(demo, overrides, tmp_path):
-    with demo(*overrides, f"output={tmp_path / 'run'}") as process:
+def test_the_demo_prints_our_lines_only_and_ends_with_the_status_of_the_run(demo, overrides, private, privately, tmp_path):
+    """Privately, as it does no more than the command would: with the noise, the bits and the epsilon of a run in one process."""
+    with demo(*private, f"output={tmp_path / 'run'}") as process:
         out, err = process.communicate()
     assert process.returncode == 0, out + err
     assert [line.split()[1] for line in out.splitlines() if line.startswith("round ")] == ["0/1", "1/1"]
     assert str(tmp_path / "run") in out.replace("\n", "")
     assert not re.search(r"INFO|WARNING|ClientAppActor|SuperLink", out)
+    found = summary(tmp_path / "run")
+    assert (found["factors_sha256"], found["epsilon"]) == (privately["factors_sha256"], privately["epsilon"])
+    assert 7.6 <= found["epsilon"]["max"] <= 8
     with demo(*overrides, "rank=0") as process:
         out, err = process.communicate()
     assert process.returncode == 1

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import ray
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedsb import client_app
 from fedsb.config import load
 from fedsb.errors import UserError
+from fedsb.models import forget_models
 from fedsb.privacy.account import LEDGERS
 from fedsb.runtime.grid import simulated_nodes
 from fedsb.runtime.grids import CLIENT
@@ -49,8 +51,10 @@ def ended() -> Iterator[None]:
 
 
 def obedient(**options: Any) -> RayGrid:
-    """Return a grid of two actors that do what they are told."""
+    """Return a grid of two actors that do what they are told, and are both ready to."""
     pool = pool_for(PoolSettings("tests.runtime.apps:obey", workers=2, cpus=0.5))
+    while pool.starting:
+        pool.came(ray.wait(pool.starting, num_returns=1)[0])
     return RayGrid(pool, {"overrides": "as given"}, simulated_nodes(3), **options)
 
 
@@ -115,10 +119,10 @@ def test_an_exception_costs_its_own_reply() -> None:
 def test_replies_do_not_pile_up_behind_a_slow_client() -> None:
     grid = obedient()
     ids = grid.push_messages(orders(("sleep", 2), *[("answer", "")] * 60))
-    early = []
+    early: list[Message] = []
     while ids[0] not in {reply.metadata.reply_to_message_id for reply in early}:
         early += grid.pull_messages(ids)
-    assert len(early) <= AHEAD * 2 + 1
+    assert AHEAD < len(early) <= AHEAD * 2 + 1
     while len(early) < 61:
         early += grid.pull_messages(ids)
     assert sorted(numbers(early)) == list(range(61))
@@ -126,11 +130,29 @@ def test_replies_do_not_pile_up_behind_a_slow_client() -> None:
 
 def test_what_nobody_asks_for_any_more_is_not_handed_out(tmp_path: Path) -> None:
     grid = obedient()
-    stale = grid.push_messages(orders(*[("sleep", 0.3)] * 2, *[("die once", tmp_path / str(i)) for i in range(5)]))
+    stale = grid.push_messages(orders(*[("sleep", 3600)] * 2, *[("die once", tmp_path / str(i)) for i in range(5)]))
     grid.pull_messages(stale)
     replies = grid.send_and_receive(orders(("answer", "")))
     assert numbers(replies) == [0]
     assert not any(tmp_path.iterdir())
+
+
+def test_a_grid_that_is_given_up_leaves_its_actors_to_the_next() -> None:
+    first = obedient()
+    assert first.send_and_receive(orders(*[("sleep", 3600)] * 3), timeout=1.0) == []
+    first.close()
+    assert sorted(numbers(obedient().send_and_receive(orders(*[("answer", "")] * 4)))) == [0, 1, 2, 3]
+
+
+def test_an_actor_that_dies_while_it_starts_is_replaced() -> None:
+    grid = obedient()
+    for pid in idle():
+        os.kill(pid, signal.SIGKILL)
+    grid.push_messages(orders(*[("answer", "")] * 2))
+    begun = time.monotonic()
+    while not idle() and time.monotonic() - begun < 30:
+        grid.pull_messages(["nothing"])
+    assert sorted(numbers(obedient().send_and_receive(orders(*[("answer", "")] * 4)))) == [0, 1, 2, 3]
 
 
 def test_more_workers_than_fit_are_refused() -> None:
@@ -162,8 +184,17 @@ class Killing(RayGrid):
 
 def working() -> list[int]:
     """Return the processes of this one's actors that are answering a message."""
+    return named("ray::Worker.answer")
+
+
+def idle() -> list[int]:
+    """Return the processes of actors that are not."""
+    return named("ray::Worker")
+
+
+def named(title: str) -> list[int]:
     below = psutil.Process().children(recursive=True)
-    return [process.pid for process in below if process.is_running() and process.cmdline()[:1] == ["ray::Worker.answer"]]
+    return [process.pid for process in below if process.is_running() and process.cmdline()[:1] == [title]]
 
 
 def federate(folder: Path, overrides: Sequence[str], workers: int = 0, kills: tuple[int, ...] = ()) -> dict[str, Any]:
@@ -171,12 +202,15 @@ def federate(folder: Path, overrides: Sequence[str], workers: int = 0, kills: tu
     run_config = {"overrides": join(overrides), "output": str(folder)}
     if not workers:
         return serve(load(list(overrides)), LocalGrid.simulation(client_app.app, run_config), folder)
-    grid = Killing(pool_for(PoolSettings(CLIENT, workers=workers, cpus=0.5)), run_config, simulated_nodes())
+    pool = pool_for(PoolSettings(CLIENT, workers=workers, cpus=0.5))
+    grid = Killing(pool, run_config, simulated_nodes())
     grid.kills = kills
     try:
+        forget_models()  # of the run in this process, or nothing would be shared
         return serve(load(list(overrides)), grid, folder)
     finally:
         assert not grid.kills
+        assert pool.networks
 
 
 RUNS = {

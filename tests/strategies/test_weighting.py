@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsb.state import Name, State, WeightedSum
+from strategies.server_optimizer import server_step
 from strategies.weighting import WEIGHTINGS, FedAU
 
 CLIENTS = ("a", "b", "c")
@@ -60,6 +63,24 @@ def test_the_weights_learn_how_rarely_a_client_comes() -> None:
     for client, chance in chances.items():
         assert weighting.weight(client, 1) == pytest.approx(1 / chance, rel=0.1)
     assert np.mean(sums) == pytest.approx(3, rel=0.1)
+
+
+@given(st.integers(0, 999))
+def test_the_next_state_is_the_paper_s(seed: int) -> None:
+    """current + (1/N) Σ ω_n (x_n − current) over the clients that came, whatever the reducer's mean was normalised by."""
+    draw = np.random.default_rng(seed)
+    weighting, reducer, name = FedAU(CLIENTS, 5), WeightedSum(), Name("m", "R")
+    for _ in range(int(draw.integers(0, 9))):
+        weighting.end_round([client for client in CLIENTS if draw.random() < 0.4])
+    current, *uploads = (State({name: torch.tensor(draw.normal(size=4))}) for _ in range(3))
+    wanted, total = current[name].clone(), 0.0
+    for client, upload in zip(CLIENTS, uploads, strict=False):
+        weight = weighting.weight(client, 7)
+        reducer.add(upload, weight)
+        total += weight
+        wanted += weight / len(CLIENTS) * (upload[name] - current[name])
+    found = server_step(current, reducer.mean(), weighting.share(total), None)
+    torch.testing.assert_close(found[name].double(), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_the_fixed_ones_follow_the_examples_or_nothing() -> None:
