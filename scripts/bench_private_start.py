@@ -35,7 +35,7 @@ from fedsb.runtime.local import LocalGrid
 from fedsb.server_app import planned, prepare
 
 SHARDS = (320, 3_000, 30_000)
-EPSILONS = (1.0, 3.0, 8.0)
+EPSILONS = (1.0, 3.0, 8.0, None)  # None: without privacy, to see what noise has to do with it
 CLIENTS, FRACTION = 2, 0.3
 CHARACTERS = 200  # of a text: 32 tokens are all that is used of it, and a table of 60,000 is read once a seed
 BASE = (
@@ -83,13 +83,14 @@ def rows(options: argparse.Namespace, cache: Cache) -> Iterator[str]:
         for epsilon in EPSILONS:
             for lever, (shared, own) in LEVERS.items():
                 base = [*BASE, *table, f"privacy.epsilon={epsilon}", *shared]
-                private, free = (
-                    [cache.accuracy([*base, *start, f"seed={seed}"], "test") for seed in options.seeds]
-                    for start in ((*PRIVATE, *own), FREE)
-                )
+                starts = [*PRIVATE, *own], list(FREE)
+                if epsilon is None:
+                    base, *starts = ([o for o in overrides if not o.startswith("privacy")] for overrides in (base, *starts))
+                private, free = ([cache.accuracy([*base, *start, f"seed={seed}"], "test") for seed in options.seeds] for start in starts)
                 lead = [100 * (a - b) for a, b in zip(private, free, strict=True)]
-                snr = forecast([*base, *PRIVATE, *own, f"seed={options.seeds[0]}"])
-                yield f"| {shard:,} | {epsilon:g} | {lever} | {snr:.2f} | {cell(private)} | {cell(free)} | {cell(lead, 1)} |"
+                snr = "–" if epsilon is None else f"{forecast([*base, *PRIVATE, *own, f'seed={options.seeds[0]}']):.2f}"
+                target = "none" if epsilon is None else f"{epsilon:g}"
+                yield f"| {shard:,} | {target} | {lever} | {snr} | {cell(private)} | {cell(free)} | {cell(lead, 1)} |"
 
 
 def forecast(overrides: Sequence[str]) -> float:
