@@ -83,7 +83,7 @@ def rows(options: argparse.Namespace, cache: Cache) -> Iterator[str]:
         for epsilon in EPSILONS:
             for lever, (shared, own) in LEVERS.items():
                 base = [*BASE, *table, f"privacy.epsilon={epsilon}", *shared]
-                starts = [*PRIVATE, *own], list(FREE)
+                starts = [[*PRIVATE, *own], [*FREE]]
                 if epsilon is None:
                     base, *starts = ([o for o in overrides if not o.startswith("privacy")] for overrides in (base, *starts))
                 private, free = ([cache.accuracy([*base, *start, f"seed={seed}"], "test") for seed in options.seeds] for start in starts)

@@ -6,7 +6,6 @@ and nowhere else.
 
 from __future__ import annotations
 
-import time
 import traceback
 import uuid
 from abc import abstractmethod
@@ -91,11 +90,14 @@ class SimulationGrid(Grid):
         return ids
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Return the replies that are there within ``timeout`` seconds."""
+        """Return the replies to all messages."""
+        return self._pulled(messages, lambda: True)
+
+    def _pulled(self, messages: Iterable[Message], wait: Callable[[], bool]) -> list[Message]:
+        """Push messages and pull until all are answered or ``wait`` says no."""
         pending = set(self.push_messages(messages))
         replies: list[Message] = []
-        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
-        while pending and time.monotonic() < deadline:
+        while pending and wait():
             arrived = self.pull_messages(list(pending))
             pending -= {reply.metadata.reply_to_message_id for reply in arrived}
             replies += arrived

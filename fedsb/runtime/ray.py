@@ -96,6 +96,11 @@ class RayGrid(SimulationGrid):
         self._hand_out()
         return [reply for reply in replies if reply.metadata.reply_to_message_id in wanted]
 
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Return the replies that are there within ``timeout`` seconds."""
+        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+        return self._pulled(messages, lambda: time.monotonic() < deadline)
+
     def close(self) -> None:
         """End what is still at work, so that whoever uses the pool next finds its actors free."""
         self._forget(set())

@@ -106,9 +106,9 @@ def test_a_round_is_checked_until_one_was_finished(case: Case, privacy: PrivacyC
     checked: list[bool] = []
     real = clients.private_work.private_fit
 
-    def noted(*args: Any, check: bool, **kwargs: Any) -> PrivateFit:
-        checked.append(check)
-        return real(*args, check=check, **kwargs)
+    def noted(*args: Any, charged: Entry | None, **kwargs: Any) -> PrivateFit:
+        checked.append(charged is not None)
+        return real(*args, charged=charged, **kwargs)
 
     monkeypatch.setattr(clients.private_work, "private_fit", noted)
     held = account(tmp_path)
