@@ -58,6 +58,7 @@ def weather(folder: Path, options: argparse.Namespace, environment: dict[str, st
         ) as process:
             try:
                 process.wait(draw.uniform(0.3, 0.9) * life)
+                return kill  # it ended by itself
             except subprocess.TimeoutExpired:
                 end(process.pid)
         done = len((folder / "metrics.jsonl").read_text().splitlines()) if (folder / "metrics.jsonl").exists() else 0
