@@ -38,6 +38,11 @@ class Faults:
     corrupt: bool
     nan: bool
 
+    @property
+    def any(self) -> bool:
+        """Whether anything happens at all."""
+        return self.dropout or self.crash_step is not None or self.delay > 0 or self.corrupt or self.nan
+
 
 def drawn(faults: FaultConfig, *, seed: int, client: str, round_number: int) -> Faults:
     """Draw a client's faults of a round. Every kind has its own draw: to turn one on changes nothing about the others."""

@@ -8,7 +8,7 @@ over a batch's tokens would let one example change the others' gradients, and th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +26,9 @@ from fedsb.privacy.codes import SelfCheckFailed
 from fedsb.privacy.randomness import Streams
 from fedsb.rng import global_generators
 from fedsb.schema import TrainConfig
-from fedsb.tasks import Task
-from fedsb.training import OPTIMIZERS, Site, autocast, collate, rate_factor
-
-Features = Sequence[dict[str, Any]]
+from fedsb.state import Name
+from fedsb.tasks import Batch, Task
+from fedsb.training import OPTIMIZERS, Features, Lesson, Site, autocast, collate, rate_factor, taught
 
 
 @dataclass(frozen=True)
@@ -90,45 +89,95 @@ def private_fit(
     Raises:
         SelfCheckFailed: training is not what the ledger says it is.
     """
-    optimizer = _private_optimizer(adapted, train, mechanism, mechanism.sampling_rate * len(features), streams)
-    anchors = [p.detach().clone() for p in optimizer.params] if train.prox_mu else []
+    lesson = private_lesson(
+        adapted,
+        adapted.trainable(),
+        lambda batch: task.forward(adapted.model, batch),
+        task,
+        features,
+        train=train,
+        site=site,
+        mechanism=mechanism,
+        streams=streams,
+        charged=charged,
+    )
+    parameters = list(adapted.trainable().values())
+    with sampled_gradients(adapted.model, mechanism.functorch), global_generators(streams.dropout):
+        return taught(lesson, lambda examples: _backward(adapted, task, examples, train=train, parameters=parameters))
+
+
+def private_lesson(
+    adapted: AdaptedModel,
+    trained: Mapping[Name, nn.Parameter],
+    forward: Callable[[Batch], Tensor],
+    task: Task,
+    features: Features,
+    *,
+    train: TrainConfig,
+    site: Site,
+    mechanism: Mechanism,
+    streams: Streams,
+    charged: Entry | None = None,
+) -> Lesson[PrivateFit]:
+    """Open a private round: whoever teaches it leaves per-example gradients, b first, in ``grad_sample`` of each parameter.
+
+    Args:
+        adapted: the model.
+        trained: what is trained, of the model itself or of one that shares its frozen weights.
+        forward: gives the outputs with the values of ``trained``, for the self-checks, which are made here.
+        task: gives the loss of each example.
+        features: tokenised examples of the client.
+        train: optimiser, schedule, lengths.
+        site: client and round.
+        mechanism: what is released.
+        streams: draws noise and samples.
+        charged: what the ledger holds for this round, to run the self-checks against; None runs none.
+
+    Raises:
+        SelfCheckFailed: the model does not depend on what is trained.
+    """
+    plain = OPTIMIZERS[train.optimizer](list(trained.values()), train)
+    clipping, expected = mechanism.clipping, mechanism.sampling_rate * len(features)
+    optimizer = CLIPPINGS[clipping.kind](plain, clipping, expected_batch=expected, generator=streams.noise)
     sampler = UniformWithReplacementSampler(
         num_samples=len(features), sample_rate=mechanism.sampling_rate, steps=mechanism.steps, generator=streams.sampling
     )
-    first = _first_round(adapted, task, features, optimizer, charged) if charged else None
+    first = FirstRound(adapted, trained, optimizer, charged) if charged else None
+    if first is not None:
+        made = collate([_made_up(features[0])], adapted, task)
+        first.depends(lambda: forward(made))
+    return _private_steps(optimizer, sampler, features, first, train=train, site=site, mechanism=mechanism)
+
+
+def _private_steps(
+    optimizer: FlatClipping,
+    sampler: UniformWithReplacementSampler,
+    features: Features,
+    first: FirstRound | None,
+    *,
+    train: TrainConfig,
+    site: Site,
+    mechanism: Mechanism,
+) -> Lesson[PrivateFit]:
+    anchors = [p.detach().clone() for p in optimizer.params] if train.prox_mu else []
     steps, loss = 0, 0.0
-    with _sampled_gradients(adapted.model, mechanism.functorch), global_generators(streams.dropout):
-        # Each sample in order of length, so that what is padded together is of like length.
-        samples = (sorted(drawn, key=lambda i: (len(features[i]["input_ids"]), i)) for drawn in sampler)
-        for indices in BatchSplittingSampler(sampler=samples, max_batch_size=mechanism.max_batch, optimizer=optimizer):
-            loss += _backward(adapted, task, [features[i] for i in indices], train=train, optimizer=optimizer)
-            if first is not None:
-                first.pulled()
-            if not optimizer.pre_step():
-                continue
-            share = rate_factor(train, step=steps, steps=mechanism.steps, round_number=site.round, num_rounds=site.num_rounds)
-            _step(optimizer, train=train, rate=train.lr * share, anchors=anchors)
-            steps += 1
-            if first is not None:
-                first.stepped()
+    # Each sample in order of length, so that what is padded together is of like length.
+    samples = (sorted(drawn, key=lambda i: (len(features[i]["input_ids"]), i)) for drawn in sampler)
+    for indices in BatchSplittingSampler(sampler=samples, max_batch_size=mechanism.max_batch, optimizer=optimizer):
+        optimizer.zero_grad(set_to_none=True)
+        loss += yield [features[i] for i in indices]
+        if first is not None:
+            first.pulled()
+        if not optimizer.pre_step():
+            continue
+        share = rate_factor(train, step=steps, steps=mechanism.steps, round_number=site.round, num_rounds=site.num_rounds)
+        _step(optimizer, train=train, rate=train.lr * share, anchors=anchors)
+        steps += 1
+        if first is not None:
+            first.stepped()
     if first is not None:
         first.finish(steps=steps, sampler=sampler)
     return PrivateFit(steps, _diagnostics(optimizer, loss))
-
-
-def _private_optimizer(
-    adapted: AdaptedModel, train: TrainConfig, mechanism: Mechanism, expected_batch: float, streams: Streams
-) -> FlatClipping:
-    plain = OPTIMIZERS[train.optimizer](list(adapted.trainable().values()), train)
-    clipping = mechanism.clipping
-    return CLIPPINGS[clipping.kind](plain, clipping, expected_batch=expected_batch, generator=streams.noise)
-
-
-def _first_round(adapted: AdaptedModel, task: Task, features: Features, optimizer: FlatClipping, charged: Entry) -> FirstRound:
-    first = FirstRound(adapted, optimizer, charged)
-    made = collate([_made_up(features[0])], adapted, task)
-    first.depends(lambda: task.forward(adapted.model, made))
-    return first
 
 
 def _made_up(like: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +187,7 @@ def _made_up(like: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _sampled_gradients(model: nn.Module, functorch: bool) -> Iterator[None]:
+def sampled_gradients(model: nn.Module, functorch: bool = False) -> Iterator[None]:
     """Let every trained parameter collect per-example gradients inside the block."""
     hooks = GradSampleHooks(model, batch_first=True, loss_reduction="sum", force_functorch=functorch)
     model.train()
@@ -164,24 +213,42 @@ def _forget(model: nn.Module) -> None:
             delattr(owner, name)
 
 
-def _backward(adapted: AdaptedModel, task: Task, examples: Features, *, train: TrainConfig, optimizer: FlatClipping) -> float:
+def _backward(adapted: AdaptedModel, task: Task, examples: Features, *, train: TrainConfig, parameters: Sequence[nn.Parameter]) -> float:
     """Collect the per-example gradients of a physical batch; return the sum of its finite losses."""
-    optimizer.zero_grad(set_to_none=True)
     if not examples:
-        for p in optimizer.params:
-            p.grad_sample = p.new_zeros((0, *p.shape))
-        return 0.0
+        return nothing_sampled(parameters)
     batch = collate(examples, adapted, task)
     with autocast(train, adapted.device):
         losses = task.losses(task.forward(adapted.model, batch), batch)
     if losses.requires_grad:
         losses.sum().backward()  # type: ignore[no-untyped-call]
-    for p in optimizer.params:
-        if p.grad_sample is None:
-            raise SelfCheckFailed("dependence")
-        if not isinstance(p.grad_sample, Tensor) or len(p.grad_sample) != len(examples):
-            # A layer that folds tokens into its first dimension.
-            raise SelfCheckFailed("examples")
+    for p in parameters:
+        check_sampled(p, len(examples))
+    return finite_sum(losses)
+
+
+def nothing_sampled(parameters: Iterable[nn.Parameter]) -> float:
+    """Leave the per-example gradients of an empty sample; return its loss."""
+    for p in parameters:
+        p.grad_sample = p.new_zeros((0, *p.shape))  # type: ignore[attr-defined]
+    return 0.0
+
+
+def check_sampled(p: nn.Parameter, examples: int) -> None:
+    """Hold that a parameter has the gradient of each example.
+
+    Raises:
+        SelfCheckFailed: ``dependence``, or ``examples`` where a layer folds tokens into its first dimension.
+    """
+    found = getattr(p, "grad_sample", None)
+    if found is None:
+        raise SelfCheckFailed("dependence")
+    if not isinstance(found, Tensor) or len(found) != examples:
+        raise SelfCheckFailed("examples")
+
+
+def finite_sum(losses: Tensor) -> float:
+    """Return the sum of the losses that are finite."""
     return float(losses.detach().nan_to_num(0.0, 0.0, 0.0).sum())
 
 

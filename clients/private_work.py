@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor, nn
 
 from clients.clipping import Clipping
-from clients.private import Mechanism, private_fit
+from clients.private import Mechanism, PrivateFit, private_fit
 from clients.private_evidence import add_noise, clipped_sketch, poisson_sample
 from fedsb.adapters.starts import SIDES, Sketch
 from fedsb.errors import UserError
@@ -23,9 +22,8 @@ from fedsb.privacy.randomness import Streams
 from fedsb.schema import PrivacyConfig, TrainConfig
 from fedsb.state import State
 from fedsb.tasks import Batch, Task
-from fedsb.training import Site, collate
+from fedsb.training import Features, Site, collate
 
-Features = Sequence[dict[str, Any]]
 TRAIN = "train"
 
 
@@ -51,6 +49,68 @@ def mechanism_of(privacy: PrivacyConfig, entry: Entry) -> Mechanism:
     return Mechanism(clipping, entry.sampling_rate, entry.steps, max_batch=privacy.max_batch, functorch=functorch)
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A private round that is charged and not computed yet.
+
+    Attributes:
+        held: the frozen part that it is based on.
+        charged: what the ledger holds for it where the self-checks are to run.
+        close: makes the answer of what was trained and of how it went, and keeps it.
+    """
+
+    mechanism: Mechanism
+    held: Frozen
+    charged: Entry | None
+    close: Callable[[State, PrivateFit], Answer]
+
+
+def open_round(
+    adapted: AdaptedModel,
+    *,
+    frozen: Callable[[], Frozen],
+    privacy: PrivacyConfig,
+    site: Site,
+    account: Account,
+    wire_dtype: str = "float32",
+) -> Answer | Opened:
+    """Charge a round of training; return what was uploaded where the same request came before.
+
+    Args:
+        adapted: the model.
+        frozen: gives the frozen part, or raises where the client lacks some: before anything is charged.
+        privacy: clipping and limits.
+        site: client, round and seed.
+        account: plan and ledger.
+        wire_dtype: what the upload will be rounded to.
+
+    Raises:
+        BudgetExceeded: nothing was charged.
+        UserError: the plan has no such round, or the clipping's settings do not fit the noise.
+    """
+    key = account.key(site.round, TRAIN)
+    if (kept := account.ledger.kept(key)) is not None:
+        return Answer(*kept)
+    if site.round not in account.plan.rounds:
+        raise UserError(f"round {site.round} is not among those that '{site.client}' was drawn for; its noise does not cover it")
+    held = frozen()
+    entry = account.plan.training
+    if privacy.clipping == "adaptive" and (reached := account.last_clip_norm(TRAIN, site.round)) is not None:
+        privacy = replace(privacy, max_grad_norm=reached)
+    mechanism, check = mechanism_of(privacy, entry), not _went_well(account)
+    account.charge(key, entry)
+
+    def close(upload: State, fit: PrivateFit) -> Answer:
+        metrics = account.metrics(entry)
+        if wire_dtype != "float32":
+            metrics["encoding-error"] = encoding_error(upload, quantise(upload, wire_dtype), adapted.spec, adapted.scale, held.basis)
+        account.note(key, fit.diagnostics)
+        account.ledger.keep(key, upload, metrics)
+        return Answer(upload, metrics)
+
+    return Opened(mechanism, held, account.charged(key) if check else None, close)
+
+
 def private_round(
     adapted: AdaptedModel,
     task: Task,
@@ -73,9 +133,9 @@ def private_round(
         features: all of the client's tokenised examples.
         state: as the server sent it.
         train: optimiser, schedule, lengths.
-        site: client, round and seed.
         frozen: gives the frozen part, or raises where the client lacks some: before anything is charged.
         privacy: clipping and limits.
+        site: client, round and seed.
         account: plan and ledger.
         streams: noise and samples.
         wire_dtype: what the upload will be rounded to.
@@ -83,28 +143,16 @@ def private_round(
     Raises:
         BudgetExceeded: nothing was charged or computed.
         SelfCheckFailed: training is not what was charged.
-        UserError: the plan has no such round, or the clipping's settings do not fit the noise.
+        UserError: see :func:`open_round`.
     """
-    key = account.key(site.round, TRAIN)
-    if (kept := account.ledger.kept(key)) is not None:
-        return Answer(*kept)
-    if site.round not in account.plan.rounds:
-        raise UserError(f"round {site.round} is not among those that '{site.client}' was drawn for; its noise does not cover it")
-    held = frozen()
-    entry = account.plan.training
-    if privacy.clipping == "adaptive" and (reached := account.last_clip_norm(TRAIN, site.round)) is not None:
-        privacy = replace(privacy, max_grad_norm=reached)
-    mechanism, check = mechanism_of(privacy, entry), not _went_well(account)
-    account.charge(key, entry)
-    adapted.install(state, held)
-    charged = account.charged(key) if check else None
-    fit = private_fit(adapted, task, features, train=train, site=site, mechanism=mechanism, streams=streams, charged=charged)
-    upload, metrics = adapted.trained(), account.metrics(entry)
-    if wire_dtype != "float32":
-        metrics["encoding-error"] = encoding_error(upload, quantise(upload, wire_dtype), adapted.spec, adapted.scale, held.basis)
-    account.note(key, fit.diagnostics)
-    account.ledger.keep(key, upload, metrics)
-    return Answer(upload, metrics)
+    opened = open_round(adapted, frozen=frozen, privacy=privacy, site=site, account=account, wire_dtype=wire_dtype)
+    if isinstance(opened, Answer):
+        return opened
+    adapted.install(state, opened.held)
+    fit = private_fit(
+        adapted, task, features, train=train, site=site, mechanism=opened.mechanism, streams=streams, charged=opened.charged
+    )  # fmt: skip
+    return opened.close(adapted.trained(), fit)
 
 
 def _went_well(account: Account) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,12 +33,14 @@ class FirstRound:
 
     Args:
         adapted: the model in training.
+        trained: its trained tensors, or those of one that shares its frozen weights.
         optimizer: the private optimiser over its trained tensors.
         charged: what the ledger holds for the round: rate, noise and steps are those of this entry, or the claim is not true.
     """
 
-    def __init__(self, adapted: AdaptedModel, optimizer: FlatClipping, charged: Entry) -> None:
+    def __init__(self, adapted: AdaptedModel, trained: Mapping[Name, nn.Parameter], optimizer: FlatClipping, charged: Entry) -> None:
         self._adapted = adapted
+        self._trained = trained
         self._optimizer = optimizer
         self._charged = charged
         self._base = fingerprint(adapted)
@@ -60,7 +62,7 @@ class FirstRound:
             SelfCheckFailed: ``dependence``.
         """
         owned = {id(p) for p in self._optimizer.params}
-        if any(id(p) not in owned for p in self._adapted.trainable().values()):
+        if any(id(p) not in owned for p in self._trained.values()):
             raise SelfCheckFailed("dependence")
         gradients = _probe(self._adapted.model, output, list(self._live().values()))
         if any(g is None or not bool(g.any()) for g in gradients):
@@ -68,10 +70,9 @@ class FirstRound:
 
     def pulled(self) -> None:
         """Note, after a backward pass, which trained tensors the examples have a gradient for."""
-        trained = self._adapted.trainable()
         # An example that is broken in one tensor is left out of all sums.
-        if all(p.grad is None or bool(p.grad.isfinite().all()) for p in trained.values()):
-            self._pulled |= {name for name, p in trained.items() if p.grad is not None and bool(p.grad.any())}
+        if all(p.grad is None or bool(p.grad.isfinite().all()) for p in self._trained.values()):
+            self._pulled |= {name for name, p in self._trained.items() if p.grad is not None and bool(p.grad.any())}
 
     def stepped(self) -> None:
         """Hold, once a step is taken, that the base did not move.
@@ -133,11 +134,12 @@ class FirstRound:
 
     def _live(self) -> dict[Name, nn.Parameter]:
         """Return the trained tensors that can have a gradient: a factor beside one that is zero (LoRA's A at the start) has none."""
-        return {name: p for name, p in self._adapted.trainable().items() if name.role == HEAD or self._partners_move(name)}
+        return {name: p for name, p in self._trained.items() if name.role == HEAD or self._partners_move(name)}
 
     def _partners_move(self, name: Name) -> bool:
         layer = self._adapted.layers[name.module]
-        return all(bool(layer.factor(role).weight.any()) for role in layer.spec.factors if role != name.role)
+        partners = (Name(name.module, role) for role in layer.spec.factors if role != name.role)
+        return all(bool(self._trained.get(partner, layer.factor(partner.role).weight).any()) for partner in partners)
 
 
 def _probe(model: nn.Module, output: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...]:

@@ -7,7 +7,7 @@ a global generator except inside :func:`global_generators`, which restores it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -46,3 +46,39 @@ def global_generators(source: torch.Generator) -> Iterator[None]:
         if devices:
             torch.cuda.manual_seed_all(int(torch.randint(2**62, (), generator=source)))
         yield
+
+
+class Turns:
+    """Several users of torch's global generators, each with a stream of its own, who take turns.
+
+    Args:
+        sources: one a user; in the state in which its stream begins.
+    """
+
+    def __init__(self, sources: Sequence[torch.Generator]) -> None:
+        self._states: list[list[torch.Tensor]] = []
+        for source in sources:
+            with global_generators(source):
+                self._states.append(generator_states())
+
+    @contextmanager
+    def turn(self, user: int) -> Iterator[None]:
+        """Run a block with the global generators where this user has left them; put them back after."""
+        here = generator_states()
+        _restore(self._states[user])
+        try:
+            yield
+            self._states[user] = generator_states()
+        finally:
+            _restore(here)
+
+
+def generator_states() -> list[torch.Tensor]:
+    """Return the states of torch's global generators, the CPU's first."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def _restore(states: Sequence[torch.Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(states[1:])

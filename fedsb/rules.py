@@ -96,6 +96,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "faults.delay": (lambda v: v > 0, "above 0"),
     "keep_checkpoints": (lambda v: v >= 1, "at least 1"),
     "runtime.threads": (lambda v: v >= 1, "at least 1"),
+    "runtime.stack": (lambda v: v >= 1, "at least 1"),
     "runtime.workers": (lambda v: v >= 1, "at least 1"),
     "runtime.cpus": (lambda v: v > 0, "above 0"),
     "runtime.gpus": (lambda v: v >= 0, "at least 0"),

@@ -178,6 +178,7 @@ class RuntimeConfig:
 
     kind: str
     threads: int
+    stack: int
     workers: int | None
     cpus: float | None
     gpus: float

@@ -6,19 +6,25 @@ Optimiser state does not survive a round: a client starts each round from the se
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fedsb.data import order, pad
 from fedsb.models import AdaptedModel
-from fedsb.rng import numpy_generator, torch_stream
+from fedsb.rng import global_generators, numpy_generator, torch_generator
 from fedsb.schema import TrainConfig
-from fedsb.tasks import Batch, Task
+from fedsb.tasks import Task
+
+Features = Sequence[dict[str, Any]]
+Result = TypeVar("Result")
+# One client's training of a round under way: it yields the examples whose gradients it needs next and is sent their loss. Who computes
+# them, for one client at a time or for several at once, is none of its business.
+Lesson = Generator[Features, float, Result]
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def plan_batches(lengths: Sequence[int], train: TrainConfig, site: Site) -> list
     return batches[: train.local_steps]
 
 
-def collate(features: Sequence[dict[str, Any]], adapted: AdaptedModel, task: Task) -> dict[str, Tensor]:
+def collate(features: Features, adapted: AdaptedModel, task: Task) -> dict[str, Tensor]:
     """Pad a batch of tokenised examples to its longest and put it on the model's device."""
     assert adapted.tokenizer is not None
     batch = pad([{k: v for k, v in f.items() if k != "target"} for f in features], adapted.tokenizer)
@@ -101,7 +107,7 @@ def autocast(train: TrainConfig, device: torch.device) -> AbstractContextManager
     return torch.autocast(device.type, dtype=getattr(torch, train.autocast))
 
 
-def fit(adapted: AdaptedModel, task: Task, features: Sequence[dict[str, Any]], *, train: TrainConfig, site: Site) -> FitResult:
+def fit(adapted: AdaptedModel, task: Task, features: Features, *, train: TrainConfig, site: Site) -> FitResult:
     """Train the factors and the head of ``adapted`` in place on one client's examples.
 
     Args:
@@ -114,37 +120,60 @@ def fit(adapted: AdaptedModel, task: Task, features: Sequence[dict[str, Any]], *
     Returns:
         The mean training loss over the steps and their number.
     """
-    parameters = list(adapted.trainable().values())
+    lesson = fit_lesson(list(adapted.trainable().values()), features, train=train, site=site)
+
+    def backward(examples: Features) -> float:
+        batch = collate(examples, adapted, task)
+        with autocast(train, adapted.device):
+            loss = task.loss(task.forward(adapted.model, batch), batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    adapted.model.train()
+    with global_generators(dropout_of(site)):
+        result = taught(lesson, backward)
+    adapted.model.eval()
+    return result
+
+
+def dropout_of(site: Site) -> torch.Generator:
+    """Return the generator of a round's dropout."""
+    return torch_generator(site.seed, "dropout", site.client, site.round)
+
+
+def fit_lesson(parameters: Sequence[nn.Parameter], features: Features, *, train: TrainConfig, site: Site) -> Lesson[FitResult]:
+    """Train ``parameters`` on one client's examples; whoever teaches the lesson computes the gradients."""
     anchors = [p.detach().clone() for p in parameters] if train.prox_mu else []
     optimizer = OPTIMIZERS[train.optimizer](parameters, train)
     batches = plan_batches([len(f["input_ids"]) for f in features], train, site)
     total = 0.0
-    adapted.model.train()
-    with torch_stream(site.seed, "dropout", site.client, site.round):
-        for step, indices in enumerate(batches):
-            share = rate_factor(train, step=step, steps=len(batches), round_number=site.round, num_rounds=site.num_rounds)
-            for group in optimizer.param_groups:
-                group["lr"] = train.lr * share
-            batch = collate([features[i] for i in indices], adapted, task)
-            total += _step(adapted, task, batch, train=train, parameters=parameters, optimizer=optimizer, anchors=anchors)
-    adapted.model.eval()
+    for step, indices in enumerate(batches):
+        share = rate_factor(train, step=step, steps=len(batches), round_number=site.round, num_rounds=site.num_rounds)
+        for group in optimizer.param_groups:
+            group["lr"] = train.lr * share
+        optimizer.zero_grad(set_to_none=True)
+        total += yield [features[i] for i in indices]
+        _step(parameters, train=train, optimizer=optimizer, anchors=anchors)
     return FitResult(total / max(1, len(batches)), len(batches))
 
 
-def _step(
-    adapted: AdaptedModel,
-    task: Task,
-    batch: Batch,
-    *,
-    train: TrainConfig,
-    parameters: list[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    anchors: list[Tensor],
-) -> float:
-    with autocast(train, adapted.device):
-        loss = task.loss(task.forward(adapted.model, batch), batch)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+def taught(lesson: Lesson[Result], backward: Callable[[Features], float]) -> Result:
+    """Give a lesson alone.
+
+    Args:
+        lesson: asks for gradients.
+        backward: leaves the gradients of some examples where the lesson looks for them, and returns their loss.
+    """
+    try:
+        asked = next(lesson)
+        while True:
+            asked = lesson.send(backward(asked))
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+
+
+def _step(parameters: Sequence[nn.Parameter], *, train: TrainConfig, optimizer: torch.optim.Optimizer, anchors: Sequence[Tensor]) -> None:
     # FedProx: the gradient of (mu/2)·‖x − x_server‖², added by hand to keep it out of the reported loss.
     for parameter, anchor in zip(parameters, anchors, strict=False):
         if parameter.grad is not None:
@@ -152,4 +181,3 @@ def _step(
     if train.clip_norm is not None:
         nn.utils.clip_grad_norm_(parameters, train.clip_norm)
     optimizer.step()
-    return float(loss.detach())

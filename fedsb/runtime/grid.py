@@ -9,7 +9,7 @@ from __future__ import annotations
 import traceback
 import uuid
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -18,7 +18,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 CLIENT_RAISED = 2  # Flower's code for an exception in the ClientApp
 RUN_ID = 1
+TRAIN = "train"  # the messages that several clients can answer at once
 ClientCall = Callable[[Message, Context], Message]
+StackCall = Callable[[Sequence[Message], Sequence[Context]], list[Message]]
 
 
 def claim_identity() -> None:

@@ -11,6 +11,7 @@ from fedsb.runtime.local import LocalGrid
 from fedsb.schema import RuntimeConfig
 
 CLIENT = "fedsb.client_app:app"
+TOGETHER = "fedsb.client_stack:answer_together"
 
 
 def grid_for(runtime: RuntimeConfig, run_config: dict[str, Any]) -> SimulationGrid:
@@ -23,7 +24,8 @@ def grid_for(runtime: RuntimeConfig, run_config: dict[str, Any]) -> SimulationGr
 
 
 def _local(runtime: RuntimeConfig, run_config: dict[str, Any]) -> SimulationGrid:
-    return LocalGrid.simulation(pkgutil.resolve_name(CLIENT), run_config)
+    together = pkgutil.resolve_name(TOGETHER) if runtime.stack > 1 else None
+    return LocalGrid.simulation(pkgutil.resolve_name(CLIENT), run_config, stack=runtime.stack, together=together)
 
 
 def _ray(runtime: RuntimeConfig, run_config: dict[str, Any]) -> SimulationGrid:
@@ -32,8 +34,14 @@ def _ray(runtime: RuntimeConfig, run_config: dict[str, Any]) -> SimulationGrid:
     from fedsb.runtime.ray import RayGrid
 
     cpus = float(runtime.threads) if runtime.cpus is None else runtime.cpus
-    settings = PoolSettings(CLIENT, workers=runtime.workers, cpus=cpus, gpus=runtime.gpus, address=runtime.address)
-    return RayGrid.simulation(pool_for(settings), run_config, max_retries=runtime.max_retries, client_timeout=runtime.client_timeout)
+    settings = PoolSettings(CLIENT, TOGETHER, workers=runtime.workers, cpus=cpus, gpus=runtime.gpus, address=runtime.address)
+    return RayGrid.simulation(
+        pool_for(settings),
+        run_config,
+        max_retries=runtime.max_retries,
+        client_timeout=runtime.client_timeout,
+        stack=runtime.stack,
+    )
 
 
 GRIDS: dict[str, Callable[[RuntimeConfig, dict[str, Any]], SimulationGrid]] = {"local": _local, "ray": _ray}

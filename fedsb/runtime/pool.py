@@ -10,7 +10,7 @@ import pkgutil
 import shlex
 import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,7 @@ class PoolSettings:
 
     Attributes:
         client: ``module:attribute`` of the ClientApp.
+        together: the same of what answers several training messages at once.
         workers: number of actors; None takes as many as the cluster holds.
         cpus: number of CPUs that each one reserves.
         gpus: share of a GPU that each one reserves.
@@ -52,6 +53,7 @@ class PoolSettings:
     """
 
     client: str
+    together: str = ""
     workers: int | None = None
     cpus: float = 1.0
     gpus: float = 0.0
@@ -79,19 +81,27 @@ class Work:
 class Worker:
     """In the actor's process: a ClientApp, and base models mapped from the object store."""
 
-    def __init__(self, client: str) -> None:
+    def __init__(self, client: str, together: str) -> None:
         claim_identity()
         self._client = pkgutil.resolve_name(client)
+        self._together = together
         self._networks: Mapping[str, list[ray.ObjectRef]] = {}
         loading.use_networks(self._network)
 
-    def answer(self, work: Work) -> Message:
-        """Answer one message."""
+    def answer(self, works: Sequence[Work]) -> list[Message]:
+        """Answer one message, or several at once."""
+        messages = [self._unpacked(work) for work in works]
+        contexts = [context_of(m.metadata.dst_node_id, work.node_config, work.run_config) for m, work in zip(messages, works, strict=True)]
+        if len(works) > 1:
+            replies: list[Message] = pkgutil.resolve_name(self._together)(messages, contexts)
+            return replies
+        return [answered(self._client, message, context) for message, context in zip(messages, contexts, strict=True)]
+
+    def _unpacked(self, work: Work) -> Message:
         self._networks = work.networks
         os.environ.update(work.environment)
         records = {key: ray.get(ref) for key, [ref] in work.shared.items()}
-        message = _with(work.message, RecordDict({**records, **work.message.content}))
-        return answered(self._client, message, context_of(message.metadata.dst_node_id, work.node_config, work.run_config))
+        return _with(work.message, RecordDict({**records, **work.message.content}))
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function in the actor's process; for measurements."""
@@ -127,7 +137,7 @@ class Pool:
 
     def _start(self) -> None:
         options = {"num_cpus": self._settings.cpus, "num_gpus": self._settings.gpus, "max_restarts": 0, "max_task_retries": 0}
-        actor = ray.remote(**options)(Worker).remote(self._settings.client)
+        actor = ray.remote(**options)(Worker).remote(self._settings.client, self._settings.together)
         self._coming[actor.__ray_ready__.remote()] = actor
 
     @property

@@ -19,7 +19,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from fedsb.errors import RunError
-from fedsb.runtime.grid import SimulationGrid, failure, simulated_nodes
+from fedsb.runtime.grid import TRAIN, SimulationGrid, failure, simulated_nodes
 from fedsb.runtime.pool import Pool
 
 AHEAD = 4  # messages an actor that may be handed out beyond the oldest open one
@@ -28,20 +28,35 @@ LOOK_S = 1.0  # between two looks at what hangs
 
 @dataclass
 class Task:
-    """A message on its way.
+    """Messages on their way to one actor.
 
     Attributes:
-        number: its place in the order of dispatch.
-        tries: how often it was handed out.
+        messages: one, or several training messages that are answered at once.
+        number: the first one's place in the order of dispatch.
+        tries: how often they were handed out.
         actor: who works on it.
         deadline: when it counts as hung.
     """
 
-    message: Message
+    messages: list[Message]
     number: int
     tries: int = 0
     actor: ActorHandle | None = None
     deadline: float = float("inf")
+
+    @property
+    def ids(self) -> set[str]:
+        """The ids of its messages."""
+        return {message.metadata.message_id for message in self.messages}
+
+    @property
+    def stacks(self) -> bool:
+        """Whether it can be answered with others: a training message on its first try."""
+        return not self.tries and self.messages[0].metadata.message_type == TRAIN
+
+    def failures(self, reason: str) -> Iterator[Message]:
+        """Yield the replies of clients that failed."""
+        return (failure(message, reason) for message in self.messages)
 
 
 class RayGrid(SimulationGrid):
@@ -53,6 +68,7 @@ class RayGrid(SimulationGrid):
         node_configs: one node configuration a node, by node id.
         max_retries: how often a message is sent again whose actor died.
         client_timeout: seconds after which a client counts as hung and failed; None waits.
+        stack: training messages that an actor answers at once; where it hangs, or dies again and again, each goes out alone.
     """
 
     def __init__(
@@ -63,11 +79,13 @@ class RayGrid(SimulationGrid):
         *,
         max_retries: int = 2,
         client_timeout: float | None = None,
+        stack: int = 1,
     ) -> None:
         super().__init__(run_config, node_configs)
         self._pool = pool
         self._max_retries = max_retries
         self._client_timeout = client_timeout
+        self._stack = stack
         self._waiting: deque[Task] = deque()
         self._running: dict[ray.ObjectRef, Task] = {}
         self._pushed = 0
@@ -79,7 +97,7 @@ class RayGrid(SimulationGrid):
 
     def enqueue(self, message: Message) -> None:
         """Put a message behind the others."""
-        self._waiting.append(Task(message, self._pushed))
+        self._waiting.append(Task([message], self._pushed))
         self._pushed += 1
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -107,9 +125,9 @@ class RayGrid(SimulationGrid):
 
     def _forget(self, wanted: set[str]) -> None:
         """Drop what nobody asks for any more: a round that timed out must not keep the next one's actors."""
-        self._waiting = deque(task for task in self._waiting if task.message.metadata.message_id in wanted)
+        self._waiting = deque(task for task in self._waiting if task.ids & wanted)
         for ref, task in list(self._running.items()):
-            if task.message.metadata.message_id not in wanted:
+            if not task.ids & wanted:
                 assert task.actor is not None
                 del self._running[ref]
                 self._pool.replace(task.actor)
@@ -117,15 +135,29 @@ class RayGrid(SimulationGrid):
     def _hand_out(self) -> None:
         oldest = min((task.number for task in self._running.values()), default=None)
         while self._waiting and self._pool.idle:
-            if oldest is not None and self._waiting[0].number - oldest > AHEAD * self._pool.size:
+            if oldest is not None and self._waiting[0].number - oldest > AHEAD * self._pool.size * self._stack:
                 return
-            task = self._waiting.popleft()
+            task = self._next()
             oldest = task.number if oldest is None else min(oldest, task.number)
             task.actor = self._pool.take()
             task.tries += 1
-            task.deadline = time.monotonic() + (self._client_timeout or float("inf"))
-            work = self._pool.work(task.message, self.node_configs[task.message.metadata.dst_node_id], self.run_config)
-            self._running[task.actor.answer.remote(work)] = task
+            task.deadline = time.monotonic() + (self._client_timeout or float("inf")) * len(task.messages)
+            works = [
+                self._pool.work(message, self.node_configs[message.metadata.dst_node_id], self.run_config) for message in task.messages
+            ]
+            self._running[task.actor.answer.remote(works)] = task
+
+    def _next(self) -> Task:
+        """Take the next task, with those behind it that fit into one stack: the same ones, however many actors there are."""
+        task = self._waiting.popleft()
+        while task.stacks and self._waiting and self._waiting[0].stacks and len(task.messages) < self._stack:
+            task.messages += self._waiting.popleft().messages
+        return task
+
+    def _apart(self, task: Task) -> None:
+        """Put the messages of a task back, each alone: the next try shows whose fault it is."""
+        for i, message in reversed(list(enumerate(task.messages))):
+            self._waiting.appendleft(Task([message], task.number + i, tries=task.tries))
 
     def _patience(self) -> float:
         nearest = min((task.deadline for task in self._running.values()), default=float("inf"))
@@ -149,28 +181,33 @@ class RayGrid(SimulationGrid):
     def _collect(self, ref: ray.ObjectRef, task: Task) -> Iterator[Message]:
         assert task.actor is not None
         try:
-            reply: Message = ray.get(ref)
+            replies: list[Message] = ray.get(ref)
         except RayTaskError as error:  # out of the actor's own code, which lives
             self._pool.give_back(task.actor)
-            yield failure(task.message, _last_line(error))
+            yield from task.failures(_last_line(error))
         except RayError:  # it died, by itself, by Ray's memory monitor, or with its machine
             self._pool.replace(task.actor)
-            if task.tries <= self._max_retries:
+            if task.tries < self._max_retries:
                 self._waiting.appendleft(task)
+            elif task.tries == self._max_retries:
+                self._apart(task)
             else:
-                yield failure(task.message, f"the process of the worker ended {task.tries} times over it (runtime.max_retries)")
+                yield from task.failures(f"the process of the worker ended {task.tries} times over it (runtime.max_retries)")
         else:
             self._pool.give_back(task.actor)
-            yield reply
+            yield from replies
 
     def _expired(self) -> Iterator[Message]:
-        """End what has hung for too long; it is not tried again."""
+        """End what has hung for too long; one alone is not tried again."""
         now = time.monotonic()
         for ref, task in [(ref, task) for ref, task in self._running.items() if task.deadline <= now]:
             assert task.actor is not None
             del self._running[ref]
             self._pool.replace(task.actor)
-            yield failure(task.message, f"no reply within runtime.client_timeout={self._client_timeout:g} s")
+            if len(task.messages) > 1:
+                self._apart(task)
+            else:
+                yield from task.failures(f"no reply within runtime.client_timeout={self._client_timeout:g} s")
 
 
 def _last_line(error: Exception) -> str:

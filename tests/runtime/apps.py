@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -20,6 +20,11 @@ def obey(message: Message, context: Context) -> Message:
     return Message(
         RecordDict({"metrics": answer, "config": ConfigRecord({"overrides": str(context.run_config["overrides"])})}), reply_to=message
     )
+
+
+def obey_all(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+    """Obey several at once."""
+    return [obey(message, context) for message, context in zip(messages, contexts, strict=True)]
 
 
 def _die(_: str) -> None:

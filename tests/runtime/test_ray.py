@@ -22,13 +22,13 @@ import pytest
 import ray
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fedsb import client_app
+from fedsb import client_app, client_stack
 from fedsb.config import load
 from fedsb.errors import UserError
 from fedsb.models import forget_models
 from fedsb.privacy.account import LEDGERS
 from fedsb.runtime.grid import simulated_nodes
-from fedsb.runtime.grids import CLIENT
+from fedsb.runtime.grids import CLIENT, TOGETHER
 from fedsb.runtime.local import LocalGrid
 from fedsb.runtime.pool import Pool, PoolSettings, close_pools, pool_for
 from fedsb.runtime.ray import AHEAD, RayGrid
@@ -53,7 +53,7 @@ def ended() -> Iterator[None]:
 
 def obedient(**options: Any) -> RayGrid:
     """Return a grid of two actors that do what they are told, and are both ready to."""
-    pool = pool_for(PoolSettings("tests.runtime.apps:obey", workers=2, cpus=0.5))
+    pool = pool_for(PoolSettings("tests.runtime.apps:obey", "tests.runtime.apps:obey_all", workers=2, cpus=0.5))
     while pool.starting:
         pool.came(ray.wait(pool.starting, num_returns=1)[0])
     return RayGrid(pool, {"overrides": "as given"}, simulated_nodes(3), **options)
@@ -109,6 +109,19 @@ def test_an_actor_that_hangs_is_ended_and_not_asked_again() -> None:
     assert reasons(replies) == ["no reply within runtime.client_timeout=3 s"]
     assert time.monotonic() - begun < 60
     assert sorted(numbers(obedient().send_and_receive(orders(*[("answer", "")] * 4)))) == [0, 1, 2, 3]
+
+
+def test_of_a_stack_that_hangs_only_the_culprit_fails() -> None:
+    grid = obedient(client_timeout=3.0, stack=3)
+    replies = grid.send_and_receive(orders(("answer", ""), ("sleep", 3600), *[("answer", "")] * 4))
+    assert sorted(numbers(replies)) == [0, 2, 3, 4, 5]
+    assert reasons(replies) == ["no reply within runtime.client_timeout=3 s"]
+
+
+def test_of_a_stack_that_kills_every_actor_only_the_culprit_fails() -> None:
+    replies = obedient(max_retries=1, stack=3).send_and_receive(orders(("answer", ""), ("die", ""), *[("answer", "")] * 4))
+    assert sorted(numbers(replies)) == [0, 2, 3, 4, 5]
+    assert reasons(replies) == ["the process of the worker ended 2 times over it (runtime.max_retries)"]
 
 
 def test_an_exception_costs_its_own_reply() -> None:
@@ -198,13 +211,14 @@ def named(title: str) -> list[int]:
     return found
 
 
-def federate(folder: Path, overrides: Sequence[str], workers: int = 0, kills: tuple[int, ...] = ()) -> dict[str, Any]:
+def federate(folder: Path, overrides: Sequence[str], workers: int = 0, kills: tuple[int, ...] = (), stack: int = 1) -> dict[str, Any]:
     """Run a federation in this process, or on so many actors, and return its summary."""
     run_config = {"overrides": join(overrides), "output": str(folder)}
     if not workers:
-        return serve(load(list(overrides)), LocalGrid.simulation(client_app.app, run_config), folder)
-    pool = pool_for(PoolSettings(CLIENT, workers=workers, cpus=0.5))
-    grid = Killing(pool, run_config, simulated_nodes())
+        together = client_stack.answer_together
+        return serve(load(list(overrides)), LocalGrid.simulation(client_app.app, run_config, stack=stack, together=together), folder)
+    pool = pool_for(PoolSettings(CLIENT, TOGETHER, workers=workers, cpus=0.5))
+    grid = Killing(pool, run_config, simulated_nodes(), stack=stack)
     grid.kills = kills
     try:
         forget_models()  # of the run in this process, or nothing would be shared
@@ -233,6 +247,17 @@ def test_the_bits_are_those_of_one_process_whoever_dies(
     assert charged(tmp_path / "ray") == charged(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("kills", [(), (2,)])
+def test_a_stack_has_the_bits_that_it_has_in_one_process(
+    kills: tuple[int, ...], tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd")
+    whole = federate(tmp_path / "whole", overrides, stack=2)
+    again = federate(tmp_path / "ray", overrides, 2, kills, stack=2)
+    assert again["factors_sha256"] == whole["factors_sha256"]
+
+
 def charged(folder: Path) -> dict[str, list[str]]:
     """Return the lines of every ledger of a run."""
     return {str(path.relative_to(folder)): path.read_text().splitlines() for path in sorted((folder / LEDGERS).rglob("*.jsonl"))}
@@ -241,13 +266,13 @@ def charged(folder: Path) -> dict[str, list[str]]:
 def test_interrupted_it_leaves_a_checkpoint_and_no_process(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in a terminal reaches the whole group of processes."""
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
-    overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd", "federation.num_rounds=4")
+    overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd", "federation.num_rounds=40")
     whole, folder = federate(tmp_path / "whole", overrides), tmp_path / "run"
     command = [sys.executable, "-m", "fedsb.cli", "run"]
     given = [*overrides, "runtime=ray", "runtime.workers=2", "runtime.cpus=0.5", f"output={folder}", f"hydra.run.dir={folder}"]
     with subprocess.Popen([*command, *given], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdout is not None
-        next(line for line in process.stdout if re.match("round 1/", line))
+        next(line for line in process.stdout if re.match("round +1/", line))
         below = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fedsb.adapters.layer import out_in
 from fedsb.assembly import use_threads
-from fedsb.client_app import _config as client_config
 from fedsb.client_app import app as client_app
+from fedsb.client_job import config_of as client_config
 from fedsb.frozen import FrozenLog, FrozenStore
 from fedsb.messages import Instruction, Reply, decode_instruction, decode_reply, encode_arrays
 from fedsb.models import AdaptedModel, build_model

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from fedsb.assembly import client_features, use_threads
 from fedsb.checkpoint import load_checkpoint
-from fedsb.client_app import _config as client_config
 from fedsb.client_app import app as client_app
+from fedsb.client_job import config_of as client_config
 from fedsb.config import as_yaml
 from fedsb.errors import RunError
 from fedsb.messages import decode_instruction, encode_arrays

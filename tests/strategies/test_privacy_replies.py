@@ -11,8 +11,8 @@ from flwr.app import Context, Message
 from flwr.common.serde import recorddict_to_proto
 
 from fedsb.assembly import _MEMO, home
-from fedsb.client_app import _store
 from fedsb.client_app import app as client_app
+from fedsb.client_job import _store
 from fedsb.errors import RunError
 from fedsb.messages import encode_code
 from fedsb.privacy.account import ALLOWED

@@ -17,9 +17,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from torch import Tensor
 
 from fedsb.assembly import model_of
-from fedsb.client_app import _config as client_config
-from fedsb.client_app import _store
 from fedsb.client_app import app as client_app
+from fedsb.client_job import _store
+from fedsb.client_job import config_of as client_config
 from fedsb.cost import method_cost
 from fedsb.errors import RunError
 from fedsb.frozen import ROOT

@@ -1,0 +1,126 @@
+"""Teach several clients' lessons at once: in each pass the examples that all of them ask for next go through the model together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clients.private import check_sampled, finite_sum, nothing_sampled, sampled_gradients
+from fedsb.schema import TrainConfig
+from fedsb.stack import Part, Stack
+from fedsb.state import State
+from fedsb.tasks import Batch, Task
+from fedsb.training import Features, Lesson, autocast, collate
+
+Losses = Callable[[Tensor, Batch], Tensor]
+
+
+def taught_together(
+    stack: Stack, task: Task, lessons: Mapping[int, Lesson[Any]], *, train: TrainConfig, private: bool = False
+) -> dict[int, Any]:
+    """Give lessons side by side; one that is over drops out of the passes.
+
+    Args:
+        stack: whose members the lessons train.
+        task: gives the loss.
+        lessons: by member of the stack.
+        train: mixed precision.
+        private: whether the lessons ask for per-example gradients.
+
+    Returns:
+        By member what its lesson ended with, or the exception that it raised.
+
+    Raises:
+        UserError: the model draws random numbers that cannot be told apart by client.
+    """
+    results: dict[int, Any] = {}
+    asked: dict[int, Features] = {}
+    sampling: AbstractContextManager[None] = sampled_gradients(stack.adapted.model) if private else nullcontext()
+    one_pass = _private_pass if private else _plain_pass
+    stack.adapted.model.train()
+    try:
+        with stack.laid(), sampling:
+            waiting: dict[int, float | None] = dict.fromkeys(lessons)
+            while waiting:
+                for member, loss in waiting.items():
+                    _go_on(member, lessons[member], loss, asked, results)
+                waiting = dict(one_pass(stack, task, asked, train)) if asked else {}
+                asked = {}
+    finally:
+        stack.adapted.model.eval()
+    return results
+
+
+def _go_on(member: int, lesson: Lesson[Any], loss: float | None, asked: dict[int, Features], results: dict[int, Any]) -> None:
+    """Let a lesson go on until it asks for something, or ends."""
+    try:
+        asked[member] = lesson.send(loss)  # type: ignore[arg-type]
+    except StopIteration as end:
+        results[member] = end.value
+    except Exception as error:  # its own: the others go on
+        results[member] = error
+
+
+def _plain_pass(stack: Stack, task: Task, asked: Mapping[int, Features], train: TrainConfig) -> dict[int, float]:
+    losses, _ = _losses(stack, task, asked, train, task.loss)
+    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    return {member: float(loss.detach()) for member, loss in losses.items()}
+
+
+def _private_pass(stack: Stack, task: Task, asked: Mapping[int, Features], train: TrainConfig) -> dict[int, float]:
+    """Leave each member's per-example gradients on its own parameters: Opacus collects them on the model's."""
+    found = {member: nothing_sampled(stack.members[member].values()) for member, examples in asked.items() if not examples}
+    present = {member: examples for member, examples in asked.items() if examples}
+    if not present:
+        return found
+    losses, parts = _losses(stack, task, present, train, task.losses)
+    total = torch.cat(list(losses.values())).sum()
+    if total.requires_grad:
+        total.backward()  # type: ignore[no-untyped-call]
+    _hand_out(stack, parts)
+    return found | {member: finite_sum(each) for member, each in losses.items()}
+
+
+def _losses(
+    stack: Stack, task: Task, asked: Mapping[int, Features], train: TrainConfig, loss: Losses
+) -> tuple[dict[int, Tensor], Sequence[Part]]:
+    """Return each member's loss of its own examples: of the shape, too, that they would have alone."""
+    parts = [Part(member, len(examples), max(len(f["input_ids"]) for f in examples)) for member, examples in asked.items()]
+    joint = collate([f for examples in asked.values() for f in examples], stack.adapted, task)
+    tokens = joint["input_ids"].shape[1]
+    rows = [part.rows for part in parts]
+    split = {
+        key: torch.split(value, rows) for key, value in joint.items() if len(value)
+    }  # a language model has no targets beside its tokens
+    batches = [joint | {key: pieces[i] for key, pieces in split.items()} for i in range(len(parts))]
+    with stack.among(parts), autocast(train, stack.adapted.device):
+        outputs = task.forward(stack.adapted.model, joint)
+        losses = {
+            part.client: loss(out[:, : part.length] if out.ndim > 2 else out, {k: _cut(v, part.length, tokens) for k, v in batch.items()})
+            for part, out, batch in zip(parts, torch.split(outputs, rows), batches, strict=True)
+        }
+    return losses, parts
+
+
+def _cut(value: Tensor, length: int, tokens: int) -> Tensor:
+    """Take away the padding that others needed from what runs over tokens."""
+    return value[:, :length] if value.ndim > 1 and value.shape[1] == tokens else value
+
+
+def _hand_out(stack: Stack, parts: Sequence[Part]) -> None:
+    for site in stack.sites:
+        for attribute, name in site.names.items():
+            p = getattr(site.module, attribute)
+            check_sampled(p, sum(part.rows for part in parts))
+            for part, sampled in zip(parts, torch.split(p.grad_sample, [part.rows for part in parts]), strict=True):
+                stack.members[part.client][name].grad_sample = sampled  # type: ignore[attr-defined]
+            p.grad_sample = None
+
+
+def uploaded(stack: Stack, member: int) -> State:
+    """Copy what a member has trained."""
+    return State({name: p.detach().to("cpu", torch.float32, copy=True) for name, p in stack.members[member].items()})

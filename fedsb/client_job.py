@@ -1,0 +1,152 @@
+"""One instruction to a client with everything it needs: configuration, model, data, frozen part, account and random streams."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
+
+from flwr.app import Context, Message, RecordDict
+
+from fedsb.assembly import anchored, client_features, home, model_of, run_folder, task_of, use_threads
+from fedsb.config import as_dict, load, split_overrides
+from fedsb.errors import UserError
+from fedsb.exactness import encoding_error
+from fedsb.frozen import Frozen, FrozenMissing, FrozenStore
+from fedsb.messages import Instruction, decode_instruction, encode_code, encode_missing, encode_reply, quantise
+from fedsb.privacy.account import LEDGERS, Account, allowed, ledger_folder
+from fedsb.privacy.codes import BudgetExceeded, code_of
+from fedsb.privacy.ledger import Ledger
+from fedsb.privacy.plan import Plan
+from fedsb.privacy.randomness import Streams, secret_streams, simulated_streams
+from fedsb.private_run import plan_of, save_plans, saved_plan
+from fedsb.resuming import resumed
+from fedsb.runtime.fab import launch_folder
+from fedsb.schema import Config
+from fedsb.state import State
+from fedsb.training import FitResult, Site
+
+LOG = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=8)
+def config_of(overrides: str) -> Config:
+    """Return the configuration that a message's run has, composed once."""
+    given = split_overrides(overrides)
+    config = anchored(load(given), launch_folder())
+    if config.resume is not None and not Path(config.resume).is_dir():
+        # A real node: the server has held the overrides against the run.
+        return replace(config, resume=None)
+    return resumed(config, given)
+
+
+@cache
+def _store(folder: Path) -> FrozenStore:
+    return FrozenStore(folder)
+
+
+def coded(message: Message, context: Context, answer: Callable[[], Message]) -> Message:
+    """Let a client of a private run say why it fails by a code alone: a traceback's text can carry data. The text goes to its own log."""
+    try:
+        return answer()
+    except FrozenMissing:
+        return Message(encode_missing(), reply_to=message)
+    except Exception as error:
+        if config_of(str(context.run_config["overrides"])).privacy.unit == "none":
+            raise
+        # Expected refusals are a line, faults of ours a traceback; neither leaves this machine.
+        expected = isinstance(error, (BudgetExceeded, UserError))
+        LOG.warning("no reply to %s: %s", message.metadata.message_type, error, exc_info=not expected)
+        return Message(encode_code(code_of(error).number), reply_to=message)
+
+
+class Job:
+    """One instruction with everything it needs."""
+
+    def __init__(self, message: Message, context: Context) -> None:
+        self._context = context
+        self.config = config_of(str(context.run_config["overrides"]))
+        use_threads(self.config)
+        self.instruction: Instruction = decode_instruction(message.content)
+        self.real = bool(context.node_config.get("client"))
+        self.data_path = data_path_of(context, self.instruction.client)
+        self.task = task_of(self.config)
+        self.adapted = model_of(self.config, self.instruction.labels)
+        self.train, self.held_out = client_features(self.config, self.instruction.client, self.data_path, self.instruction.labels)
+
+    def frozen(self) -> Frozen:
+        """Take in what came with the instruction and return the frozen part it is based on."""
+        store = _store(home() / "frozen")
+        if self.instruction.bundle is not None:
+            store.receive(self.instruction.bundle)
+        return store.load(self.instruction.frozen)
+
+    def state(self) -> State:
+        """Return the trained state that the server sent."""
+        return self.instruction.state(self.adapted.layout)
+
+    def site(self) -> Site:
+        """Name the streams of this client and round."""
+        i, c = self.instruction, self.config
+        return Site(c.seed, i.client, i.round, c.federation.num_rounds)
+
+    @cached_property
+    def account(self) -> Account:
+        """The client's plan in this run and its ledger: in the run's folder in a simulation, in the node's own home otherwise."""
+        privacy, client = self.config.privacy, self.instruction.client
+        given, run = self._context.run_config.get("output"), str(self._context.run_id)
+        parent = home() if self.real else run_folder(self.config, run, None if given is None else str(given))
+        folder = ledger_folder(parent / LEDGERS, client, self.data_path)
+        header = {"unit": privacy.unit} | ({} if self.real else {"client": client, "privacy": as_dict(privacy)})
+        ledger = Ledger(folder, header)
+        plan = self._plan(folder if self.real else parent / LEDGERS, run)
+        # A resumed simulation has another run id and the same ledgers: what they kept is found by the same key.
+        return Account(ledger, plan, privacy.accountant, privacy.max_epsilon, run if self.real else "simulation", not self.real)
+
+    def _plan(self, folder: Path, run: str) -> Plan:
+        """Return the plan that lies in ``folder``, a real node's under its run: a message may have a process of its own."""
+        client, count = self.instruction.client, len(self.train)
+        name = run if self.real else client
+        plan = saved_plan(folder, name)
+        if plan is None or plan.num_examples != count:
+            plan = plan_of(self.config, client, count)
+            if self.real:
+                save_plans(folder, {name: plan})
+        return plan
+
+    def streams(self, exchange: str) -> Streams:
+        """Return the generators of noise and samples: nobody but a real node may be able to repeat them."""
+        if self.real:
+            return secret_streams(self.adapted.device)
+        i = self.instruction
+        return simulated_streams(self.config.seed, i.client, i.round, exchange, self.adapted.device)
+
+    def plain_reply(self, upload: State, result: FitResult, frozen: Frozen) -> RecordDict:
+        """Return the content of the reply to a round that has no privacy."""
+        metrics = {"loss": result.loss, "steps": result.steps}
+        wire = self.config.federation.wire_dtype
+        if wire != "float32":
+            adapted = self.adapted
+            metrics["encoding-error"] = encoding_error(upload, quantise(upload, wire), adapted.spec, adapted.scale, frozen.basis)
+        return encode_reply(upload, len(self.train), metrics, wire)
+
+    def private_reply(self, upload: State, metrics: Mapping[str, float]) -> RecordDict:
+        """Return the content of the reply to a private round: nothing beside the account."""
+        return encode_reply(upload, len(self.train), allowed(metrics), self.config.federation.wire_dtype)
+
+
+def data_path_of(context: Context, client: str) -> str | None:
+    """Return the operator's own data path, or None in a simulation.
+
+    Raises:
+        UserError: the node serves another client than the one asked for.
+    """
+    own = str(context.node_config.get("client", ""))
+    if own and own != client:
+        raise UserError(f"this node serves '{own}' and was asked for '{client}'")
+    path = context.node_config.get("data-path")
+    if path and not own:
+        raise UserError('this node has a data-path but no client; start it with --node-config \'client="…" data-path="…"\'')
+    return str(path) if path else None

@@ -1,0 +1,185 @@
+"""Several training messages in one call: clients side by side over one frozen model, each with the reply that it would give alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Context, Message, RecordDict
+
+from fedsb.client_app import app, faults_of
+from fedsb.client_job import Job, coded
+from fedsb.frozen import Frozen
+from fedsb.privacy.randomness import Streams
+from fedsb.runtime.grid import TRAIN, answered
+from fedsb.stack import Stack
+from fedsb.state import State
+from fedsb.training import Lesson, dropout_of, fit_lesson
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """A client in the stack.
+
+    Attributes:
+        lesson: its training; None where its reply is there already.
+        reply: makes the content of the reply of what it has trained and of how that went.
+    """
+
+    lesson: Lesson[Any] | None
+    reply: Callable[[State, Any], RecordDict]
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A message whose client can take part in a stack."""
+
+    message: Message
+    context: Context
+    job: Job
+    frozen: Frozen
+
+    @property
+    def private(self) -> bool:
+        """Whether it trains by DP-SGD."""
+        return self.job.config.privacy.unit == "example"
+
+
+def answer_together(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+    """Answer training messages, in their order.
+
+    A client that is to suffer a fault trains alone, and so do all where they do not start from one state or cannot be computed together.
+    """
+    replies: dict[int, Message] = {}
+    seats: dict[int, Seat] = {}
+    for i, (message, context) in enumerate(zip(messages, contexts, strict=True)):
+        found = _seated(message, context)
+        if isinstance(found, Seat):
+            seats[i] = found
+        elif found is not None:
+            replies[i] = found
+    if len(seats) > 1 and _start_alike(list(seats.values())):
+        try:
+            replies |= dict(zip(seats, _side_by_side(list(seats.values())), strict=True))
+        except Exception as error:  # whose fault it is shows when each trains alone
+            LOG.warning("clients side by side failed, each trains alone now: %s", error)
+    return [
+        replies[i] if i in replies else answered(app, message, context)
+        for i, (message, context) in enumerate(zip(messages, contexts, strict=True))
+    ]
+
+
+def _seated(message: Message, context: Context) -> Seat | Message | None:
+    """Return a message's seat, the reply of a client that cannot take part, or None for one that must be alone."""
+    seat: list[Seat] = []
+
+    def sit() -> Message:
+        job = Job(message, context)
+        seat.append(Seat(message, context, job, job.frozen()))
+        return message
+
+    faults = faults_of(message, context)
+    if message.metadata.message_type != TRAIN or (faults is not None and faults.any):
+        return None
+    reply = answered(lambda m, c: coded(m, c, sit), message, context)
+    return seat[0] if seat else reply
+
+
+def _start_alike(seats: Sequence[Seat]) -> bool:
+    """Tell whether all start from the same state over the same model."""
+    first = seats[0].job
+    return all(
+        seat.job.adapted is first.adapted
+        and seat.job.config == first.config
+        and seat.job.instruction.frozen == first.instruction.frozen
+        and seat.job.instruction.round == first.instruction.round
+        and _same(seat.job.state(), first.state())
+        for seat in seats[1:]
+    )
+
+
+def _same(one: State, other: State) -> bool:
+    return all(
+        a is b or np.shares_memory(a.numpy(), b.numpy()) or torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True)
+    )
+
+
+def _side_by_side(seats: Sequence[Seat]) -> list[Message]:
+    # Opacus takes seconds to import: only where it is needed.
+    from clients.stacked import taught_together, uploaded
+
+    first = seats[0].job
+    first.adapted.install(first.state(), seats[0].frozen)
+    streams = [seat.job.streams("train") if seat.private else None for seat in seats]
+    dropout = [dropout_of(seat.job.site()) if own is None else own.dropout for seat, own in zip(seats, streams, strict=True)]
+    stack = Stack(first.adapted, dropout)
+    pupils: dict[int, Pupil | Exception] = {}
+    for i, (seat, own) in enumerate(zip(seats, streams, strict=True)):
+        try:
+            pupils[i] = _plain(seat, stack, i) if own is None else _private(seat, stack, i, own)
+        except Exception as error:  # its own: the others train
+            pupils[i] = error
+    lessons = {i: pupil.lesson for i, pupil in pupils.items() if isinstance(pupil, Pupil) and pupil.lesson is not None}
+    results = taught_together(stack, first.task, lessons, train=first.config.train, private=seats[0].private)
+
+    def content(i: int) -> RecordDict:
+        pupil, result = pupils[i], results.get(i)
+        for failed in (pupil, result):
+            if isinstance(failed, Exception):
+                raise failed
+        assert isinstance(pupil, Pupil)
+        return pupil.reply(uploaded(stack, i), result)
+
+    def reply(i: int, seat: Seat) -> Message:
+        return answered(lambda m, c: coded(m, c, lambda: Message(content(i), reply_to=m)), seat.message, seat.context)
+
+    return [reply(i, seat) for i, seat in enumerate(seats)]
+
+
+def _plain(seat: Seat, stack: Stack, member: int) -> Pupil:
+    job = seat.job
+    lesson = fit_lesson(list(stack.members[member].values()), job.train, train=job.config.train, site=job.site())
+    return Pupil(lesson, lambda upload, result: job.plain_reply(upload, result, seat.frozen))
+
+
+def _private(seat: Seat, stack: Stack, member: int, streams: Streams) -> Pupil:
+    from clients.private import private_lesson
+    from clients.private_work import Answer, open_round
+
+    job, privacy = seat.job, seat.job.config.privacy
+    opened = open_round(
+        job.adapted,
+        frozen=lambda: seat.frozen,
+        privacy=privacy,
+        site=job.site(),
+        account=job.account,
+        wire_dtype=job.config.federation.wire_dtype,
+    )
+    if isinstance(opened, Answer):
+        kept = opened
+        return Pupil(None, lambda upload, result: job.private_reply(kept.state, kept.metrics))
+    made = opened
+    lesson = private_lesson(
+        job.adapted,
+        stack.members[member],
+        lambda batch: stack.forward_of(member, lambda: job.task.forward(job.adapted.model, batch)),
+        job.task,
+        job.train,
+        train=job.config.train,
+        site=job.site(),
+        mechanism=made.mechanism,
+        streams=streams,
+        charged=made.charged,
+    )
+
+    def reply(upload: State, fit: Any) -> RecordDict:
+        answer = made.close(upload, fit)
+        return job.private_reply(answer.state, answer.metrics)
+
+    return Pupil(lesson, reply)

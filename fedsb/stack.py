@@ -1,0 +1,208 @@
+"""Several clients' factors in one forward and backward pass over one frozen model: examples of all lie side by side in the batch.
+
+Every module that owns trained parameters computes each client's rows with that client's values, as one batched product where the rows are
+equal in number; all that is frozen sees one large batch. Nothing a client computes depends on who lies beside it: rows do not mix, what is
+padded is masked, and random numbers (dropout) are drawn for each client from its own stream and for its own shape, as if it were alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from fedsb.errors import UserError
+from fedsb.models import AdaptedModel
+from fedsb.rng import Turns, generator_states
+from fedsb.state import HEAD, Name
+
+# Which dimensions of an activation run over tokens, by the number of its dimensions: hidden states (b, l, d), attention (b, heads, l, l).
+TOKEN_DIMS: dict[int, tuple[int, ...]] = {3: (1,), 4: (2, 3)}
+
+
+class Part(NamedTuple):
+    """The rows of one client in a pass: how many, and how long they are without the others' padding."""
+
+    client: int
+    rows: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module that owns trained parameters: their names by attribute, and one copy of it a client with that client's values."""
+
+    module: nn.Module
+    names: Mapping[str, Name]
+    copies: tuple[nn.Module, ...]
+
+
+class Stack:
+    """Clients that train over one frozen model.
+
+    Args:
+        adapted: holds the server's state; its own factors are not moved.
+        dropout: where each client's random numbers come from; as many as there are clients.
+
+    Attributes:
+        members: what each client trains, by name; at the server's values when the stack is made.
+    """
+
+    def __init__(self, adapted: AdaptedModel, dropout: Sequence[torch.Generator]) -> None:
+        own = adapted.trainable()
+        self.adapted = adapted
+        self.members: list[dict[Name, nn.Parameter]] = [
+            {name: nn.Parameter(p.detach().clone()) for name, p in own.items()} for _ in dropout
+        ]
+        self._turns = Turns(dropout)
+        self._parts: Sequence[Part] = ()
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """The modules that own trained parameters."""
+        found: dict[nn.Module, dict[str, Name]] = {}
+        for name in self.adapted.trainable():
+            path = name.module if name.role == HEAD else f"{name.module}.{name.role}.weight"
+            owner, _, attribute = path.rpartition(".")
+            found.setdefault(self.adapted.model.get_submodule(owner), {})[attribute] = name
+        return tuple(
+            Site(module, names, tuple(_shadow(module, names, member) for member in self.members)) for module, names in found.items()
+        )
+
+    @contextmanager
+    def laid(self) -> Iterator[None]:
+        """Let the model compute with the clients' values inside the block; each pass names its parts by :meth:`among`."""
+        for site in self.sites:
+            site.module.forward = partial(self._forward, site)
+        try:
+            yield
+        finally:
+            for site in self.sites:
+                del site.module.forward
+
+    @contextmanager
+    def among(self, parts: Sequence[Part]) -> Iterator[None]:
+        """Say whose rows the passes inside the block hold, in their order.
+
+        Raises:
+            UserError: the model draws random numbers in a way that cannot be given to each client.
+        """
+        before = generator_states()
+        self._parts = parts
+        try:
+            with _OwnNumbers(self._turns, parts):
+                yield
+        finally:
+            self._parts = ()
+        if not all(map(torch.equal, before, generator_states())):
+            raise UserError("this model draws random numbers beside its dropout, which clients side by side cannot do; set runtime.stack=1")
+
+    def forward_of(self, client: int, forward: Callable[[], Tensor], rows: int = 1) -> Tensor:
+        """Compute with one client's values, alone."""
+        with self.laid(), self.among([Part(client, rows, 0)]):
+            return forward()
+
+    def _forward(self, site: Site, x: Tensor) -> Tensor:
+        parts = self._parts
+        if type(site.module) is nn.Linear and len(parts) > 1 and len({part.rows for part in parts}) == 1:
+            return _batched_linear([site.copies[part.client] for part in parts], x)
+        pieces = torch.split(x, rows_of(parts, len(x)))
+        out: Tensor = torch.cat([site.copies[part.client](piece) for part, piece in zip(parts, pieces, strict=True)])
+        return out
+
+
+def rows_of(parts: Sequence[Part], total: int) -> list[int]:
+    """Return how many of ``total`` rows belong to each part; a layer may fold tokens into the rows."""
+    unit = total // sum(part.rows for part in parts)
+    return [unit * part.rows for part in parts]
+
+
+def _shadow(module: nn.Module, names: Mapping[str, Name], member: Mapping[Name, nn.Parameter]) -> nn.Module:
+    """Return a module that computes as ``module`` does, with a client's values; no hook of the first is its own."""
+    shadow = copy.copy(module)
+    shadow._parameters = {**module._parameters, **{attribute: member[name] for attribute, name in names.items()}}
+    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        setattr(shadow, hooks, type(getattr(module, hooks))())
+    return shadow
+
+
+def _batched_linear(linears: Sequence[Any], x: Tensor) -> Tensor:
+    k = len(linears)
+    weight = torch.stack([linear.weight for linear in linears]).transpose(1, 2)
+    rows = x.reshape(k, -1, x.shape[-1])
+    if linears[0].bias is None:
+        out = torch.bmm(rows, weight)
+    else:
+        out = torch.baddbmm(torch.stack([linear.bias for linear in linears])[:, None], rows, weight)
+    return out.view(*x.shape[:-1], -1)
+
+
+class _OwnNumbers(TorchFunctionMode):
+    """Draws dropout for each client from its own stream and for its own shape."""
+
+    def __init__(self, turns: Turns, parts: Sequence[Part]) -> None:
+        super().__init__()
+        self._turns = turns
+        self._parts = parts
+
+    def __torch_function__(self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        own = RANDOM.get(function)
+        given = dict(kwargs or {})
+        return function(*args, **given) if own is None else own(self, *args, **given)
+
+    def dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or p == 0.0:
+            return x
+        tokens = max(part.length for part in self._parts)
+        if len(x) != sum(part.rows for part in self._parts):
+            raise UserError("this model's dropout folds tokens into the batch, which clients side by side cannot do; set runtime.stack=1")
+        noise = []
+        for part in self._parts:
+            short = [(d, part.length) for d in TOKEN_DIMS.get(x.ndim, ()) if x.shape[d] == tokens]
+            shape = [part.rows, *x.shape[1:]]
+            for d, length in short:
+                shape[d] = length
+            with self._turns.turn(part.client):
+                drawn = F.dropout(x.new_ones(shape), p)
+            noise.append(_padded(drawn, {d: tokens for d, _ in short}))
+        joint = torch.cat(noise)
+        return x.mul_(joint) if inplace else x * joint
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, *args: Any, **options: Any
+    ) -> Tensor:
+        whole: Any = F.scaled_dot_product_attention
+        if dropout_p == 0.0:
+            out: Tensor = whole(q, k, v, attn_mask, dropout_p, *args, **options)
+            return out
+        rows = rows_of(self._parts, len(q))
+        shared = attn_mask is None or len(attn_mask) == 1
+        masks = [attn_mask] * len(rows) if shared else torch.split(attn_mask, rows)  # type: ignore[arg-type]
+        pieces = []
+        for part, mask, *own in zip(self._parts, masks, *(torch.split(t, rows) for t in (q, k, v)), strict=True):
+            n = part.length
+            cut = None if mask is None else mask[..., : n if mask.shape[-2] > 1 else 1, :n]
+            with self._turns.turn(part.client):
+                piece = whole(*(t[:, :, :n] for t in own), cut, dropout_p, *args, **options)
+            pieces.append(_padded(piece, {2: q.shape[2]}))
+        return torch.cat(pieces)
+
+
+def _padded(x: Tensor, sizes: Mapping[int, int]) -> Tensor:
+    """Fill up dimensions with zeros."""
+    missing = [sizes.get(d, x.shape[d]) - x.shape[d] for d in range(x.ndim)]
+    return F.pad(x, [n for d in reversed(range(x.ndim)) for n in (0, missing[d])]) if any(missing) else x
+
+
+RANDOM: dict[Any, Callable[..., Tensor]] = {
+    F.dropout: _OwnNumbers.dropout,
+    F.scaled_dot_product_attention: _OwnNumbers.attention,
+}

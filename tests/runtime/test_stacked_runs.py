@@ -1,0 +1,106 @@
+"""Federations whose clients train side by side: the replies, ledgers and records of those that train one after the other."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from shlex import join
+from typing import Any
+
+import pytest
+
+from fedsb import client_stack
+from fedsb.checkpoint import load_checkpoint
+from fedsb.client_app import app
+from fedsb.config import load
+from fedsb.privacy.account import LEDGERS
+from fedsb.report.records import read_run
+from fedsb.runtime.grids import grid_for
+from fedsb.runtime.local import LocalGrid
+from fedsb.server_app import serve
+from fedsb.state import squared_norm, subtract
+from tests.strategies.private_runs import EXAMPLE, small
+
+RUNS = {
+    "fed_sb": ("init.kind=weight_svd", "federation.wire_dtype=bfloat16"),
+    "fedavg_lora": ("method=fedavg_lora", "train.local_steps=null"),
+    "fedex_lora": ("method=fedex_lora", "federation.fraction=0.75", "federation.num_rounds=3"),
+    "head_only": ("method=head_only",),
+    "private examples": (*EXAMPLE, "init.kind=weight_svd"),
+    "private, adaptive": (*EXAMPLE, "init.kind=weight_svd", "privacy.clipping=adaptive"),
+    "private examples, LoRA": (*EXAMPLE, "method=fedavg_lora"),
+    "private clients": ("privacy=client", "privacy.noise_multiplier=2", "federation.weighting=uniform", "init.kind=weight_svd"),
+    "faults": ("init.kind=weight_svd", "faults.crash=0.2", "federation.min_replies=1"),
+    "uneven": ("init.kind=weight_svd", "federation.partition.kind=size", "federation.partition.sizes=[1,2,3,4]", "train.local_steps=null"),
+}
+
+
+def federate(folder: Path, overrides: list[str], grid: type[LocalGrid] = LocalGrid) -> dict[str, Any]:
+    config = load(overrides)
+    made = grid_for(config.runtime, {"overrides": join(overrides), "output": str(folder)})
+    assert type(made) is grid
+    return serve(config, made, folder)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_it_is_the_same_run(
+    name: str, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    sizes: list[int] = []
+    together = client_stack.answer_together
+    monkeypatch.setattr(client_stack, "answer_together", lambda m, c: sizes.append(len(m)) or together(m, c))  # type: ignore[func-returns-value]
+    overrides = small(tiny_bert, tmp_path, *RUNS[name])
+    alone = federate(tmp_path / "alone", [*overrides, "runtime.stack=1"])
+    assert not sizes
+    with caplog.at_level(logging.WARNING):
+        stacked = federate(tmp_path / "stacked", [*overrides, "runtime.stack=3"])
+    assert 3 in sizes
+    assert not [line for line in caplog.messages if "side by side" in line]
+    for key in set(alone) - {"wall_s", "cpu_s", "factors_sha256", "exactness_gap"}:
+        assert alike(stacked[key], alone[key]), key
+    one, other = (load_checkpoint(tmp_path / run / "checkpoints").state for run in ("alone", "stacked"))
+    assert (squared_norm(subtract(one, other)) / squared_norm(one)) ** 0.5 < 1e-5
+    for mine, theirs in zip(read_run(tmp_path / "stacked").records, read_run(tmp_path / "alone").records, strict=True):
+        assert (mine.clients, mine.failed.keys(), mine.payload_up) == (theirs.clients, theirs.failed.keys(), theirs.payload_up)
+        assert mine.accounts == theirs.accounts
+    assert charges(tmp_path / "stacked") == charges(tmp_path / "alone")
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Tell whether two values of a summary are equal up to the last bits of a float."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    return one == (pytest.approx(other, rel=1e-4, abs=1e-6) if isinstance(other, float) else other)
+
+
+def charges(folder: Path) -> dict[str, list[str]]:
+    return {
+        str(path.relative_to(folder)): path.read_text().splitlines() for path in sorted((folder / LEDGERS).glob("client-*/ledger.jsonl"))
+    }
+
+
+def test_clients_that_cannot_be_computed_together_train_alone(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd")
+    alone = federate(tmp_path / "alone", overrides)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("too many of them")
+
+    monkeypatch.setattr("clients.stacked.taught_together", fail)
+    with caplog.at_level(logging.WARNING):
+        stacked = federate(tmp_path / "stacked", [*overrides, "runtime.stack=4"])
+    assert stacked["factors_sha256"] == alone["factors_sha256"]
+    assert "clients side by side failed, each trains alone now: too many of them" in caplog.messages
+
+
+def test_a_stack_of_one_is_the_client_itself(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cohort that does not divide evenly leaves one alone, to the bit."""
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd", "federation.num_clients=1", rows=20)
+    grid = LocalGrid.simulation(app, {"overrides": join(overrides)}, stack=4, together=client_stack.answer_together)
+    stacked = serve(load(overrides), grid, tmp_path / "stacked")
+    assert stacked["factors_sha256"] == federate(tmp_path / "alone", overrides)["factors_sha256"]
