@@ -18,6 +18,7 @@ from fedsb.data import Corpus, Examples, hold_out, load_corpus, load_site, load_
 from fedsb.errors import UserError
 from fedsb.loading import load_tokenizer, resolve_device
 from fedsb.models import AdaptedModel, cached_model
+from fedsb.report.progress import PROGRESS, Progress
 from fedsb.rules import client_names
 from fedsb.schema import Config
 from fedsb.tasks import TASKS, Task
@@ -159,6 +160,14 @@ def model_of(config: Config, labels: tuple[str, ...]) -> AdaptedModel:
         seed=config.seed,
         device=resolve_device(config.device),
     )
+
+
+def progress_of(config: Config) -> Progress:
+    """Return what shows a run while it is under way."""
+    train, clients, steps = config.train, config.federation.num_clients, config.train.local_steps
+    held = len(corpus_of(config).train)  # none on a server of real nodes
+    examples = steps * train.batch_size if steps is not None else train.local_epochs * held / clients if held else None
+    return PROGRESS[config.progress](config.federation.num_rounds, examples=examples)
 
 
 def run_folder(config: Config, run: str, given: str | None = None) -> Path:

@@ -156,7 +156,7 @@ def run_job(composed: DictConfig) -> int:
 
     _log_to_screen()
     folder = Path(config.resume or output)
-    grid = grid_for(config.runtime, {"overrides": shlex.join(overrides), "output": str(folder)})
+    grid = grid_for(config, {"overrides": shlex.join(overrides), "output": str(folder)})
     try:
         serve(config, grid, folder, given=given)
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ from fedsb.errors import UserError
 from fedsb.schema import Config
 
 # What may differ: where things lie and run, not what comes out.
-FREE = ("resume", "output", "keep_checkpoints", "runtime", "cost")
+FREE = ("resume", "output", "keep_checkpoints", "progress", "runtime", "cost")
 
 
 def resumed(config: Config, overrides: Sequence[str]) -> Config:
@@ -45,7 +45,8 @@ def resumed(config: Config, overrides: Sequence[str]) -> Config:
         said = _leaves(named, config) & differ.keys()
         shown = ", ".join(f"{key}={differ[key][0]} (that run: {differ[key][1]})" for key in sorted(said or differ)[:3])
         raise UserError(f"resume={folder}: {shown}; leave out what differs, or begin another run")
-    return replace(stored, resume=str(folder), output=str(folder), runtime=config.runtime, keep_checkpoints=config.keep_checkpoints)
+    own = {"runtime": config.runtime, "keep_checkpoints": config.keep_checkpoints, "progress": config.progress}
+    return replace(stored, resume=str(folder), output=str(folder), **own)  # type: ignore[arg-type]
 
 
 def check_nodes_agree(config: Config, given: Config, *, real: bool) -> None:

@@ -36,6 +36,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "privacy.clipping": ("flat", "per_layer", "adaptive"),
     "privacy.grad_sample_mode": ("hooks", "functorch"),
     "runtime.kind": ("local", "ray"),
+    "progress": ("lines", "json"),
 }
 
 FAULTS = ("dropout", "crash", "straggle", "corrupt", "nan")  # probabilities
@@ -96,7 +97,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "faults.delay": (lambda v: v > 0, "above 0"),
     "keep_checkpoints": (lambda v: v >= 1, "at least 1"),
     "runtime.threads": (lambda v: v >= 1, "at least 1"),
-    "runtime.stack": (lambda v: v >= 1, "at least 1"),
+    "runtime.stack": (lambda v: v == "auto" or v >= 1, "auto, or at least 1"),
     "runtime.workers": (lambda v: v >= 1, "at least 1"),
     "runtime.cpus": (lambda v: v > 0, "above 0"),
     "runtime.gpus": (lambda v: v >= 0, "at least 0"),

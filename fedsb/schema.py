@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -178,7 +178,7 @@ class RuntimeConfig:
 
     kind: str
     threads: int
-    stack: int
+    stack: int | Literal["auto"]
     workers: int | None
     cpus: float | None
     gpus: float
@@ -228,3 +228,4 @@ class Config:
     output: str | None
     resume: str | None
     keep_checkpoints: int
+    progress: str

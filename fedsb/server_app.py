@@ -25,6 +25,7 @@ from fedsb.assembly import (
     every_core,
     model_of,
     parts_of,
+    progress_of,
     run_folder,
     task_of,
     test_features,
@@ -48,10 +49,10 @@ from fedsb.report.progress import Progress
 from fedsb.report.records import RunFolder
 from fedsb.report.report import write_report
 from fedsb.report.summary import build_summary
-from fedsb.report.table import print_summary
 from fedsb.resuming import check_nodes_agree, fingerprint, resumed
 from fedsb.rules import client_names
 from fedsb.schema import Config
+from fedsb.stack_size import check_stack, stack_remark
 from fedsb.starting import first_factors
 from fedsb.state import HEAD, State, sha256, unpack
 from strategies import STRATEGIES, LowRankStrategy, Participation
@@ -131,13 +132,13 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
     """Run what is left of a federation: all of it without a ``snapshot``."""
     begun, config = time.monotonic(), prepared.config
     records = folder.cut(snapshot.round if snapshot else -1)
-    with run_log(folder.log), Progress(config.federation.num_rounds) as progress:
+    with run_log(folder.log), progress_of(config) as progress:
         listener = recorder(prepared, folder, progress)
         if snapshot is not None:
             listener.resume(records, snapshot.memory)
             progress.say(f"resumed after round {snapshot.round}")
         told = opening_lines(config, prepared.every_plan, prepared.adapted.shapes)
-        for line in filter(None, (cut_texts(config), pooling_remark(config.model.pooling, "this run"), *told)):
+        for line in filter(None, (cut_texts(config), pooling_remark(config.model.pooling, "this run"), stack_remark(config), *told)):
             progress.say(line)
         prepared.strategy.listener = listener
         try:
@@ -153,7 +154,10 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
             raise
     assert result.arrays is not None
     state = unpack(decode_arrays(result.arrays), prepared.adapted.layout)
-    return _finish(prepared, folder, listener, state, time.monotonic() - begun + sum(record.wall_s for record in records))
+    wall_s = time.monotonic() - begun + sum(record.wall_s for record in records)
+    summary = _finish(prepared, folder, listener, state, wall_s)
+    progress.finish(summary, folder.path)
+    return summary
 
 
 def last_snapshot(config: Config, folder: RunFolder) -> Snapshot | None:
@@ -183,6 +187,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None) -> Prepared:
     server_plan = server_plan_of(config) if config.privacy.unit == "client" else None
     if config.privacy.unit == "example":
         refuse_mixing_layers(adapted.model)
+    check_stack(config, adapted, task_of(config))
     frozen = FrozenLog()
     initial, start = first_factors(config, adapted, frozen)
     federation = config.federation
@@ -271,7 +276,7 @@ def evaluator(prepared: Prepared) -> Any:
 
 
 def _finish(prepared: Prepared, folder: RunFolder, listener: Recorder, state: State, wall_s: float) -> dict[str, Any]:
-    """Export the adapter, write summary and report, print the table."""
+    """Export the adapter, write summary and report."""
     config, adapted, strategy = prepared.config, prepared.adapted, prepared.strategy
     adapted.install(state, strategy.frozen.view())
     export_run(config, adapted, folder, state.pick(HEAD))
@@ -292,5 +297,4 @@ def _finish(prepared: Prepared, folder: RunFolder, listener: Recorder, state: St
     )
     folder.write_summary(summary)
     write_report(folder.path)
-    print_summary(summary, folder.path)
     return summary

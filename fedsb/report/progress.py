@@ -1,17 +1,21 @@
-"""What is seen while a run is under way: a bar for the round's replies on a terminal, plain lines in a pipe."""
+"""What is seen while a run is under way: a bar for the round's replies on a terminal, plain lines in a pipe, or lines of JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from fedsb.report.pace import Pace
 from fedsb.report.records import RoundRecord
-from fedsb.report.table import round_line
+from fedsb.report.table import human_bytes, human_seconds, print_summary, round_line
 
 
 class Progress:
@@ -20,15 +24,17 @@ class Progress:
     Args:
         num_rounds: how many rounds the run has.
         console: where to write; None takes standard output.
+        examples: that a client trains on in a round, on average; None where nobody knows.
     """
 
-    def __init__(self, num_rounds: int, console: Console | None = None) -> None:
+    def __init__(self, num_rounds: int, console: Console | None = None, examples: float | None = None) -> None:
         self.num_rounds = num_rounds
+        self.pace = Pace(num_rounds, examples)
         self._console = console or Console()
         self._bar: Bar | None = None
         self._task = TaskID(0)
         self._failed = 0
-        self._note = ""
+        self._last_failed = ""
 
     def __enter__(self) -> Progress:
         return self
@@ -39,25 +45,40 @@ class Progress:
     def begin(self, round: int, clients: Sequence[str]) -> None:
         """Start a round that asks ``clients``."""
         self.close()
-        self._failed = 0
-        self._note = ""
+        self.pace.begin(round, len(clients))
+        self._failed, self._last_failed = 0, ""
         if self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
             self._bar = Bar(*columns, TimeElapsedColumn(), console=self._console, transient=True)
-            self._task = self._bar.add_task(f"round {round}/{self.num_rounds}", total=len(clients), note="")
+            self._task = self._bar.add_task(f"round {round}/{self.num_rounds}", total=len(clients), note=self._note())
             self._bar.start()
 
     def reply(self, client: str, ok: bool) -> None:
         """Count a reply in; ``ok`` is False for a failure."""
+        self.pace.reply()
         if not ok:
-            self._failed += 1
-            self._note = f"{self._failed} failed, last {client}"
+            self._failed, self._last_failed = self._failed + 1, client
         if self._bar is not None:
-            self._bar.update(self._task, advance=1, note=self._note)
+            self._bar.update(self._task, advance=1, note=self._note())
+
+    def _note(self) -> str:
+        rate, eta = self.pace.examples_per_s(), self.pace.eta_s()
+        parts = [
+            f"{rate:,.0f} examples/s" if rate is not None else "",
+            f"run ends in {human_seconds(eta)}" if eta is not None else "",
+            human_bytes(self.pace.memory_bytes()),
+            f"{self._failed} failed, last {self._last_failed}" if self._failed else "",
+        ]
+        return "  ".join(filter(None, parts))
 
     def end(self, record: RoundRecord) -> None:
         """Finish a round with its line."""
         self.close()
+        self.pace.end(record.wall_s)
+        self.show(record)
+
+    def show(self, record: RoundRecord) -> None:
+        """Print a round."""
         self.say(round_line(record, self.num_rounds))
 
     def say(self, line: str) -> None:
@@ -70,3 +91,56 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def finish(self, summary: Mapping[str, Any], folder: Path) -> None:
+        """Print what a run came to."""
+        print_summary(summary, folder, self._console)
+
+
+class JsonProgress(Progress):
+    """One JSON object a line and nothing else: rounds as they end, remarks, and the summary."""
+
+    def __init__(self, num_rounds: int, console: Console | None = None, examples: float | None = None) -> None:
+        super().__init__(num_rounds, console, examples)
+        self._rate: float | None = None
+
+    def begin(self, round: int, clients: Sequence[str]) -> None:
+        """Start a round, in silence."""
+        self.pace.begin(round, len(clients))
+        self._rate = None
+
+    def reply(self, client: str, ok: bool) -> None:
+        """Count a reply in."""
+        self.pace.reply()
+        # Up to the last reply: what follows is evaluation.
+        self._rate = self.pace.examples_per_s()
+
+    def show(self, record: RoundRecord) -> None:
+        """Print a round: what ``metrics.jsonl`` has is there; this is for who watches."""
+        self._write(
+            {
+                "round": record.round,
+                "rounds": self.num_rounds,
+                "clients": len(record.clients),
+                "failed": len(record.failed),
+                "metrics": dict(record.metrics),
+                "examples_per_s": self._rate,
+                "wall_s": record.wall_s,
+                "eta_s": self.pace.eta_s(),
+                "memory_bytes": self.pace.memory_bytes(),
+            }
+        )
+
+    def say(self, line: str) -> None:
+        """Print a remark."""
+        self._write({"remark": line})
+
+    def finish(self, summary: Mapping[str, Any], folder: Path) -> None:
+        """Print the summary."""
+        self._write({"summary": dict(summary), "folder": str(folder)})
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        print(json.dumps(row), file=self._console.file, flush=True)
+
+
+PROGRESS: dict[str, type[Progress]] = {"lines": Progress, "json": JsonProgress}

@@ -8,27 +8,28 @@ from typing import Any
 
 from fedsb.runtime.grid import SimulationGrid
 from fedsb.runtime.local import LocalGrid
-from fedsb.schema import RuntimeConfig
+from fedsb.schema import Config, RuntimeConfig
+from fedsb.stack_size import stack_size
 
 CLIENT = "fedsb.client_app:app"
 TOGETHER = "fedsb.client_stack:answer_together"
 
 
-def grid_for(runtime: RuntimeConfig, run_config: dict[str, Any]) -> SimulationGrid:
-    """Return the grid of a runtime, with nodes that serve any logical client.
+def grid_for(config: Config, run_config: dict[str, Any]) -> SimulationGrid:
+    """Return the grid of a run, with nodes that serve any logical client.
 
     Raises:
         UserError: what it needs is not there.
     """
-    return GRIDS[runtime.kind](runtime, run_config)
+    return GRIDS[config.runtime.kind](config.runtime, run_config, stack_size(config))
 
 
-def _local(runtime: RuntimeConfig, run_config: dict[str, Any]) -> SimulationGrid:
-    together = pkgutil.resolve_name(TOGETHER) if runtime.stack > 1 else None
-    return LocalGrid.simulation(pkgutil.resolve_name(CLIENT), run_config, stack=runtime.stack, together=together)
+def _local(runtime: RuntimeConfig, run_config: dict[str, Any], stack: int) -> SimulationGrid:
+    together = pkgutil.resolve_name(TOGETHER) if stack > 1 else None
+    return LocalGrid.simulation(pkgutil.resolve_name(CLIENT), run_config, stack=stack, together=together)
 
 
-def _ray(runtime: RuntimeConfig, run_config: dict[str, Any]) -> SimulationGrid:
+def _ray(runtime: RuntimeConfig, run_config: dict[str, Any], stack: int) -> SimulationGrid:
     # Ray takes a second to import.
     from fedsb.runtime.pool import PoolSettings, pool_for
     from fedsb.runtime.ray import RayGrid
@@ -40,8 +41,8 @@ def _ray(runtime: RuntimeConfig, run_config: dict[str, Any]) -> SimulationGrid:
         run_config,
         max_retries=runtime.max_retries,
         client_timeout=runtime.client_timeout,
-        stack=runtime.stack,
+        stack=stack,
     )
 
 
-GRIDS: dict[str, Callable[[RuntimeConfig, dict[str, Any]], SimulationGrid]] = {"local": _local, "ray": _ray}
+GRIDS: dict[str, Callable[[RuntimeConfig, dict[str, Any], int], SimulationGrid]] = {"local": _local, "ray": _ray}

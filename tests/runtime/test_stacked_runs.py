@@ -37,7 +37,7 @@ RUNS = {
 
 def federate(folder: Path, overrides: list[str], grid: type[LocalGrid] = LocalGrid) -> dict[str, Any]:
     config = load(overrides)
-    made = grid_for(config.runtime, {"overrides": join(overrides), "output": str(folder)})
+    made = grid_for(config, {"overrides": join(overrides), "output": str(folder)})
     assert type(made) is grid
     return serve(config, made, folder)
 

@@ -1,0 +1,109 @@
+"""What a simulated round costs, ours beside others at the same work: the same model, examples, batches, steps and threads. Needs ``dev``.
+
+Run as ``python scripts/bench_simulation.py [--quick] [--out FOLDER]`` on an installed project. Each contestant is a process of its own that
+does a round when it is told to, and all take turns, round by round, so that a busy machine slows all alike. CPU seconds are those of the
+whole tree of processes; memory is its proportional set size (shared pages count once). The opponents live in ``scripts/simulation``, each
+with an environment that this script makes from PyPI: a loop over one PEFT model, the same with Opacus, pfl 0.6.0, and a Flower app
+that loads its model for each message. Figures go to ``simulation.json`` and ``simulation.png`` in FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+
+from bench_figures import Figure, show
+from simulation.contest import Contestant, Measured
+from simulation.environments import environment
+from simulation.plot import draw
+from simulation.workload import Shape, write_workload
+
+SHAPES = (Shape(batch=4, tokens=32), Shape(batch=16, tokens=64))
+
+
+def main() -> int:
+    """Measure, print the table, write JSON and plot; 1 where a bound is missed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="three rounds of one shape")
+    parser.add_argument("--out", type=Path, default=Path("."), help="folder of simulation.json and simulation.png")
+    parser.add_argument("--environments", type=Path, default=Path(tempfile.gettempdir()) / "fedsb-opponents", help="of the opponents")
+    options = parser.parse_args()
+    figures: list[Figure] = []
+    tables: dict[str, dict[str, Measured]] = {}
+    for shape in SHAPES[: 1 if options.quick else None]:
+        tables[shape.name] = contest(shape, 3 if options.quick else 7, options.environments)
+        figures += compare(shape, tables[shape.name])
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = {shape: {name: asdict(row) for name, row in table.items()} for shape, table in tables.items()}
+    (options.out / "simulation.json").write_text(json.dumps({"table": rows, "figures": [f.as_json() for f in figures]}, indent=2) + "\n")
+    draw(tables, options.out / "simulation.png")
+    return 0 if all(figure.holds for figure in figures) else 1
+
+
+def contestants(work: Path, private: Path, environments: Path) -> dict[str, Sequence[str]]:
+    """Return the command of each contestant."""
+    ours, loop = [sys.executable, "-m", "simulation.ours"], [sys.executable, "-m", "simulation.peft_loop"]
+    return {
+        "PEFT loop": [*loop, str(work)],
+        "pfl 0.6.0": [str(environment("pfl", environments)), "-m", "simulation.pfl_loop", str(work)],
+        "ours, local": [*ours, str(work)],
+        "ours, stack of 8": [*ours, str(work), "runtime.stack=8"],
+        "ours, ray, 2 workers": [*ours, str(work), "runtime=ray", "runtime.workers=2", "runtime.cpus=0.5"],
+        "PEFT + Opacus loop": [*loop, str(private), "--private"],
+        "ours, private": [*ours, str(private)],
+        "ours, private, stack of 8": [*ours, str(private), "runtime.stack=8"],
+    }
+
+
+def contest(shape: Shape, rounds: int, environments: Path) -> dict[str, Measured]:
+    """Let all do their rounds in turns; the first one warms up and does not count."""
+    print(f"\n{shape.name}: 8 clients, {shape.steps} steps each a round, LoRA r={shape.rank}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        work = write_workload(Path(folder) / "plain.json", shape, rounds, private=False)
+        private = write_workload(Path(folder) / "private.json", shape, rounds, private=True)
+        commands = contestants(work, private, environments)
+        started = {}
+        try:
+            for name, command in commands.items():
+                started[name] = Contestant(command)
+            for number in range(rounds):
+                for contestant in started.values():
+                    contestant.round(count=number > 0)
+        finally:
+            for contestant in started.values():
+                contestant.close()
+    table = {name: contestant.measured() for name, contestant in started.items()}
+    width = max(map(len, table))
+    print(f"{'':<{width}}  CPU s  wall s  PSS MB  start-up s", flush=True)
+    for name, row in table.items():
+        print(f"{name:<{width}}  {median(row.cpu_s):5.2f}  {median(row.wall_s):6.2f}  {row.pss_mb:6.0f}  {row.startup_s:10.1f}", flush=True)
+    return table
+
+
+def compare(shape: Shape, table: Mapping[str, Measured]) -> list[Figure]:
+    """Print the ratios that have a bound; medians of the ratios round by round."""
+    loop, opacus, wall = table["PEFT loop"].cpu_s, table["PEFT + Opacus loop"].cpu_s, table["ours, local"].wall_s
+
+    def ratio(name: str, other: Sequence[float], seconds: str = "cpu_s") -> float:
+        own: list[float] = getattr(table[name], seconds)
+        return median(mine / theirs for mine, theirs in zip(own, other, strict=True))
+
+    rows = [
+        Figure(f"{shape.name}: local, CPU over a PEFT loop's", ratio("ours, local", loop), 1.05),
+        Figure(f"{shape.name}: local, CPU over pfl's", ratio("ours, local", table["pfl 0.6.0"].cpu_s), 1.05),
+        Figure(f"{shape.name}: stack of 8, CPU over a PEFT loop's", ratio("ours, stack of 8", loop), 0.75 if shape.batch == 4 else 1.0),
+        Figure(f"{shape.name}: private, CPU over a PEFT + Opacus loop's", ratio("ours, private", opacus), 1.05),
+        Figure(f"{shape.name}: private stack of 8, CPU over the same", ratio("ours, private, stack of 8", opacus)),
+        Figure(f"{shape.name}: ray, 2 workers, wall over local's", ratio("ours, ray, 2 workers", wall, "wall_s"), 0.6),
+    ]
+    return [show(row) for row in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

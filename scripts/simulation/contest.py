@@ -1,0 +1,128 @@
+"""A process that does a round when told to, and what its whole tree of processes has used."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+HERE = Path(__file__).resolve().parent
+LOOK_S = 0.25  # between two looks at the memory
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a contestant used.
+
+    Attributes:
+        cpu_s, wall_s: one a round.
+        pss_mb: peak of the tree's proportional set size.
+        startup_s, startup_cpu_s: from its start to its first round.
+    """
+
+    cpu_s: list[float]
+    wall_s: list[float]
+    pss_mb: float
+    startup_s: float
+    startup_cpu_s: float
+
+
+class Contestant:
+    """Starts a command that says ``ready``, and ``done`` after each line that it is sent.
+
+    Raises:
+        RuntimeError: it ended instead.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        begun = time.monotonic()
+        self._command = command
+        self._process = subprocess.Popen(
+            command,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **quiet},
+            cwd=HERE.parent,
+        )
+        self._cpu_s: list[float] = []
+        self._wall_s: list[float] = []
+        self._peak = 0.0
+        self._hear("ready")
+        self._startup = time.monotonic() - begun, cpu_seconds(self._process.pid)
+
+    def round(self, *, count: bool) -> None:
+        """Let it do a round."""
+        assert self._process.stdin is not None
+        cpu, wall, over = cpu_seconds(self._process.pid), time.monotonic(), threading.Event()
+        watch = threading.Thread(target=self._watch, args=(over,))
+        watch.start()
+        self._process.stdin.write("round\n")
+        self._process.stdin.flush()
+        self._hear("done")
+        taken = time.monotonic() - wall
+        used = cpu_seconds(self._process.pid) - cpu
+        over.set()
+        watch.join()
+        if count:
+            self._cpu_s.append(used)
+            self._wall_s.append(taken)
+
+    def close(self) -> None:
+        """End it and all below it."""
+        below = [self._process, *psutil.Process(self._process.pid).children(recursive=True)] if self._process.poll() is None else []
+        for process in below:
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                process.kill()
+        self._process.wait()
+
+    def measured(self) -> Measured:
+        """Return what it used."""
+        return Measured(self._cpu_s, self._wall_s, self._peak, *self._startup)
+
+    def _hear(self, word: str) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.strip() == word:
+                return
+        raise RuntimeError(f"a contestant ended before it said '{word}': {' '.join(self._command)}")
+
+    def _watch(self, over: threading.Event) -> None:
+        while not over.wait(LOOK_S):
+            self._peak = max(self._peak, sum(pss_mb(process.pid) for process in tree(self._process.pid)))
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """Return a process and all below it."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return what a tree of processes has used, those included that it has waited for."""
+    total = 0.0
+    for process in tree(pid):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def pss_mb(pid: int) -> float:
+    """Return the proportional set size of a process."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
+    return 0.0

@@ -1,0 +1,1 @@
+"""Ours under ``flwr run``, a round at a time."""

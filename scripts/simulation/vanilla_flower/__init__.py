@@ -1,0 +1,1 @@
+"""A Flower app for LoRA as the tutorials write it."""

