@@ -80,6 +80,11 @@ class Reply:
     missing: bool = False
     code: int = 0
 
+    @property
+    def finite(self) -> bool:
+        """Whether no value is NaN or infinite."""
+        return all(bool(torch.isfinite(flat).all()) for flat in self.flats.values())
+
     def state(self, layout: Layout) -> State:
         """Unpack the state.
 

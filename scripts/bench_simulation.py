@@ -19,10 +19,11 @@ from pathlib import Path
 from statistics import median
 
 from bench_figures import Figure, show
+from simulation import scale
 from simulation.contest import Contestant, Measured
 from simulation.environments import environment
 from simulation.plot import draw
-from simulation.workload import Shape, write_workload
+from simulation.workload import Shape, with_trainer, write_workload
 
 SHAPES = (Shape(batch=4, tokens=32), Shape(batch=16, tokens=64))
 
@@ -39,6 +40,7 @@ def main() -> int:
     for shape in SHAPES[: 1 if options.quick else None]:
         tables[shape.name] = contest(shape, 3 if options.quick else 7, options.environments)
         figures += compare(shape, tables[shape.name])
+    figures += [show(figure) for figure in scale.figures(options.quick)]
     options.out.mkdir(parents=True, exist_ok=True)
     rows = {shape: {name: asdict(row) for name, row in table.items()} for shape, table in tables.items()}
     (options.out / "simulation.json").write_text(json.dumps({"table": rows, "figures": [f.as_json() for f in figures]}, indent=2) + "\n")
@@ -48,6 +50,7 @@ def main() -> int:
 
 def contestants(work: Path, private: Path, environments: Path) -> dict[str, Sequence[str]]:
     """Return the command of each contestant."""
+    flower, trainer = environment("flower", environments), with_trainer(work)
     ours, loop = [sys.executable, "-m", "simulation.ours"], [sys.executable, "-m", "simulation.peft_loop"]
     return {
         "PEFT loop": [*loop, str(work)],
@@ -55,6 +58,9 @@ def contestants(work: Path, private: Path, environments: Path) -> dict[str, Sequ
         "ours, local": [*ours, str(work)],
         "ours, stack of 8": [*ours, str(work), "runtime.stack=8"],
         "ours, ray, 2 workers": [*ours, str(work), "runtime=ray", "runtime.workers=2", "runtime.cpus=0.5"],
+        "Flower app, plain loop": [str(flower), "-m", "simulation.flower_rounds", "vanilla_flower", str(work)],
+        "Flower app, HF Trainer": [str(flower), "-m", "simulation.flower_rounds", "vanilla_flower", str(trainer)],
+        "ours, flwr run": [sys.executable, "-m", "simulation.flower_rounds", "ours_flower", str(work)],
         "PEFT + Opacus loop": [*loop, str(private), "--private"],
         "ours, private": [*ours, str(private)],
         "ours, private, stack of 8": [*ours, str(private), "runtime.stack=8"],

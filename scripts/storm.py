@@ -1,7 +1,8 @@
 """Kill a run with SIGKILL again and again, resume it each time, and hold its end against that of a run left alone. Needs the `demo` extra.
 
 Run as ``python scripts/storm.py [--kills 20] [--seed 0] [--runtime local|ray]`` on an installed project; some 15 seconds a kill. Moments
-are drawn from the whole life of a process, its start included. Exit status 1 if one bit differs.
+are drawn from the whole life of a process, its start included, such that the run does not end before its kills are spent. Exit status 1 if
+one bit differs, or too few kills fell.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import psutil
 
 RUN = [sys.executable, "-m", "fedsb.cli", "run"]
 SMALL = (
-    "federation.num_clients=4", "federation.num_rounds=40", "train.local_steps=1", "train.batch_size=4", "train.max_length=8",
+    "federation.num_clients=4", "federation.num_rounds=120", "train.local_steps=1", "train.batch_size=4", "train.max_length=8",
     "data.max_examples=60", "federation.partition.kind=iid", "init.kind=weight_svd", "federation.server_optimizer.name=momentum",
 )  # fmt: skip
 
@@ -37,35 +38,43 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as home:
         environment = {**os.environ, "FEDSB_HOME": home, "HF_HUB_OFFLINE": "1"}
         calm, storm = Path(home) / "calm", Path(home) / "storm"
-        begun = time.monotonic()
-        subprocess.run([*RUN, *SMALL, f"output={calm}"], env=environment, check=True, stdout=subprocess.DEVNULL)
-        life = time.monotonic() - begun
-        print(f"left alone: {life:.0f} s, {sha256(calm)}", flush=True)
-        kills = weather(storm, options, environment, life)
-        same = sha256(storm) == sha256(calm)
+        start, rounds = undisturbed([*RUN, *SMALL, f"output={calm}", f"runtime={options.runtime}"], environment)
+        print(f"left alone: {start:.0f} s to its first round, {rounds:.0f} s to its end  {sha256(calm)}", flush=True)
+        kills = weather(storm, options, environment, start, rounds)
+        same = sha256(storm) == sha256(calm) and kills == options.kills
         print(f"after {kills} kills: {sha256(storm)}  {'PASS' if same else 'FAIL'}")
         return 0 if same else 1
 
 
-def weather(folder: Path, options: argparse.Namespace, environment: dict[str, str], life: float) -> int:
-    """Kill and resume until there were as many kills as asked for, or the run is over; then let it end. Return the number of kills."""
-    draw = random.Random(options.seed)
-    for kill in range(options.kills):
-        if sha256(folder):
-            return kill
+def undisturbed(command: Sequence[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Run to the end; return the seconds until the first round's line, and from there to the last one's."""
+    begun, lines = time.monotonic(), []
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines += [time.monotonic()] * line.startswith("round ")
+    assert process.returncode == 0
+    return lines[0] - begun, lines[-1] - lines[0]
+
+
+def weather(folder: Path, options: argparse.Namespace, environment: dict[str, str], start: float, rounds: float) -> int:
+    """Kill and resume as often as asked for, then let the run end. Return the number of kills that fell."""
+    draw, fell = random.Random(options.seed), 0
+    for _ in range(options.kills):
         with subprocess.Popen(
             [*RUN, *given(folder, options)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
             try:
-                process.wait(draw.uniform(0.3, 0.9) * life)
-                return kill  # it ended by itself
+                process.wait(draw.uniform(0.2 * start, start + 1.5 * rounds / options.kills))
+                break  # it ended by itself
             except subprocess.TimeoutExpired:
                 end(process.pid)
+        fell += 1
         done = len((folder / "metrics.jsonl").read_text().splitlines()) if (folder / "metrics.jsonl").exists() else 0
-        print(f"kill {kill + 1}: {done} rounds on the disk", flush=True)
+        print(f"kill {fell}: {done} rounds on the disk", flush=True)
     if not sha256(folder):
         subprocess.run([*RUN, *given(folder, options)], env=environment, check=True, stdout=subprocess.DEVNULL)
-    return int(options.kills)
+    return fell
 
 
 def given(folder: Path, options: argparse.Namespace) -> Sequence[str]:

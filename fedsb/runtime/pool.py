@@ -103,8 +103,9 @@ class Worker:
         records = {key: ray.get(ref) for key, [ref] in work.shared.items()}
         return _with(work.message, RecordDict({**records, **work.message.content}))
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function in the actor's process; for measurements."""
+    def call(self, function: Callable[..., Any], *arguments: Any, networks: Mapping[str, list[ray.ObjectRef]] | None = None) -> Any:
+        """Run a function in the actor's process, with these base models at hand; for measurements."""
+        self._networks = networks or self._networks
         return function(*arguments)
 
     def _network(self, key: str, load: Callable[[], nn.Module]) -> nn.Module:

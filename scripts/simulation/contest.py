@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-HERE = Path(__file__).resolve().parent
+SCRIPTS = Path(__file__).resolve().parents[1]
 LOOK_S = 0.25  # between two looks at the memory
 
 
@@ -42,7 +42,9 @@ class Contestant:
     """
 
     def __init__(self, command: Sequence[str]) -> None:
-        quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        # One module of ours serves the Flower apps in their own environment.
+        path = f"{SCRIPTS.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        quiet = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
         begun = time.monotonic()
         self._command = command
         self._process = subprocess.Popen(
@@ -52,7 +54,7 @@ class Contestant:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, **quiet},
-            cwd=HERE.parent,
+            cwd=SCRIPTS,
         )
         self._cpu_s: list[float] = []
         self._wall_s: list[float] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 NEEDS: dict[str, tuple[str, ...]] = {
     "pfl": ("pfl==0.6.0", "torch", "transformers", "peft"),
-    "flower": ("flwr[simulation]", "torch", "transformers", "peft"),
+    "flower": ("flwr[simulation]", "torch", "transformers", "peft", "accelerate", "psutil"),
 }
 OURS = ("torch", "transformers", "peft", "flwr")  # at the versions that are installed here
 

@@ -62,6 +62,14 @@ def write_workload(path: Path, shape: Shape, rounds: int, *, private: bool) -> P
     return path
 
 
+def with_trainer(work: Path) -> Path:
+    """Write the workload again, for the app to train with Hugging Face's Trainer."""
+    path = work.with_stem(f"{work.stem}-trainer")
+    told = json.loads(work.read_text())
+    path.write_text(json.dumps({**told, "settings": {**told["settings"], "trainer": True}}))
+    return path
+
+
 def plain_plan(config: Config, client: str, examples: list[dict[str, Any]], number: int) -> list[list[int]]:
     """Return the batches that ours draws."""
     site = Site(config.seed, client, number, config.federation.num_rounds)
