@@ -169,6 +169,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> UserError:
 
 def _unknown_key(key: str) -> UserError:
     keys = known_keys()
+    if key in keys:
+        return UserError(f"'{key}' is not in the chosen {key.partition('.')[0]} file; add it with a plus: +{key}=…")
     leaves = {k.rsplit(".", 1)[-1]: k for k in keys}
     leaf = nearest(key.rsplit(".", 1)[-1], leaves)
     hint = nearest(key, [*keys, *_groups()]) or leaf

@@ -28,7 +28,8 @@ class FedExReducer:
 
     Ā is taken as clients decode it. Rounding it to float32 changes the result below the accuracy of float32; with a coarser
     ``decode`` the exact correction of both means is appended (2 r more ranks). Factors go to their place in U and V
-    as they come, and no upload is kept but the first, which is client j.
+    as they come, and no upload is kept but the first, which is client j. U and V are the factors of every upload of the round, so that its
+    memory is O(clients), where that of a mean is one upload's.
 
     Args:
         scale: s.

@@ -62,6 +62,7 @@ MISTAKES = {
     "model=minillm": r"unknown model 'minillm' \(did you mean 'minilm'\?\); choose from ",
     "data=bbc": r"unknown data 'bbc'.*; choose from bbc_news, files, hub",
     "methode=fed_sb": r"unknown key 'methode' \(did you mean 'method'\?\)",
+    "model.config={model_type:bert}": r"'model\.config' is not in the chosen model file; add it with a plus: \+model\.config=…",
     "federation.num_round=3": r"unknown key 'federation\.num_round' \(did you mean 'federation\.num_rounds'\?\); known here: federation\.",
     "num_rounds=3": r"unknown key 'num_rounds' \(did you mean '(federation\.)?num_rounds'\?\)",
     "+train.learning_rate=1": r"unknown key 'train\.learning_rate'.*; known here: .*train\.lr",

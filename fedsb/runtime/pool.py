@@ -219,6 +219,11 @@ def pool_for(settings: PoolSettings) -> Pool:
     return _POOLS[settings]
 
 
+def pools() -> list[Pool]:
+    """Return the process's pools."""
+    return list(_POOLS.values())
+
+
 def close_pools() -> None:
     """End Ray and every pool in this process."""
     if _POOLS or ray.is_initialized():

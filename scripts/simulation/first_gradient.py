@@ -17,9 +17,9 @@ begun = psutil.Process().create_time()
 sketch, run_job = local.sketch_gradients, cli.run_job  # type: ignore[attr-defined]
 
 
-def stopped(*arguments: Any, **options: Any) -> Any:
-    """Compute, tell the time, and end the job."""
-    sketch(*arguments, **options)
+def stopped(model: Any, batches: Any, *arguments: Any, **options: Any) -> Any:
+    """Compute the gradient of the first micro-batch, tell the time, and end the job."""
+    sketch(model, batches[:1], *arguments, **options)
     print(json.dumps({"first_gradient_s": time.time() - begun}), flush=True)
     raise KeyboardInterrupt
 

@@ -21,8 +21,9 @@ import psutil
 import pytest
 import ray
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from omegaconf import DictConfig
 
-from fedsb import client_app, client_stack
+from fedsb import cli, client_app, client_stack
 from fedsb.config import load
 from fedsb.errors import UserError
 from fedsb.models import forget_models
@@ -30,7 +31,7 @@ from fedsb.privacy.account import LEDGERS
 from fedsb.runtime.grid import simulated_nodes
 from fedsb.runtime.grids import CLIENT, TOGETHER
 from fedsb.runtime.local import LocalGrid
-from fedsb.runtime.pool import Pool, PoolSettings, close_pools, pool_for
+from fedsb.runtime.pool import Pool, PoolSettings, close_pools, pool_for, pools
 from fedsb.runtime.ray import AHEAD, RayGrid
 from fedsb.server_app import serve
 from tests.strategies.private_runs import EXAMPLE, small
@@ -261,6 +262,30 @@ def test_a_stack_has_the_bits_that_it_has_in_one_process(
 def charged(folder: Path) -> dict[str, list[str]]:
     """Return the lines of every ledger of a run."""
     return {str(path.relative_to(folder)): path.read_text().splitlines() for path in sorted((folder / LEDGERS).rglob("*.jsonl"))}
+
+
+def test_the_next_job_of_a_sweep_finds_actors_and_model_warm(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command itself, in this process: the same actors, and a base model that was laid down once."""
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd", "federation.num_rounds=1", "runtime=ray", "runtime.workers=2")
+    seen: list[tuple[set[int], list[ray.ObjectRef]]] = []
+    run_job = cli.run_job
+
+    def noted(composed: DictConfig) -> int:
+        status = run_job(composed)
+        (pool,) = pools()
+        seen.append((set(idle()), [ref for [ref] in pool.networks.values()]))
+        return status
+
+    monkeypatch.setattr(cli, "run_job", noted)
+    close_pools()
+    forget_models()
+    assert cli.run(["-m", *overrides, "runtime.cpus=0.5", "train.lr=0.01,0.02,0.03", f"hydra.sweep.dir={tmp_path / 'sweep'}"]) == 0
+    assert len(seen) == 3
+    assert len(seen[0][0]) == 2
+    assert len(seen[0][1]) == 1
+    assert seen[0] == seen[1] == seen[2]
+    assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 3
 
 
 def test_interrupted_it_leaves_a_checkpoint_and_no_process(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +16,7 @@ from fedsb.adapters import SPECS
 from fedsb.errors import UserError
 from fedsb.messages import quantise
 from fedsb.rng import torch_generator
-from fedsb.state import HEAD, Layout, Name, State
+from fedsb.state import HEAD, Layout, Name, State, WeightedSum
 from strategies import FedExLoRA, Participation
 from strategies.fedex_lora import FedExReducer
 from strategies.reducers import Aggregate, MeanReducer, Reducer
@@ -202,6 +202,32 @@ def path(optimizer: ServerOptimizer, steps: int, shape: tuple[int, int] = (3, 3)
         current = optimizer.step(current, mean)
         found.append(current[Name("x", "R")])
     return found
+
+
+def held_bytes(value: object) -> int:
+    """Return the bytes of all tensors that an object holds."""
+    if isinstance(value, Tensor):
+        return value.untyped_storage().nbytes()
+    if isinstance(value, Mapping):
+        return sum(map(held_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(held_bytes, value))
+    return sum(map(held_bytes, vars(value).values())) if isinstance(value, WeightedSum) else 0
+
+
+def test_a_mean_keeps_one_upload_and_fedex_the_factors_of_all() -> None:
+    m, n, r = 40, 30, 2
+    held: dict[str, dict[int, int]] = {"mean": {}, "fedex": {}}
+    for count in (3, 30):
+        reducers = {"mean": MeanReducer(fine), "fedex": FedExReducer(1.0, fine, cohort=count)}
+        for i in range(count):
+            for reducer in reducers.values():
+                reducer.add(State({A: gaussian(r, n, seed=i), B: gaussian(m, r, seed=i)}), 1.0)
+        for name, reducer in reducers.items():
+            held[name][count] = sum(map(held_bytes, vars(reducer).values()))
+    one = 8 * r * (m + n)
+    assert held["mean"][3] == held["mean"][30] <= 2 * one
+    assert held["fedex"][30] - held["fedex"][3] == 27 * 4 * r * (m + n)
 
 
 def test_plain_sgd_with_rate_one_is_averaging() -> None:
