@@ -84,7 +84,8 @@ def run(arguments: list[str]) -> int:
             raise SystemExit(INTERRUPTED)  # and no other job of the sweep
 
     argv = sys.argv
-    sys.argv = ["fedsb", *arguments]
+    # Hydra's parser takes flags in front of overrides, or behind them, but not in between.
+    sys.argv = ["fedsb", *flags_in(arguments), *overrides]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=ROOT)(job_main)()
     finally:
@@ -109,8 +110,17 @@ def _check_output(output: str | None) -> None:
 
 def overrides_in(arguments: Sequence[str]) -> list[str]:
     """Return the overrides among Hydra's arguments: what is neither a flag nor the value of one."""
+    return [a for a, is_flag in _marked(arguments) if not is_flag]
+
+
+def flags_in(arguments: Sequence[str]) -> list[str]:
+    """Return the flags among Hydra's arguments, each with its value."""
+    return [a for a, is_flag in _marked(arguments) if is_flag]
+
+
+def _marked(arguments: Sequence[str]) -> list[tuple[str, bool]]:
     values = [i + 1 for i, argument in enumerate(arguments) if argument in FLAGS_WITH_VALUE]
-    return [a for i, a in enumerate(arguments) if not a.startswith("-") and i not in values]
+    return [(a, a.startswith("-") or i in values) for i, a in enumerate(arguments)]
 
 
 def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:

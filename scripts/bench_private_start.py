@@ -70,6 +70,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "fedsb-shards", metavar="DIR", help="resampled tables")
     parser.add_argument("--minutes", type=float, default=1e6, help="start no run after so many")
     parser.add_argument("--shards", type=int, nargs="+", default=list(SHARDS))
+    parser.add_argument("--levers", nargs="+", default=list(LEVERS), choices=LEVERS, metavar="LEVER")
     parser.add_argument("--epsilons", type=float, nargs="+", default=list(EPSILONS))
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -89,7 +90,7 @@ def rows(options: argparse.Namespace, cache: Cache) -> Iterator[str]:
     for shard in options.shards:
         table = resampled(options.data, shard)
         for epsilon in options.epsilons:
-            for lever, (shared, own) in LEVERS.items():
+            for lever, (shared, own) in ((name, LEVERS[name]) for name in options.levers):
                 found = [
                     [accuracies([*shared, *start], table, epsilon, rate, options, cache) for rate in options.rates]
                     for start in starts_of(own)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fedsb import cli
-from fedsb.cli import main, overrides_in, sweep_jobs
+from fedsb.cli import flags_in, main, overrides_in, sweep_jobs
 from fedsb.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -249,7 +249,16 @@ def test_without_a_command_the_usage_is_shown(call: Call) -> None:
 
 
 def test_overrides_are_told_from_flags() -> None:
-    assert overrides_in(["--cfg", "job", "a=1", "-m", "--package", "x", "b=2"]) == ["a=1", "b=2"]
+    given = ["--cfg", "job", "a=1", "-m", "--package", "x", "b=2"]
+    assert overrides_in(given) == ["a=1", "b=2"]
+    assert flags_in(given) == ["--cfg", "job", "-m", "--package", "x"]
+
+
+def test_flags_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    """Hydra's own parser refuses one between two overrides."""
+    with pytest.raises(SystemExit):
+        main(["run", "seed=1", "--cfg", "job", "rank=3"])
+    assert "seed: 1" in capsys.readouterr().out
     assert sweep_jobs(["a=1,2", "b=[1,2]", "c=x"]) == [["a=1", "b=[1,2]", "c=x"], ["a=2", "b=[1,2]", "c=x"]]
     with pytest.raises(UserError, match=r"cannot read 'a=\['"):
         sweep_jobs(["a=["])

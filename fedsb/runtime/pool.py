@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
-import shlex
-import socket
-import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,18 +21,14 @@ from torch import nn
 from fedsb import loading
 from fedsb.errors import UserError
 from fedsb.models import forget_models
+from fedsb.runtime.cluster import start_ray
 from fedsb.runtime.fab import LAUNCH_FOLDER, launch_folder
 from fedsb.runtime.grid import answered, claim_identity, context_of
 from fedsb.runtime.sharing import join, split
 
 # A client reads these from its process, which started with those of the run that started Ray.
 HANDED_ON = ("FEDSB_HOME", "HF_HUB_OFFLINE", "HF_HOME")
-RAY_SWITCHES = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_worker_niceness": "0",  # 15 by default, and any other work on the machine would stop a run
-}
+LATE_S = 180.0  # to start an actor takes a few seconds, on a busy machine half a minute
 MOST_FAILURES = 3  # actors in a row that die while they start
 KEPT = 2  # base models, and heavy records, in the object store at a time
 
@@ -133,6 +127,7 @@ class Pool:
         loading.use_networks(self._network)
         forget_models()
         self._failures = 0
+        self._last_start = time.monotonic()
         for _ in range(self.size):
             self._start()
 
@@ -145,6 +140,11 @@ class Pool:
     def starting(self) -> list[ray.ObjectRef]:
         """What to wait for while actors start."""
         return list(self._coming)
+
+    @property
+    def start_is_late(self) -> bool:
+        """Whether none of the actors that are to start has done so for long: what they reserve is taken."""
+        return bool(self._coming) and time.monotonic() - self._last_start > LATE_S
 
     @property
     def idle(self) -> bool:
@@ -168,6 +168,7 @@ class Pool:
                     raise
             else:
                 self._failures = 0
+                self._last_start = time.monotonic()
                 self._idle.append(actor)
 
     def take(self) -> ActorHandle:
@@ -181,6 +182,7 @@ class Pool:
     def replace(self, actor: ActorHandle) -> None:
         """End an actor, dead or alive, and start another one in its place."""
         ray.kill(actor)
+        self._last_start = time.monotonic()
         self._start()
 
     def work(self, message: Message, node_config: dict[str, Any], run_config: dict[str, Any]) -> Work:
@@ -237,42 +239,6 @@ def close_pools() -> None:
 def _with(message: Message, content: RecordDict) -> Message:
     """Return a message with other content, and the id that the first one has."""
     return Message(content=content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]
-
-
-def start_ray(address: str | None) -> None:
-    """Start Ray on this machine, or join a cluster.
-
-    Raises:
-        UserError: there is no cluster at the address.
-    """
-    if ray.is_initialized():
-        return
-    for name, value in RAY_SWITCHES.items():
-        os.environ.setdefault(name, value)
-    # Ray pastes the interpreter's path into a shell line.
-    quoted = shlex.quote(sys.executable)
-    runtime_env = {} if quoted == sys.executable or address else {"py_executable": quoted}
-    try:
-        _knock(address)
-        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", runtime_env=runtime_env)
-    except (OSError, ValueError, RuntimeError) as error:
-        if address is None:
-            raise
-        said = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"no Ray cluster at runtime.address={address} ({said}); start one with 'ray start --head', or leave it out"
-        ) from None
-
-
-def _knock(address: str | None) -> None:
-    """Look whether anyone listens: Ray itself keeps trying for minutes.
-
-    Raises:
-        OSError: nobody does.
-    """
-    host, _, port = (address or "").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=5.0).close()
 
 
 def _fitting(settings: PoolSettings) -> int:

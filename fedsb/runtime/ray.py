@@ -110,6 +110,8 @@ class RayGrid(SimulationGrid):
         self._hand_out()
         if self._waiting and not (self._running or self._pool.starting):
             raise RunError("no worker is left to hand a message to")
+        if self._waiting and not self._running and self._pool.start_is_late:
+            raise RunError("no worker has started for minutes: others hold the cluster's CPUs; wait for them, or lower runtime.cpus")
         replies = [*self._arrived(self._patience()), *self._expired()]
         self._hand_out()
         return [reply for reply in replies if reply.metadata.reply_to_message_id in wanted]

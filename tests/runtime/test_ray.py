@@ -25,9 +25,10 @@ from omegaconf import DictConfig
 
 from fedsb import cli, client_app, client_stack
 from fedsb.config import load
-from fedsb.errors import UserError
+from fedsb.errors import RunError, UserError
 from fedsb.models import forget_models
 from fedsb.privacy.account import LEDGERS
+from fedsb.runtime.cluster import start_ray
 from fedsb.runtime.grid import simulated_nodes
 from fedsb.runtime.grids import CLIENT, TOGETHER
 from fedsb.runtime.local import LocalGrid
@@ -177,6 +178,22 @@ def test_an_address_without_a_cluster_is_named() -> None:
     close_pools()
     with pytest.raises(UserError, match=r"^no Ray cluster at runtime.address=127.0.0.1:1 \(.*\); start one with 'ray start --head'"):
         pool_for(PoolSettings("tests.runtime.apps:obey", address="127.0.0.1:1"))
+
+
+class Holder:
+    """Holds CPUs."""
+
+
+def test_a_cluster_whose_cpus_others_hold_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsb.runtime.pool.LATE_S", 2.0)
+    close_pools()
+    start_ray(None)
+    holder = ray.remote(num_cpus=ray.cluster_resources()["CPU"])(Holder).remote()
+    ray.get(holder.__ray_ready__.remote())
+    grid = RayGrid(pool_for(PoolSettings("tests.runtime.apps:obey", workers=1, cpus=0.5)), {"overrides": ""}, simulated_nodes(3))
+    with pytest.raises(RunError, match=r"^no worker has started for minutes: others hold the cluster's CPUs"):
+        grid.send_and_receive(orders(("answer", "")))
+    close_pools()
 
 
 class Killing(RayGrid):
