@@ -7,9 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from opacus.grad_sample import GradSampleHooks
 from torch import Tensor
 
 from clients.private import check_sampled, finite_sum, nothing_sampled, sampled_gradients
+from fedsb.errors import UserError
 from fedsb.schema import TrainConfig
 from fedsb.stack import Part, Stack
 from fedsb.state import State
@@ -37,6 +39,8 @@ def taught_together(
     Raises:
         UserError: the model draws random numbers that cannot be told apart by client.
     """
+    if private and any(type(site.module) not in GradSampleHooks.GRAD_SAMPLERS for site in stack.sites):
+        raise UserError("a trained layer has no per-example gradients of its own in Opacus; set runtime.stack=1")
     results: dict[int, Any] = {}
     asked: dict[int, Features] = {}
     sampling: AbstractContextManager[None] = sampled_gradients(stack.adapted.model) if private else nullcontext()

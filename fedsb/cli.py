@@ -159,7 +159,7 @@ def run_job(composed: DictConfig) -> int:
 
     given = anchored(typed(composed), Path.cwd())
     config = resumed(given, overrides)
-    print("loading model and data …", flush=True)
+    print("loading model and data …", flush=True, file=sys.stderr if config.progress == "json" else sys.stdout)
     _quieten()
     from fedsb.runtime.grids import grid_for
     from fedsb.server_app import serve

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from fedsb.state import State
 from fedsb.training import Lesson, dropout_of, fit_lesson
 
 LOG = logging.getLogger(__name__)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,10 @@ def answer_together(messages: Sequence[Message], contexts: Sequence[Context]) ->
             seats[i] = found
         elif found is not None:
             replies[i] = found
-    if len(seats) > 1 and _start_alike(list(seats.values())):
+    if len(seats) > 1:
         try:
-            replies |= dict(zip(seats, _side_by_side(list(seats.values())), strict=True))
+            if _start_alike(list(seats.values())):
+                replies |= dict(zip(seats, _side_by_side(list(seats.values())), strict=True))
         except Exception as error:  # whose fault it is shows when each trains alone
             LOG.warning("clients side by side failed, each trains alone now: %s", error)
     return [
@@ -80,15 +84,18 @@ def _seated(message: Message, context: Context) -> Seat | Message | None:
     seat: list[Seat] = []
 
     def sit() -> Message:
-        job = Job(message, context)
-        seat.append(Seat(message, context, job, job.frozen()))
+        faults = faults_of(message, context)
+        if faults is None or not faults.any:
+            job = Job(message, context)
+            seat.append(Seat(message, context, job, job.frozen()))
         return message
 
-    faults = faults_of(message, context)
-    if message.metadata.message_type != TRAIN or (faults is not None and faults.any):
+    if message.metadata.message_type != TRAIN:
         return None
     reply = answered(lambda m, c: coded(m, c, sit), message, context)
-    return seat[0] if seat else reply
+    if seat:
+        return seat[0]
+    return None if reply is message else reply
 
 
 def _start_alike(seats: Sequence[Seat]) -> bool:
@@ -110,10 +117,23 @@ def _same(one: State, other: State) -> bool:
     )
 
 
+@cache
+def keep_large_blocks() -> None:
+    """Let this process keep the memory of one pass for the next, where the C library is glibc.
+
+    It hands blocks as large as a stack's activations back to the system at once, and every pass would fault its pages in again.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 2**30)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def _side_by_side(seats: Sequence[Seat]) -> list[Message]:
     # Opacus takes seconds to import: only where it is needed.
     from clients.stacked import taught_together, uploaded
 
+    keep_large_blocks()
     first = seats[0].job
     first.adapted.install(first.state(), seats[0].frozen)
     streams = [seat.job.streams("train") if seat.private else None for seat in seats]

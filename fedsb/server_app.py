@@ -51,6 +51,7 @@ from fedsb.report.report import write_report
 from fedsb.report.summary import build_summary
 from fedsb.resuming import check_nodes_agree, fingerprint, resumed
 from fedsb.rules import client_names
+from fedsb.runtime.grid import SimulationGrid
 from fedsb.schema import Config
 from fedsb.stack_size import check_stack, stack_remark
 from fedsb.starting import first_factors
@@ -138,17 +139,13 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
             listener.resume(records, snapshot.memory)
             progress.say(f"resumed after round {snapshot.round}")
         told = opening_lines(config, prepared.every_plan, prepared.adapted.shapes)
-        for line in filter(None, (cut_texts(config), pooling_remark(config.model.pooling, "this run"), stack_remark(config), *told)):
+        for line in filter(None, (cut_texts(config), pooling_remark(config.model.pooling, "this run"), stack_remark(config, grid), *told)):
             progress.say(line)
         prepared.strategy.listener = listener
+        first = encode_arrays(prepared.initial, config.federation.wire_dtype)
+        rounds, timeout = config.federation.num_rounds, config.federation.timeout
         try:
-            result = prepared.strategy.start(
-                grid,
-                encode_arrays(prepared.initial, config.federation.wire_dtype),
-                num_rounds=config.federation.num_rounds,
-                timeout=config.federation.timeout,
-                evaluate_fn=evaluator(prepared),
-            )
+            result = prepared.strategy.start(grid, first, num_rounds=rounds, timeout=timeout, evaluate_fn=evaluator(prepared))
         except RunError:
             listener.stopped(prepared.strategy.unfinished())
             raise
@@ -187,7 +184,6 @@ def prepare(config: Config, snapshot: Snapshot | None = None) -> Prepared:
     server_plan = server_plan_of(config) if config.privacy.unit == "client" else None
     if config.privacy.unit == "example":
         refuse_mixing_layers(adapted.model)
-    check_stack(config, adapted, task_of(config))
     frozen = FrozenLog()
     initial, start = first_factors(config, adapted, frozen)
     federation = config.federation
@@ -225,6 +221,8 @@ def prepare(config: Config, snapshot: Snapshot | None = None) -> Prepared:
 
 def planned(prepared: Prepared, grid: Grid) -> Prepared:
     """Add the clients' plans under ``privacy.unit=example``, once they have said how many examples they have; writes nothing."""
+    if isinstance(grid, SimulationGrid):
+        check_stack(prepared.config, prepared.adapted, task_of(prepared.config))
     if prepared.config.privacy.unit != "example":
         return prepared
     return replace(prepared, plans=client_plans(prepared.config, prepared.strategy.connect(grid).num_examples))

@@ -73,6 +73,8 @@ class Stack:
             path = name.module if name.role == HEAD else f"{name.module}.{name.role}.weight"
             owner, _, attribute = path.rpartition(".")
             found.setdefault(self.adapted.model.get_submodule(owner), {})[attribute] = name
+        if any(list(module.children()) for module in found):
+            raise UserError("model.head trains a module that holds others, which clients side by side cannot; set runtime.stack=1")
         return tuple(
             Site(module, names, tuple(_shadow(module, names, member) for member in self.members)) for module, names in found.items()
         )
@@ -112,16 +114,21 @@ class Stack:
 
     def _forward(self, site: Site, x: Tensor) -> Tensor:
         parts = self._parts
-        if type(site.module) is nn.Linear and len(parts) > 1 and len({part.rows for part in parts}) == 1:
+        for part in parts:
+            site.copies[part.client].training = site.module.training
+        rows = rows_of(parts, len(x))
+        if type(site.module) is nn.Linear and len(parts) > 1 and len(set(rows)) == 1:
             return _batched_linear([site.copies[part.client] for part in parts], x)
-        pieces = torch.split(x, rows_of(parts, len(x)))
+        pieces = torch.split(x, rows)
         out: Tensor = torch.cat([site.copies[part.client](piece) for part, piece in zip(parts, pieces, strict=True)])
         return out
 
 
 def rows_of(parts: Sequence[Part], total: int) -> list[int]:
     """Return how many of ``total`` rows belong to each part; a layer may fold tokens into the rows."""
-    unit = total // sum(part.rows for part in parts)
+    unit, rest = divmod(total, sum(part.rows for part in parts))
+    if rest:
+        raise UserError("a layer of this model does not keep examples in its first dimension, as a stack needs; set runtime.stack=1")
     return [unit * part.rows for part in parts]
 
 
@@ -166,7 +173,8 @@ class _OwnNumbers(TorchFunctionMode):
             raise UserError("this model's dropout folds tokens into the batch, which clients side by side cannot do; set runtime.stack=1")
         noise = []
         for part in self._parts:
-            short = [(d, part.length) for d in TOKEN_DIMS.get(x.ndim, ()) if x.shape[d] == tokens]
+            dims = TOKEN_DIMS.get(x.ndim, ())
+            short = [(d, part.length) for d in dims] if all(x.shape[d] == tokens for d in dims) else []
             shape = [part.rows, *x.shape[1:]]
             for d, length in short:
                 shape[d] = length

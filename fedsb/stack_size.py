@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -10,7 +11,10 @@ from torch import Tensor
 
 from fedsb.errors import UserError
 from fedsb.models import AdaptedModel
+from fedsb.runtime.grid import SimulationGrid
 from fedsb.schema import Config
+from fedsb.stack import Part, Stack
+from fedsb.state import Name
 from fedsb.tasks import Task
 from fedsb.training import autocast, collate
 
@@ -30,9 +34,9 @@ def stack_size(config: Config) -> int:
     return max(1, min(MOST_CLIENTS, MOST_TOKENS // (config.train.batch_size * config.train.max_length)))
 
 
-def stack_remark(config: Config) -> str:
-    """Say what ``auto`` has chosen, and why; nothing where the number was given."""
-    if config.runtime.stack != AUTO:
+def stack_remark(config: Config, grid: object) -> str:
+    """Say what ``auto`` has chosen, and why; nothing where the number was given, or Flower's own runtime serves the clients."""
+    if config.runtime.stack != AUTO or not isinstance(grid, SimulationGrid):
         return ""
     tokens = config.train.batch_size * config.train.max_length
     return f"runtime.stack=auto: {stack_size(config)} side by side, at up to {tokens} tokens a client and step"
@@ -42,20 +46,63 @@ def check_stack(config: Config, adapted: AdaptedModel, task: Task) -> None:
     """Hold a stack against the memory that is free.
 
     Raises:
-        UserError: it does not fit, or its clients are to compute their gradients in another way.
+        UserError: it does not fit, its clients are to compute their gradients in another way, or the model would mix them.
     """
     size = stack_size(config)
     if size == 1:
         return
     if config.privacy.unit == "example" and config.privacy.grad_sample_mode != "hooks":
         raise UserError(f"runtime.stack={size} needs privacy.grad_sample_mode=hooks; set runtime.stack=1 for functorch")
+    workers = workers_beside(config)
     each, free = client_bytes(config, adapted, task), free_bytes(adapted.device)
-    if size * each > free:
-        rows = rows_of_step(config)
+    if workers * size * each > free:
+        rows, beside = rows_of_step(config), f" in each of {workers} workers" if workers > 1 else ""
         raise UserError(
-            f"runtime.stack={size} needs about {size * each / 2**30:.1f} GiB at {rows} x {config.train.max_length} tokens a client, and "
-            f"{free / 2**30:.1f} GiB are free: at most {max(1, int(free / each))} fit"
+            f"runtime.stack={size}{beside} needs about {workers * size * each / 2**30:.1f} GiB at {rows} x {config.train.max_length} "
+            f"tokens a client, and {free / 2**30:.1f} GiB are free: at most {max(1, int(free / each / workers))} fit"
         )
+    if not keeps_apart(adapted, task):
+        raise UserError("side by side this model's clients would not get the results that they get alone; set runtime.stack=1")
+
+
+def workers_beside(config: Config) -> int:
+    """Return how many workers share this machine's memory; what machines a cluster has nobody knows before it is joined."""
+    runtime = config.runtime
+    if runtime.kind != "ray" or runtime.address is not None:
+        return 1
+    return runtime.workers or max(1, int((psutil.cpu_count() or 1) / (runtime.cpus or runtime.threads)))
+
+
+@torch.no_grad()
+def keeps_apart(adapted: AdaptedModel, task: Task) -> bool:
+    """Tell whether two clients with values and texts of their own get side by side the outputs that each of them gets alone.
+
+    They do not where a trained tensor is tied to another module, or where the examples do not lie in the first dimension.
+    """
+    own = {name: p.clone() for name, p in adapted.trainable().items()}
+    stack = Stack(adapted, [torch.Generator() for _ in range(2)])
+    draw = torch.Generator().manual_seed(0)
+    for member in stack.members:
+        for p in member.values():
+            p.add_(torch.randn(p.shape, generator=draw).to(p), alpha=0.1)
+    texts: list[dict[str, Any]] = [{"input_ids": [1 + i % 3 for i in range(n)]} | ({"target": 0} if task.has_head else {}) for n in (7, 5)]
+    with stack.laid(), stack.among([Part(i, 1, len(text["input_ids"])) for i, text in enumerate(texts)]):
+        together = task.forward(adapted.model, collate(texts, adapted, task))
+    try:
+        return all(_alike(together[i], _alone(adapted, task, stack.members[i], text)) for i, text in enumerate(texts))
+    finally:
+        for name, p in adapted.trainable().items():
+            p.copy_(own[name])
+
+
+def _alone(adapted: AdaptedModel, task: Task, values: Mapping[Name, Tensor], text: dict[str, Any]) -> Tensor:
+    for name, p in adapted.trainable().items():
+        p.copy_(values[name])
+    return task.forward(adapted.model, collate([text], adapted, task))[0]
+
+
+def _alike(together: Tensor, alone: Tensor) -> bool:
+    return torch.allclose(together[: len(alone)].double(), alone.double(), rtol=1e-3, atol=1e-3 * float(alone.abs().max()))
 
 
 def rows_of_step(config: Config) -> int:

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from fedsb import stack_size as module
+from fedsb.client_app import app
 from fedsb.config import load
 from fedsb.errors import UserError
 from fedsb.models import AdaptedModel, build_model
+from fedsb.runtime.local import LocalGrid
 from fedsb.schema import Config
 from fedsb.stack import Part, Stack
 from fedsb.stack_size import check_stack, client_bytes, stack_remark, stack_size
@@ -41,7 +43,8 @@ def test_auto_takes_what_pays(stack: str, batch: int, tokens: int, size: int) ->
     config = load([f"runtime.stack={stack}", f"train.batch_size={batch}", f"train.max_length={tokens}"])
     assert stack_size(config) == size
     said = f"runtime.stack=auto: {size} side by side, at up to {batch * tokens} tokens a client and step"
-    assert stack_remark(config) == (said if stack == "auto" else "")
+    assert stack_remark(config, LocalGrid.simulation(app, {})) == (said if stack == "auto" else "")
+    assert stack_remark(config, object()) == ""
 
 
 @pytest.mark.parametrize("stack", ["0", "many", "1.5"])
@@ -59,6 +62,28 @@ def test_too_many_are_refused_with_what_fits(adapted: AdaptedModel, tiny_bert: P
     ):
         check_stack(config, adapted, TASK)
     check_stack(config_of(tiny_bert, "runtime.stack=5"), adapted, TASK)
+
+
+def test_workers_share_the_memory(adapted: AdaptedModel, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(tiny_bert, "runtime=ray", "runtime.workers=4", "runtime.stack=3")
+    monkeypatch.setattr(module, "free_bytes", lambda device: 9 * client_bytes(config, adapted, TASK))
+    with pytest.raises(UserError, match=r"^runtime.stack=3 in each of 4 workers needs about .* at most 2 fit$"):
+        check_stack(config, adapted, TASK)
+
+
+def test_a_trained_tensor_that_another_module_shares_is_refused(tiny_gpt2: Path) -> None:
+    """GPT-2's output layer is its embedding: a client's own one would be used in one place only."""
+    base = ["model=pretrained", f"model.name='{tiny_gpt2}'", "model.task=causal_lm", "method=fedavg_lora", "rank=2", "runtime.stack=2"]
+    config, language = load([*base, "model.head=transformer.wte.weight"]), TASKS["causal_lm"]
+    adapted = build_model(config.model, config.adapter, family="lora", task=language, labels=(), seed=0)
+    with pytest.raises(UserError, match=r"^side by side this model's clients would not get the results that they get alone"):
+        check_stack(config, adapted, language)
+
+
+def test_the_check_leaves_the_model_alone(adapted: AdaptedModel, tiny_bert: Path) -> None:
+    before = adapted.trained()
+    check_stack(config_of(tiny_bert, "runtime.stack=2"), adapted, TASK)
+    assert all(torch.equal(t, before[name]) for name, t in adapted.trained().items())
 
 
 def test_functorch_does_not_stack(adapted: AdaptedModel, tiny_bert: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -140,7 +141,16 @@ class JsonProgress(Progress):
         self._write({"summary": dict(summary), "folder": str(folder)})
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        print(json.dumps(row), file=self._console.file, flush=True)
+        print(json.dumps(_finite(row), allow_nan=False), file=self._console.file, flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value as JSON has it: None for what is no finite number."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 PROGRESS: dict[str, type[Progress]] = {"lines": Progress, "json": JsonProgress}

@@ -56,6 +56,7 @@ class SimulationGrid(Grid):
 
     def __init__(self, run_config: dict[str, Any], node_configs: dict[int, dict[str, Any]]) -> None:
         claim_identity()
+        self.pushes = 0
         self.run_config = run_config
         self.node_configs = node_configs
 
@@ -85,6 +86,7 @@ class SimulationGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Queue messages and return their ids."""
         ids = []
+        self.pushes += 1
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
             ids.append(message.metadata.message_id)

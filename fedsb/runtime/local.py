@@ -38,7 +38,7 @@ class LocalGrid(SimulationGrid):
         self._client_app = client_app
         self._stack = stack
         self._together = together
-        self._queue: dict[str, Message] = {}
+        self._queue: dict[str, tuple[int, Message]] = {}
         self._contexts = {node: context_of(node, config, run_config) for node, config in node_configs.items()}
 
     @classmethod
@@ -48,13 +48,15 @@ class LocalGrid(SimulationGrid):
 
     def enqueue(self, message: Message) -> None:
         """Keep a message until its reply is asked for."""
-        self._queue[message.metadata.message_id] = message
+        self._queue[message.metadata.message_id] = self.pushes, message
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Answer the first queued message among ``message_ids``, or the first few, in the order in which they were pushed."""
         wanted = set(message_ids)
-        first = list(islice((message for message_id, message in self._queue.items() if message_id in wanted), self._stack))
-        batch = first if self._together and all(message.metadata.message_type == TRAIN for message in first) else first[:1]
+        first = list(islice((queued for message_id, queued in self._queue.items() if message_id in wanted), self._stack))
+        batch = [message for push, message in first if push == first[0][0]]
+        if not self._together or any(message.metadata.message_type != TRAIN for message in batch):
+            batch = batch[:1]
         for message in batch:
             del self._queue[message.metadata.message_id]
         contexts = [self._contexts[message.metadata.dst_node_id] for message in batch]

@@ -33,6 +33,7 @@ class Task:
     Attributes:
         messages: one, or several training messages that are answered at once.
         number: the first one's place in the order of dispatch.
+        push: with which ones they came; what is sent again comes alone, at a time that nobody can foretell.
         tries: how often they were handed out.
         actor: who works on it.
         deadline: when it counts as hung.
@@ -40,6 +41,7 @@ class Task:
 
     messages: list[Message]
     number: int
+    push: int
     tries: int = 0
     actor: ActorHandle | None = None
     deadline: float = float("inf")
@@ -49,10 +51,10 @@ class Task:
         """The ids of its messages."""
         return {message.metadata.message_id for message in self.messages}
 
-    @property
-    def stacks(self) -> bool:
-        """Whether it can be answered with others: a training message on its first try."""
-        return not self.tries and self.messages[0].metadata.message_type == TRAIN
+    def stacks_with(self, other: Task) -> bool:
+        """Tell whether two can be answered together: training messages of one push, on their first try."""
+        fresh = not self.tries and not other.tries and self.push == other.push
+        return fresh and all(task.messages[0].metadata.message_type == TRAIN for task in (self, other))
 
     def failures(self, reason: str) -> Iterator[Message]:
         """Yield the replies of clients that failed."""
@@ -97,7 +99,7 @@ class RayGrid(SimulationGrid):
 
     def enqueue(self, message: Message) -> None:
         """Put a message behind the others."""
-        self._waiting.append(Task([message], self._pushed))
+        self._waiting.append(Task([message], self._pushed, self.pushes))
         self._pushed += 1
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -110,10 +112,10 @@ class RayGrid(SimulationGrid):
         self._hand_out()
         if self._waiting and not (self._running or self._pool.starting):
             raise RunError("no worker is left to hand a message to")
-        if self._waiting and not self._running and self._pool.start_is_late:
-            raise RunError("no worker has started for minutes: others hold the cluster's CPUs; wait for them, or lower runtime.cpus")
         replies = [*self._arrived(self._patience()), *self._expired()]
         self._hand_out()
+        if self._waiting and not self._running and self._pool.start_is_late:
+            raise RunError("no worker has started for minutes: others hold the cluster's CPUs; wait for them, or lower runtime.cpus")
         return [reply for reply in replies if reply.metadata.reply_to_message_id in wanted]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
@@ -152,14 +154,14 @@ class RayGrid(SimulationGrid):
     def _next(self) -> Task:
         """Take the next task, with those behind it that fit into one stack: the same ones, however many actors there are."""
         task = self._waiting.popleft()
-        while task.stacks and self._waiting and self._waiting[0].stacks and len(task.messages) < self._stack:
+        while len(task.messages) < self._stack and self._waiting and task.stacks_with(self._waiting[0]):
             task.messages += self._waiting.popleft().messages
         return task
 
     def _apart(self, task: Task) -> None:
         """Put the messages of a task back, each alone: the next try shows whose fault it is."""
         for i, message in reversed(list(enumerate(task.messages))):
-            self._waiting.appendleft(Task([message], task.number + i, tries=task.tries))
+            self._waiting.appendleft(Task([message], task.number + i, task.push, tries=task.tries))
 
     def _patience(self) -> float:
         nearest = min((task.deadline for task in self._running.values()), default=float("inf"))
@@ -191,7 +193,7 @@ class RayGrid(SimulationGrid):
             self._pool.replace(task.actor)
             if task.tries < self._max_retries:
                 self._waiting.appendleft(task)
-            elif task.tries == self._max_retries:
+            elif task.tries == self._max_retries or len(task.messages) > 1:
                 self._apart(task)
             else:
                 yield from task.failures(f"the process of the worker ended {task.tries} times over it (runtime.max_retries)")
