@@ -305,6 +305,11 @@ def test_the_next_job_of_a_sweep_finds_actors_and_model_warm(tiny_bert: Path, tm
     assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 3
 
 
+def heed_interrupts() -> None:
+    """Undo what a shell does to commands in the background, whose children would ignore Ctrl-C, as a terminal's do not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupted_it_leaves_a_checkpoint_and_no_process(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in a terminal reaches the whole group of processes."""
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
@@ -312,7 +317,9 @@ def test_interrupted_it_leaves_a_checkpoint_and_no_process(tiny_bert: Path, tmp_
     whole, folder = federate(tmp_path / "whole", overrides), tmp_path / "run"
     command = [sys.executable, "-m", "fedsb.cli", "run"]
     given = [*overrides, "runtime=ray", "runtime.workers=2", "runtime.cpus=0.5", f"output={folder}", f"hydra.run.dir={folder}"]
-    with subprocess.Popen([*command, *given], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+    with subprocess.Popen(
+        [*command, *given], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed_interrupts
+    ) as process:
         assert process.stdout is not None
         next(line for line in process.stdout if re.match("round +1/", line))
         below = psutil.Process(process.pid).children(recursive=True)
