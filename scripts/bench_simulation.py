@@ -78,9 +78,11 @@ def contest(shape: Shape, rounds: int, environments: Path) -> dict[str, Measured
         try:
             for name, command in commands.items():
                 started[name] = Contestant(command)
-            for number in range(rounds):
+            for contestant in started.values():
+                contestant.warm_up()
+            for _ in range(1, rounds):
                 for contestant in started.values():
-                    contestant.round(count=number > 0)
+                    contestant.round()
         finally:
             for contestant in started.values():
                 contestant.close()

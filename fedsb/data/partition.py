@@ -6,10 +6,12 @@ Rows are shuffled first, from a stream of the seed, because some partitioners cu
 from __future__ import annotations
 
 import io
+import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -24,11 +26,30 @@ if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
 
-def _partitioners() -> Any:
-    # It imports a plotting library, for seconds; a node with data of its own deals nothing out.
-    import flwr_datasets.partitioner
+VISUALIZATION = "flwr_datasets.visualization"
 
-    return flwr_datasets.partitioner
+
+def _partitioners() -> Any:
+    # Here and not above: a node with data of its own deals nothing out.
+    with _without_plots():
+        import flwr_datasets.partitioner
+
+        return flwr_datasets.partitioner
+
+
+@contextmanager
+def _without_plots() -> Iterator[None]:
+    """Let flwr-datasets be imported without its plots, whose libraries take seconds; who asks for them later gets them."""
+    if "flwr_datasets" in sys.modules:
+        yield
+        return
+    sys.modules[VISUALIZATION] = ModuleType(VISUALIZATION)
+    try:
+        yield
+    finally:
+        del sys.modules[VISUALIZATION]
+        if "flwr_datasets" in sys.modules:
+            vars(sys.modules["flwr_datasets"]).pop("visualization", None)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Measured:
 
     Attributes:
         cpu_s, wall_s: one a round.
-        pss_mb: peak of the tree's proportional set size.
+        pss_mb: peak of the tree's proportional set size, in a round that does not count.
         startup_s, startup_cpu_s: from its start to its first round.
     """
 
@@ -62,22 +62,21 @@ class Contestant:
         self._hear("ready")
         self._startup = time.monotonic() - begun, cpu_seconds(self._process.pid)
 
-    def round(self, *, count: bool) -> None:
-        """Let it do a round."""
-        assert self._process.stdin is not None
-        cpu, wall, over = cpu_seconds(self._process.pid), time.monotonic(), threading.Event()
+    def warm_up(self) -> None:
+        """Let it do a round that does not count but for its memory: to look at it takes time, also from those that are looked at."""
+        over = threading.Event()
         watch = threading.Thread(target=self._watch, args=(over,))
         watch.start()
-        self._process.stdin.write("round\n")
-        self._process.stdin.flush()
-        self._hear("done")
-        taken = time.monotonic() - wall
-        used = cpu_seconds(self._process.pid) - cpu
+        self._do()
         over.set()
         watch.join()
-        if count:
-            self._cpu_s.append(used)
-            self._wall_s.append(taken)
+
+    def round(self) -> None:
+        """Let it do a round that counts."""
+        cpu, wall = cpu_seconds(self._process.pid), time.monotonic()
+        self._do()
+        self._wall_s.append(time.monotonic() - wall)
+        self._cpu_s.append(cpu_seconds(self._process.pid) - cpu)
 
     def close(self) -> None:
         """End it and all below it."""
@@ -90,6 +89,12 @@ class Contestant:
     def measured(self) -> Measured:
         """Return what it used."""
         return Measured(self._cpu_s, self._wall_s, self._peak, *self._startup)
+
+    def _do(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write("round\n")
+        self._process.stdin.flush()
+        self._hear("done")
 
     def _hear(self, word: str) -> None:
         assert self._process.stdout is not None

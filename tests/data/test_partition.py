@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -115,3 +117,19 @@ def test_a_wrong_number_of_owners_says_how_many(partition_config):
     train = _train([0] * 4, owners=("a", "b", "a", "b"))
     with pytest.raises(UserError, match=r"column=site names 2 owners .* for 3 clients; set federation.num_clients=2"):
         partition(train, partition_config(kind="natural", column="site"), _names(3), 0)
+
+
+def test_dealing_out_loads_no_plotting_library_and_leaves_the_plots_to_who_asks_for_them():
+    program = """
+import sys
+from fedsb.data.partition import PARTITIONERS, partition
+from fedsb.data.examples import Examples
+from fedsb.schema import PartitionConfig
+config = PartitionConfig("dirichlet", 100.0, 2, None, None)
+partition(Examples(tuple("abcdef"), targets=(0, 1) * 3), config, ("a", "b"), 0)
+assert "flwr_datasets" in sys.modules and not {"seaborn", "matplotlib", "scipy"} & set(sys.modules)
+from flwr_datasets.visualization import plot_label_distributions
+from flwr_datasets import visualization
+assert visualization.plot_label_distributions is plot_label_distributions
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
