@@ -8,17 +8,19 @@ padded is masked, and random numbers (dropout) are drawn for each client from it
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from fedsb.adapters.layer import LowRankLayer
+from fedsb.batched import batched_linear, batched_lora
 from fedsb.errors import UserError
 from fedsb.models import AdaptedModel
 from fedsb.rng import Turns, generator_states
@@ -82,13 +84,17 @@ class Stack:
     @contextmanager
     def laid(self) -> Iterator[None]:
         """Let the model compute with the clients' values inside the block; each pass names its parts by :meth:`among`."""
+        at = {site.module: site for site in self.sites}
+        layers = [layer for layer in self.adapted.model.modules() if isinstance(layer, LowRankLayer) and _is_plain_lora(layer, at)]
         for site in self.sites:
             site.module.forward = partial(self._forward, site)
+        for layer in layers:
+            layer.forward = partial(self._low_rank, layer, at)  # type: ignore[method-assign]
         try:
             yield
         finally:
-            for site in self.sites:
-                del site.module.forward
+            for module in (*at, *layers):
+                del module.forward
 
     @contextmanager
     def among(self, parts: Sequence[Part]) -> Iterator[None]:
@@ -112,6 +118,17 @@ class Stack:
         with self.laid(), self.among([Part(client, rows, 0)]):
             return forward()
 
+    def _low_rank(self, layer: LowRankLayer, at: Mapping[nn.Module, Site], x: Tensor) -> Tensor:
+        """Compute a whole LoRA layer at once, where nobody has to see what its factors get: neither hooks nor mixed precision."""
+        rows = rows_of(self._parts, len(x))
+        watched = layer.A._forward_hooks or torch.is_autocast_enabled(x.device.type)
+        if watched or not layer.active or len(rows) == 1 or len(set(rows)) > 1:
+            alone: Tensor = LowRankLayer.forward(layer, x)
+            return alone
+        a, b = (_stacked([at[factor].copies[part.client] for part in self._parts]) for factor in (layer.A, layer.B))
+        blocks = x.reshape(len(rows), -1, x.shape[-1])
+        return batched_lora(blocks, cast(nn.Linear, layer.base), a, b, layer.scale).view(*x.shape[:-1], -1)
+
     def _forward(self, site: Site, x: Tensor) -> Tensor:
         parts = self._parts
         for part in parts:
@@ -122,6 +139,17 @@ class Stack:
         pieces = torch.split(x, rows)
         out: Tensor = torch.cat([site.copies[part.client](piece) for part, piece in zip(parts, pieces, strict=True)])
         return out
+
+
+def _is_plain_lora(layer: LowRankLayer, trained: Container[nn.Module]) -> bool:
+    """Tell whether a module is ``base(x) + s · B(A(x))`` over an ``nn.Linear``, both factors trained, without dropout in between."""
+    return (
+        type(layer.base) is nn.Linear
+        and layer.R is None
+        and isinstance(layer.dropout, nn.Identity)
+        and layer.A in trained
+        and layer.B in trained
+    )
 
 
 def rows_of(parts: Sequence[Part], total: int) -> list[int]:
@@ -142,14 +170,13 @@ def _shadow(module: nn.Module, names: Mapping[str, Name], member: Mapping[Name, 
 
 
 def _batched_linear(linears: Sequence[Any], x: Tensor) -> Tensor:
-    k = len(linears)
-    weight = torch.stack([linear.weight for linear in linears]).transpose(1, 2)
-    rows = x.reshape(k, -1, x.shape[-1])
-    if linears[0].bias is None:
-        out = torch.bmm(rows, weight)
-    else:
-        out = torch.baddbmm(torch.stack([linear.bias for linear in linears])[:, None], rows, weight)
-    return out.view(*x.shape[:-1], -1)
+    bias = None if linears[0].bias is None else torch.stack([linear.bias for linear in linears])
+    rows = x.reshape(len(linears), -1, x.shape[-1])
+    return batched_linear(rows, _stacked(linears), bias).view(*x.shape[:-1], -1)
+
+
+def _stacked(linears: Sequence[Any]) -> Tensor:
+    return torch.stack([linear.weight for linear in linears])
 
 
 class _OwnNumbers(TorchFunctionMode):
@@ -168,21 +195,23 @@ class _OwnNumbers(TorchFunctionMode):
     def dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0.0:
             return x
-        tokens = max(part.length for part in self._parts)
         if len(x) != sum(part.rows for part in self._parts):
             raise UserError("this model's dropout folds tokens into the batch, which clients side by side cannot do; set runtime.stack=1")
-        noise = []
-        for part in self._parts:
-            dims = TOKEN_DIMS.get(x.ndim, ())
-            short = [(d, part.length) for d in dims] if all(x.shape[d] == tokens for d in dims) else []
-            shape = [part.rows, *x.shape[1:]]
-            for d, length in short:
-                shape[d] = length
-            with self._turns.turn(part.client):
-                drawn = F.dropout(x.new_ones(shape), p)
-            noise.append(_padded(drawn, {d: tokens for d, _ in short}))
-        joint = torch.cat(noise)
+        joint = self._noise(x, p)
         return x.mul_(joint) if inplace else x * joint
+
+    def _noise(self, like: Tensor, p: float) -> Tensor:
+        """Return what dropout multiplies by: drawn for each client by itself, and for as many tokens as it has alone."""
+        tokens, dims = max(part.length for part in self._parts), TOKEN_DIMS.get(like.ndim, ())
+        cut = dims if all(like.shape[d] == tokens for d in dims) else ()
+        padded = cut and any(part.length < tokens for part in self._parts)
+        joint = (torch.zeros_like if padded else torch.empty_like)(like, requires_grad=False)
+        for part, noise in zip(self._parts, torch.split(joint, [part.rows for part in self._parts]), strict=True):
+            for d in cut:
+                noise = noise.narrow(d, 0, part.length)
+            with self._turns.turn(part.client):
+                _draw(noise, p)
+        return joint
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, *args: Any, **options: Any
@@ -202,6 +231,14 @@ class _OwnNumbers(TorchFunctionMode):
                 piece = whole(*(t[:, :, :n] for t in own), cut, dropout_p, *args, **options)
             pieces.append(_padded(piece, {2: q.shape[2]}))
         return torch.cat(pieces)
+
+
+def _draw(noise: Tensor, p: float) -> None:
+    """Fill with what dropout multiplies by, from the global generator, as dropout itself would draw it."""
+    if noise.device.type == "cpu" and p < 1.0:
+        noise.bernoulli_(1 - p).div_(1 - p)
+    else:
+        noise.copy_(F.dropout(torch.ones_like(noise), p))
 
 
 def _padded(x: Tensor, sizes: Mapping[int, int]) -> Tensor:
