@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -287,11 +288,16 @@ def overhead_bytes(content: RecordDict) -> int:
     The arrays are counted and not serialised, which would copy them; the few bytes of varints that grow with an array's
     length are the only ones left out.
     """
-    shells, headers = {}, 0
-    for key, record in content.items():
-        if isinstance(record, ArrayRecord):
-            headers += sum(len(a.data) for a in record.values())
-            record = ArrayRecord({k: Array(dtype=a.dtype, shape=a.shape, stype=a.stype, data=b"") for k, a in record.items()})
-        shells[key] = record
-    rest: int = recorddict_to_proto(RecordDict(shells)).ByteSize()
-    return rest + headers - payload_bytes(content)
+    rest: int = recorddict_to_proto(RecordDict({k: r for k, r in content.items() if not isinstance(r, ArrayRecord)})).ByteSize()
+    for key, record in content.array_records.items():
+        rest += _shell_bytes(key, tuple((k, a.dtype, tuple(a.shape), a.stype) for k, a in record.items()))
+        rest += sum(len(a.data) for a in record.values())
+    return rest - payload_bytes(content)
+
+
+@lru_cache(maxsize=64)
+def _shell_bytes(key: str, arrays: tuple[tuple[str, str, tuple[int, ...], str], ...]) -> int:
+    """Bytes of a record of arrays without their data: the same for every client's reply."""
+    shells = ArrayRecord({name: Array(dtype=dtype, shape=shape, stype=stype, data=b"") for name, dtype, shape, stype in arrays})
+    size: int = recorddict_to_proto(RecordDict({key: shells})).ByteSize()
+    return size

@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 HEAD = "head"
 TRAINED = "trained"
+PIECE = 2**16  # values of a sum that are widened at a time
 
 
 class Name(NamedTuple):
@@ -31,10 +33,11 @@ class State(Mapping[Name, Tensor]):
     """An immutable mapping from :class:`Name` to tensor, iterated in sorted order. Tensors are not copied."""
 
     __slots__ = ("_tensors",)
+    _tensors: dict[Name, Tensor]
 
     def __init__(self, tensors: Mapping[Name, Tensor] | Iterable[tuple[Name, Tensor]] = ()) -> None:
         items: dict[Name, Tensor] = dict(tensors)
-        self._tensors: dict[Name, Tensor] = {Name(*name): items[name] for name in sorted(items)}
+        self._tensors = {Name(*name): items[name] for name in sorted(items)}
 
     def __getitem__(self, name: Name) -> Tensor:
         return self._tensors[name]
@@ -82,19 +85,24 @@ class Layout:
         """Read the layout off a state."""
         return cls(tuple((name, tuple(t.shape)) for name, t in state.items()))
 
-    @property
+    @cached_property
     def digest(self) -> int:
         """A 48-bit fingerprint: it fits an integer metric of a Flower record on every platform."""
         text = ";".join(f"{n.module}/{n.role}:{'x'.join(map(str, s))}" for n, s in self.shapes)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
-    @property
+    @cached_property
     def groups(self) -> dict[str, tuple[tuple[Name, tuple[int, ...]], ...]]:
         """The entries by group, ``trained`` and ``head``; an empty group is left out."""
         split: dict[str, list[tuple[Name, tuple[int, ...]]]] = {}
         for name, shape in self.shapes:
             split.setdefault(HEAD if name.role == HEAD else TRAINED, []).append((name, shape))
         return {group: tuple(entries) for group, entries in sorted(split.items())}
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Number of values by group."""
+        return {group: sum(math.prod(shape) for _, shape in entries) for group, entries in self.groups.items()}
 
     @property
     def numel(self) -> int:
@@ -110,12 +118,36 @@ class Layout:
         return None
 
 
+class Packed(State):
+    """A state that lies in one flat tensor a group, as it travels; its tensors are views of those, cut when somebody asks for one."""
+
+    __slots__ = ("_cut", "flats", "layout")
+
+    def __init__(self, flats: Mapping[str, Tensor], layout: Layout) -> None:
+        self.flats = flats
+        self.layout = layout
+        self._cut: dict[Name, Tensor] | None = None
+
+    @property
+    def _tensors(self) -> dict[Name, Tensor]:  # type: ignore[override]
+        if self._cut is None:
+            parts = {
+                name: part.view(shape)
+                for group, entries in self.layout.groups.items()
+                for (name, shape), part in zip(entries, torch.split(self.flats[group], [math.prod(s) for _, s in entries]), strict=True)
+            }
+            self._cut = {name: parts[name] for name in sorted(parts)}
+        return self._cut
+
+
 def pack(state: State) -> dict[str, Tensor]:
     """Concatenate a state into one flat tensor per group (``trained``, ``head``), in sorted order."""
+    if isinstance(state, Packed):
+        return dict(state.flats)
     return {group: torch.cat([state[name].reshape(-1) for name, _ in entries]) for group, entries in Layout.of(state).groups.items()}
 
 
-def unpack(flats: Mapping[str, Tensor], layout: Layout) -> State:
+def unpack(flats: Mapping[str, Tensor], layout: Layout) -> Packed:
     """Undo :func:`pack`; the tensors are views of ``flats``.
 
     Raises:
@@ -124,14 +156,10 @@ def unpack(flats: Mapping[str, Tensor], layout: Layout) -> State:
     groups = layout.groups
     if groups.keys() != flats.keys():
         raise ValueError(f"groups are {sorted(flats)}, expected {sorted(groups)}")
-    tensors: dict[Name, Tensor] = {}
-    for group, entries in groups.items():
-        sizes = [math.prod(shape) for _, shape in entries]
-        if flats[group].numel() != sum(sizes):
-            raise ValueError(f"group '{group}' holds {flats[group].numel()} values, expected {sum(sizes)}")
-        for (name, shape), part in zip(entries, torch.split(flats[group], sizes), strict=True):
-            tensors[name] = part.view(shape)
-    return State(tensors)
+    for group, expected in layout.sizes.items():
+        if flats[group].numel() != expected:
+            raise ValueError(f"group '{group}' holds {flats[group].numel()} values, expected {expected}")
+    return Packed(flats, layout)
 
 
 def squared_norm(state: State) -> float:
@@ -163,22 +191,28 @@ class WeightedSum:
 
     def __init__(self) -> None:
         self.total_weight = 0.0
-        self._sum: dict[Name, Tensor] = {}
-        self._scratch = torch.empty(0)
+        self._layout: Layout | None = None
+        self._sum: dict[str, Tensor] = {}
 
     def add(self, state: State, weight: float) -> None:
-        """Add one term; the first fixes the names."""
-        if self._sum and self._sum.keys() != state.keys():
-            raise ValueError(f"states differ: {Layout.of(State(self._sum)).difference(Layout.of(state))}")
-        if not self._sum:
-            self._scratch = torch.empty(max((t.numel() for t in state.values()), default=0), dtype=torch.float64)
-        for name, t in state.items():
-            if name in self._sum:
-                # Widened in one scratch buffer: fresh memory for each term would cost more time than the sum.
-                self._sum[name].add_(self._scratch[: t.numel()].view(t.shape).copy_(t.detach()), alpha=weight)
+        """Add one term; the first fixes names and shapes."""
+        layout = state.layout if isinstance(state, Packed) else Layout.of(state)
+        if self._layout is None:
+            self._layout = layout
+        elif layout is not self._layout and layout != self._layout:
+            raise ValueError(f"states differ: {self._layout.difference(layout)}")
+        for group, flat in pack(state).items():
+            if group in self._sum:
+                self._widen(self._sum[group], flat.detach(), weight)
             else:
-                self._sum[name] = t.detach().to("cpu", torch.float64, copy=True).mul_(weight)
+                self._sum[group] = flat.detach().to("cpu", torch.float64, copy=True).mul_(weight)
         self.total_weight += weight
+
+    @staticmethod
+    def _widen(total: Tensor, term: Tensor, weight: float) -> None:
+        """Add in pieces that stay in the cache: a widened copy of the whole would cost more time than the sum, and as much memory."""
+        for i in range(0, len(term), PIECE):
+            total[i : i + PIECE].add_(term[i : i + PIECE].to("cpu", torch.float64), alpha=weight)
 
     def mean(self) -> State:
         """Return ``Σ w_i x_i / Σ w_i`` in float64.
@@ -186,6 +220,6 @@ class WeightedSum:
         Raises:
             ValueError: nothing was added, or the weights sum to zero.
         """
-        if not self._sum or self.total_weight <= 0:
+        if self._layout is None or not self._sum or self.total_weight <= 0:
             raise ValueError("a mean needs at least one state with a positive weight")
-        return State({name: t / self.total_weight for name, t in self._sum.items()})
+        return unpack({group: t / self.total_weight for group, t in self._sum.items()}, self._layout)

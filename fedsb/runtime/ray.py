@@ -91,6 +91,7 @@ class RayGrid(SimulationGrid):
         self._waiting: deque[Task] = deque()
         self._running: dict[ray.ObjectRef, Task] = {}
         self._pushed = 0
+        self._unanswered: set[str] = set()
 
     @classmethod
     def simulation(cls, pool: Pool, run_config: dict[str, Any], num_nodes: int = 1, **options: Any) -> RayGrid:
@@ -101,6 +102,7 @@ class RayGrid(SimulationGrid):
         """Put a message behind the others."""
         self._waiting.append(Task([message], self._pushed, self.pushes))
         self._pushed += 1
+        self._unanswered.add(message.metadata.message_id)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies that are there, after waiting a little for the first.
@@ -113,6 +115,7 @@ class RayGrid(SimulationGrid):
         if self._waiting and not (self._running or self._pool.starting):
             raise RunError("no worker is left to hand a message to")
         replies = [*self._arrived(self._patience()), *self._expired()]
+        self._unanswered.difference_update(reply.metadata.reply_to_message_id for reply in replies)
         self._hand_out()
         if self._waiting and not self._running and self._pool.start_is_late:
             raise RunError("no worker has started for minutes: others hold the cluster's CPUs; wait for them, or lower runtime.cpus")
@@ -129,6 +132,9 @@ class RayGrid(SimulationGrid):
 
     def _forget(self, wanted: set[str]) -> None:
         """Drop what nobody asks for any more: a round that timed out must not keep the next one's actors."""
+        if self._unanswered <= wanted:
+            return
+        self._unanswered &= wanted
         self._waiting = deque(task for task in self._waiting if task.ids & wanted)
         for ref, task in list(self._running.items()):
             if not task.ids & wanted:
