@@ -60,15 +60,15 @@ class Work:
 
     Attributes:
         message: with the content that is its own.
-        shared: further records of the content, by key.
-        networks: base models in the object store, by key.
+        shared: further records of the content, by key; empty for the one that the actor has got last.
+        networks: base models in the object store, by key; None for those that the actor has been told.
     """
 
     message: Message
-    shared: Mapping[str, list[ray.ObjectRef]]
+    shared: Mapping[str, Sequence[ray.ObjectRef]]
     node_config: dict[str, Any]
     run_config: dict[str, Any]
-    networks: Mapping[str, list[ray.ObjectRef]]
+    networks: Mapping[str, list[ray.ObjectRef]] | None
     environment: Mapping[str, str]
 
 
@@ -80,6 +80,7 @@ class Worker:
         self._client = pkgutil.resolve_name(client)
         self._together = together
         self._networks: Mapping[str, list[ray.ObjectRef]] = {}
+        self._shared: dict[str, ArrayRecord] = {}
         loading.use_networks(self._network)
 
     def answer(self, works: Sequence[Work]) -> list[Message]:
@@ -92,10 +93,16 @@ class Worker:
         return [answered(self._client, message, context) for message, context in zip(messages, contexts, strict=True)]
 
     def _unpacked(self, work: Work) -> Message:
-        self._networks = work.networks
+        self._networks = self._networks if work.networks is None else work.networks
         os.environ.update(work.environment)
-        records = {key: ray.get(ref) for key, [ref] in work.shared.items()}
+        records = {key: self._record(key, refs) for key, refs in work.shared.items()}
         return _with(work.message, RecordDict({**records, **work.message.content}))
+
+    def _record(self, key: str, refs: Sequence[ray.ObjectRef]) -> ArrayRecord:
+        """Fetch a record, or take the last one."""
+        if refs:
+            self._shared[key] = ray.get(refs[0])
+        return self._shared[key]
 
     def call(self, function: Callable[..., Any], *arguments: Any, networks: Mapping[str, list[ray.ObjectRef]] | None = None) -> Any:
         """Run a function in the actor's process, with these base models at hand; for measurements."""
@@ -123,6 +130,7 @@ class Pool:
         self._idle: list[ActorHandle] = []
         self._coming: dict[ray.ObjectRef, ActorHandle] = {}
         self.networks: dict[str, list[ray.ObjectRef]] = {}
+        self._told: dict[ActorHandle, dict[str, bytes]] = {}
         self._heavy: dict[int, tuple[ArrayRecord, ray.ObjectRef]] = {}
         loading.use_networks(self._network)
         forget_models()
@@ -175,22 +183,37 @@ class Pool:
         """Return an idle actor."""
         return self._idle.pop()
 
-    def give_back(self, actor: ActorHandle) -> None:
-        """Take an actor back that has done its work."""
+    def give_back(self, actor: ActorHandle, *, failed: bool = False) -> None:
+        """Take an actor back that has done its work, or failed at it and may not have taken in what it was told."""
+        if failed:
+            self._told.pop(actor, None)
         self._idle.append(actor)
 
     def replace(self, actor: ActorHandle) -> None:
         """End an actor, dead or alive, and start another one in its place."""
         ray.kill(actor)
+        self._told.pop(actor, None)
         self._last_start = time.monotonic()
         self._start()
 
-    def work(self, message: Message, node_config: dict[str, Any], run_config: dict[str, Any]) -> Work:
-        """Pack a message; records of arrays go to the object store, once for all messages that share them."""
-        shared = {key: [self._stored(record)] for key, record in message.content.array_records.items()}
+    def work(self, actor: ActorHandle, message: Message, node_config: dict[str, Any], run_config: dict[str, Any]) -> Work:
+        """Pack a message; records of arrays go to the object store, once for all messages that share them.
+
+        An actor is told of a reference once: each that travels is counted by every process that sees it.
+        """
+        shared = {key: self._news(actor, key, [self._stored(record)]) for key, record in message.content.array_records.items()}
+        models = self._news(actor, "", [ref for refs in self.networks.values() for ref in refs])
         light = RecordDict({key: record for key, record in message.content.items() if key not in shared})
         environment = {name: os.environ[name] for name in HANDED_ON if name in os.environ} | {LAUNCH_FOLDER: str(launch_folder())}
-        return Work(_with(message, light), shared, node_config, run_config, self.networks, environment)
+        return Work(_with(message, light), shared, node_config, run_config, self.networks if models else None, environment)
+
+    def _news(self, actor: ActorHandle, key: str, refs: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
+        """Return references, or none where they are what the actor was told last."""
+        told, ids = self._told.setdefault(actor, {}), b"".join(ref.binary() for ref in refs)
+        if told.get(key) == ids:
+            return []
+        told[key] = ids
+        return refs
 
     def _stored(self, record: ArrayRecord) -> ray.ObjectRef:
         if id(record) not in self._heavy:

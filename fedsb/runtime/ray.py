@@ -153,7 +153,8 @@ class RayGrid(SimulationGrid):
             task.tries += 1
             task.deadline = time.monotonic() + (self._client_timeout or float("inf")) * len(task.messages)
             works = [
-                self._pool.work(message, self.node_configs[message.metadata.dst_node_id], self.run_config) for message in task.messages
+                self._pool.work(task.actor, message, self.node_configs[message.metadata.dst_node_id], self.run_config)
+                for message in task.messages
             ]
             self._running[task.actor.answer.remote(works)] = task
 
@@ -193,7 +194,7 @@ class RayGrid(SimulationGrid):
         try:
             replies: list[Message] = ray.get(ref)
         except RayTaskError as error:  # out of the actor's own code, which lives
-            self._pool.give_back(task.actor)
+            self._pool.give_back(task.actor, failed=True)
             yield from task.failures(_last_line(error))
         except RayError:  # it died, by itself, by Ray's memory monitor, or with its machine
             self._pool.replace(task.actor)
