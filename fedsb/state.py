@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -127,6 +127,9 @@ class Packed(State):
         self.flats = flats
         self.layout = layout
         self._cut: dict[Name, Tensor] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Packed, (self.flats, self.layout)
 
     @property
     def _tensors(self) -> dict[Name, Tensor]:  # type: ignore[override]

@@ -47,7 +47,17 @@ class FitResult:
 
 def _adamw(parameters: Sequence[nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
     # One kernel a tensor: factors are many and small, and the usual dozen of operations on each costs more than their arithmetic.
-    return torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay, fused=True)
+    optimizer.register_step_pre_hook(_align_gradients)
+    return optimizer
+
+
+def _align_gradients(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Lay gradients out as their parameters are: on CPUs the fused kernel goes by memory and silently mixes up the values of others."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None and p.grad.stride() != p.stride():
+                p.grad = torch.empty_like(p).copy_(p.grad)
 
 
 def _sgd(parameters: Sequence[nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:

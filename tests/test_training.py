@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsb.config import load
 from fedsb.frozen import Frozen
@@ -21,7 +21,7 @@ from fedsb.rng import numpy_generator, torch_generator
 from fedsb.schema import TrainConfig
 from fedsb.state import State, sha256
 from fedsb.tasks import TASKS
-from fedsb.training import SCHEDULES, Site, autocast, collate, fit, plan_batches, rate_factor
+from fedsb.training import OPTIMIZERS, SCHEDULES, Site, autocast, collate, fit, plan_batches, rate_factor
 
 law = settings(max_examples=25, deadline=None)
 TASK = TASKS["classification"]
@@ -207,3 +207,17 @@ def test_autocast_trains_in_bfloat16_and_keeps_float32_factors(
     assert all(p.dtype == torch.float32 for p in adapted.trainable().values())
     with autocast(mixed, torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+def test_a_gradient_that_lies_otherwise_than_its_parameter_moves_it_alike():
+    train = replace(load().train, optimizer="adamw", lr=0.1, weight_decay=0.01)
+    torch.manual_seed(0)
+    gradients = [torch.randn(6, 4).t() for _ in range(3)]
+    own, plain = nn.Parameter(torch.ones(4, 6)), nn.Parameter(torch.ones(4, 6))
+    optimizers = OPTIMIZERS["adamw"]([own], train), torch.optim.AdamW([plain], lr=0.1, weight_decay=0.01)
+    for gradient in gradients:
+        for p, optimizer in zip((own, plain), optimizers, strict=True):
+            p.grad = gradient.clone(memory_format=torch.preserve_format)
+            assert p.grad.stride() != p.stride()
+            optimizer.step()
+    assert torch.allclose(own, plain, atol=1e-6)
