@@ -271,10 +271,7 @@ def array_bytes(record: ArrayRecord) -> int:
 
 def _itemsize(dtype: str) -> int:
     """Return the bytes of a value; 0 for a dtype that is none, so that all of a broken array counts as overhead."""
-    try:
-        return np.dtype(dtype).itemsize
-    except TypeError:
-        return 0
+    return np.dtype(dtype).itemsize if dtype in np.sctypeDict else 0
 
 
 def state_bytes(numel: int, dtype: str = "float32") -> int:
@@ -299,5 +296,4 @@ def overhead_bytes(content: RecordDict) -> int:
 def _shell_bytes(key: str, arrays: tuple[tuple[str, str, tuple[int, ...], str], ...]) -> int:
     """Bytes of a record of arrays without their data: the same for every client's reply."""
     shells = ArrayRecord({name: Array(dtype=dtype, shape=shape, stype=stype, data=b"") for name, dtype, shape, stype in arrays})
-    size: int = recorddict_to_proto(RecordDict({key: shells})).ByteSize()
-    return size
+    return int(recorddict_to_proto(RecordDict({key: shells})).ByteSize())
