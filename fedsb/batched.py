@@ -21,7 +21,11 @@ def batched_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
         (k, rows, out).
     """
     mixed = torch.is_autocast_enabled(x.device.type)  # which a function of one's own would have to do without
-    out: Tensor = torch.bmm(x, weight.transpose(1, 2)) if mixed else _BatchedLinear.apply(x, weight)  # type: ignore[no-untyped-call]
+    if mixed:
+        across = weight.transpose(1, 2)
+        # In one product: a sum behind it would be of float32, where a linear layer alone gives the narrow type.
+        return torch.bmm(x, across) if bias is None else torch.baddbmm(bias[:, None], x, across)
+    out: Tensor = _BatchedLinear.apply(x, weight)  # type: ignore[no-untyped-call]
     return out if bias is None else out + bias[:, None]
 
 

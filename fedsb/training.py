@@ -47,7 +47,9 @@ class FitResult:
 
 def _adamw(parameters: Sequence[nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
     # One kernel a tensor: factors are many and small, and the usual dozen of operations on each costs more than their arithmetic.
-    optimizer = torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay, fused=True)
+    # It goes by memory, gaps included.
+    fused = all(torch.empty_like(p, device="meta").stride() == p.stride() for p in parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay, fused=fused)
     optimizer.register_step_pre_hook(_align_gradients)
     return optimizer
 

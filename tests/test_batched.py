@@ -33,3 +33,14 @@ def test_a_lora_layer_with_factors_a_block_is_the_sum_of_its_two_paths(biased, o
     expected = torch.stack([base(x[i]) + 0.7 * x[i] @ a[i].T @ b[i].T for i in range(3)])
     assert torch.allclose(batched_lora(x, base, a, b, 0.7), expected)
     assert torch.autograd.gradcheck(lambda *given: batched_lora(given[0], base, given[1], given[2], 0.7), (x, a, b))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_under_autocast_each_block_gives_the_bits_and_the_type_of_a_layer_alone(biased):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(3, 6, 384), torch.randn(3, 5, 384), torch.randn(3, 5) if biased else None
+    with torch.autocast("cpu", torch.bfloat16):
+        together = batched_linear(x, weight, bias)
+        alone = torch.stack([nn.functional.linear(x[i], weight[i], None if bias is None else bias[i]) for i in range(3)])
+    assert together.dtype == alone.dtype == torch.bfloat16
+    assert torch.allclose(together, alone, rtol=2**-8, atol=2**-8)
