@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedsb.adapters import AdapterSpec
+from fedsb.byte_counts import state_bytes
 from fedsb.errors import UserError
 from fedsb.frozen import dense_is_cheaper
-from fedsb.messages import state_bytes
 from fedsb.rules import client_names, cohort_size, start_kind
 from fedsb.schedule import draw_cohort
 from fedsb.schema import Config

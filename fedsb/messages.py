@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
 
 from fedsb.frozen import ROOT, Bundle
 from fedsb.state import Layout, Name, State, pack, unpack
 
 FROZEN = "frozen"
+NPY = "numpy.ndarray"  # how Flower names the format of its arrays
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # As NumPy holds them, which knows no bfloat16.
 STORED: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.int16)}
@@ -135,17 +137,51 @@ def _encode_flat(group: str, flat: Tensor, dtype: str) -> dict[str, Array]:
 def _decode_flat(key: str, array: Array) -> tuple[str, Tensor]:
     group, _, dtype = key.partition(":")
     try:
-        values = array.numpy()
-    except (TypeError, ValueError, OSError, EOFError) as error:
+        values = _values(array)
+    except Exception as error:  # a damaged file makes NumPy's reader raise nearly anything, out of memory and bad archives included
         raise LayoutError(f"the array of group '{group}' cannot be read: {error}") from None
     stored = STORED.get(dtype or "float32")
-    if stored is None or (array.dtype, tuple(array.shape)) != (stored.name, values.shape) or values.dtype != stored:
+    if stored is None or (array.dtype, tuple(array.shape)) != (stored.name, values.shape) or values.dtype != stored or values.ndim != 1:
         raise LayoutError(
-            f"array '{key}' ({array.dtype} {list(array.shape)}) is not of a wire dtype ({', '.join(STORED)}) and its own shape"
+            f"array '{key}' ({array.dtype} {list(array.shape)}) is not of a wire dtype ({', '.join(STORED)}), flat, and of its own shape"
         )
+    if key == FROZEN:
+        return group, _borrowed(values)
     # Torch's own memory begins on a cache line, NumPy's anywhere, and the last bits of a product with it depend on that.
     flat = torch.tensor(values)
     return group, flat.view(DTYPES[dtype]).to(torch.float32) if dtype else flat
+
+
+def _values(array: Array) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return an array's values, where it can be without the two copies that NumPy's reader makes of them.
+
+    Raises:
+        TypeError: the data hold no single array.
+    """
+    start = _npy_header(array.dtype, tuple(array.shape)) if array.stype == NPY else None
+    if start and bytes(array.data[: len(start)]) == start:
+        return np.frombuffer(array.data, array.dtype, offset=len(start)).reshape(array.shape)
+    values: object = array.numpy()
+    if not isinstance(values, np.ndarray):
+        raise TypeError("it is an archive")
+    return values
+
+
+@lru_cache(maxsize=64)
+def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes | None:
+    """Return how the .npy file of a wire array begins; None for another dtype."""
+    if dtype not in {stored.name for stored in STORED.values()}:
+        return None
+    sink = BytesIO()
+    np.lib.format.write_array_header_1_0(sink, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
+    return sink.getvalue()
+
+
+def _borrowed(values: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
+    """Return a tensor over the memory of an array, which may be read-only: what is frozen is only read, and written to the cache."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values)
 
 
 def quantise(state: State, dtype: str) -> State:
@@ -257,43 +293,3 @@ def _real(key: str, value: object) -> float:
     if not isinstance(value, (int, float)):
         raise LayoutError(f"metric '{key}' is {value}, expected a number")
     return float(value)
-
-
-def payload_bytes(content: RecordDict) -> int:
-    """Bytes of what the protocol moves: number of values times item size, over all arrays."""
-    return sum(array_bytes(record) for record in content.array_records.values())
-
-
-def array_bytes(record: ArrayRecord) -> int:
-    """Bytes of the values in one record."""
-    return sum(math.prod(a.shape) * _itemsize(a.dtype) for a in record.values())
-
-
-def _itemsize(dtype: str) -> int:
-    """Return the bytes of a value; 0 for a dtype that is none, so that all of a broken array counts as overhead."""
-    return np.dtype(dtype).itemsize if dtype in np.sctypeDict else 0
-
-
-def state_bytes(numel: int, dtype: str = "float32") -> int:
-    """Bytes of so many values in a wire dtype."""
-    return numel * DTYPES[dtype].itemsize
-
-
-def overhead_bytes(content: RecordDict) -> int:
-    """Bytes of the serialised rest: array headers, names, metrics and configuration.
-
-    The arrays are counted and not serialised, which would copy them; the few bytes of varints that grow with an array's
-    length are the only ones left out.
-    """
-    rest: int = recorddict_to_proto(RecordDict({k: r for k, r in content.items() if not isinstance(r, ArrayRecord)})).ByteSize()
-    for key, record in content.array_records.items():
-        rest += _shell_bytes(key, tuple((k, a.dtype, tuple(a.shape), a.stype) for k, a in record.items()))
-        rest += sum(len(a.data) for a in record.values())
-    return rest - payload_bytes(content)
-
-
-@lru_cache(maxsize=64)
-def _shell_bytes(key: str, arrays: tuple[tuple[str, str, tuple[int, ...], str], ...]) -> int:
-    """Bytes of a record of arrays without their data: the same for every client's reply."""
-    shells = ArrayRecord({name: Array(dtype=dtype, shape=shape, stype=stype, data=b"") for name, dtype, shape, stype in arrays})
-    return int(recorddict_to_proto(RecordDict({key: shells})).ByteSize())

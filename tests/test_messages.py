@@ -14,6 +14,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsb.byte_counts import overhead_bytes, payload_bytes, state_bytes
 from fedsb.frozen import ROOT, FrozenLog
 from fedsb.messages import (
     Instruction,
@@ -26,10 +27,7 @@ from fedsb.messages import (
     encode_instruction,
     encode_missing,
     encode_reply,
-    overhead_bytes,
-    payload_bytes,
     quantise,
-    state_bytes,
 )
 from fedsb.rng import torch_generator
 from fedsb.state import HEAD, Layout, Name, State

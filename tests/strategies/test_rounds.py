@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import re
@@ -11,6 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -294,6 +296,24 @@ def poisoned(values: Any, with_what: float) -> Any:
     return values
 
 
+def with_data(content: RecordDict, data: bytes) -> RecordDict:
+    array = content.array_records["arrays"]["trained"]
+    damaged = Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=data)
+    return RecordDict({**content, "arrays": ArrayRecord({**content.array_records["arrays"], "trained": damaged})})
+
+
+def archive() -> bytes:
+    sink = io.BytesIO()
+    np.savez(sink, np.zeros(3, np.float32))
+    return sink.getvalue()
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    sink = io.BytesIO()
+    np.lib.format.write_array_header_1_0(sink, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return sink.getvalue()
+
+
 def without(content: RecordDict, name: str) -> RecordDict:
     return RecordDict({key: record for key, record in content.items() if key != name})
 
@@ -331,6 +351,12 @@ BROKEN: dict[str, tuple[Tamper, str]] = {
         r"array 'head:int3' .* not of a wire dtype \(float32, bfloat16\)",
     ),
     "an unknown dtype of the array": (of_another_type, r"array 'trained' \(strange \[\d+\]\) is not of a wire dtype"),
+    "a row": (lambda c: with_arrays(c, lambda v: v[None]), r"array 'trained' \(float32 \[1, \d+\]\) is not of a wire dtype .*, flat"),
+    "a table": (lambda c: with_arrays(c, lambda v: v.reshape(2, -1)), r"array 'trained' \(float32 \[2, \d+\]\) is not .*, flat"),
+    "an archive": (lambda c: with_data(c, archive()), "group 'trained' cannot be read: it is an archive"),
+    "a broken archive": (lambda c: with_data(c, b"PK\x03\x04 and no more"), "group 'trained' cannot be read"),
+    "a header beyond all memory": (lambda c: with_data(c, npy_header((10**15,))), "group 'trained' cannot be read"),
+    "nothing behind the header": (lambda c: with_data(c, npy_header((8,))), "group 'trained' cannot be read"),
     "doubles": (lambda c: with_arrays(c, lambda v: v.astype("float64")), r"array 'trained' \(float64 .* not of a wire dtype"),
 }
 
