@@ -24,7 +24,7 @@ from fedsb.models import forget_models
 from fedsb.runtime.cluster import start_ray
 from fedsb.runtime.fab import LAUNCH_FOLDER, launch_folder
 from fedsb.runtime.grid import answered, claim_identity, context_of
-from fedsb.runtime.sharing import join, split
+from fedsb.runtime.sharing import join, share_arrays, split
 
 # A client reads these from its process, which started with those of the run that started Ray.
 HANDED_ON = ("FEDSB_HOME", "HF_HUB_OFFLINE", "HF_HOME")
@@ -77,6 +77,7 @@ class Worker:
 
     def __init__(self, client: str, together: str) -> None:
         claim_identity()
+        share_arrays()
         self._client = pkgutil.resolve_name(client)
         self._together = together
         self._networks: Mapping[str, list[ray.ObjectRef]] = {}
@@ -125,6 +126,7 @@ class Pool:
 
     def __init__(self, settings: PoolSettings) -> None:
         start_ray(settings.address)
+        share_arrays()
         self._settings = settings
         self.size = _fitting(settings)
         self._idle: list[ActorHandle] = []

@@ -1,4 +1,6 @@
-"""A network in two parts: its structure, and its tensors as arrays that processes of one machine can map and none can write to.
+"""What processes of one machine hold once: networks and encoded arrays, in memory that all can map and none can write to.
+
+A network goes in two parts, its structure, and its tensors as arrays.
 
 Ray lays NumPy arrays into shared memory and hands out read-only views of them, but copies torch's tensors. Whoever rebuilds a network from
 the parts must copy what it trains; the frozen rest is held once for all processes of a machine.
@@ -16,7 +18,9 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
+import ray.util
 import torch
+from flwr.app import Array
 from ray.cloudpickle import CloudPickler
 from torch import Tensor, nn
 
@@ -54,6 +58,25 @@ def join(parts: Parts) -> nn.Module:
     """
     network: nn.Module = _Unpickler(io.BytesIO(parts.structure), parts.memory).load()
     return network
+
+
+def share_arrays() -> None:
+    """Let what this process sends and receives through Ray keep the bytes of Flower's arrays beside the pickled rest, and map them.
+
+    Ray must be running. An array that came in so holds a ``memoryview`` where it held ``bytes``.
+    """
+    ray.util.register_serializer(Array, serializer=_array_parts, deserializer=_array_of)
+
+
+def _array_parts(array: Array) -> tuple[str, tuple[int, ...], str, np.ndarray[Any, np.dtype[np.uint8]]]:
+    return array.dtype, array.shape, array.stype, np.frombuffer(array.data, np.uint8)
+
+
+def _array_of(parts: tuple[str, tuple[int, ...], str, np.ndarray[Any, np.dtype[np.uint8]]]) -> Array:
+    dtype, shape, stype, data = parts
+    array = Array(dtype=dtype, shape=shape, stype=stype, data=b"")
+    array.data = data.data  # type: ignore[assignment]
+    return array
 
 
 class _Pickler(CloudPickler):  # type: ignore[misc]

@@ -20,12 +20,15 @@ import numpy as np
 import psutil
 import pytest
 import ray
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from omegaconf import DictConfig
 
 from fedsb import cli, client_app, client_stack
+from fedsb.byte_counts import overhead_bytes
 from fedsb.config import load
 from fedsb.errors import RunError, UserError
+from fedsb.messages import decode_arrays, encode_arrays
 from fedsb.models import forget_models
 from fedsb.privacy.account import DIAGNOSTICS, LEDGERS
 from fedsb.runtime.cluster import start_ray
@@ -35,6 +38,7 @@ from fedsb.runtime.local import LocalGrid
 from fedsb.runtime.pool import Pool, PoolSettings, close_pools, pool_for, pools
 from fedsb.runtime.ray import AHEAD, RayGrid
 from fedsb.server_app import serve
+from fedsb.state import Name, State
 from tests.strategies.private_runs import EXAMPLE, small
 
 pytestmark = [
@@ -90,6 +94,17 @@ def test_every_message_is_answered_once_by_one_of_the_actors() -> None:
     assert os.getpid() not in {metrics["pid"] for metrics in found}
     assert all(metrics["node"] == metrics["number"] % 3 + 1 and metrics["bytes"] >= 4000 for metrics in found)
     assert {str(reply.content["config"]["overrides"]) for reply in replies} == {"as given"}
+
+
+def test_arrays_lie_in_shared_memory_and_read_as_before() -> None:
+    obedient()
+    sent = encode_arrays(State({Name("m", "R"): torch.randn(300, 300)}))
+    came = ray.get(ray.put(sent))
+    assert isinstance(came["trained"].data, memoryview)
+    assert came["trained"].data.readonly
+    assert bytes(came["trained"].data) == sent["trained"].data
+    assert torch.equal(decode_arrays(came)["trained"], decode_arrays(sent)["trained"])
+    assert overhead_bytes(RecordDict({"arrays": came})) == overhead_bytes(RecordDict({"arrays": sent}))
 
 
 def test_a_message_whose_actor_dies_is_sent_again(tmp_path: Path) -> None:
