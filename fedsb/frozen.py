@@ -27,6 +27,7 @@ from fedsb.errors import RunError
 from fedsb.state import Layout, Name, State, non_finite, sha256
 
 ROOT = "0" * 32
+LINE = 64  # bytes of a cache line, where torch's own memory begins
 BASIS = ("A", "B")
 
 
@@ -158,16 +159,28 @@ class FrozenStore:
 
     def receive(self, bundle: Bundle) -> None:
         """Keep a bundle on disk, atomically; a known one is not written again."""
-        path = self._path(bundle.head)
-        if path.exists() and self._readable(bundle.head, bundle.parent):
+        if self._readable(bundle.head, bundle.parent):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"{name.role}|{name.module}": t.detach().to(torch.float32).contiguous() for name, t in bundle.state.items()}
-        metadata = {"parent": bundle.parent, "head": bundle.head, "sha256": sha256(bundle.state)}
-        handle, scratch = tempfile.mkstemp(dir=self.folder, suffix=".part")
+        metadata = {"parent": bundle.parent, "head": bundle.head, "sha256": sha256(bundle.state), "padding": ""}
+        handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")
         os.close(handle)
+        scratch = Path(name)
         save_file(tensors, scratch, metadata=metadata)
-        os.replace(scratch, path)
+        if beyond := _data_offset(scratch) % LINE:
+            save_file(tensors, scratch, metadata={**metadata, "padding": " " * (LINE - beyond)})
+        self._keep(scratch, bundle)
+
+    def _keep(self, scratch: Path, bundle: Bundle) -> None:
+        """Give a file its name. The first one stays, so that processes that receive the same at the same time map one file."""
+        path = self._path(bundle.head)
+        try:
+            os.link(scratch, path)
+        except OSError:  # it is there, or the file system knows no links
+            if not self._readable(bundle.head, bundle.parent):
+                os.replace(scratch, path)
+        scratch.unlink(missing_ok=True)
 
     def load(self, head: str) -> Frozen:
         """Return the frozen part at ``head``. The view is shared: it changes with the next load.
@@ -207,9 +220,20 @@ class FrozenStore:
         try:
             with safe_open(self._path(head), "pt") as file:
                 metadata = file.metadata() or {}
-                state = State({Name(*reversed(key.split("|", 1))): file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+                state = State({Name(*reversed(key.split("|", 1))): _aligned(file.get_tensor(key)) for key in file.keys()})  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise FrozenMissing(head) from error
         if (metadata.get("head"), metadata.get("sha256")) != (head, sha256(state)):
             raise FrozenMissing(head)
         return Bundle(metadata["parent"], head, state)
+
+
+def _data_offset(path: Path) -> int:
+    """Return where the tensors of a safetensors file begin."""
+    with path.open("rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Return a tensor that begins on a cache line: the last bits of a product depend on where its operands lie."""
+    return tensor if tensor.data_ptr() % LINE == 0 else tensor.clone()

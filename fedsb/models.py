@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from fedsb.adapters import SPECS, AdapterSpec, LowRankLayer, attach, layers, match_targets, read, scale_of, set_residuals, write
+from fedsb.adapters import SPECS, AdapterSpec, LowRankLayer, attach, layers, match_targets, read, release, scale_of, set_residuals, write
 from fedsb.data import pad_id
 from fedsb.errors import NothingToTrainError, UserError
 from fedsb.frozen import Frozen
@@ -33,7 +33,7 @@ class AdaptedModel:
         scale: s of every layer.
         head: sorted names of the trained parameters outside the adapters.
         tokenizer: of the model; None for shapes without weights.
-        initial: factors and head as they were built.
+        initial: trained factors and head as they were built.
     """
 
     model: nn.Module
@@ -75,10 +75,11 @@ class AdaptedModel:
 
     def reset(self) -> None:
         """Bring the model back to what it was when it was built; a process keeps it from one run to the next."""
+        release(self.model)
         self.install(self.initial, Frozen())
 
     def install(self, state: State, frozen: Frozen) -> None:
-        """Write a whole server state into the model: frozen factors and residuals, trained factors, head."""
+        """Bring a whole server state into the model: frozen factors, held without a copy, and residuals, trained factors, head."""
         write(self.model, frozen.basis)
         set_residuals(self.model, frozen.residuals)
         write(self.model, state)
@@ -167,7 +168,7 @@ def build_model(
         settings.pad_token_id = pad_id(tokenizer)
     adapted = AdaptedModel(network, spec, scale, head, tokenizer)
     if device != "meta":
-        adapted.initial = read(network, *adapted.spec.factors).merge(adapted.trained())
+        adapted.initial = adapted.trained()
     return adapted
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedsb.errors import RunError
-from fedsb.frozen import ROOT, Bundle, Frozen, FrozenLog, FrozenMissing, FrozenStore, dense_is_cheaper
+from fedsb.frozen import LINE, ROOT, Bundle, Frozen, FrozenLog, FrozenMissing, FrozenStore, dense_is_cheaper
 from fedsb.messages import Instruction, decode_instruction, encode_arrays, encode_cargo, encode_instruction
 from fedsb.rng import torch_generator
 from fedsb.state import Name, State
@@ -253,6 +255,43 @@ def test_a_damaged_file_is_written_anew_when_its_bundle_comes_again(folder: Path
     store.receive(bundle)
     assert_holds(store.load(log.head), log, 1)
     assert sorted(path.suffix for path in folder.iterdir()) == [".safetensors"]
+
+
+@pytest.mark.parametrize("names", [1, 2, 3, 5, 8])
+def test_what_is_read_begins_on_a_cache_line(folder: Path, names: int) -> None:
+    """Where a factor lies decides the last bits of a product: a mapped one must give those of a copy."""
+    log = FrozenLog()
+    sizes = {f"{'m' * (3 * i + names)}": 16 * (i + 1) for i in range(names)}
+    log.append(State({Name(module, "A"): gaussian(4, n, seed=i) for i, (module, n) in enumerate(sizes.items())}))
+    store = FrozenStore(folder)
+    store.receive(over_the_wire(log.bundle(0)))
+    tensors = store.load(log.head).basis
+    assert all(t.data_ptr() % LINE == 0 for t in tensors.values())
+    assert_holds(store.load(log.head), log, 1)
+    begins = sorted((t.data_ptr(), t.nbytes) for t in tensors.values())
+    assert all(here + size == there for (here, size), (there, _) in pairwise(begins)), "one mapping, and no copies"
+
+
+def test_a_factor_whose_neighbour_ends_off_a_line_is_copied_to_one(folder: Path) -> None:
+    log = FrozenLog()
+    log.append(State({Name(module, "A"): gaussian(3, 5, seed=i) for i, module in enumerate("abc")}))
+    store = FrozenStore(folder)
+    store.receive(over_the_wire(log.bundle(0)))
+    assert all(t.data_ptr() % LINE == 0 for t in store.load(log.head).basis.values())
+    assert_holds(store.load(log.head), log, 1)
+
+
+def test_processes_that_receive_the_same_at_once_keep_one_file(folder: Path) -> None:
+    log = FrozenLog()
+    log.append(basis())
+    bundle = over_the_wire(log.bundle(0))
+    kept: set[int] = set()
+    for _ in range(20):
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda store: store.receive(bundle), [FrozenStore(folder) for _ in range(4)]))
+        kept.add((folder / f"{log.head}.safetensors").stat().st_ino)
+    assert len(kept) == 1
+    assert [path.suffix for path in folder.iterdir()] == [".safetensors"]
 
 
 def test_an_unknown_head_is_missing_and_leaves_the_view_as_it_was(folder: Path) -> None:

@@ -1,7 +1,19 @@
 """Low-rank adapters: one layer, one spec per family, starts, merge and export. Knows torch and transformers' Conv1D, nothing else."""
 
 from fedsb.adapters import head_only, lora, lora_sb
-from fedsb.adapters.layer import ALL_LINEAR, LowRankLayer, adapters_off, attach, layers, match_targets, read, scale_of, set_residuals, write
+from fedsb.adapters.layer import (
+    ALL_LINEAR,
+    LowRankLayer,
+    adapters_off,
+    attach,
+    layers,
+    match_targets,
+    read,
+    release,
+    scale_of,
+    set_residuals,
+    write,
+)
 from fedsb.adapters.spec import AdapterSpec
 
 SPECS: dict[str, AdapterSpec] = {spec.name: spec for spec in (lora.SPEC, lora_sb.SPEC, head_only.SPEC)}
@@ -16,6 +28,7 @@ __all__ = [
     "layers",
     "match_targets",
     "read",
+    "release",
     "scale_of",
     "set_residuals",
     "write",

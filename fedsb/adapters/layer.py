@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 from transformers.pytorch_utils import Conv1D
 
 from fedsb.adapters.spec import AdapterSpec
@@ -59,18 +60,19 @@ class LowRankLayer(nn.Module):
         self.scale = scale
         self.active = True
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        where = {"device": weight.device, "dtype": torch.float32}
-        self.A = nn.Linear(n, rank, bias=False, **where)
-        self.R = nn.Linear(rank, rank, bias=False, **where) if "R" in spec.factors else None
-        self.B = nn.Linear(rank, m, bias=False, **where)
+        self.A = _linear(n, rank, weight)
+        self.R = _linear(rank, rank, weight) if "R" in spec.factors else None
+        self.B = _linear(rank, m, weight)
         self._pristine = weight.data
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         for role in spec.factors:
-            factor = self.factor(role)
-            factor.weight.requires_grad_(role in spec.trained)
-            if not weight.is_meta:
-                nn.init.zeros_(factor.weight)
+            factor = self.factor(role).weight
+            factor.requires_grad_(role in spec.trained)
+            if role in spec.frozen:
+                self.hold(role, None)
+            elif not weight.is_meta:
+                nn.init.zeros_(factor)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -86,6 +88,12 @@ class LowRankLayer(nn.Module):
     def pristine(self) -> Tensor:
         """W0 as it was loaded, viewed as (out, in)."""
         return out_in(self.base, self._pristine)
+
+    def hold(self, role: str, factor: Tensor | None) -> None:
+        """Let the layer compute with a frozen factor, which is not copied where it lies on the layer's device; None stands for zeros."""
+        weight = self.factor(role).weight
+        # Zeros that take no memory: a model that waits for its factors should not weigh as much as one that has them.
+        weight.data = torch.zeros((), dtype=weight.dtype, device=weight.device).expand_as(weight) if factor is None else factor.to(weight)
 
     def set_residual(self, residual: Tensor | None) -> None:
         """Let the layer compute with ``W0 + residual`` (out, in); None restores the pristine W0, bit for bit."""
@@ -128,6 +136,11 @@ class LowRankLayer(nn.Module):
         # s goes to the r columns of h, not to the m of the product: a pass over the largest tensor less, each way.
         out: Tensor = y + self.B(self.scale * h)
         return out
+
+
+def _linear(inputs: int, outputs: int, beside: Tensor) -> nn.Linear:
+    """Return a factor in float32 on the device of the base weight; its values come later."""
+    return skip_init(nn.Linear, inputs, outputs, bias=False, device=beside.device, dtype=torch.float32)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def layers(model: nn.Module) -> dict[str, LowRankLayer]:
@@ -202,7 +215,7 @@ def read(model: nn.Module, *roles: str) -> State:
 
 
 def write(model: nn.Module, state: State) -> None:
-    """Copy factors into a model, in place; names with a role that no layer has (the head) are ignored.
+    """Copy trained factors into a model, and let it hold frozen ones; names with a role that no layer has (the head) are ignored.
 
     Raises:
         KeyError: a module of the state is not an adapted layer of the model.
@@ -210,8 +223,18 @@ def write(model: nn.Module, state: State) -> None:
     adapted = layers(model)
     with torch.no_grad():
         for name, tensor in state.items():
-            if name.role in ("A", "R", "B"):
-                adapted[name.module].factor(name.role).weight.copy_(tensor)
+            layer = adapted[name.module] if name.role in ("A", "R", "B") else None
+            if layer and name.role in layer.spec.frozen:
+                layer.hold(name.role, tensor)
+            elif layer:
+                layer.factor(name.role).weight.copy_(tensor)
+
+
+def release(model: nn.Module) -> None:
+    """Let go of the frozen factors: zeros again."""
+    for layer in layers(model).values():
+        for role in layer.spec.frozen:
+            layer.hold(role, None)
 
 
 def set_residuals(model: nn.Module, residuals: Mapping[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ from fedsb.frozen import Frozen
 from fedsb.loading import load_network
 from fedsb.models import build_model
 from fedsb.runtime.sharing import LINE, Parts, join, split
+from fedsb.state import Name, State
 from fedsb.tasks import TASKS
 
 TEXT = torch.tensor([[2, 5, 6, 7, 3], [2, 9, 3, 0, 0]])
@@ -87,3 +88,15 @@ def test_training_writes_to_nothing_that_is_shared(method: str, tiny_bert: Path)
     adapted.install(adapted.trained(), Frozen())
     adapted.reset()
     assert (parts[0].memory == before).all()
+
+
+def test_frozen_factors_are_held_and_not_copied(tiny_bert: Path) -> None:
+    config = load(["method=fed_sb", "rank=4", "model=pretrained", f"model.name={tiny_bert}"])
+    adapted = build_model(config.model, config.adapter, family="lora_sb", task=TASKS["classification"], labels=("a", "b"), seed=0)
+    before = {name: module.A.weight for name, module in adapted.layers.items()}
+    assert {weight.untyped_storage().nbytes() for weight in before.values()} == {4}, "zeros that wait for their factors weigh nothing"
+    basis = State({Name(name, "A"): torch.randn(weight.shape) for name, weight in before.items()})
+    adapted.install(adapted.initial, Frozen(basis))
+    assert {layer.A.weight.data_ptr() for layer in adapted.layers.values()} == {t.data_ptr() for t in basis.values()}
+    adapted.reset()
+    assert not any(layer.A.weight.any() or layer.B.weight.any() for layer in adapted.layers.values())
