@@ -11,10 +11,10 @@ from clients.clipping import Clipping
 from clients.private import Mechanism, PrivateFit, private_fit
 from clients.private_evidence import add_noise, clipped_sketch, poisson_sample
 from fedsb.adapters.starts import SIDES, Sketch
+from fedsb.arrays import quantise
 from fedsb.errors import UserError
 from fedsb.exactness import encoding_error
 from fedsb.frozen import Frozen
-from fedsb.messages import quantise
 from fedsb.models import AdaptedModel
 from fedsb.privacy.account import Account
 from fedsb.privacy.accounting import Entry

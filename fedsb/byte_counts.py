@@ -9,7 +9,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
-from fedsb.messages import DTYPES
+from fedsb.arrays import DTYPES
 
 
 def payload_bytes(content: RecordDict) -> int:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 
+from fedsb.arrays import quantise
 from fedsb.assembly import anchored, client_features, home, model_of, run_folder, task_of, use_threads
 from fedsb.config import as_dict, load, split_overrides
 from fedsb.errors import UserError
 from fedsb.exactness import encoding_error
 from fedsb.frozen import Frozen, FrozenMissing, FrozenStore
-from fedsb.messages import Instruction, decode_instruction, encode_code, encode_missing, encode_reply, quantise
+from fedsb.messages import Instruction, decode_instruction, encode_code, encode_missing, encode_reply
 from fedsb.privacy.account import LEDGERS, Account, allowed, ledger_folder
 from fedsb.privacy.codes import BudgetExceeded, code_of
 from fedsb.privacy.ledger import Ledger

@@ -1,4 +1,4 @@
-"""The codec between states and Flower records: the wire contract lives here and nowhere else.
+"""The codec between instructions, replies and Flower records: the wire contract lives here, and in :mod:`fedsb.arrays`.
 
 Instructions carry one ``ArrayRecord`` (``arrays``) and one ``ConfigRecord`` (``config``); replies one ``ArrayRecord`` and one
 ``MetricRecord`` (``metrics``) with the same keys from every client. Inside, each group of a state (``trained``, ``head``) is one
@@ -10,30 +10,16 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from io import BytesIO
-from typing import Any
 
-import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
+from fedsb.arrays import FROZEN, LayoutError, decode_arrays, encode_arrays, encode_flat
 from fedsb.frozen import ROOT, Bundle
-from fedsb.state import Layout, Name, State, pack, unpack
-
-FROZEN = "frozen"
-NPY = "numpy.ndarray"  # how Flower names the format of its arrays
-DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# As NumPy holds them, which knows no bfloat16.
-STORED: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.int16)}
-
-
-class LayoutError(ValueError):
-    """A message does not fit the layout that the receiver expects."""
+from fedsb.state import Layout, Name, State, unpack
 
 
 @dataclass(frozen=True)
@@ -86,7 +72,8 @@ class Reply:
     @property
     def finite(self) -> bool:
         """Whether no value is NaN or infinite."""
-        return all(bool(torch.isfinite(flat).all()) for flat in self.flats.values())
+        # A sum is finite only where every value is; one that overflows says nothing yet.
+        return all(bool(torch.isfinite(flat.sum())) or bool(torch.isfinite(flat).all()) for flat in self.flats.values())
 
     def state(self, layout: Layout) -> State:
         """Unpack the state.
@@ -111,84 +98,6 @@ def _unpack(flats: Mapping[str, Tensor], digest: int, layout: Layout) -> State:
     return state
 
 
-def encode_arrays(state: State, dtype: str = "float32") -> ArrayRecord:
-    """Pack a state into an ``ArrayRecord``, one flat array a group."""
-    arrays = {}
-    for group, flat in pack(state.map(lambda t: t.detach().to("cpu"))).items():
-        arrays.update(_encode_flat(group, flat, dtype))
-    return ArrayRecord(arrays)
-
-
-def decode_arrays(record: ArrayRecord) -> dict[str, Tensor]:
-    """Return the flat float32 tensors of an ``ArrayRecord`` by group.
-
-    Raises:
-        LayoutError: an array that is not of a wire dtype, or that cannot be read.
-    """
-    return dict(_decode_flat(key, array) for key, array in record.items())
-
-
-def _encode_flat(group: str, flat: Tensor, dtype: str) -> dict[str, Array]:
-    if dtype == "float32":
-        return {group: Array(flat.to(torch.float32).numpy())}
-    return {f"{group}:{dtype}": Array(flat.to(DTYPES[dtype]).view(torch.int16).numpy())}
-
-
-def _decode_flat(key: str, array: Array) -> tuple[str, Tensor]:
-    group, _, dtype = key.partition(":")
-    try:
-        values = _values(array)
-    except Exception as error:  # a damaged file makes NumPy's reader raise nearly anything, out of memory and bad archives included
-        raise LayoutError(f"the array of group '{group}' cannot be read: {error}") from None
-    stored = STORED.get(dtype or "float32")
-    if stored is None or (array.dtype, tuple(array.shape)) != (stored.name, values.shape) or values.dtype != stored or values.ndim != 1:
-        raise LayoutError(
-            f"array '{key}' ({array.dtype} {list(array.shape)}) is not of a wire dtype ({', '.join(STORED)}), flat, and of its own shape"
-        )
-    if key == FROZEN:
-        return group, _borrowed(values)
-    # Torch's own memory begins on a cache line, NumPy's anywhere, and the last bits of a product with it depend on that.
-    flat = torch.tensor(values)
-    return group, flat.view(DTYPES[dtype]).to(torch.float32) if dtype else flat
-
-
-def _values(array: Array) -> np.ndarray[Any, np.dtype[Any]]:
-    """Return an array's values, where it can be without the two copies that NumPy's reader makes of them.
-
-    Raises:
-        TypeError: the data hold no single array.
-    """
-    start = _npy_header(array.dtype, tuple(array.shape)) if array.stype == NPY else None
-    if start and bytes(array.data[: len(start)]) == start:
-        return np.frombuffer(array.data, array.dtype, offset=len(start)).reshape(array.shape)
-    values: object = array.numpy()
-    if not isinstance(values, np.ndarray):
-        raise TypeError("it is an archive")
-    return values
-
-
-@lru_cache(maxsize=64)
-def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes | None:
-    """Return how the .npy file of a wire array begins; None for another dtype."""
-    if dtype not in {stored.name for stored in STORED.values()}:
-        return None
-    sink = BytesIO()
-    np.lib.format.write_array_header_1_0(sink, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
-    return sink.getvalue()
-
-
-def _borrowed(values: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
-    """Return a tensor over the memory of an array, which may be read-only: what is frozen is only read, and written to the cache."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(values)
-
-
-def quantise(state: State, dtype: str) -> State:
-    """Return a state as the other side decodes it, in float32."""
-    return state.map(lambda t: t.to(DTYPES[dtype]).to(torch.float32))
-
-
 @dataclass(frozen=True)
 class Cargo:
     """The encoded part of an instruction that messages to many clients share: a state, and the frozen deltas that they lack.
@@ -208,7 +117,7 @@ def encode_cargo(arrays: ArrayRecord, bundle: Bundle | None) -> Cargo:
         return Cargo(arrays)
     layout = json.dumps(Layout.of(bundle.state).shapes, separators=(",", ":"))
     flat = torch.cat([t.reshape(-1) for t in bundle.state.values()])
-    return Cargo(ArrayRecord({**arrays, **_encode_flat(FROZEN, flat, "float32")}), {"parent": bundle.parent, "bundle": layout})
+    return Cargo(ArrayRecord({**arrays, **encode_flat(FROZEN, flat, "float32")}), {"parent": bundle.parent, "bundle": layout})
 
 
 def encode_instruction(instruction: Instruction, cargo: Cargo) -> RecordDict:

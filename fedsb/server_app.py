@@ -18,6 +18,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
+from fedsb.arrays import decode_arrays, encode_arrays
 from fedsb.assembly import (
     anchored,
     corpus_of,
@@ -38,7 +39,6 @@ from fedsb.evaluation import evaluate
 from fedsb.exporting import export_run
 from fedsb.frozen import FrozenLog
 from fedsb.logs import run_log
-from fedsb.messages import decode_arrays, encode_arrays
 from fedsb.models import AdaptedModel
 from fedsb.pooling import pooling_remark
 from fedsb.privacy.models import refuse_mixing_layers

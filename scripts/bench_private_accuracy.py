@@ -26,11 +26,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from frozen_prefix import remember_prefix
 
+from fedsb.arrays import decode_arrays, encode_arrays
 from fedsb.assembly import public_features, task_of, test_features
 from fedsb.client_app import app
 from fedsb.config import load
 from fedsb.evaluation import evaluate
-from fedsb.messages import decode_arrays, encode_arrays
 from fedsb.private_run import save_plans
 from fedsb.runtime.local import LocalGrid
 from fedsb.server_app import planned, prepare

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
+from fedsb.arrays import encode_arrays
 from fedsb.assembly import client_features, corpus_of, use_threads
 from fedsb.client_app import app
 from fedsb.config import load
 from fedsb.frozen import FrozenLog
 from fedsb.loading import locate
-from fedsb.messages import encode_arrays
 from fedsb.report.records import RoundRecord
 from fedsb.rng import stream_seed
 from fedsb.rules import client_names

@@ -12,10 +12,10 @@ from flwr.app import Context, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
+from fedsb.arrays import encode_arrays
 from fedsb.byte_counts import payload_bytes
 from fedsb.client_app import app
 from fedsb.config import load
-from fedsb.messages import encode_arrays
 from fedsb.runtime.local import LocalGrid
 from fedsb.server_app import prepare
 

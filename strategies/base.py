@@ -16,8 +16,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedsb.adapters import AdapterSpec
+from fedsb.arrays import decode_arrays, encode_arrays, quantise
 from fedsb.frozen import FrozenLog
-from fedsb.messages import Instruction, decode_arrays, encode_arrays, quantise
+from fedsb.messages import Instruction
 from fedsb.report.records import RoundRecord
 from fedsb.rules import cohort_size
 from fedsb.schedule import dispatch_order, draw_cohort
@@ -248,8 +249,7 @@ class LowRankStrategy(Strategy):
         self._round.begin_exchange(order, title)
         instruction = Instruction("", 0, stage=stage, labels=self.labels, digest=sent.digest)
         requests = transport.requests(order, "train.evidence", instruction, arrays, self._round.tally)
-        messages = transport.address(requests, self._round.failed)
-        yield from self._uploads(transport.replies(messages, self._timeout), wanted)
+        yield from self._uploads(transport.replies(transport.address(requests, self._round.failed), self._timeout), wanted)
         self._round.check_quorum(self.participation.min_replies)
 
     def _instruction(self, round_number: int) -> Instruction:

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fedsb.adapters.starts import Sketch, core
-from fedsb.messages import decode_arrays, encode_arrays
+from fedsb.arrays import decode_arrays, encode_arrays
 from fedsb.sketching import reply_layout
 from fedsb.state import Layout, State, WeightedSum, unpack
 from strategies.base import LowRankStrategy

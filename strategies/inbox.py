@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 
+from fedsb.arrays import LayoutError
 from fedsb.errors import RunError
-from fedsb.messages import LayoutError, decode_reply
+from fedsb.messages import decode_reply
 from fedsb.privacy.codes import BY_NUMBER, UNKNOWN, Code
 from fedsb.state import Layout, State, non_finite
 

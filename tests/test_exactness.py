@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedsb.adapters import SPECS
+from fedsb.arrays import quantise
 from fedsb.exactness import ExactnessMeter, Gap, encoding_error, low_rank_squared_norm
-from fedsb.messages import quantise
 from fedsb.rng import torch_generator
 from fedsb.state import HEAD, Name, State
 

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedsb.arrays import encode_arrays
 from fedsb.errors import RunError
 from fedsb.frozen import LINE, ROOT, Bundle, Frozen, FrozenLog, FrozenMissing, FrozenStore, dense_is_cheaper
-from fedsb.messages import Instruction, decode_instruction, encode_arrays, encode_cargo, encode_instruction
+from fedsb.messages import Instruction, decode_instruction, encode_cargo, encode_instruction
 from fedsb.rng import torch_generator
 from fedsb.state import Name, State
 

@@ -14,20 +14,18 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsb.arrays import LayoutError, _encoded, decode_arrays, encode_arrays, quantise
 from fedsb.byte_counts import overhead_bytes, payload_bytes, state_bytes
 from fedsb.frozen import ROOT, FrozenLog
 from fedsb.messages import (
     Instruction,
-    LayoutError,
-    decode_arrays,
+    Reply,
     decode_instruction,
     decode_reply,
-    encode_arrays,
     encode_cargo,
     encode_instruction,
     encode_missing,
     encode_reply,
-    quantise,
 )
 from fedsb.rng import torch_generator
 from fedsb.state import HEAD, Layout, Name, State
@@ -213,3 +211,18 @@ def test_the_root_of_the_frozen_log_goes_without_a_bundle() -> None:
     got = decode_instruction(encode_instruction(Instruction("a", 1), encode_cargo(ArrayRecord(), None)))
     assert got.frozen == ROOT
     assert got.bundle is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+@pytest.mark.parametrize("size", [0, 1, 7, 4096, 100_003])
+def test_flat_values_are_written_as_flower_writes_them(dtype: str, size: int) -> None:
+    values = (np.arange(size) % 1000).astype(dtype)
+    assert _encoded(values) == Array(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [([3e38, 3e38, 1.0], True), ([3e38, float("inf")], False), ([float("inf"), -float("inf")], False), ([1.0, float("nan")], False)],
+)
+def test_a_sum_that_overflows_is_no_sign_of_infinity(values: list[float], finite: bool) -> None:
+    assert Reply({"trained": torch.tensor(values)}, 0, 1, {}).finite is finite

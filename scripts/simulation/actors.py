@@ -12,10 +12,10 @@ import ray
 import torch
 from torch import nn
 
+from fedsb.arrays import encode_arrays
 from fedsb.assembly import client_features, corpus_of, model_of
 from fedsb.client_job import config_of
 from fedsb.config import load
-from fedsb.messages import encode_arrays
 from fedsb.runtime.grids import CLIENT, TOGETHER
 from fedsb.runtime.pool import Pool, PoolSettings, close_pools, pool_for
 from fedsb.runtime.ray import RayGrid

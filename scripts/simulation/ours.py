@@ -10,10 +10,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedsb.arrays import encode_arrays
 from fedsb.assembly import use_threads
 from fedsb.config import load
 from fedsb.frozen import FrozenLog
-from fedsb.messages import encode_arrays
 from fedsb.private_run import save_plans
 from fedsb.report.records import RoundRecord
 from fedsb.runtime.grids import grid_for

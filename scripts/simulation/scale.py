@@ -18,9 +18,9 @@ from bench_figures import Figure
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
+from fedsb.arrays import FROZEN, encode_arrays
 from fedsb.config import load
 from fedsb.loading import locate
-from fedsb.messages import FROZEN, encode_arrays
 from fedsb.runtime.grid import SimulationGrid
 from fedsb.runtime.local import LocalGrid
 from fedsb.runtime.pool import PoolSettings, close_pools, pool_for
@@ -42,7 +42,11 @@ def idle(message: Message, context: Context) -> Message:
             "metrics": MetricRecord({"num-examples": [1] * len(names)}),
         }
         return Message(RecordDict(told), reply_to=message)  # type: ignore[arg-type]
-    arrays = ArrayRecord({key: array for key, array in message.content.array_records["arrays"].items() if key != FROZEN})
+    arrays = ArrayRecord()
+    for key, array in message.content.array_records["arrays"].items():
+        if key != FROZEN:
+            # One by one: the constructor copies, and takes nothing but bytes.
+            arrays[key] = array
     metrics = {"num-examples": 1, "layout": message.content.config_records["config"]["layout"], "loss": 0.0, "steps": 0}
     return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)}), reply_to=message)  # type: ignore[arg-type]
 

@@ -25,10 +25,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from omegaconf import DictConfig
 
 from fedsb import cli, client_app, client_stack
+from fedsb.arrays import decode_arrays, encode_arrays
 from fedsb.byte_counts import overhead_bytes
 from fedsb.config import load
 from fedsb.errors import RunError, UserError
-from fedsb.messages import decode_arrays, encode_arrays
 from fedsb.models import forget_models
 from fedsb.privacy.account import DIAGNOSTICS, LEDGERS
 from fedsb.runtime.cluster import start_ray

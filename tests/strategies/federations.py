@@ -12,11 +12,12 @@ from flwr.app import Context, Message
 from torch import Tensor
 
 from fedsb.adapters.layer import out_in
+from fedsb.arrays import encode_arrays
 from fedsb.assembly import use_threads
 from fedsb.client_app import app as client_app
 from fedsb.client_job import config_of as client_config
 from fedsb.frozen import FrozenLog, FrozenStore
-from fedsb.messages import Instruction, Reply, decode_instruction, decode_reply, encode_arrays
+from fedsb.messages import Instruction, Reply, decode_instruction, decode_reply
 from fedsb.models import AdaptedModel, build_model
 from fedsb.report.records import RoundRecord
 from fedsb.runtime.local import LocalGrid

@@ -15,13 +15,14 @@ from flwr.app import Context, Message, RecordDict
 from opacus.accountants import RDPAccountant
 from rich.console import Console
 
+from fedsb.arrays import encode_arrays
 from fedsb.assembly import client_features, use_threads
 from fedsb.checkpoint import load_checkpoint
 from fedsb.client_app import app as client_app
 from fedsb.client_job import config_of as client_config
 from fedsb.config import as_yaml
 from fedsb.errors import RunError
-from fedsb.messages import decode_instruction, encode_arrays
+from fedsb.messages import decode_instruction
 from fedsb.report.progress import Progress
 from fedsb.report.records import RoundRecord, RunFolder, read_run
 from fedsb.schema import Config

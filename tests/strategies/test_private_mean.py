@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsb.arrays import quantise
 from fedsb.errors import UserError
-from fedsb.messages import quantise
 from fedsb.rng import torch_generator
 from fedsb.state import HEAD, Layout, Name, State, squared_norm, subtract
 from strategies.private_mean import ClippingBound, PrivateMeanReducer, PrivateSum

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedsb.adapters import SPECS
+from fedsb.arrays import quantise
 from fedsb.errors import UserError
-from fedsb.messages import quantise
 from fedsb.rng import torch_generator
 from fedsb.state import HEAD, Layout, Name, State, WeightedSum
 from strategies import FedExLoRA, Participation

@@ -9,10 +9,10 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedsb.arrays import encode_arrays
 from fedsb.assembly import use_threads
 from fedsb.config import load, split_overrides
 from fedsb.frozen import FrozenLog
-from fedsb.messages import encode_arrays
 from fedsb.report.records import RoundRecord
 from fedsb.server_app import prepare
 from fedsb.state import State
