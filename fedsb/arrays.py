@@ -34,7 +34,7 @@ def encode_arrays(state: State, dtype: str = "float32") -> ArrayRecord:
 
 
 def decode_arrays(record: ArrayRecord) -> dict[str, Tensor]:
-    """Return the flat float32 tensors of an ``ArrayRecord`` by group.
+    """Return the flat float32 tensors of an ``ArrayRecord`` by group; that of ``frozen`` borrows its memory, which may be read-only.
 
     Raises:
         LayoutError: an array that is not of a wire dtype, or that cannot be read.
@@ -61,17 +61,23 @@ def _decode_flat(key: str, array: Array) -> tuple[str, Tensor]:
     try:
         values = _values(array)
     except Exception as error:  # a damaged file makes NumPy's reader raise nearly anything, out of memory and bad archives included
-        raise LayoutError(f"the array of group '{group}' cannot be read: {error}") from None
+        raise LayoutError(f"the array of group '{_told(group)}' cannot be read: {_told(error)}") from None
     stored = STORED.get(dtype or "float32")
     if stored is None or (array.dtype, tuple(array.shape)) != (stored.name, values.shape) or values.dtype != stored or values.ndim != 1:
         raise LayoutError(
-            f"array '{key}' ({array.dtype} {list(array.shape)}) is not of a wire dtype ({', '.join(STORED)}), flat, and of its own shape"
+            f"array '{_told(key)}' ({_told(array.dtype)} {_told(list(array.shape))}) is not of a wire dtype ({', '.join(STORED)}), "
+            "flat, and of its own shape"
         )
     if key == FROZEN:
         return group, _borrowed(values)
     # Torch's own memory begins on a cache line, NumPy's anywhere, and the last bits of a product with it depend on that.
     flat = torch.tensor(values)
     return group, flat.view(DTYPES[dtype]).to(torch.float32) if dtype else flat
+
+
+def _told(what: object) -> str:
+    """Return what a sender has written, as far as it is fit for a log."""
+    return " ".join(ascii(str(what))[1:-1].split())[:200]
 
 
 def _values(array: Array) -> np.ndarray[Any, np.dtype[Any]]:
@@ -82,20 +88,21 @@ def _values(array: Array) -> np.ndarray[Any, np.dtype[Any]]:
     """
     start = _npy_header(array.dtype, tuple(array.shape)) if array.stype == NPY else b""
     if start and bytes(array.data[: len(start)]) == start:
-        return np.frombuffer(array.data, array.dtype, offset=len(start)).reshape(array.shape)
+        return np.frombuffer(array.data, np.dtype(array.dtype).newbyteorder("<"), offset=len(start)).reshape(array.shape)
     values: object = array.numpy()
     if not isinstance(values, np.ndarray):
         raise TypeError("it is an archive")
     return values
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64, typed=True)
 def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     """Return how the .npy file of a wire array begins; nothing for another dtype."""
-    if dtype not in {stored.name for stored in STORED.values()}:
+    if dtype not in {stored.name for stored in STORED.values()} or any(type(n) is not int for n in shape):
         return b""
     sink = BytesIO()
-    np.lib.format.write_array_header_1_0(sink, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
+    order = np.dtype(dtype).newbyteorder("<").str
+    np.lib.format.write_array_header_1_0(sink, {"descr": order, "fortran_order": False, "shape": shape})
     return sink.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
@@ -19,12 +20,14 @@ def payload_bytes(content: RecordDict) -> int:
 
 def array_bytes(record: ArrayRecord) -> int:
     """Bytes of the values in one record."""
-    return sum(math.prod(a.shape) * _itemsize(a.dtype) for a in record.values())
+    return sum(_values_bytes(a) for a in record.values())
 
 
-def _itemsize(dtype: str) -> int:
-    """Return the bytes of a value; 0 for a dtype that is none, so that all of a broken array counts as overhead."""
-    return np.dtype(dtype).itemsize if dtype in np.sctypeDict else 0
+def _values_bytes(array: Array) -> int:
+    """Bytes of an array's values; 0 for one whose header cannot be true, so that all of a broken array counts as overhead."""
+    whole = all(isinstance(n, int) and n >= 0 for n in array.shape)
+    size = math.prod(array.shape) * np.dtype(array.dtype).itemsize if whole and array.dtype in np.sctypeDict else 0
+    return size if size <= len(array.data) else 0
 
 
 def state_bytes(numel: int, dtype: str = "float32") -> int:
@@ -40,7 +43,9 @@ def overhead_bytes(content: RecordDict) -> int:
     """
     rest: int = recorddict_to_proto(RecordDict({k: r for k, r in content.items() if not isinstance(r, ArrayRecord)})).ByteSize()
     for key, record in content.array_records.items():
-        rest += _shell_bytes(key, tuple((k, a.dtype, tuple(a.shape), a.stype) for k, a in record.items()))
+        # Not that of a broken array which protobuf could not carry: whoever reads it refuses it.
+        with suppress(TypeError, ValueError):
+            rest += _shell_bytes(key, tuple((k, a.dtype, tuple(a.shape), a.stype) for k, a in record.items()))
         rest += sum(len(a.data) for a in record.values())
     return rest - payload_bytes(content)
 

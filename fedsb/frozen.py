@@ -24,10 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsb.errors import RunError
-from fedsb.state import Layout, Name, State, non_finite, sha256
+from fedsb.state import LINE, Layout, Name, State, laid_out, non_finite, sha256
 
 ROOT = "0" * 32
-LINE = 64  # bytes of a cache line, where torch's own memory begins
 BASIS = ("A", "B")
 
 
@@ -167,10 +166,13 @@ class FrozenStore:
         handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")
         os.close(handle)
         scratch = Path(name)
-        save_file(tensors, scratch, metadata=metadata)
-        if beyond := _data_offset(scratch) % LINE:
-            save_file(tensors, scratch, metadata={**metadata, "padding": " " * (LINE - beyond)})
-        self._keep(scratch, bundle)
+        try:
+            save_file(tensors, scratch, metadata=metadata)
+            if beyond := _data_offset(scratch) % LINE:
+                save_file(tensors, scratch, metadata={**metadata, "padding": " " * (LINE - beyond)})
+            self._keep(scratch, bundle)
+        finally:
+            scratch.unlink(missing_ok=True)
 
     def _keep(self, scratch: Path, bundle: Bundle) -> None:
         """Give a file its name. The first one stays, so that processes that receive the same at the same time map one file."""
@@ -180,7 +182,6 @@ class FrozenStore:
         except OSError:  # it is there, or the file system knows no links
             if not self._readable(bundle.head, bundle.parent):
                 os.replace(scratch, path)
-        scratch.unlink(missing_ok=True)
 
     def load(self, head: str) -> Frozen:
         """Return the frozen part at ``head``. The view is shared: it changes with the next load.
@@ -220,10 +221,11 @@ class FrozenStore:
         try:
             with safe_open(self._path(head), "pt") as file:
                 metadata = file.metadata() or {}
-                state = State({Name(*reversed(key.split("|", 1))): _aligned(file.get_tensor(key)) for key in file.keys()})  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+                state = State({Name(*reversed(key.split("|", 1))): laid_out(file.get_tensor(key)) for key in file.keys()})  # noqa: SIM118
+            whole = (metadata["head"], metadata["sha256"]) == (head, sha256(state))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise FrozenMissing(head) from error
-        if (metadata.get("head"), metadata.get("sha256")) != (head, sha256(state)):
+        if not whole or "parent" not in metadata:
             raise FrozenMissing(head)
         return Bundle(metadata["parent"], head, state)
 
@@ -232,8 +234,3 @@ def _data_offset(path: Path) -> int:
     """Return where the tensors of a safetensors file begin."""
     with path.open("rb") as file:
         return 8 + int.from_bytes(file.read(8), "little")
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    """Return a tensor that begins on a cache line: the last bits of a product depend on where its operands lie."""
-    return tensor if tensor.data_ptr() % LINE == 0 else tensor.clone()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 HEAD = "head"
 TRAINED = "trained"
+LINE = 64  # bytes of a cache line, where torch's own memory begins
 PIECE = 2**16  # values of a sum that are widened at a time
 
 
@@ -163,6 +164,15 @@ def unpack(flats: Mapping[str, Tensor], layout: Layout) -> Packed:
         if flats[group].numel() != expected:
             raise ValueError(f"group '{group}' holds {flats[group].numel()} values, expected {expected}")
     return Packed(flats, layout)
+
+
+def laid_out(tensor: Tensor) -> Tensor:
+    """Return a tensor that lies as torch would lay it, row by row from a cache line on; a copy only where it lies otherwise.
+
+    The last bits of a product depend on how its operands lie.
+    """
+    regular = tensor.is_contiguous() and tensor.data_ptr() % LINE == 0
+    return tensor if regular else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def squared_norm(state: State) -> float:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from fedsb.arrays import encode_arrays
 from fedsb.errors import RunError
-from fedsb.frozen import LINE, ROOT, Bundle, Frozen, FrozenLog, FrozenMissing, FrozenStore, dense_is_cheaper
+from fedsb.frozen import ROOT, Bundle, Frozen, FrozenLog, FrozenMissing, FrozenStore, dense_is_cheaper
 from fedsb.messages import Instruction, decode_instruction, encode_cargo, encode_instruction
 from fedsb.rng import torch_generator
-from fedsb.state import Name, State
+from fedsb.state import LINE, Name, State
 
 law = settings(max_examples=25, deadline=None)
 SHAPES = {"wide": (5, 12), "tall": (12, 5), "square": (7, 7)}
@@ -286,13 +286,31 @@ def test_processes_that_receive_the_same_at_once_keep_one_file(folder: Path) -> 
     log = FrozenLog()
     log.append(basis())
     bundle = over_the_wire(log.bundle(0))
-    kept: set[int] = set()
-    for _ in range(20):
+    for turn in range(20):
+        shared = folder / str(turn)
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda store: store.receive(bundle), [FrozenStore(folder) for _ in range(4)]))
-        kept.add((folder / f"{log.head}.safetensors").stat().st_ino)
-    assert len(kept) == 1
-    assert [path.suffix for path in folder.iterdir()] == [".safetensors"]
+            held = list(pool.map(lambda store: (store.receive(bundle), inode(store, log))[1], [FrozenStore(shared) for _ in range(4)]))
+        assert len(set(held)) == 1
+        assert [path.suffix for path in shared.iterdir()] == [".safetensors"]
+
+
+def inode(store: FrozenStore, log: FrozenLog) -> int:
+    return (store.folder / f"{log.head}.safetensors").stat().st_ino
+
+
+@pytest.mark.parametrize(("this", "that"), [(b"A@1|m", b"A@1xm"), (b'"parent"', b'"parenu"'), (b'"sha256"', b'"sha257"')])
+def test_a_damaged_header_is_repaired_like_damaged_values(folder: Path, this: bytes, that: bytes) -> None:
+    log = FrozenLog()
+    log.append(State({Name("m", "A"): gaussian(4, 16, seed=0)}))
+    FrozenStore(folder).receive(log.bundle(0))
+    path = folder / f"{log.head}.safetensors"
+    whole = path.read_bytes()
+    assert this in whole
+    path.write_bytes(whole.replace(this, that))
+    with pytest.raises(FrozenMissing):
+        FrozenStore(folder).load(log.head)
+    FrozenStore(folder).receive(log.bundle(0))
+    assert_holds(FrozenStore(folder).load(log.head), log, 1)
 
 
 def test_an_unknown_head_is_missing_and_leaves_the_view_as_it_was(folder: Path) -> None:

@@ -63,7 +63,8 @@ def build(request: pytest.FixtureRequest) -> Build:
         with torch.no_grad():
             for layer in layers(adapted.model).values():
                 for role in layer.spec.factors:
-                    layer.factor(role).weight.normal_(std=0.3, generator=stream)
+                    factor = layer.factor(role).weight
+                    factor.data = torch.empty(factor.shape).normal_(std=0.3, generator=stream)
         return adapted
 
     return make

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsb.adapters.spec import AdapterSpec
 from fedsb.errors import UserError
-from fedsb.state import Name, State
+from fedsb.state import Name, State, laid_out
 
 ALL_LINEAR = "all-linear"
 # One row per supported kind of layer: does its weight lie as (out, in)?
@@ -90,10 +90,19 @@ class LowRankLayer(nn.Module):
         return out_in(self.base, self._pristine)
 
     def hold(self, role: str, factor: Tensor | None) -> None:
-        """Let the layer compute with a frozen factor, which is not copied where it lies on the layer's device; None stands for zeros."""
+        """Let the layer compute with a frozen factor, which is not copied where it lies as the layer's own would; None stands for zeros.
+
+        Raises:
+            ValueError: it has another shape.
+        """
         weight = self.factor(role).weight
-        # Zeros that take no memory: a model that waits for its factors should not weigh as much as one that has them.
-        weight.data = torch.zeros((), dtype=weight.dtype, device=weight.device).expand_as(weight) if factor is None else factor.to(weight)
+        if factor is None:
+            # They take no memory: a model that waits for its factors should not weigh as much as one that has them.
+            weight.data = torch.zeros((), dtype=weight.dtype, device=weight.device).expand_as(weight)
+            return
+        if factor.shape != weight.shape:
+            raise ValueError(f"{role} is {tuple(factor.shape)}, expected {tuple(weight.shape)}")
+        weight.data = laid_out(factor.to(weight))
 
     def set_residual(self, residual: Tensor | None) -> None:
         """Let the layer compute with ``W0 + residual`` (out, in); None restores the pristine W0, bit for bit."""

@@ -24,7 +24,7 @@ from flwr.app import Array
 from ray.cloudpickle import CloudPickler
 from torch import Tensor, nn
 
-LINE = 64  # bytes; where a large buffer of Ray's begins, and what torch allocates
+from fedsb.state import LINE
 
 
 class Parts(NamedTuple):

@@ -75,7 +75,12 @@ def build_case(folder: Path, task: str, family: str, start: str = "later", *, dr
         silence(adapted.model)
     draw = numpy_generator(0, "texts")
     features = [{"input_ids": draw.integers(5, 30, n).tolist(), "target": n % 3} for n in LENGTHS]
-    made = adapted.initial
+    frozen = {
+        Name(module, role): torch.zeros_like(layer.factor(role).weight)
+        for module, layer in adapted.layers.items()
+        for role in adapted.spec.frozen
+    }
+    made = adapted.initial.merge(State(frozen))
     if start == "later":
         made = State({name: t + 0.1 * torch.randn(t.shape, generator=torch_generator(0, "test", *name)) for name, t in made.items()})
     elif adapted.spec.factors:

@@ -80,7 +80,8 @@ def adapt(model: nn.Module, exclude: tuple[str, ...] = ("classifier", "*pooler*"
     for layer in layers(model).values():
         for role in layer.spec.factors:
             # Far from zero, so that a run with adapters on would give another gradient.
-            nn.init.normal_(layer.factor(role).weight, generator=torch_generator(0, "factors"))
+            factor = layer.factor(role).weight
+            factor.data = torch.randn(factor.shape, generator=torch_generator(0, "factors"))
     return model
 
 

@@ -13,8 +13,8 @@ from fedsb.config import load
 from fedsb.frozen import Frozen
 from fedsb.loading import load_network
 from fedsb.models import build_model
-from fedsb.runtime.sharing import LINE, Parts, join, split
-from fedsb.state import Name, State
+from fedsb.runtime.sharing import Parts, join, split
+from fedsb.state import LINE, Name, State
 from fedsb.tasks import TASKS
 
 TEXT = torch.tensor([[2, 5, 6, 7, 3], [2, 9, 3, 0, 0]])
@@ -98,5 +98,9 @@ def test_frozen_factors_are_held_and_not_copied(tiny_bert: Path) -> None:
     basis = State({Name(name, "A"): torch.randn(weight.shape) for name, weight in before.items()})
     adapted.install(adapted.initial, Frozen(basis))
     assert {layer.A.weight.data_ptr() for layer in adapted.layers.values()} == {t.data_ptr() for t in basis.values()}
+    adapted.install(adapted.initial, Frozen(basis.map(lambda t: t.t().contiguous().t())))
+    assert all(layer.A.weight.is_contiguous() and layer.A.weight.data_ptr() % LINE == 0 for layer in adapted.layers.values())
+    with pytest.raises(ValueError, match=r"A is \(2, 7\), expected"):
+        next(iter(adapted.layers.values())).hold("A", torch.zeros(2, 7))
     adapted.reset()
     assert not any(layer.A.weight.any() or layer.B.weight.any() for layer in adapted.layers.values())

@@ -302,6 +302,13 @@ def with_data(content: RecordDict, data: bytes) -> RecordDict:
     return RecordDict({**content, "arrays": ArrayRecord({**content.array_records["arrays"], "trained": damaged})})
 
 
+def with_shape(content: RecordDict, shape: Any) -> RecordDict:
+    """Let the shape lie as only Flower's inflatable objects can: they read it from JSON."""
+    array = content.array_records["arrays"]["trained"]
+    array.shape = shape
+    return content
+
+
 def archive() -> bytes:
     sink = io.BytesIO()
     np.savez(sink, np.zeros(3, np.float32))
@@ -357,6 +364,9 @@ BROKEN: dict[str, tuple[Tamper, str]] = {
     "a broken archive": (lambda c: with_data(c, b"PK\x03\x04 and no more"), "group 'trained' cannot be read"),
     "a header beyond all memory": (lambda c: with_data(c, npy_header((10**15,))), "group 'trained' cannot be read"),
     "nothing behind the header": (lambda c: with_data(c, npy_header((8,))), "group 'trained' cannot be read"),
+    "a shape beyond protobuf": (lambda c: with_shape(c, (2**31,)), r"array 'trained' \(float32 \[2147483648\]\) is not"),
+    "a negative shape": (lambda c: with_shape(c, (-3,)), r"array 'trained' \(float32 \[-3\]\) is not"),
+    "a nested shape": (lambda c: with_shape(c, ([3],)), "group 'trained' cannot be read"),
     "doubles": (lambda c: with_arrays(c, lambda v: v.astype("float64")), r"array 'trained' \(float64 .* not of a wire dtype"),
 }
 
