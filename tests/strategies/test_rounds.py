@@ -302,10 +302,10 @@ def with_data(content: RecordDict, data: bytes) -> RecordDict:
     return RecordDict({**content, "arrays": ArrayRecord({**content.array_records["arrays"], "trained": damaged})})
 
 
-def with_shape(content: RecordDict, shape: Any) -> RecordDict:
-    """Let the shape lie as only Flower's inflatable objects can: they read it from JSON."""
-    array = content.array_records["arrays"]["trained"]
-    array.shape = shape
+def with_header(content: RecordDict, **header: Any) -> RecordDict:
+    """Let an array's header lie as only Flower's inflatable objects can: they read it from JSON."""
+    for name, value in header.items():
+        setattr(content.array_records["arrays"]["trained"], name, value)
     return content
 
 
@@ -364,9 +364,14 @@ BROKEN: dict[str, tuple[Tamper, str]] = {
     "a broken archive": (lambda c: with_data(c, b"PK\x03\x04 and no more"), "group 'trained' cannot be read"),
     "a header beyond all memory": (lambda c: with_data(c, npy_header((10**15,))), "group 'trained' cannot be read"),
     "nothing behind the header": (lambda c: with_data(c, npy_header((8,))), "group 'trained' cannot be read"),
-    "a shape beyond protobuf": (lambda c: with_shape(c, (2**31,)), r"array 'trained' \(float32 \[2147483648\]\) is not"),
-    "a negative shape": (lambda c: with_shape(c, (-3,)), r"array 'trained' \(float32 \[-3\]\) is not"),
-    "a nested shape": (lambda c: with_shape(c, ([3],)), "group 'trained' cannot be read"),
+    "a shape beyond protobuf": (lambda c: with_header(c, shape=(2**31,)), r"array 'trained' \(float32 \[2147483648\]\) is not"),
+    "a negative shape": (lambda c: with_header(c, shape=(-3,)), r"array 'trained' \(float32 \[-3\]\) is not"),
+    "a nested shape": (lambda c: with_header(c, shape=([3],)), "group 'trained' cannot be read"),
+    "no shape": (lambda c: with_header(c, shape=None), "group 'trained' cannot be read"),
+    "a shape that is a number": (lambda c: with_header(c, shape=3), "group 'trained' cannot be read"),
+    "a dtype that is a list": (lambda c: with_header(c, dtype=["float32"]), "group 'trained' cannot be read"),
+    "a dtype that is a number": (lambda c: with_header(c, dtype=3), "group 'trained' cannot be read|is not of a wire dtype"),
+    "a format that is a list": (lambda c: with_header(c, stype=["numpy.ndarray"]), "group 'trained' cannot be read"),
     "doubles": (lambda c: with_arrays(c, lambda v: v.astype("float64")), r"array 'trained' \(float64 .* not of a wire dtype"),
 }
 
