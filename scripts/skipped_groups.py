@@ -20,24 +20,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class SkippedGroups:
-    """Counts what ran and what was skipped, by group."""
+    """Counts what ran and what was skipped, by group, from the reports: all that pytest-xdist's controller sees of the tests."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self) -> None:
         self.ran: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
-        self._root = root
-        self._groups: dict[str, set[str]] = {}
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Note the groups of each test."""
-        for item in session.items:
-            markers = {marker for marker in MARKERS if item.get_closest_marker(marker)}
-            self._groups[item.nodeid] = markers or {str(item.path.parent.relative_to(self._root))}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count a test once: at its call, or where it was skipped before."""
         if report.when == "call" or report.skipped:
-            (self.skipped if report.skipped else self.ran).update(self._groups.get(report.nodeid, ()))
+            markers = {marker for marker in MARKERS if marker in report.keywords}
+            (self.skipped if report.skipped else self.ran).update(markers or {_folder(report)})
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Count a file that skips itself as a test that was skipped."""
+        if report.skipped:
+            self.skipped.update({_folder(report)})
 
     def untested(self) -> list[str]:
         """Return the groups of which nothing ran."""
@@ -56,9 +54,13 @@ class SkippedGroups:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Count only where asked to."""
-    if config.getoption(OPTION):
-        config.pluginmanager.register(SkippedGroups(config.rootpath))
+    """Count only where asked to, and where all reports come together."""
+    if config.getoption(OPTION) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(SkippedGroups())
+
+
+def _folder(report: pytest.TestReport | pytest.CollectReport) -> str:
+    return str(Path(report.nodeid.partition("::")[0]).parent)
 
 
 def _has_gpu() -> bool:
