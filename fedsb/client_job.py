@@ -23,7 +23,7 @@ from fedsb.privacy.ledger import Ledger
 from fedsb.privacy.plan import Plan
 from fedsb.privacy.randomness import Streams, secret_streams, simulated_streams
 from fedsb.private_run import plan_of, save_plans, saved_plan
-from fedsb.resuming import resumed
+from fedsb.resuming import fingerprint, resumed
 from fedsb.runtime.fab import launch_folder
 from fedsb.schema import Config
 from fedsb.state import State
@@ -100,7 +100,8 @@ class Job:
         given, run = self._context.run_config.get("output"), str(self._context.run_id)
         parent = home() if self.real else run_folder(self.config, run, None if given is None else str(given))
         folder = ledger_folder(parent / LEDGERS, client, self.data_path)
-        header = {"unit": privacy.unit} | ({} if self.real else {"client": client, "privacy": as_dict(privacy)})
+        simulated = {"client": client, "privacy": as_dict(privacy), "run": fingerprint(self.config)}
+        header = {"unit": privacy.unit} | ({} if self.real else simulated)
         ledger = Ledger(folder, header)
         plan = self._plan(folder if self.real else parent / LEDGERS, run)
         # A resumed simulation has another run id and the same ledgers: what they kept is found by the same key.

@@ -150,10 +150,12 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase | None:
         with _quiet():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, revision=model.revision)
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise UserError(f"no tokenizer at '{source}': {' '.join(str(error).split())[:160]}; set model.tokenizer") from None
+        raise UserError(
+            f"no tokenizer at '{source}': {' '.join(str(error).split())[:160]}; check model.name, or set model.tokenizer"
+        ) from None
     # Without its files transformers makes one that turns every word into the unknown one.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise UserError(f"no tokenizer at '{source}': it holds no vocabulary; set model.tokenizer")
+        raise UserError(f"no tokenizer at '{source}': it holds no vocabulary; check model.name, or set model.tokenizer")
     tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model))
     return tokenizer
 

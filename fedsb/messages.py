@@ -90,12 +90,17 @@ def _unpack(flats: Mapping[str, Tensor], digest: int, layout: Layout) -> State:
     except ValueError as error:
         raise LayoutError(str(error)) from None
     if digest != layout.digest:
-        first = layout.shapes[0][0] if layout.shapes else Name("", "")
         raise LayoutError(
-            f"layout {digest:012x} has as many values as the expected {layout.digest:012x}, but other names or shapes, "
-            f"from '{first.module}' ({first.role}) on"
+            f"layout {digest:012x} has as many values as the expected {layout.digest:012x}, but other names or shapes "
+            f"than {_ends(layout)}; model, adapter.targets and rank must be the same on both sides"
         )
     return state
+
+
+def _ends(layout: Layout) -> str:
+    """Name the first and the last entry: a digest does not tell where another layout differs."""
+    shown = [f"{name.role} of '{name.module}' {list(shape)}" for name, shape in (*layout.shapes[:1], *layout.shapes[-1:])]
+    return " to ".join(shown) or "none"
 
 
 @dataclass(frozen=True)

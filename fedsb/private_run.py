@@ -8,16 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from fedsb.config import as_dict
+from fedsb.errors import UserError
 from fedsb.privacy.account import LEDGERS, charged_account
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.claim import Claim
 from fedsb.privacy.forecast import forecast_snr
-from fedsb.privacy.ledger import Key, Ledger
+from fedsb.privacy.ledger import Key, Ledger, read_header
 from fedsb.privacy.notices import forecast_line, privacy_lines
 from fedsb.privacy.plan import Plan, ServerPlan, make_plan, make_server_plan, unnoised_start
+from fedsb.resuming import fingerprint
 from fedsb.rules import client_names, cohort_size, start_kind
 from fedsb.schedule import draw_cohort
-from fedsb.schema import Config, PrivacyConfig
+from fedsb.schema import Config
 from fedsb.sketching import sketch_of
 
 PLANS = "plans.json"
@@ -93,7 +96,7 @@ class ServerBooks:
 
     Args:
         folder: of the run's ledgers.
-        privacy: accountant, and what the ledger is of.
+        config: of the run; the ledger is kept for it and no other.
         plan: the releases.
         simulated: tells whether the noise comes from the seed: a round that is repeated after a crash then releases the same numbers.
 
@@ -101,9 +104,10 @@ class ServerBooks:
         UserError: the folder holds the ledger of another run.
     """
 
-    def __init__(self, folder: Path, privacy: PrivacyConfig, plan: ServerPlan, *, simulated: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, folder: Path, config: Config, plan: ServerPlan, *, simulated: Callable[[], bool] = lambda: False) -> None:
         self.simulated = simulated
-        self._ledger = Ledger(folder / "server", {"unit": privacy.unit, "privacy": asdict(privacy)})
+        privacy = config.privacy
+        self._ledger = Ledger(folder / "server", {"unit": privacy.unit, "privacy": asdict(privacy), "run": fingerprint(config)})
         self._run = folder.parent.name
         self._accountant = privacy.accountant
         self._plan = plan
@@ -111,10 +115,10 @@ class ServerBooks:
     def charge(self, round_number: int, exchange: str, clients: Sequence[str]) -> None:
         """Enter a release that covers some clients; an exchange of a start without noise is none."""
         key = Key(self._run, round_number, exchange)
-        if self.simulated() and any(charged == key for charged, _ in self._ledger.charges()):
-            return
         entry = self._plan.training if round_number else self._plan.start
-        self._ledger.charge(key, (entry,) if entry else (), clients=clients)
+        entries = (entry,) if entry else ()
+        if not (self.simulated() and self._ledger.holds(key, entries)):
+            self._ledger.charge(key, entries, clients=clients)
 
     def accounts(self) -> dict[str, dict[str, float]]:
         """Return the accounts of all clients."""
@@ -137,7 +141,19 @@ def open_accounts(
     if plans:
         save_plans(ledgers, plans)
     claim = Claim(privacy.unit, privacy.accountant, reason_of(config), charged, privacy.epsilon)
-    return claim, ServerBooks(ledgers, privacy, server_plan) if server_plan else None
+    return claim, ServerBooks(ledgers, config, server_plan) if server_plan else None
+
+
+def check_ledgers(config: Config, folder: Path) -> None:
+    """Hold the ledgers in a resumed run's folder against its configuration before anyone is asked for anything.
+
+    Raises:
+        UserError: one was kept for another configuration, or its first line cannot be read.
+    """
+    for path in sorted((folder / LEDGERS).glob("*/ledger.jsonl")):
+        header = read_header(path.parent)
+        if header and (header.get("run") != fingerprint(config) or header.get("privacy") != as_dict(config.privacy)):
+            raise UserError(f"resume={folder}: the ledger '{path}' was kept for another configuration; bring back the run's own")
 
 
 def private_exchanges(config: Config) -> int:

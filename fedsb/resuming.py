@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedsb.config import as_dict, load, read
+from fedsb.config import as_dict, as_yaml, load, read
 from fedsb.errors import UserError
 from fedsb.schema import Config
 
 # What may differ: where things lie and run, not what comes out.
 FREE = ("resume", "output", "keep_checkpoints", "progress", "runtime", "cost")
+SEAL = "# fingerprint "
 
 
 def resumed(config: Config, overrides: Sequence[str]) -> Config:
@@ -39,7 +40,7 @@ def resumed(config: Config, overrides: Sequence[str]) -> Config:
         raise UserError(f"resume={folder}: that run has finished; begin another with output=…")
     if config.output not in (None, config.resume):
         raise UserError(f"output={config.output} with resume={folder}: a run goes on in its own folder; leave output out")
-    stored = read(folder / "config.yaml")
+    stored = unsealed(folder / "config.yaml")
     named = tuple(override.split("=")[0].lstrip("+~") for override in overrides)
     if differ := differences(config, stored, only={*_leaves(named, config), *differences(config, load([]))}):
         said = _leaves(named, config) & differ.keys()
@@ -71,6 +72,23 @@ def fingerprint(config: Config) -> str:
     """Return a hash of all that shapes a result."""
     flat = {key: value for key, value in _flat(as_dict(config)).items() if key.split(".")[0] not in FREE}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sealed(config: Config) -> str:
+    """Return the YAML of a configuration below a line with its fingerprint."""
+    return f"{SEAL}{fingerprint(config)}: a run goes on only with what stands below\n{as_yaml(config)}"
+
+
+def unsealed(path: Path) -> Config:
+    """Read back what :func:`sealed` wrote.
+
+    Raises:
+        UserError: it is not the configuration that the run was begun with: what its ledgers hold was charged for that one.
+    """
+    config = read(path)
+    if not path.read_text(encoding="utf-8").startswith(f"{SEAL}{fingerprint(config)}:"):
+        raise UserError(f"'{path}' was changed since the run began, or is of another version; undo the change, or begin another run")
+    return config
 
 
 def _leaves(named: Sequence[str], config: Config) -> set[str]:

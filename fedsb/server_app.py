@@ -33,7 +33,7 @@ from fedsb.assembly import (
     use_threads,
 )
 from fedsb.checkpoint import Snapshot, load_checkpoint
-from fedsb.config import as_yaml, load, split_overrides
+from fedsb.config import load, split_overrides
 from fedsb.errors import RunError, UserError
 from fedsb.evaluation import evaluate
 from fedsb.exporting import export_run
@@ -43,13 +43,13 @@ from fedsb.models import AdaptedModel
 from fedsb.pooling import pooling_remark
 from fedsb.privacy.models import refuse_mixing_layers
 from fedsb.privacy.plan import Plan, ServerPlan
-from fedsb.private_run import client_plans, open_accounts, opening_lines, server_plan_of
+from fedsb.private_run import check_ledgers, client_plans, open_accounts, opening_lines, server_plan_of
 from fedsb.recorder import Recorder
 from fedsb.report.progress import Progress
 from fedsb.report.records import RunFolder
 from fedsb.report.report import write_report
 from fedsb.report.summary import build_summary
-from fedsb.resuming import check_nodes_agree, fingerprint, resumed
+from fedsb.resuming import check_nodes_agree, fingerprint, resumed, sealed
 from fedsb.rules import client_names
 from fedsb.runtime.grid import SimulationGrid
 from fedsb.schema import Config
@@ -118,11 +118,12 @@ def serve(config: Config, grid: Grid, output: Path, *, given: Config | None = No
     if config.resume is None:
         prepared = planned(prepare(config), grid)
         folder = RunFolder(output)
-        folder.write_config(as_yaml(config))
+        folder.write_config(sealed(config))
         with folder.held():
             return _run(prepared, grid, folder)
     folder = RunFolder(output, resumed=True)
     with folder.held():
+        check_ledgers(config, folder.path)
         snapshot = last_snapshot(config, folder)
         prepared = planned(prepare(config, snapshot), grid)
         check_nodes_agree(config, given or config, real=prepared.strategy.connect(grid).real)

@@ -131,7 +131,7 @@ WANTED = Layout.of(State({Name(m, "R"): torch.zeros(2, 2) for m in "ab"}))
         ({("a", "R"): (2, 2), ("b", "R"): (2, 2), ("c", HEAD): (1,)}, r"groups are \['head', 'trained'\], expected \['trained'\]"),
         (
             {("a", "R"): (2, 2), ("c", "R"): (2, 2)},
-            r"has as many values as the expected [0-9a-f]{12}, but other names or shapes, from 'a' \(R\)",
+            r"as many values as the expected [0-9a-f]{12}, but other names or shapes than R of 'a' \[2, 2\] to R of 'b' \[2, 2\]; model",
         ),
         ({("a", "R"): (4, 1), ("b", "R"): (2, 2)}, r"but other names or shapes"),
         ({}, r"groups are \[\], expected \['trained'\]"),

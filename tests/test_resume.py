@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fedsb import client_app
+from fedsb.cli import main
 from fedsb.config import load
 from fedsb.errors import RunError, UserError
 from fedsb.privacy.randomness import simulated_streams
@@ -42,6 +43,7 @@ RUNS = {
     "private examples": (*EXAMPLE, "privacy.clipping=adaptive", "init.kind=weight_svd"),
     "private clients": (*CLIENT, "privacy.clipping=adaptive", "privacy.quantile_lr=0.5", "init.kind=weight_svd"),
 }
+PRIVATE_START = ("init.kind=gradient", "init.num_examples=8", "init.power_iterations=0", "privacy.init_fraction=0.3")
 Run = Callable[..., dict[str, Any]]
 
 
@@ -197,6 +199,43 @@ def test_what_that_run_was_not_is_named(name: str, stopped: Path, run: Run) -> N
     overrides, message = MISTAKES[name]
     with pytest.raises(UserError, match=message):
         run(stopped, f"resume={stopped}", *overrides)
+
+
+def test_a_configuration_that_was_changed_since_is_refused(stopped: Path, run: Run) -> None:
+    text, before = (stopped / "config.yaml").read_text(), (stopped / "metrics.jsonl").read_text()
+    for changed in (text.replace("seed: 0", "seed: 1"), "\n".join(text.splitlines()[1:])):
+        assert changed != text
+        (stopped / "config.yaml").write_text(changed)
+        with pytest.raises(UserError, match=r"config.yaml' was changed since the run began, .*; undo the change, or begin another run$"):
+            run(stopped, f"resume={stopped}")
+        with pytest.raises(SystemExit, match="2"):
+            main(["run", f"resume={stopped}"])
+        assert (stopped / "metrics.jsonl").read_text() == before
+    (stopped / "config.yaml").write_text(text)
+    run(stopped, f"resume={stopped}")
+
+
+@pytest.mark.parametrize("kind", ["private examples", "private clients"])
+@pytest.mark.parametrize("life", [3, 12], ids=["before the first checkpoint", "after it"])
+@pytest.mark.parametrize(
+    "header", [{"run": "0123456789abcdef"}, {"privacy": {}}, None], ids=["another run", "another privacy", "no header"]
+)
+def test_a_ledger_of_another_configuration_is_refused_before_anyone_is_asked(
+    kind: str, life: int, header: dict[str, Any] | None, run: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(Killed):
+        run(folder, *RUNS[kind], *PRIVATE_START, life=life)
+    ledger = next(folder.glob("ledgers/*/ledger.jsonl"))
+    first, *rest = ledger.read_text().splitlines(keepends=True)
+    foreign = json.dumps({**json.loads(first), **header}) if header else "[]"
+    ledger.write_text("".join([f"{foreign}\n", *rest]))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ledger.name}
+    with pytest.raises(UserError, match=r"ledger.jsonl' was kept for another configuration|line 1 is no header of a privacy ledger"):
+        run(folder, f"resume={folder}")
+    assert all(path.read_bytes() == content for path, content in before.items())
+    ledger.write_text("".join([first, *rest]))
+    assert run(folder, f"resume={folder}")["epsilon"]["max"] > 0
 
 
 def test_the_same_overrides_beside_resume_are_welcome(stopped: Path, tiny_bert: Path, tmp_path: Path) -> None:

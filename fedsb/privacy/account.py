@@ -56,8 +56,9 @@ class Account:
 
         Raises:
             BudgetExceeded: it would take epsilon above ``max_epsilon``; nothing is entered.
+            UserError: another release was entered under that key.
         """
-        if self.repeatable and any(charged == key for charged, _ in self.ledger.charges()):
+        if self.repeatable and self.ledger.holds(key, (entry,)):
             return
         most = self.max_epsilon
         allowed = None if most is None else (lambda entries: self._epsilon(entries) <= most)

@@ -93,6 +93,17 @@ class Ledger:
             covered = {} if clients is None else {"clients": list(clients)}
             _append(file, {"key": key, "attempt": attempt, "entries": [asdict(entry) for entry in entries], **covered})
 
+    def holds(self, key: Key, entries: Sequence[Entry]) -> bool:
+        """Tell whether ``key`` was charged before.
+
+        Raises:
+            UserError: with other releases: what is about to be computed is not what was paid for.
+        """
+        held = next((earlier for charged, earlier in self.charges() if charged == key), None)
+        if held is not None and held != tuple(entries):
+            raise UserError(f"the ledger '{self.path}' holds another release for exchange '{key.exchange}' of round {key.round}")
+        return held is not None
+
     def charges(self) -> list[tuple[Key, tuple[Entry, ...]]]:
         """Return all charges on the disk in order; a key is there once an attempt.
 
@@ -174,9 +185,23 @@ class Ledger:
 
 def read_entries(folder: Path) -> tuple[Entry, ...]:
     """Return the releases that a ledger holds, whatever its header says."""
-    with (folder / "ledger.jsonl").open(encoding="utf-8") as file:
-        header = json.loads(file.readline())
-    return Ledger(folder, {key: value for key, value in header.items() if key != "format"}).entries()
+    return Ledger(folder, read_header(folder)).entries()
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """Return what a ledger is of; nothing where its writer died before it had a first line.
+
+    Raises:
+        UserError: its first line cannot be read.
+    """
+    path = folder / "ledger.jsonl"
+    with path.open(encoding="utf-8") as file:
+        first = file.readline()
+    try:
+        header = json.loads(first) if first.endswith("\n") else {}
+        return {key: value for key, value in header.items() if key != "format"}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"'{path}', line 1 is no header of a privacy ledger; restore the file") from error
 
 
 def _flat(charges: Sequence[tuple[Key, tuple[Entry, ...]]]) -> tuple[Entry, ...]:

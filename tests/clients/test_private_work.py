@@ -228,6 +228,20 @@ def test_an_exchange_is_noised_and_divided_by_the_expected_sample(case: Case, pr
     assert all(isinstance(name, Name) and name.role == "Y" for name in noised)
 
 
+@pytest.mark.parametrize("normalise", [False, True])
+def test_an_example_more_moves_an_exchange_by_the_clipping_norm_and_no_further(
+    normalise: bool, case: Case, privacy: PrivacyConfig, tmp_path: Path
+) -> None:
+    """Everybody is drawn and nothing is noised; each gradient is far above C, so that each example adds exactly C or nothing."""
+    everyone, bound = replace(START, sampling_rate=1.0, noise_multiplier=0.0), replace(privacy, init_norm=1e-4, init_normalise=normalise)
+    sums = []
+    for size in (10, 9):
+        given = give(case, account(tmp_path / str(size), start=everyone), bound, 0, case.features[:size]).state
+        sums.append(given.map(lambda t, size=size: size * t.double()))  # type: ignore[misc]
+    assert math.sqrt(squared_norm(subtract(*sums))) == pytest.approx(1e-4, rel=1e-3)
+    assert 1e-4 < math.sqrt(squared_norm(sums[0])) <= 10e-4
+
+
 def test_an_adaptive_bound_goes_on_where_the_last_round_left_it(case: Case, privacy: PrivacyConfig, tmp_path: Path) -> None:
     adaptive = replace(privacy, clipping="adaptive", max_grad_norm=50.0)
     train(case, account(tmp_path), adaptive, 1)
@@ -254,3 +268,13 @@ def test_a_release_computed_again_is_a_new_one_unless_its_noise_is_the_same(repe
         held.charge(held.key(1, "train"), ENTRY)
     held.charge(held.key(2, "train"), ENTRY)
     assert [key.round for key in keys(held)] == [1] * charged + [2]
+
+
+def test_what_was_paid_for_is_not_replaced_by_something_else(tmp_path: Path) -> None:
+    """A simulation repeats a release for nothing; with another rate or noise it would be another one, at the old one's price."""
+    held = replace(account(tmp_path), repeatable=True)
+    held.charge(held.key(1, "train"), ENTRY)
+    for other in (replace(ENTRY, sampling_rate=1.0), replace(ENTRY, noise_multiplier=0.5), replace(ENTRY, steps=4)):
+        with pytest.raises(UserError, match=r"ledger.jsonl' holds another release for exchange 'train' of round 1$"):
+            held.charge(held.key(1, "train"), other)
+    assert held.ledger.entries() == (ENTRY,)

@@ -20,11 +20,11 @@ from fedsb.assembly import client_features, use_threads
 from fedsb.checkpoint import load_checkpoint
 from fedsb.client_app import app as client_app
 from fedsb.client_job import config_of as client_config
-from fedsb.config import as_yaml
 from fedsb.errors import RunError
 from fedsb.messages import decode_instruction
 from fedsb.report.progress import Progress
 from fedsb.report.records import RoundRecord, RunFolder, read_run
+from fedsb.resuming import sealed
 from fedsb.schema import Config
 from fedsb.server_app import Prepared, opening_lines, planned, prepare, recorder
 from fedsb.state import State, sha256
@@ -101,7 +101,7 @@ def run_privately(
     made = grid(app, {"overrides": join(overrides), "output": str(folder)}, nodes or {1: {"partition-id": 0, "num-partitions": 1}})
     prepared = planned(prepare(config), made)
     out, screen, error = RunFolder(folder), io.StringIO(), None
-    out.write_config(as_yaml(config))
+    out.write_config(sealed(config))
     with Progress(config.federation.num_rounds, Console(file=screen)) as progress:
         listener = recorder(prepared, out, progress)
         for line in opening_lines(config, prepared.every_plan, prepared.adapted.shapes):

@@ -15,6 +15,7 @@ from fedsb.client_app import app as client_app
 from fedsb.errors import UserError
 from fedsb.rng import torch_generator
 from fedsb.schedule import draw_cohort
+from fedsb.sketching import reply_layout, sketch_of
 from fedsb.state import State, squared_norm, subtract
 from tests.strategies.federations import ClientCall, named
 from tests.strategies.private_runs import CLIENT, Finished, asked, ledger_lines, rdp_epsilon, releases, run_privately, small
@@ -184,6 +185,31 @@ def test_a_start_with_noise_is_charged_to_every_client(tiny_bert: Path, tmp_path
         assert epsilon == pytest.approx(rdp_epsilon(releases(charges)) if client in drawn else begun, rel=2e-3)
     assert max(told.values()) <= 8
     assert "privacy: the start's sketch has a signal-to-noise of at most" in run.printed
+
+
+def test_the_start_released_is_that_of_a_slow_oracle(tiny_bert: Path, tmp_path: Path) -> None:
+    """Each client's sketch clipped over all modules together, summed, noised and divided by all clients; some lie above the bound."""
+    more = (*START, "privacy=client", "privacy.noise_multiplier=0.5", "privacy.init_fraction=0.5", "federation.weighting=uniform")
+    run = run_privately(small(tiny_bert, tmp_path, *more, "federation.num_rounds=1", "privacy.init_norm=0.008"), tmp_path / "run")
+    sketch = sketch_of(run.config.init, run.config.adapter.rank, run.config.seed)
+    multiplier = releases(ledger_lines(run.folder, "server")[:1])[0][0]
+    means, norms = [], []
+    for number, stage in enumerate(("range", "core")):
+        layout = reply_layout(sketch, run.prepared.adapted.shapes, stage)
+        exchanges = [e for e in run.grid.rounds("train.evidence")[0] if e.instruction.stage == f"{stage}.{number}"]
+        sketches = [e.answer.state(layout).map(torch.Tensor.double) for e in exchanges]
+        norms += [math.sqrt(squared_norm(one)) for one in sketches]
+        stream = torch_generator(run.config.seed, "server-noise", f"start-{number}")
+        noise = sketches[0].map(lambda t, stream=stream: torch.randn(t.shape, generator=stream, dtype=torch.float64))  # type: ignore[misc]
+        shares = [min(1.0, 0.008 / math.sqrt(squared_norm(one))) for one in sketches]
+        total = {n: sum(share * one[n] for share, one in zip(shares, sketches, strict=True)) + multiplier * 0.008 * noise[n] for n in noise}
+        means.append(State({name: t / len(sketches) for name, t in total.items()}))
+        assert len(sketches) == 4
+    assert min(norms[:4]) < 0.008 < max(norms[:4])
+    wanted = sketch.finish(means[1], sketch.basis(means[0]))
+    basis = run.prepared.strategy.frozen.view().basis
+    for name, t in basis.items():
+        torch.testing.assert_close(t, wanted[name], rtol=0, atol=1e-5)
 
 
 def test_a_start_without_noise_takes_epsilon_away(tiny_bert: Path, tmp_path: Path) -> None:

@@ -340,7 +340,10 @@ BROKEN: dict[str, tuple[Tamper, str]] = {
     "nan": (lambda c: with_arrays(c, lambda v: poisoned(v, float("nan"))), r"R of '.*encoder\.layer\.0.*' holds NaN or infinity"),
     "infinity": (lambda c: with_arrays(c, lambda v: poisoned(v, float("inf")), "head"), r"head of 'classifier\..*' holds NaN or infinity"),
     "too few values": (lambda c: with_arrays(c, lambda v: v[:-1]), r"group 'trained' holds \d+ values, expected \d+"),
-    "another layout": (lambda c: with_metrics(c, layout=12345), r"layout 000000003039 .* other names or shapes, from '"),
+    "another layout": (
+        lambda c: with_metrics(c, layout=12345),
+        r"layout 000000003039 .* shapes than R of 'bert.* to .*; model",
+    ),
     "no arrays": (lambda c: without(c, "arrays"), r"groups are \[\], expected \['head', 'trained'\]"),
     "no metrics": (lambda c: without(c, "metrics"), r"a reply needs a MetricRecord 'metrics' with 'num-examples'; it holds \['arrays'\]"),
     "metrics of another kind": (lambda c: RecordDict({**c, "metrics": ConfigRecord({"num-examples": 3})}), "a reply needs a MetricRecord"),
