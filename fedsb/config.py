@@ -144,6 +144,8 @@ def _explain_value(error: ValidationError) -> UserError:
     key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function", "tuple", "str")))
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return _unknown_key(key)
+    if first["type"] == "missing" and isinstance(first["loc"][-1], int):
+        return UserError(f"{key.rpartition('.')[0]} must have more values than {first['loc'][-1]}")
     if first["type"] == "missing":
         return UserError(f"{key} must be given: add {key}=…")
     return UserError(f"{key}={first['input']} is not valid: {first['msg'][0].lower()}{first['msg'][1:]}")

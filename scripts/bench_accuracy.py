@@ -29,6 +29,8 @@ from fedsb.runtime.local import LocalGrid
 from fedsb.server_app import serve
 
 STARTS = ("gradient", "weight_svd", "orthogonal")
+SEEDS = (0, 1, 2)
+CACHE = Path("bench_accuracy.json")
 Accuracies = Mapping[str, list[list[float]]]
 
 
@@ -36,24 +38,34 @@ def main() -> int:
     """Run what is not in the cache yet, and print the table."""
     options = parse()
     warnings.filterwarnings("ignore")
-    cache = Cache(options.cache)
+    results = [show(figure) for figure in measure(options.cache, options.seeds, options.overrides)]
+    return 0 if all(figure.holds for figure in results) else 1
+
+
+def by_start(quick: bool) -> list[Figure]:
+    """Measure all of it for :mod:`bench_core`, or one seed."""
+    return measure(CACHE, SEEDS[: 1 if quick else None], ())
+
+
+def measure(path: Path, seeds: Sequence[int], overrides: Sequence[str]) -> list[Figure]:
+    """Run what is not in the cache yet, print the table and return the figures."""
+    cache = Cache(path)
     table: dict[str, list[list[float]]] = {start: [] for start in STARTS}
-    for seed in options.seeds:
+    for seed in seeds:
         for start in STARTS:
-            run = [*options.overrides, "method=fed_sb", f"init.kind={start}", f"seed={seed}"]
+            run = [*overrides, "method=fed_sb", f"init.kind={start}", f"seed={seed}"]
             accuracies = cache.get(run) or cache.put(run, federate(run))
             table[start].append(accuracies)
             print(f"seed {seed}, {start}: " + " ".join(f"{a:.3f}" for a in accuracies), flush=True)
     print_table(table)
-    results = [show(figure) for figure in figures(table)]
-    return 0 if all(figure.holds for figure in results) else 1
+    return figures(table)
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cache", type=Path, default=Path("bench_accuracy.json"), metavar="PATH", help="finished runs are kept here")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
+    parser.add_argument("--cache", type=Path, default=CACHE, metavar="PATH", help="finished runs are kept here")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), metavar="SEED")
     parser.add_argument("overrides", nargs="*", help="of the configuration, for a smaller federation")
     return parser.parse_intermixed_args()
 
