@@ -31,7 +31,12 @@ def stack_size(config: Config) -> int:
     """
     if config.runtime.stack != AUTO:
         return int(config.runtime.stack)
-    return max(1, min(MOST_CLIENTS, MOST_TOKENS // (config.train.batch_size * config.train.max_length)))
+    return size_that_pays(config.train.batch_size * config.train.max_length)
+
+
+def size_that_pays(tokens: int) -> int:
+    """Return how many clients with so many tokens a step train side by side under ``auto``."""
+    return max(1, min(MOST_CLIENTS, MOST_TOKENS // tokens))
 
 
 def stack_remark(config: Config, grid: object) -> str:

@@ -1,0 +1,68 @@
+"""Where training side by side pays: CPU of a round with K clients in one pass over that of one after the other, by the size of a step.
+
+Run as ``python scripts/bench_stack.py [--rounds 4] [--private]`` on an installed project with the extra `dev`; some 15 minutes. 8 clients,
+4 steps each, FedAvg-LoRA r = 8, one thread; the sizes of a stack take turns, round by round, each in a process of its own. This is what
+``runtime.stack=auto`` rests on: see ``MOST_TOKENS`` and ``MOST_CLIENTS`` in ``fedsb/stack_size.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+
+from simulation.contest import Contestant, Measured
+from simulation.workload import Shape, write_workload
+
+from fedsb.stack_size import size_that_pays
+
+SHAPES = (Shape(4, 32), Shape(8, 32), Shape(8, 64), Shape(16, 64))
+STACKS = (1, 2, 4, 8)
+
+
+def main() -> int:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=4, help="that count; one more warms up")
+    parser.add_argument("--private", action="store_true", help="with DP-SGD")
+    options = parser.parse_args()
+    print("| step of a client | tokens | " + " | ".join(f"stack of {k}" for k in STACKS) + " | `auto` | MB, one | MB, " + f"{STACKS[-1]} |")
+    print("|---" * (len(STACKS) + 5) + "|", flush=True)
+    for shape in SHAPES:
+        found = measure(shape, options.rounds + 1, private=options.private)
+        ratios = " | ".join(f"{relative(found, k):.2f}" for k in STACKS)
+        tokens = shape.batch * shape.tokens
+        memory = " | ".join(f"{found[k].pss_mb:.0f}" for k in (1, STACKS[-1]))
+        print(f"| {shape.name} | {tokens} | {ratios} | {size_that_pays(tokens)} | {memory} |", flush=True)
+    return 0
+
+
+def measure(shape: Shape, rounds: int, *, private: bool) -> Mapping[int, Measured]:
+    """Let stacks of every size do their rounds in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = write_workload(Path(folder) / "work.json", shape, rounds, private=private)
+        started: dict[int, Contestant] = {}
+        try:
+            for k in STACKS:
+                started[k] = Contestant([sys.executable, "-m", "simulation.ours", str(work), f"runtime.stack={k}"])
+            for contestant in started.values():
+                contestant.warm_up()
+            for _ in range(1, rounds):
+                for contestant in started.values():
+                    contestant.round()
+        finally:
+            for contestant in started.values():
+                contestant.close()
+    return {k: contestant.measured() for k, contestant in started.items()}
+
+
+def relative(found: Mapping[int, Measured], k: int) -> float:
+    """Return the median, over the rounds, of the CPU of a stack over that of one client after the other."""
+    return median(mine / alone for mine, alone in zip(found[k].cpu_s, found[1].cpu_s, strict=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
