@@ -15,6 +15,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fedsb.errors import RunError, UserError, unknown
+from fedsb.folders import check_makeable
 
 USAGE = """usage: fedsb COMMAND …
 
@@ -69,7 +70,7 @@ def run(arguments: list[str]) -> int:
     sweep = any(flag in arguments for flag in ("-m", "--multirun"))
     for job in sweep_jobs(overrides) if sweep else [overrides]:
         config = load(job)
-        _check_output(config.output)
+        check_makeable(Path(config.output or "outputs").expanduser(), f"output={config.output}" if config.output else "outputs")
         if config.resume:
             from fedsb.assembly import anchored
 
@@ -99,13 +100,6 @@ def _forget_folder(folder: Path) -> None:
         folder.rmdir()
         if folder.parent.parent.name in ("outputs", "multirun"):
             folder.parent.rmdir()
-
-
-def _check_output(output: str | None) -> None:
-    path = Path(output or ".").expanduser()
-    found = next((folder for folder in (path, *path.parents) if folder.exists()), path)
-    if found.exists() and not found.is_dir():
-        raise UserError(f"output={output}: '{found}' is a file; choose another output=…")
 
 
 def overrides_in(arguments: Sequence[str]) -> list[str]:

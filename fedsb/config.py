@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from fedsb.errors import UserError, nearest, unknown
 from fedsb.rules import check, partition_kind, start_kind
@@ -141,14 +142,22 @@ def as_yaml(config: Config) -> str:
 def _explain_value(error: ValidationError) -> UserError:
     """Say the first type error in one line."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function", "tuple", "str")))
+    key = _key(first)
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return _unknown_key(key)
     if first["type"] == "missing" and isinstance(first["loc"][-1], int):
         return UserError(f"{key.rpartition('.')[0]} must have more values than {first['loc'][-1]}")
     if first["type"] == "missing":
         return UserError(f"{key} must be given: add {key}=…")
-    return UserError(f"{key}={first['input']} is not valid: {first['msg'][0].lower()}{first['msg'][1:]}")
+    # One error a kind of value that the key may have: a number, or a word.
+    said = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors() if _key(e) == key)
+    return UserError(f"{key}={first['input']} is not valid: {'; or '.join(said)}")
+
+
+def _key(error: ErrorDetails) -> str:
+    """Return the dotted key of a type error, without the kinds of value that pydantic has tried."""
+    kinds, made = ("str", "int", "float", "bool"), ("function", "tuple[", "literal[")
+    return ".".join(part for part in map(str, error["loc"]) if part not in kinds and not part.startswith(made))
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> UserError:

@@ -10,6 +10,7 @@ from fedsb.assembly import corpus_of, task_of
 from fedsb.checkpoint import load_checkpoint
 from fedsb.config import read
 from fedsb.errors import UserError
+from fedsb.folders import check_makeable
 from fedsb.loading import locate
 from fedsb.models import AdaptedModel, build_model
 from fedsb.pooling import pooling_remark
@@ -42,7 +43,8 @@ def export_merged(folder: Path, out: Path) -> tuple[Path, str]:
     Raises:
         UserError: the folder holds no run, or ``out`` holds files already.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    check_makeable(out, f"'{out}'")
+    if out.exists() and any(out.iterdir()):
         raise UserError(f"'{out}' is not empty; name another folder: fedsb export {folder} OUT")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"'{folder}' holds no run (config.yaml is missing); give the output folder of a run")

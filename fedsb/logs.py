@@ -10,6 +10,12 @@ from pathlib import Path
 PACKAGES = ("fedsb", "strategies", "clients")
 
 
+def last_line(text: str | None) -> str:
+    """Return the last line of a traceback, or of what else was told, that says something; at most 300 characters."""
+    lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "no reason given"
+
+
 @contextmanager
 def run_log(path: Path) -> Iterator[None]:
     """Append what the project's packages log, from INFO on, to ``path`` while the block runs."""

@@ -138,7 +138,8 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
         listener = recorder(prepared, folder, progress)
         if snapshot is not None:
             listener.resume(records, snapshot.memory)
-            progress.say(f"resumed after round {snapshot.round}")
+        if config.resume:
+            progress.say(f"resumed after round {snapshot.round}" if snapshot else "no checkpoint is there yet: the run begins anew")
         told = opening_lines(config, prepared.every_plan, prepared.adapted.shapes)
         for line in filter(None, (cut_texts(config), pooling_remark(config.model.pooling, "this run"), stack_remark(config, grid), *told)):
             progress.say(line)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedsb.errors import UserError
 from fedsb.models import AdaptedModel
+from fedsb.rules import cohort_size
 from fedsb.runtime.grid import SimulationGrid
 from fedsb.schema import Config
 from fedsb.stack import Part, Stack
@@ -25,13 +26,14 @@ TRANSIENT = 1.5  # what a backward pass needs beside what the forward pass has s
 
 
 def stack_size(config: Config) -> int:
-    """Return the number of clients that train side by side; ``auto`` takes as many as fill :data:`MOST_TOKENS` a step.
+    """Return the number of clients that train side by side; ``auto`` takes as many of a round's as fill :data:`MOST_TOKENS` a step.
 
     It follows from the configuration alone: the size decides on the last bits of the results.
     """
     if config.runtime.stack != AUTO:
         return int(config.runtime.stack)
-    return size_that_pays(config.train.batch_size * config.train.max_length)
+    cohort = cohort_size(config.federation.num_clients, config.federation.fraction)
+    return min(cohort, size_that_pays(config.train.batch_size * config.train.max_length))
 
 
 def size_that_pays(tokens: int) -> int:

@@ -11,6 +11,7 @@ from flwr.app import Message
 
 from fedsb.arrays import LayoutError
 from fedsb.errors import RunError
+from fedsb.logs import last_line
 from fedsb.messages import decode_reply
 from fedsb.privacy.codes import BY_NUMBER, UNKNOWN, Code
 from fedsb.state import Layout, State, non_finite
@@ -71,7 +72,7 @@ class Inbox:
 
     def _read(self, client: str, reply: Message) -> Upload:
         if reply.has_error():
-            raise LayoutError(f"error {reply.error.code}: {_last_line(reply.error.reason)}")
+            raise LayoutError(f"error {reply.error.code}: {last_line(reply.error.reason)}")
         answer = decode_reply(reply.content)
         if answer.code:
             raise _coded(client, BY_NUMBER.get(answer.code, UNKNOWN))
@@ -101,8 +102,3 @@ class Inbox:
 
 def _coded(client: str, code: Code) -> Exception:
     return RunError(f"{client}: {code.text}") if code.stops else LayoutError(code.text)
-
-
-def _last_line(reason: str | None) -> str:
-    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "no reason given"

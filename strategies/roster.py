@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedsb.errors import RunError
+from fedsb.logs import last_line
 from fedsb.privacy.codes import BY_NUMBER, UNKNOWN
 
 LOG = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Roster:
         self._timeout = timeout
         self._seen: set[int] = set()
         self._asked: Counter[int] = Counter()
+        self._silent: dict[int, str] = {}  # nodes that answered, but not with whom they serve, and what they said
         self._online: set[int] = set()
         self._simulated: list[int] = []
         self._named: dict[str, int] = {}
@@ -64,11 +66,19 @@ class Roster:
             time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
             self.refresh(grid)
         if len(self.served()) < at_least:
-            absent = sorted(set(self.clients) - set(self.served()))
             raise RunError(
                 f"only {len(self.served())} of {len(self.clients)} clients are connected after {seconds:g} s, {at_least} are needed; "
-                f"missing: {', '.join(absent[:8])}{' …' if len(absent) > 8 else ''} (name them with --node-config 'client=\"…\"')"
+                f"missing: {self._missing()}"
             )
+
+    def _missing(self) -> str:
+        """Name the clients that nobody serves, and why as far as it is known."""
+        absent = sorted(set(self.clients) - set(self.served()))
+        named = f"{', '.join(absent[:8])}{' …' if len(absent) > 8 else ''}"
+        if self._silent:
+            node, said = next(iter(self._silent.items()))
+            return f"{named}; a node that is connected fails to say whom it serves, and why its own log tells (node {node}: {said})"
+        return f"{named} (name them with --node-config 'client=\"…\"')"
 
     @property
     def real(self) -> bool:
@@ -98,14 +108,15 @@ class Roster:
         # One simulated node counts the examples for all clients; asking each would read the data once more in every worker.
         self._asked.update(new)
         for node, reply in self._ask(grid, new[:1], self.clients) + self._ask(grid, new[1:], ()):
-            if reply.has_error():
-                LOG.warning("node %d did not describe itself: %s", node, reply.error.reason)
-                continue
             try:
+                if reply.has_error():
+                    raise ValueError(last_line(reply.error.reason))
                 self._note(node, reply.content)
                 self._seen.add(node)
+                self._silent.pop(node, None)
             except (KeyError, TypeError, ValueError) as error:
-                LOG.warning("node %d did not describe itself: %s", node, f"{type(error).__name__}: {error}")
+                self._silent[node] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                LOG.warning("node %d did not describe itself: %s", node, self._silent[node])
 
     def _ask(self, grid: Grid, nodes: Sequence[int], clients: Sequence[str]) -> list[tuple[int, Message]]:
         if not nodes:

@@ -186,7 +186,7 @@ def test_an_output_on_a_file_is_a_mistake(call: Call, quick: list[str], output: 
     Path("taken").write_text("mine", encoding="utf-8")
     status, _, err = call("run", *quick, f"output={output}")
     assert status == 2
-    assert first_line(err) == f"error: output={output}: 'taken' is a file; choose another output=…"
+    assert first_line(err) == f"error: output={output}: 'taken' is a file; choose another folder"
     assert Path("taken").read_text(encoding="utf-8") == "mine"
 
 

@@ -77,6 +77,8 @@ MISTAKES = {
     "federation.server_optimizer.name=fedadam": r"unknown federation\.server_optimizer\.name 'fedadam' \(did you mean 'adam'\?\)",
     "init.kind=gradients": r"unknown init\.kind 'gradients' \(did you mean 'gradient'\?\); choose from gradient, null, orthogonal",
     "federation.server_optimizer.betas=[0.9]": r"federation\.server_optimizer\.betas must have more values than 1$",
+    "runtime.stack=3x": r"^runtime\.stack=3x is not valid: input should be a valid integer.*; or input should be 'auto'$",
+    "model.head=3": r"^model\.head=3 is not valid: input should be a valid string; or input should be a valid tuple$",
     "device=gpu": r"unknown device 'gpu'.*; choose from auto, cpu, cuda",
     "model=pretrained": r"model\.name must be given: add model\.name=…",
     "federation.wire_dtype=float16": r"unknown federation\.wire_dtype 'float16' .*; choose from bfloat16, float32",

@@ -181,6 +181,13 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_go_on(stopped: Path, r
     assert (stopped / "metrics.jsonl").read_text() == before
 
 
+def test_a_run_without_a_checkpoint_says_that_it_begins_anew(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path / "run", *RUNS["fed_sb"], life=3)
+    run(tmp_path / "run", f"resume={tmp_path / 'run'}")
+    assert "no checkpoint is there yet: the run begins anew" in capsys.readouterr().out
+
+
 def test_a_checkpoint_of_a_later_version_is_refused(stopped: Path, run: Run) -> None:
     rewrite(stopped / "checkpoints" / "round-0002.safetensors", format=99)
     with pytest.raises(UserError, match=r"written by a later version \(format 99, this one reads 1\); use that version$"):

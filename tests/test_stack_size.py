@@ -36,6 +36,12 @@ def adapted(tiny_bert: Path) -> AdaptedModel:
     return build_model(config.model, config.adapter, family="lora", task=TASK, labels=("a", "b", "c"), seed=0)
 
 
+def test_auto_takes_no_more_than_a_round_has() -> None:
+    small = ["runtime.stack=auto", "train.batch_size=4", "train.max_length=32"]
+    assert stack_size(load([*small, "federation.num_clients=3"])) == 3
+    assert stack_size(load([*small, "federation.num_clients=10", "federation.fraction=0.5"])) == 5
+
+
 @pytest.mark.parametrize(
     ("stack", "batch", "tokens", "size"), [("3", 16, 128, 3), ("auto", 4, 32, 8), ("auto", 16, 64, 1), ("auto", 16, 512, 1)]
 )

@@ -19,6 +19,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from fedsb.errors import RunError
+from fedsb.logs import last_line
 from fedsb.runtime.grid import TRAIN, SimulationGrid, failure, simulated_nodes
 from fedsb.runtime.pool import Pool
 
@@ -184,7 +185,7 @@ class RayGrid(SimulationGrid):
         try:
             self._pool.came(ref for ref in done if ref not in self._running)
         except RayError as error:
-            raise RunError(f"a worker does not start: {_last_line(error)}") from None
+            raise RunError(f"a worker does not start: {last_line(str(error))}") from None
         for ref in done:
             if ref in self._running:
                 yield from self._collect(ref, self._running.pop(ref))
@@ -195,7 +196,7 @@ class RayGrid(SimulationGrid):
             replies: list[Message] = ray.get(ref)
         except RayTaskError as error:  # out of the actor's own code, which lives
             self._pool.give_back(task.actor, failed=True)
-            yield from task.failures(_last_line(error))
+            yield from task.failures(last_line(str(error)))
         except RayError:  # it died, by itself, by Ray's memory monitor, or with its machine
             self._pool.replace(task.actor)
             if task.tries < self._max_retries:
@@ -219,8 +220,3 @@ class RayGrid(SimulationGrid):
                 self._apart(task)
             else:
                 yield from task.failures(f"no reply within runtime.client_timeout={self._client_timeout:g} s")
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,12 @@ def test_runs_are_compared_in_one_figure(make_run: Maker, tmp_path: Path) -> Non
 def test_labels_name_what_differs_and_are_never_alike(make_run: Maker) -> None:
     runs = [read_run(make_run(name, seed=seed)) for name, seed in (("a", 0), ("b", 1), ("c", 1))]
     assert run_labels(runs) == ["fed_sb seed 0", "fed_sb seed 1 (b)", "fed_sb seed 1 (c)"]
+
+
+def test_a_run_without_adapters_has_no_rank_in_its_name(make_run: Maker) -> None:
+    bare = read_run(make_run("bare", "fedavg_lora", rank=1))
+    runs = [read_run(make_run("a", rank=4)), replace(bare, summary={**(bare.summary or {}), "rank": None})]
+    assert run_labels(runs) == ["fed_sb rank 4", "fedavg_lora"]
 
 
 def test_a_comparison_goes_to_the_first_parent_or_where_it_is_told(make_run: Maker, tmp_path: Path) -> None:

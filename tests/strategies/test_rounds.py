@@ -442,6 +442,15 @@ def test_a_node_that_fails_to_describe_itself_is_asked_again(options: Options) -
     assert not federation.records[1].failed
 
 
+def test_a_node_that_never_describes_itself_is_said_to_be_there(options: Options) -> None:
+    def call(message: Message, context: Context) -> Message:
+        raise OSError("the disk is busy")
+
+    overrides = options("tiny_bert", "fed_sb", "federation.num_rounds=1", "train.local_steps=1")
+    with pytest.raises(RunError, match=r"0 of 5 clients are connected.*; a node that is connected fails to .*: the disk is busy\)$"):
+        federate(overrides, app=call)
+
+
 def test_a_data_path_without_a_client_is_refused(options: Options) -> None:
     """The node would train on the app's data, not on the operator's."""
     overrides = options("tiny_bert", "fed_sb", "federation.num_rounds=1", "train.local_steps=1")

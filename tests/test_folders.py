@@ -1,0 +1,36 @@
+"""A folder that cannot be made is one line, before anything is run, and the look leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedsb.cli import main
+from fedsb.errors import UserError
+from fedsb.exporting import export_merged
+from fedsb.folders import check_makeable
+
+
+def test_a_folder_that_can_be_made_is_not_made(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    check_makeable(tmp_path / "there", "output=there")
+    check_makeable(tmp_path / "some" / "where" / "deep", "output=deep")
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "x"):
+        with pytest.raises(UserError, match=r"^output=x: '.*file' is a file; choose another folder$"):
+            check_makeable(path, "output=x")
+    with pytest.raises(UserError, match=r"^'.*file/x': '.*file' is a file; choose another folder$"):
+        export_merged(tmp_path, tmp_path / "file" / "x")
+
+
+def test_what_the_machine_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"^out: it can't be made \(.*\); choose another folder$"):
+        check_makeable(Path("/proc/none/x"), "out")
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "output=/proc/none"])
+    assert capsys.readouterr().err.startswith("error: output=/proc/none: it can't be made (")
