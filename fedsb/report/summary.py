@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -24,6 +25,9 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
+    if "torch" in sys.modules:
+        # Its build (+cpu, +cu130) decides on the last bits too, and only the package itself tells which one it is.
+        found["torch"] = str(sys.modules["torch"].__version__)
     return found
 
 
