@@ -1,6 +1,6 @@
 """How much of the gradient a private start still finds: energy by the epsilon spent on it. Needs the `demo` extra.
 
-Run as ``python scripts/bench_private_energy.py [overrides …] [--epsilons 0.5 1 3 8]`` on an installed project, some minutes. MiniLM, all linear layers,
+Run as ``python scripts/bench_private_energy.py [overrides …] [--epsilons 0.5 1 3 8]`` on an installed project. MiniLM, all linear layers,
 rank 16 + 8, BBC News, 5 clients IID x 320, everyone's every example in each of two exchanges, delta = 1e-4; the start alone costs the
 epsilon named. Energy is ``‖Bᵀ G Aᵀ‖²`` of the true mean gradient G over that of its best rank-16 approximation, over all modules. Beside
 it the start without noise, and the data-free one.
