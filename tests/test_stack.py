@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -41,6 +42,14 @@ def case(request: pytest.FixtureRequest) -> Case:
     """A model with its dropout on: what is drawn for one client must not depend on the others."""
     folder, task, family = request.param
     return build_case(request.getfixturevalue(folder), task, family, dropout=True)
+
+
+@pytest.fixture(scope="module")
+def fine(case: Case) -> Case:
+    """The same in float64. Adam makes steps of equal size out of gradients that are next to nothing, float32's rounding included."""
+    adapted = copy.deepcopy(case.adapted)
+    adapted.model.double()
+    return replace(case, adapted=adapted)
 
 
 def shards(case: Case, sizes: Sequence[int]) -> list[list[dict[str, Any]]]:
@@ -106,7 +115,7 @@ def private_alone(case: Case, shard: list[dict[str, Any]], client: int, train: T
 
 
 def gap(one: State, other: State) -> float:
-    """In norm, over all tensors: Adam makes steps of equal size out of gradients that are next to nothing, rounding included."""
+    """In norm, over all tensors."""
     assert list(one) == list(other)
     return (squared_norm(subtract(one, other)) / squared_norm(other)) ** 0.5
 
@@ -117,11 +126,21 @@ def moved(case: Case, state: State) -> bool:
 
 @settings(max_examples=4, deadline=None)
 @given(sizes=st.lists(st.integers(1, 8), min_size=2, max_size=CLIENTS), optimizer=st.sampled_from(["adamw", "sgd"]))
-def test_side_by_side_is_one_after_the_other(case: Case, sizes: list[int], optimizer: str) -> None:
-    parts, train = shards(case, sizes), replace(PLAIN, optimizer=optimizer)
+def test_side_by_side_is_one_after_the_other(fine: Case, sizes: list[int], optimizer: str) -> None:
+    parts, train = shards(fine, sizes), replace(PLAIN, optimizer=optimizer)
+    for i, (state, loss) in enumerate(plain_together(fine, parts, train)):
+        alone, wanted = plain_alone(fine, parts[i], i, train)
+        assert moved(fine, state)
+        assert gap(state, alone) < 1e-6
+        assert loss == pytest.approx(wanted, rel=1e-6)
+
+
+@settings(max_examples=2, deadline=None)
+@given(sizes=st.lists(st.integers(1, 8), min_size=2, max_size=CLIENTS))
+def test_side_by_side_is_one_after_the_other_in_float32_too(case: Case, sizes: list[int]) -> None:
+    parts, train = shards(case, sizes), replace(PLAIN, optimizer="sgd")
     for i, (state, loss) in enumerate(plain_together(case, parts, train)):
         alone, wanted = plain_alone(case, parts[i], i, train)
-        assert moved(case, state)
         assert gap(state, alone) < 1e-5
         assert loss == pytest.approx(wanted, rel=1e-5)
 
@@ -138,27 +157,27 @@ def test_private_side_by_side_is_private_one_after_the_other(case: Case, sizes: 
         assert gap(state, alone) < 1e-5
 
 
-def test_company_changes_nothing_but_the_last_bits(case: Case) -> None:
-    """A client beside two others, beside one, and in another seat."""
-    parts = shards(case, [6, 6, 6])
-    first = plain_together(case, parts, PLAIN)[0][0]
-    beside_one = plain_together(case, parts[:2], PLAIN)[0][0]
-    assert gap(first, beside_one) < 1e-5
+def test_company_changes_nothing_but_the_last_bits(fine: Case) -> None:
+    """A client beside two others, and beside one."""
+    parts = shards(fine, [6, 6, 6])
+    first = plain_together(fine, parts, PLAIN)[0][0]
+    beside_one = plain_together(fine, parts[:2], PLAIN)[0][0]
+    assert gap(first, beside_one) < 1e-6
 
 
-def test_a_lesson_that_fails_costs_nobody_else(case: Case) -> None:
-    parts = shards(case, [5, 5])
-    case.adapted.install(case.state, case.frozen)
-    stack = Stack(case.adapted, [dropout_of(site(i)) for i in range(2)])
+def test_a_lesson_that_fails_costs_nobody_else(fine: Case) -> None:
+    parts = shards(fine, [5, 5])
+    fine.adapted.install(fine.state, fine.frozen)
+    stack = Stack(fine.adapted, [dropout_of(site(i)) for i in range(2)])
 
     def broken() -> Any:
         yield parts[0][:2]
         raise ValueError("of its own making")
 
     lesson = fit_lesson(list(stack.members[1].values()), parts[1], train=PLAIN, site=site(1))
-    ended = taught_together(stack, case.task, {0: broken(), 1: lesson}, train=PLAIN)
+    ended = taught_together(stack, fine.task, {0: broken(), 1: lesson}, train=PLAIN)
     assert isinstance(ended[0], ValueError)
-    assert gap(uploaded(stack, 1), plain_alone(case, parts[1], 1, PLAIN)[0]) < 1e-5
+    assert gap(uploaded(stack, 1), plain_alone(fine, parts[1], 1, PLAIN)[0]) < 1e-6
 
 
 def test_the_model_is_left_as_it_was(case: Case) -> None:
