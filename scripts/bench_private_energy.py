@@ -3,7 +3,7 @@
 Run as ``python scripts/bench_private_energy.py [overrides …] [--epsilons 0.5 1 3 8]`` on an installed project. MiniLM, all linear layers,
 rank 16 + 8, BBC News, 5 clients IID x 320, everyone's every example in each of two exchanges, delta = 1e-4; the start alone costs the
 epsilon named. Energy is ``‖Bᵀ G Aᵀ‖²`` of the true mean gradient G over that of its best rank-16 approximation, over all modules. Beside
-it the start without noise, and the data-free one.
+it the start without noise, and the data-free one; and every example's sketch once clipped to the norm C, once scaled to it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ BASE = (
     "method=fed_sb", f"rank={RANK}", "federation.num_clients=5", "federation.partition.kind=iid", "federation.num_rounds=1", "device=cpu",
     "federation.exactness=false",
 )  # fmt: skip
+SKETCHES = {"clipped to C": "privacy.init_normalise=false", "scaled to C": "privacy.init_normalise=true"}
 START = ("init.kind=gradient", "init.num_examples=1000", "init.power_iterations=0")
 
 
@@ -52,12 +53,13 @@ def main() -> int:
     warnings.filterwarnings("ignore")
     plain = [override for override in options.overrides if not override.startswith("privacy")]
     gradients = true_gradients([*BASE, *plain])
-    print("| start | energy |\n|---|---|", flush=True)
+    print("| start | " + " | ".join(SKETCHES) + " |\n" + "|---" * (1 + len(SKETCHES)) + "|", flush=True)
     for epsilon in options.epsilons:
         privacy = ("privacy=example", f"privacy.epsilon={epsilon / HALF}", f"privacy.init_fraction={HALF}", "privacy.delta=1e-4")
-        print(f"| epsilon {epsilon:g} | {share(gradients, [*BASE, *START, *privacy, *options.overrides]):.4f} |", flush=True)
-    print(f"| without noise | {share(gradients, [*BASE, *START, *plain]):.4f} |")
-    print(f"| `weight_svd` | {share(gradients, [*BASE, 'init.kind=weight_svd', *plain]):.4f} |")
+        found = [share(gradients, [*BASE, *START, *privacy, lever, *options.overrides]) for lever in SKETCHES.values()]
+        print(f"| epsilon {epsilon:g} | " + " | ".join(f"{value:.4f}" for value in found) + " |", flush=True)
+    print(f"\nwithout noise: {share(gradients, [*BASE, *START, *plain]):.4f}")
+    print(f"`weight_svd`, no data: {share(gradients, [*BASE, 'init.kind=weight_svd', *plain]):.4f}")
     return 0
 
 

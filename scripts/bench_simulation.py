@@ -20,7 +20,7 @@ from statistics import median
 
 from bench_figures import Figure, show
 from simulation import scale
-from simulation.contest import Contestant, Measured
+from simulation.contest import Measured, slowed_by_company, take_turns
 from simulation.environments import environment
 from simulation.plot import draw
 from simulation.workload import Shape, with_trainer, write_workload
@@ -39,8 +39,8 @@ def main() -> int:
     figures: list[Figure] = []
     tables: dict[str, dict[str, Measured]] = {}
     for shape, rounds in list(SHAPES.items())[: 1 if options.quick else None]:
-        tables[shape.name] = contest(shape, 3 if options.quick else rounds, options.environments)
-        figures += compare(shape, tables[shape.name])
+        tables[shape.name], company = contest(shape, 3 if options.quick else rounds, options.environments)
+        figures += [*compare(shape, tables[shape.name]), show(company)]
     figures += [show(figure) for figure in scale.figures(options.quick)]
     options.out.mkdir(parents=True, exist_ok=True)
     rows = {shape: {name: asdict(row) for name, row in table.items()} for shape, table in tables.items()}
@@ -68,31 +68,19 @@ def contestants(work: Path, private: Path, environments: Path) -> dict[str, Sequ
     }
 
 
-def contest(shape: Shape, rounds: int, environments: Path) -> dict[str, Measured]:
-    """Let all do their rounds in turns; the first one warms up and does not count."""
+def contest(shape: Shape, rounds: int, environments: Path) -> tuple[dict[str, Measured], Figure]:
+    """Let all do their rounds in turns; and say what two processes at once cost each other, which bounds what two workers can reach."""
     print(f"\n{shape.name}: 8 clients, {shape.steps} steps each a round, LoRA r={shape.rank}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         work = write_workload(Path(folder) / "plain.json", shape, rounds, private=False)
         private = write_workload(Path(folder) / "private.json", shape, rounds, private=True)
-        commands = contestants(work, private, environments)
-        started = {}
-        try:
-            for name, command in commands.items():
-                started[name] = Contestant(command)
-            for contestant in started.values():
-                contestant.warm_up()
-            for _ in range(1, rounds):
-                for contestant in started.values():
-                    contestant.round()
-        finally:
-            for contestant in started.values():
-                contestant.close()
-    table = {name: contestant.measured() for name, contestant in started.items()}
+        table = take_turns(contestants(work, private, environments), rounds)
+        slowed = slowed_by_company([sys.executable, "-m", "simulation.peft_loop", str(work)], rounds)
     width = max(map(len, table))
     print(f"{'':<{width}}  CPU s  wall s  PSS MB  start-up s", flush=True)
     for name, row in table.items():
         print(f"{name:<{width}}  {median(row.cpu_s):5.2f}  {median(row.wall_s):6.2f}  {row.pss_mb:6.0f}  {row.startup_s:10.1f}", flush=True)
-    return table
+    return table, Figure(f"{shape.name}: a PEFT loop beside another one, wall over alone", slowed)
 
 
 def compare(shape: Shape, table: Mapping[str, Measured]) -> list[Figure]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
-from simulation.contest import Contestant, Measured
+from simulation.contest import Measured, take_turns
 from simulation.workload import Shape, write_workload
 
 from fedsb.stack_size import size_that_pays
@@ -44,19 +44,7 @@ def measure(shape: Shape, rounds: int, *, private: bool) -> Mapping[int, Measure
     """Let stacks of every size do their rounds in turns."""
     with tempfile.TemporaryDirectory() as folder:
         work = write_workload(Path(folder) / "work.json", shape, rounds, private=private)
-        started: dict[int, Contestant] = {}
-        try:
-            for k in STACKS:
-                started[k] = Contestant([sys.executable, "-m", "simulation.ours", str(work), f"runtime.stack={k}"])
-            for contestant in started.values():
-                contestant.warm_up()
-            for _ in range(1, rounds):
-                for contestant in started.values():
-                    contestant.round()
-        finally:
-            for contestant in started.values():
-                contestant.close()
-    return {k: contestant.measured() for k, contestant in started.items()}
+        return take_turns({k: [sys.executable, "-m", "simulation.ours", str(work), f"runtime.stack={k}"] for k in STACKS}, rounds)
 
 
 def relative(found: Mapping[int, Measured], k: int) -> float:

@@ -1,4 +1,4 @@
-"""A process that does a round when told to, and what its whole tree of processes has used."""
+"""Processes that do a round when told to, in turns, and what the whole tree of each has used."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import TypeVar
 
 import psutil
 
+Key = TypeVar("Key", bound=Hashable)
 SCRIPTS = Path(__file__).resolve().parents[1]
 LOOK_S = 0.25  # between two looks at the memory
 
@@ -106,6 +110,36 @@ class Contestant:
     def _watch(self, over: threading.Event) -> None:
         while not over.wait(LOOK_S):
             self._peak = max(self._peak, sum(pss_mb(process.pid) for process in tree(self._process.pid)))
+
+
+def take_turns(commands: Mapping[Key, Sequence[str]], rounds: int) -> dict[Key, Measured]:
+    """Start all, and let each do its round before any does the next; the first one warms up and does not count."""
+    started: dict[Key, Contestant] = {}
+    try:
+        for key, command in commands.items():
+            started[key] = Contestant(command)
+        for contestant in started.values():
+            contestant.warm_up()
+        for _ in range(1, rounds):
+            for contestant in started.values():
+                contestant.round()
+    finally:
+        for contestant in started.values():
+            contestant.close()
+    return {key: contestant.measured() for key, contestant in started.items()}
+
+
+def slowed_by_company(command: Sequence[str], rounds: int) -> float:
+    """Return how much longer a round takes while another process does the same: what the machine's cores take from each other."""
+    with ExitStack() as ended, ThreadPoolExecutor(2) as pool:
+        first, second = (ended.enter_context(closing(Contestant(command))) for _ in range(2))
+        for contestant in (first, second):
+            contestant.round()
+        for _ in range((rounds - 1) // 2):
+            first.round()
+            list(pool.map(Contestant.round, (first, second)))
+        walls = first.measured().wall_s[1:]
+    return median(beside / alone for alone, beside in zip(walls[::2], walls[1::2], strict=True))
 
 
 def tree(pid: int) -> list[psutil.Process]:
