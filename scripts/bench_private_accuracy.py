@@ -47,14 +47,14 @@ def low_rank(rank: int, rates: Sequence[float], scales: Sequence[float]) -> Grid
     return [[f"train.lr={rate}", f"adapter.alpha={scale * rank:g}"] for rate in rates for scale in scales]
 
 
-# Method -> its trials with and without privacy, four each: what noise asks for is too fast without it.
+# Method -> its trials with and without privacy, six each: what noise asks for is too fast without it.
 METHODS: dict[str, tuple[Grid, Grid]] = {
-    "fed_sb": (low_rank(16, (0.1, 0.2), (1, 2)), low_rank(16, (0.02, 0.05), (2, 4))),
-    "fedavg_lora": (low_rank(8, (0.02, 0.05), (1, 4)), low_rank(8, (0.005, 0.02), (1, 4))),
-    "fedex_lora": (low_rank(8, (0.02, 0.05), (1, 4)), low_rank(8, (0.005, 0.02), (1, 4))),
+    "fed_sb": (low_rank(16, (0.1, 0.2, 0.4), (1, 2)), low_rank(16, (0.02, 0.05, 0.2), (2, 4))),
+    "fedavg_lora": (low_rank(8, (0.01, 0.02, 0.05), (1, 4)), low_rank(8, (0.002, 0.005, 0.02), (1, 4))),
+    "fedex_lora": (low_rank(8, (0.01, 0.02, 0.05), (1, 4)), low_rank(8, (0.002, 0.005, 0.02), (1, 4))),
     "head_only": (
-        [[f"train.lr={rate}", f"privacy.max_grad_norm={norm}"] for rate in (0.05, 0.2) for norm in (0.3, 1.0)],
-        [[f"train.lr={rate}"] for rate in (0.005, 0.01, 0.02, 0.05)],
+        [[f"train.lr={rate}", f"privacy.max_grad_norm={norm}"] for rate in (0.05, 0.2, 0.5) for norm in (0.3, 1.0)],
+        [[f"train.lr={rate}"] for rate in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)],
     ),
 }
 
