@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedsb.config import as_dict, as_yaml, load, read
 from fedsb.errors import UserError
-from fedsb.schema import Config
+from fedsb.schema import Config, RuntimeConfig
 
-# What may differ: where things lie and run, not what comes out.
-FREE = ("resume", "output", "keep_checkpoints", "progress", "runtime", "cost")
+# What may differ: where things lie and run, not what comes out. The rest of `runtime`, its threads and its stack, decides the last bits.
+FREE = (
+    "resume", "output", "keep_checkpoints", "progress", "cost", "runtime.kind", "runtime.workers", "runtime.cpus", "runtime.gpus",
+    "runtime.address", "runtime.max_retries", "runtime.client_timeout",
+)  # fmt: skip
 SEAL = "# fingerprint "
 
 
 def resumed(config: Config, overrides: Sequence[str]) -> Config:
     """Return the configuration of the run that ``config.resume`` names, or ``config`` where it names none.
+
+    What may differ is that run's own too, but for what the overrides name.
 
     Args:
         config: composed from the overrides, its paths absolute.
@@ -41,13 +46,23 @@ def resumed(config: Config, overrides: Sequence[str]) -> Config:
     if config.output not in (None, config.resume):
         raise UserError(f"output={config.output} with resume={folder}: a run goes on in its own folder; leave output out")
     stored = unsealed(folder / "config.yaml")
-    named = tuple(override.split("=")[0].lstrip("+~") for override in overrides)
-    if differ := differences(config, stored, only={*_leaves(named, config), *differences(config, load([]))}):
-        said = _leaves(named, config) & differ.keys()
+    named = {override.split("=")[0].lstrip("+~") for override in overrides}
+    # `runtime=ray` says where to run, and nothing of the threads and the stack that its file begins with.
+    chosen = _leaves(named - {"runtime"}, config)
+    if differ := differences(config, stored, only={*chosen, *differences(config, load([]))}):
+        said = chosen & differ.keys()
         shown = ", ".join(f"{key}={differ[key][0]} (that run: {differ[key][1]})" for key in sorted(said or differ)[:3])
         raise UserError(f"resume={folder}: {shown}; leave out what differs, or begin another run")
-    own = {"runtime": config.runtime, "keep_checkpoints": config.keep_checkpoints, "progress": config.progress}
-    return replace(stored, resume=str(folder), output=str(folder), **own)  # type: ignore[arg-type]
+    own = {key: getattr(config, key) for key in ("keep_checkpoints", "progress") if _leaves({key}, config) & chosen}
+    return replace(stored, resume=str(folder), output=str(folder), runtime=_runtime(config, stored, named), **own)
+
+
+def _runtime(config: Config, stored: Config, named: Set[str]) -> RuntimeConfig:
+    """Return where a run goes on: where it was, or where the overrides say; with its own threads and stack."""
+    moved = "runtime" in named and config.runtime.kind != stored.runtime.kind
+    leaves = [key for group, _, key in (name.partition(".") for name in named) if group == "runtime" and key]
+    base = replace(config.runtime, threads=stored.runtime.threads, stack=stored.runtime.stack) if moved else stored.runtime
+    return replace(base, **{key: getattr(config.runtime, key) for key in leaves})
 
 
 def check_nodes_agree(config: Config, given: Config, *, real: bool) -> None:
@@ -64,13 +79,13 @@ def check_nodes_agree(config: Config, given: Config, *, real: bool) -> None:
 def differences(config: Config, other: Config, *, only: set[str] | None = None) -> dict[str, tuple[Any, Any]]:
     """Return the dotted keys, of ``only`` or of all that shape a result, at which two configurations differ, with both values."""
     mine, theirs = _flat(as_dict(config)), _flat(as_dict(other))
-    keys = sorted(key for key in mine.keys() | theirs.keys() if key.split(".")[0] not in FREE and (only is None or key in only))
+    keys = sorted(key for key in mine.keys() | theirs.keys() if not _is_free(key) and (only is None or key in only))
     return {key: (mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)}
 
 
 def fingerprint(config: Config) -> str:
     """Return a hash of all that shapes a result."""
-    flat = {key: value for key, value in _flat(as_dict(config)).items() if key.split(".")[0] not in FREE}
+    flat = {key: value for key, value in _flat(as_dict(config)).items() if not _is_free(key)}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -91,7 +106,11 @@ def unsealed(path: Path) -> Config:
     return config
 
 
-def _leaves(named: Sequence[str], config: Config) -> set[str]:
+def _is_free(key: str) -> bool:
+    return key in FREE or key.partition(".")[0] in FREE
+
+
+def _leaves(named: Set[str], config: Config) -> set[str]:
     """Return the keys at or below those that are named; a group stands for all of its own."""
     return {key for key in _flat(as_dict(config)) for name in named if key == name or key.startswith(f"{name}.")}
 

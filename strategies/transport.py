@@ -111,7 +111,7 @@ class Transport:
         pending = self._push(messages)
         deadline = time.monotonic() + timeout
         pause = POLL_S[0]
-        while pending and time.monotonic() < deadline:
+        while pending and (looked := time.monotonic()) < deadline:
             arrived = list(self.grid.pull_messages(list(pending)))
             for reply in arrived:
                 pending.discard(reply.metadata.reply_to_message_id)
@@ -127,7 +127,8 @@ class Transport:
                     yield reply
             pause = POLL_S[0] if arrived else min(2 * pause, POLL_S[1])
             if not arrived:
-                time.sleep(pause)
+                # A grid that has waited by itself must not wait again: its workers would idle meanwhile.
+                time.sleep(max(0.0, looked + pause - time.monotonic()))
 
     def _push(self, messages: Sequence[Message]) -> set[str]:
         # A grid returns None for what it could not push: that client will not have answered in time.

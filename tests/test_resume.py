@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shlex import join
@@ -24,14 +24,16 @@ from safetensors.torch import save_file
 
 from fedsb import client_app
 from fedsb.cli import main
+from fedsb.client_stack import answer_together
 from fedsb.config import load
 from fedsb.errors import RunError, UserError
 from fedsb.privacy.randomness import simulated_streams
 from fedsb.report.records import RoundRecord, RunFolder, read_run
-from fedsb.resuming import check_nodes_agree, resumed
+from fedsb.resuming import check_nodes_agree, resumed, sealed
 from fedsb.rng import numpy_generator
 from fedsb.runtime.local import LocalGrid
 from fedsb.server_app import serve
+from fedsb.stack_size import stack_size
 from tests.strategies.private_runs import CLIENT, EXAMPLE, small
 
 RUNS = {
@@ -74,9 +76,11 @@ def run(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run
     def go(folder: Path, *more: str, life: int = 10**9, after: bool = False) -> dict[str, Any]:
         resuming = any(override.startswith("resume=") for override in more)
         overrides = list(more) if resuming else small(tiny_bert, tmp_path, *more, "federation.num_rounds=3")
-        grid = Mortal.simulation(client_app.app, {"overrides": join(overrides), "output": str(folder)})
+        config = resumed(load(overrides), overrides)
+        stack = {"stack": stack_size(config), "together": answer_together}
+        grid = Mortal.simulation(client_app.app, {"overrides": join(overrides), "output": str(folder)}, **stack)
         grid.life, grid.after = life, after
-        return serve(resumed(load(overrides), overrides), grid, folder)
+        return serve(config, grid, folder)
 
     return go
 
@@ -126,6 +130,40 @@ def test_epsilon_is_that_of_the_ledgers_with_empty_samples_and_absent_rounds(run
     assert len(set(map(len, [[r for r in read_run(folder).records[1:] if c in r.clients] for c in found]))) > 1
     assert summary["epsilon"]["max"] == pytest.approx(max(found.values()), rel=0.01)
     assert 0.95 * 8 <= summary["epsilon"]["max"] <= 8
+
+
+def test_a_stack_goes_on_as_a_stack(run: Run, tmp_path: Path) -> None:
+    """Side by side other bits come out than one after the other: a resumed run must not change over."""
+    more = ("method=fedavg_lora", "adapter.dropout=0.1", "runtime.stack=3")
+    whole, folder = run(tmp_path / "whole", *more), tmp_path / "killed"
+    alone = run(tmp_path / "alone", *more[:-1])
+    assert whole["factors_sha256"] != alone["factors_sha256"]
+    with pytest.raises(Killed):
+        run(folder, *more, life=3)
+    assert run(folder, f"resume={folder}")["factors_sha256"] == whole["factors_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        ((), {"kind": "ray", "workers": 3, "client_timeout": 9.0}),
+        (("runtime=ray",), {"kind": "ray", "workers": 3}),
+        (("runtime=local",), {"kind": "local", "workers": None, "client_timeout": None}),
+        (("runtime.workers=1", "progress=json"), {"kind": "ray", "workers": 1, "client_timeout": 9.0}),
+        (("runtime=local", "runtime.threads=2"), {"kind": "local"}),
+    ],
+    ids=" ".join,
+)
+def test_a_run_goes_on_where_it_ran_unless_told_otherwise(
+    more: Sequence[str], wanted: dict[str, Any], tiny_bert: Path, tmp_path: Path
+) -> None:
+    given = ("runtime=ray", "runtime.workers=3", "runtime.client_timeout=9", "runtime.stack=4", "runtime.threads=2", "keep_checkpoints=7")
+    RunFolder(tmp_path / "run").write_config(sealed(load(small(tiny_bert, tmp_path, *given))))
+    overrides = [f"resume={tmp_path / 'run'}", *more]
+    config = resumed(load(overrides), overrides)
+    assert {key: getattr(config.runtime, key) for key in wanted} == wanted
+    assert (config.runtime.stack, config.runtime.threads, config.keep_checkpoints) == (4, 2, 7)
+    assert config.progress == ("json" if "progress=json" in more else "lines")
 
 
 @pytest.fixture
@@ -197,6 +235,7 @@ def test_a_checkpoint_of_a_later_version_is_refused(stopped: Path, run: Run) -> 
 MISTAKES = {
     "rank": (("rank=4", "seed=3"), r"resume=.*: rank=4 \(that run: 2\), seed=3 \(that run: 0\); leave out what differs"),
     "method": (("method=fedavg_lora",), r"method.adapter=lora \(that run: lora_sb\)"),
+    "stack": (("runtime=ray", "runtime.stack=2"), r"^resume=.*: runtime.stack=2 \(that run: 1\); leave out what differs"),
     "output": (("output=elsewhere",), r"^output=elsewhere with resume=.*: a run goes on in its own folder; leave output out$"),
 }
 
