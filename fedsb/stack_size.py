@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsb.errors import UserError
 from fedsb.models import AdaptedModel
@@ -42,7 +43,9 @@ def size_that_pays(tokens: int) -> int:
 
 
 def stack_remark(config: Config, grid: object) -> str:
-    """Say what ``auto`` has chosen, and why; nothing where the number was given, or Flower's own runtime serves the clients."""
+    """Say what ``auto`` has chosen, and why, or that Flower's own runtime takes no notice; nothing where the number was given."""
+    if not isinstance(grid, SimulationGrid) and config.runtime.stack != 1:
+        return f"runtime.stack={config.runtime.stack}: without effect, for Flower hands out its messages one by one"
     if config.runtime.stack != AUTO or not isinstance(grid, SimulationGrid):
         return ""
     tokens = config.train.batch_size * config.train.max_length
@@ -53,7 +56,8 @@ def check_stack(config: Config, adapted: AdaptedModel, task: Task) -> None:
     """Hold a stack against the memory that is free.
 
     Raises:
-        UserError: it does not fit, its clients are to compute their gradients in another way, or the model would mix them.
+        UserError: it does not fit, its clients are to compute their gradients in another way, or the model would mix them or draws numbers
+            that no client can have for itself.
     """
     size = stack_size(config)
     if size == 1:
@@ -64,8 +68,9 @@ def check_stack(config: Config, adapted: AdaptedModel, task: Task) -> None:
     each, free = client_bytes(config, adapted, task), free_bytes(adapted.device)
     if workers * size * each > free:
         rows, beside = rows_of_step(config), f" in each of {workers} workers" if workers > 1 else ""
+        asked = f"{AUTO} ({size} side by side)" if config.runtime.stack == AUTO else size
         raise UserError(
-            f"runtime.stack={size}{beside} needs about {workers * size * each / 2**30:.1f} GiB at {rows} x {config.train.max_length} "
+            f"runtime.stack={asked}{beside} needs about {workers * size * each / 2**30:.1f} GiB at {rows} x {config.train.max_length} "
             f"tokens a client, and {free / 2**30:.1f} GiB are free: at most {max(1, int(free / each / workers))} fit"
         )
     if not keeps_apart(adapted, task):
@@ -85,6 +90,9 @@ def keeps_apart(adapted: AdaptedModel, task: Task) -> bool:
     """Tell whether two clients with values and texts of their own get side by side the outputs that each of them gets alone.
 
     They do not where a trained tensor is tied to another module, or where the examples do not lie in the first dimension.
+
+    Raises:
+        UserError: in training it draws numbers that no client can have for itself.
     """
     own = {name: p.clone() for name, p in adapted.trainable().items()}
     stack = Stack(adapted, [torch.Generator() for _ in range(2)])
@@ -93,13 +101,28 @@ def keeps_apart(adapted: AdaptedModel, task: Task) -> bool:
         for p in member.values():
             p.add_(torch.randn(p.shape, generator=draw).to(p), alpha=0.1)
     texts: list[dict[str, Any]] = [{"input_ids": [1 + i % 3 for i in range(n)]} | ({"target": 0} if task.has_head else {}) for n in (7, 5)]
-    with stack.laid(), stack.among([Part(i, 1, len(text["input_ids"])) for i, text in enumerate(texts)]):
-        together = task.forward(adapted.model, collate(texts, adapted, task))
+    parts, batch = [Part(i, 1, len(text["input_ids"])) for i, text in enumerate(texts)], collate(texts, adapted, task)
+    with stack.laid():
+        with stack.among(parts):
+            together = task.forward(adapted.model, batch)
+        with _learning(adapted.model), stack.among(parts):
+            task.forward(adapted.model, batch)
     try:
         return all(_alike(together[i], _alone(adapted, task, stack.members[i], text)) for i, text in enumerate(texts))
     finally:
         for name, p in adapted.trainable().items():
             p.copy_(own[name])
+
+
+@contextmanager
+def _learning(model: nn.Module) -> Iterator[None]:
+    """Put a model into training inside the block, whatever it draws."""
+    model.train()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        model.eval()
 
 
 def _alone(adapted: AdaptedModel, task: Task, values: Mapping[Name, Tensor], text: dict[str, Any]) -> Tensor:
@@ -138,12 +161,9 @@ def example_bytes(config: Config, adapted: AdaptedModel, task: Task) -> int:
     longest = min(config.train.max_length, adapted.tokenizer.model_max_length if adapted.tokenizer else config.train.max_length)
     made: dict[str, Any] = {"input_ids": [1] * longest} | ({"target": 0} if task.has_head else {})
     batch = collate([made], adapted, task)
-    adapted.model.train()
-    try:
-        with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), autocast(config.train, adapted.device):
-            task.forward(adapted.model, batch)
-    finally:
-        adapted.model.eval()
+    recorded = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
+    with _learning(adapted.model), recorded, autocast(config.train, adapted.device):
+        task.forward(adapted.model, batch)
     return sum(kept.values())
 
 

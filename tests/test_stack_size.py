@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from torch import Tensor, nn
 
 from fedsb import stack_size as module
 from fedsb.client_app import app
@@ -50,7 +51,8 @@ def test_auto_takes_what_pays(stack: str, batch: int, tokens: int, size: int) ->
     assert stack_size(config) == size
     said = f"runtime.stack=auto: {size} side by side, at up to {batch * tokens} tokens a client and step"
     assert stack_remark(config, LocalGrid.simulation(app, {})) == (said if stack == "auto" else "")
-    assert stack_remark(config, object()) == ""
+    assert stack_remark(config, object()) == f"runtime.stack={stack}: without effect, for Flower hands out its messages one by one"
+    assert stack_remark(load([]), object()) == ""
 
 
 @pytest.mark.parametrize("stack", ["0", "many", "1.5"])
@@ -75,6 +77,23 @@ def test_workers_share_the_memory(adapted: AdaptedModel, tiny_bert: Path, monkey
     monkeypatch.setattr(module, "free_bytes", lambda device: 9 * client_bytes(config, adapted, TASK))
     with pytest.raises(UserError, match=r"^runtime.stack=3 in each of 4 workers needs about .* at most 2 fit$"):
         check_stack(config, adapted, TASK)
+
+
+def test_what_auto_chose_is_named_where_it_does_not_fit(adapted: AdaptedModel, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "free_bytes", lambda device: 1)
+    with pytest.raises(UserError, match=r"^runtime.stack=auto \(8 side by side\) needs about"):
+        check_stack(config_of(tiny_bert, "runtime.stack=auto"), adapted, TASK)
+
+
+def test_a_model_that_draws_numbers_of_its_own_in_training_is_refused_before_the_run(adapted: AdaptedModel, tiny_bert: Path) -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.randn_like(x) if self.training else x
+
+    adapted.model.dropout = Noisy()
+    with pytest.raises(UserError, match=r"draws random numbers beside its dropout.*set runtime\.stack=1$"):
+        check_stack(config_of(tiny_bert, "runtime.stack=2"), adapted, TASK)
+    assert not adapted.model.training
 
 
 def test_a_trained_tensor_that_another_module_shares_is_refused(tiny_gpt2: Path) -> None:

@@ -14,7 +14,9 @@ from fedsb.checkpoint import load_checkpoint
 from fedsb.client_app import app
 from fedsb.config import load
 from fedsb.privacy.account import LEDGERS
+from fedsb.privacy.ledger import Ledger
 from fedsb.report.records import read_run
+from fedsb.resuming import resumed
 from fedsb.runtime.grids import grid_for
 from fedsb.runtime.local import LocalGrid
 from fedsb.server_app import serve
@@ -63,8 +65,8 @@ def test_it_is_the_same_run(
     assert (squared_norm(subtract(one, other)) / squared_norm(one)) ** 0.5 < 1e-5
     for mine, theirs in zip(read_run(tmp_path / "stacked").records, read_run(tmp_path / "alone").records, strict=True):
         assert (mine.clients, mine.failed.keys(), mine.payload_up) == (theirs.clients, theirs.failed.keys(), theirs.payload_up)
-        assert mine.accounts == theirs.accounts
     assert charges(tmp_path / "stacked") == charges(tmp_path / "alone")
+    assert any(charges(tmp_path / "stacked").values()) == name.startswith("private")
 
 
 def alike(one: Any, other: Any) -> bool:
@@ -75,9 +77,8 @@ def alike(one: Any, other: Any) -> bool:
 
 
 def charges(folder: Path) -> dict[str, list[str]]:
-    return {
-        str(path.relative_to(folder)): path.read_text().splitlines() for path in sorted((folder / LEDGERS).glob("client-*/ledger.jsonl"))
-    }
+    """Return the charges by ledger, without the headers: those name the run, and the stack is a part of that."""
+    return {str(path.relative_to(folder)): path.read_text().splitlines()[1:] for path in sorted((folder / LEDGERS).glob("*/ledger.jsonl"))}
 
 
 def test_clients_that_cannot_be_computed_together_train_alone(
@@ -95,6 +96,33 @@ def test_clients_that_cannot_be_computed_together_train_alone(
         stacked = federate(tmp_path / "stacked", [*overrides, "runtime.stack=4"])
     assert stacked["factors_sha256"] == alone["factors_sha256"]
     assert "clients side by side failed, each trains alone now: too many of them" in caplog.messages
+
+
+@pytest.mark.parametrize("kept", [4, 5])
+def test_a_private_stack_ended_between_two_of_its_replies_releases_nothing_new(
+    kept: int, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clients answer one after the other: the replies of some are kept when it ends, and the others train again."""
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    overrides = small(tiny_bert, tmp_path, *RUNS["private examples, LoRA"], "runtime.stack=3", "federation.num_clients=3")
+    whole = federate(tmp_path / "whole", overrides)
+    keep, left = Ledger.keep, iter(range(kept))
+
+    def ended(*given: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        keep(*given)
+
+    folder = tmp_path / "ended"
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "keep", ended)
+        with pytest.raises(KeyboardInterrupt):
+            federate(folder, overrides)
+    again = [f"resume={folder}"]
+    config = resumed(load(again), again)
+    summary = serve(config, grid_for(config, {"overrides": join(again), "output": str(folder)}), folder)
+    assert summary["factors_sha256"] == whole["factors_sha256"]
+    assert charges(folder) == charges(tmp_path / "whole")
 
 
 def test_a_stack_of_one_is_the_client_itself(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
