@@ -21,11 +21,13 @@ from torch import Tensor
 
 from fedsb.errors import RunError, UserError
 from fedsb.frozen import FrozenLog
-from fedsb.state import Name, State
+from fedsb.state import Name, State, sha256
 
 FORMAT = 1
 STATE = "state"
 LOG = logging.getLogger(__name__)
+# Deltas that this process has written or read back, by the state of their files then: a large log is not read again every round.
+_WHOLE: dict[Path, tuple[int, ...]] = {}
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Damaged(ValueError):
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot, *, run: str = "", keep: int = 1) -> None:
-    """Write ``round-NNNN.safetensors`` and the deltas that are not there yet; drop rounds before the last ``keep``.
+    """Write ``round-NNNN.safetensors`` and the deltas that are not there whole; drop rounds before the last ``keep``.
 
     Args:
         folder: made if need be.
@@ -68,8 +70,9 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, *, run: str = "", keep: in
     frozen = snapshot.frozen
     for version, delta in enumerate(frozen.deltas(), start=1):
         path = _delta_file(folder, version, frozen.heads[version])
-        if not path.exists():
+        if not _holds(path, delta):
             _write(path, _tensors({STATE: delta}), {"head": frozen.heads[version]})
+            _WHOLE[path] = _stamp(path)
     facts = {"format": FORMAT, "round": snapshot.round, "frozen": frozen.heads[1:], "run": run, "facts": dict(snapshot.memory.facts)}
     _write(folder / f"round-{snapshot.round:04d}.safetensors", _tensors({STATE: snapshot.state, **snapshot.memory.states}), facts)
     for old in _rounds(folder)[keep:]:
@@ -109,9 +112,13 @@ def _load(folder: Path, path: Path, run: str | None) -> Snapshot:
         raise Damaged("is of a run with another configuration")
     log = FrozenLog()
     for version, head in enumerate(facts["frozen"], start=1):
-        log.append(_read(_delta_file(folder, version, head))[0].get(STATE, State()))
+        delta = _delta_file(folder, version, head)
+        _WHOLE.pop(delta, None)
+        stamp = _stamp(delta)
+        log.append(_read(delta)[0].get(STATE, State()))
         if log.head != head:
-            raise Damaged(f"builds on '{_delta_file(folder, version, head).name}', whose content has changed")
+            raise Damaged(f"builds on '{delta.name}', whose content has changed")
+        _WHOLE[delta] = stamp
     state = groups.pop(STATE, State())
     return Snapshot(facts["round"], state, log, Memory(groups, facts["facts"]))
 
@@ -119,6 +126,29 @@ def _load(folder: Path, path: Path, run: str | None) -> Snapshot:
 def _delta_file(folder: Path, version: int, head: str) -> Path:
     # Named by its head too: a round that is repeated after a damaged checkpoint may leave other deltas than it did before.
     return folder / f"frozen-{version:04d}-{head[:8]}.safetensors"
+
+
+def _holds(path: Path, delta: State) -> bool:
+    """Tell whether a delta is on the disk: its name says nothing of a file that was damaged since."""
+    stamp = _stamp(path)
+    if not stamp or _WHOLE.get(path) == stamp:
+        return bool(stamp)
+    try:
+        whole = sha256(_read(path)[0].get(STATE, State())) == sha256(delta)
+    except Damaged:
+        return False
+    if whole:
+        _WHOLE[path] = stamp
+    return whole
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file is written; nothing where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _tensors(groups: Mapping[str, State]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedsb import checkpoint
 from fedsb.checkpoint import Memory, Snapshot, load_checkpoint, save_checkpoint
 from fedsb.errors import RunError
 from fedsb.frozen import FrozenLog
@@ -86,3 +87,42 @@ def test_transposed_tensors_are_written_too(tmp_path: Path) -> None:
 def test_an_empty_folder_holds_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
         load_checkpoint(tmp_path)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_delta_is_written_again(tmp_path: Path) -> None:
+    """Round 3's delta is damaged and round 3 runs again, to the same head: the file's name alone must not pass for its content."""
+    log = FrozenLog()
+    for number in (1, 2, 3):
+        log.append(state(number, "A"))
+        save_checkpoint(tmp_path, Snapshot(number, state(10 + number, "R"), log), keep=2)
+    flip(next(tmp_path.glob("frozen-0003-*")))
+    again = load_checkpoint(tmp_path)
+    assert again.round == 2
+    again.frozen.append(state(3, "A"))
+    for number in (3, 4):
+        save_checkpoint(tmp_path, Snapshot(number, state(10 + number, "R"), again.frozen), keep=2)
+    assert again.frozen.head == log.head
+    found = load_checkpoint(tmp_path)
+    assert (found.round, found.frozen.head) == (4, log.head)
+
+
+def test_a_delta_that_another_process_left_is_read_back_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, read = FrozenLog(), []
+    log.append(state(1, "A"))
+    save_checkpoint(tmp_path, Snapshot(1, state(2, "R"), log))
+    monkeypatch.setattr(checkpoint, "_WHOLE", {})
+    monkeypatch.setattr(checkpoint, "_read", lambda path, real=checkpoint._read: (read.append(path.name), real(path))[1])
+    for number in (2, 3):
+        save_checkpoint(tmp_path, Snapshot(number, state(2, "R"), log))
+    assert read == [f"frozen-0001-{log.head[:8]}.safetensors"]
+    monkeypatch.setattr(checkpoint, "_WHOLE", {})
+    load_checkpoint(tmp_path)
+    read.clear()
+    save_checkpoint(tmp_path, Snapshot(4, state(2, "R"), log))
+    assert read == []
