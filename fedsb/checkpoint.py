@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from fedsb.state import Name, State, sha256
 
 FORMAT = 1
 STATE = "state"
+ROUND = re.compile(r"round-[0-9]{4,}\.safetensors")
 LOG = logging.getLogger(__name__)
 # Deltas that this process has written or read back, by the state of their files then: a large log is not read again every round.
 _WHOLE: dict[Path, tuple[int, ...]] = {}
@@ -75,7 +77,8 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, *, run: str = "", keep: in
             _WHOLE[path] = _stamp(path)
     facts = {"format": FORMAT, "round": snapshot.round, "frozen": frozen.heads[1:], "run": run, "facts": dict(snapshot.memory.facts)}
     _write(folder / f"round-{snapshot.round:04d}.safetensors", _tensors({STATE: snapshot.state, **snapshot.memory.states}), facts)
-    for old in _rounds(folder)[keep:]:
+    # A file of a later round is not this run's, or is damaged: it takes no other's place.
+    for old in [path for path in _rounds(folder) if _number(path) <= snapshot.round][keep:]:
         old.unlink()
 
 
@@ -101,13 +104,15 @@ def load_checkpoint(folder: Path, *, run: str | None = None) -> Snapshot:
 
 def _rounds(folder: Path) -> list[Path]:
     """Return the files of rounds, the latest first."""
-    return sorted(folder.glob("round-*.safetensors"), key=lambda path: int(path.stem.split("-")[1]), reverse=True)
+    return sorted((path for path in folder.iterdir() if ROUND.fullmatch(path.name)), key=_number, reverse=True) if folder.is_dir() else []
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.split("-")[1])
 
 
 def _load(folder: Path, path: Path, run: str | None) -> Snapshot:
     groups, facts = _read(path)
-    if facts["format"] > FORMAT:
-        raise UserError(f"'{path}' was written by a later version (format {facts['format']}, this one reads {FORMAT}); use that version")
     if run is not None and facts["run"] != run:
         raise Damaged("is of a run with another configuration")
     log = FrozenLog()
@@ -175,10 +180,12 @@ def _read(path: Path) -> tuple[dict[str, State], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
+            text = metadata.get("facts", "")
+            # First: a later format may have other tensors, and hash them otherwise.
+            _check_format(path, text)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise Damaged(f"can't be read ({path.name}: {' '.join(str(error).split())[:80]})") from None
-    text = metadata.get("facts", "")
     if metadata.get("sha256") != _digest(tensors, text):
         raise Damaged(f"is not what was written ({path.name}: its hash differs)")
     groups: dict[str, dict[Name, Tensor]] = {}
@@ -186,6 +193,15 @@ def _read(path: Path) -> tuple[dict[str, State], dict[str, Any]]:
         group, role, module = key.split("|", 2)
         groups.setdefault(group, {})[Name(module, role)] = tensor
     return {group: State(found) for group, found in groups.items()}, json.loads(text)
+
+
+def _check_format(path: Path, text: str) -> None:
+    try:
+        later = json.loads(text).get("format", FORMAT)
+    except (ValueError, AttributeError):
+        return  # damaged, as its hash will tell
+    if isinstance(later, int) and later > FORMAT:
+        raise UserError(f"'{path}' was written by a later version (format {later}, this one reads {FORMAT}); use that version")
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:

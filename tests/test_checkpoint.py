@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fedsb import checkpoint
 from fedsb.checkpoint import Memory, Snapshot, load_checkpoint, save_checkpoint
-from fedsb.errors import RunError
+from fedsb.errors import RunError, UserError
 from fedsb.frozen import FrozenLog
 from fedsb.rng import torch_generator
 from fedsb.state import HEAD, Name, State, sha256
@@ -126,3 +128,25 @@ def test_a_delta_that_another_process_left_is_read_back_once(tmp_path: Path, mon
     read.clear()
     save_checkpoint(tmp_path, Snapshot(4, state(2, "R"), log))
     assert read == []
+
+
+def test_files_of_other_names_and_numbers_do_not_take_a_rounds_place(tmp_path: Path) -> None:
+    (tmp_path / "round-x.safetensors").write_bytes(b"")
+    (tmp_path / "round-0009-copy.safetensors").write_bytes(b"")
+    (tmp_path / "round-9999.safetensors").write_bytes(b"")
+    for number in (1, 2):
+        save_checkpoint(tmp_path, Snapshot(number, state(number, "R"), FrozenLog()))
+        assert load_checkpoint(tmp_path).round == number
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "round-0002.safetensors",
+        "round-0009-copy.safetensors",
+        "round-9999.safetensors",
+        "round-x.safetensors",
+    ]
+
+
+def test_a_later_format_is_named_though_it_hashes_otherwise(tmp_path: Path) -> None:
+    facts = json.dumps({"format": 99, "of": "another shape"})
+    save_file({"anything": torch.zeros(1)}, tmp_path / "round-0001.safetensors", metadata={"facts": facts, "blake3": "0" * 64})
+    with pytest.raises(UserError, match=r"written by a later version \(format 99, this one reads 1\); use that version$"):
+        load_checkpoint(tmp_path)
