@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
+from fedsb.disk import sync_folder
 from fedsb.errors import RunError, UserError
 from fedsb.frozen import FrozenLog
 from fedsb.state import Name, State, sha256
@@ -168,12 +169,7 @@ def _write(path: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> 
     with scratch.open("rb") as file:
         os.fsync(file.fileno())
     scratch.replace(path)
-    # The name lies in the folder, which has to reach the disk as well.
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(path.parent)
 
 
 def _read(path: Path) -> tuple[dict[str, State], dict[str, Any]]:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
+from yaml import YAMLError
 
 from fedsb.errors import UserError, nearest, unknown
 from fedsb.rules import check, partition_kind, start_kind
@@ -129,9 +130,18 @@ def as_dict(config: Any) -> dict[str, Any]:
 
 
 def read(path: Path) -> Config:
-    """Read back what :func:`as_yaml` wrote; keys that an earlier version did not have yet take their defaults."""
+    """Read back what :func:`as_yaml` wrote; keys that an earlier version did not have yet take their defaults.
+
+    Raises:
+        UserError: the file is cut off, or holds something else.
+    """
     defaults = OmegaConf.create(OmegaConf.to_container(compose_dict([]), resolve=True))
-    return typed(OmegaConf.merge(defaults, OmegaConf.load(path)))  # type: ignore[arg-type]
+    try:
+        return typed(OmegaConf.merge(defaults, OmegaConf.load(path)))  # type: ignore[arg-type]
+    except (UserError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        # PyYAML's messages have several lines, and the path in each.
+        text = " ".join(str(error).replace(f' in "{path}",', "").split())
+        raise UserError(f"'{path}' can't be read as a run's configuration ({text}); restore the file") from None
 
 
 def as_yaml(config: Config) -> str:

@@ -51,6 +51,27 @@ def test_a_configuration_comes_back_from_its_file(tmp_path: Path, method: str) -
     assert yaml.safe_load(as_yaml(config)) == as_dict(config)
 
 
+NO_CONFIGURATIONS = {
+    "half a line": (b"seed: 1\nmethod:\n  name: fed_sb\n  ad", r"be read as a run.s configuration \(.*could not find expected ':'"),
+    "half a bracket": (b"seed: 1\nfederation:\n  names: [a,", r"be read as a run.s configuration \(.*line 3, column 13"),
+    "half a value": (b"seed: 1\nmethod: n", r"be read as a run.s configuration \(method=n is not valid"),
+    "bytes": (b"seed: \xff\xfe", r"be read as a run.s configuration \(.*can't decode byte 0xff"),
+    "a list": (b"- seed\n", r"be read as a run.s configuration \(Cannot merge DictConfig with ListConfig"),
+}
+
+
+@pytest.mark.parametrize("name", NO_CONFIGURATIONS)
+def test_a_file_that_is_no_configuration_is_named_in_one_line(name: str, tmp_path: Path) -> None:
+    content, message = NO_CONFIGURATIONS[name]
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"'{path}' ")
+    assert str(caught.value).count(str(path)) == 1
+    assert "\n" not in str(caught.value)
+
+
 def test_one_rank_reaches_the_scale() -> None:
     assert (load(["rank=4"]).adapter.rank, load(["rank=4"]).adapter.alpha) == (4, 4.0)  # fed_sb: alpha = r
     assert (load(["method=fedavg_lora", "rank=4"]).adapter.rank, load(["method=fedavg_lora"]).adapter.alpha) == (4, 8.0)

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from fedsb.disk import sync_folder
 from fedsb.errors import UserError
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.codes import BudgetExceeded
@@ -59,8 +60,8 @@ class Ledger:
         with self._locked() as file:
             if not _cut_torn(file):
                 _append(file, self._header)
-                _sync_folder(folder)
-                _sync_folder(folder.parent)
+                sync_folder(folder)
+                sync_folder(folder.parent)
             self._read(file)
 
     def charge(
@@ -222,15 +223,6 @@ def _cut_torn(file: BinaryIO) -> int:
     return whole
 
 
-def _sync_folder(folder: Path) -> None:
-    # A new name outlives a crash once the folder that holds it is on the disk.
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write(path: Path, content: bytes) -> None:
     scratch = path.with_suffix(".part")
     with scratch.open("wb") as file:
@@ -238,7 +230,7 @@ def _write(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _digest(key: Key) -> str:

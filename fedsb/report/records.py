@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from fedsb.disk import create_whole
 from fedsb.errors import UserError
 
 # A folder with one of these belongs to a run.
@@ -145,14 +146,13 @@ class RunFolder:
         return self.path / "run.log"
 
     def write_config(self, text: str) -> None:
-        """Claim the folder for this run.
+        """Claim the folder for this run; one that is killed at it has claimed nothing.
 
         Raises:
             UserError: another run has claimed it since.
         """
         try:
-            with self.config.open("x", encoding="utf-8") as file:
-                file.write(text)
+            create_whole(self.config, text)
         except FileExistsError as error:
             raise UserError(f"output '{self.path}' already holds a run (config.yaml); choose another output=…") from error
 

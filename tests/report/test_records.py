@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,6 +103,36 @@ def test_of_two_runs_that_start_together_one_gets_the_folder(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"already holds a run \(config.yaml\)"):
         second.write_config("seed: 2\n")
     assert first.config.read_text() == "seed: 1\n"
+    assert [path.name for path in first.path.iterdir()] == ["config.yaml"]
+
+
+KILLED_AS_IT_WRITES = """
+import resource, signal, sys
+from fedsb.report.records import RunFolder
+
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+RunFolder(sys.argv[1]).write_config("seed: 1\\n" * 100)
+"""
+
+
+def test_a_kill_in_the_middle_of_the_configuration_does_not_claim_the_folder(tmp_path: Path) -> None:
+    """The kernel kills the process at its 101st byte."""
+    killed = subprocess.run([sys.executable, "-c", KILLED_AS_IT_WRITES, str(tmp_path / "run")], cwd=tmp_path, check=False)
+    assert killed.returncode == -signal.SIGXFSZ
+    assert any((tmp_path / "run").iterdir())
+    folder = RunFolder(tmp_path / "run")
+    folder.write_config("seed: 2\n")
+    assert folder.config.read_text() == "seed: 2\n"
+
+
+def test_a_file_system_without_hard_links_holds_one_run_a_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_of_two_runs_that_start_together_one_gets_the_folder(tmp_path)
 
 
 def test_the_summary_is_whole_and_leaves_no_draft(tmp_path: Path) -> None:
