@@ -19,7 +19,7 @@ from fedsb.frozen import Frozen, FrozenMissing, FrozenStore
 from fedsb.messages import Instruction, decode_instruction, encode_code, encode_missing, encode_reply
 from fedsb.privacy.account import LEDGERS, Account, allowed, ledger_folder
 from fedsb.privacy.codes import BudgetExceeded, code_of
-from fedsb.privacy.ledger import Ledger
+from fedsb.privacy.ledger import SIMULATION, Ledger
 from fedsb.privacy.plan import Plan
 from fedsb.privacy.randomness import Streams, secret_streams, simulated_streams
 from fedsb.private_run import plan_of, save_plans, saved_plan
@@ -104,8 +104,7 @@ class Job:
         header = {"unit": privacy.unit} | ({} if self.real else simulated)
         ledger = Ledger(folder, header)
         plan = self._plan(folder if self.real else parent / LEDGERS, run)
-        # A resumed simulation has another run id and the same ledgers: what they kept is found by the same key.
-        return Account(ledger, plan, privacy.accountant, privacy.max_epsilon, run if self.real else "simulation", not self.real)
+        return Account(ledger, plan, privacy.accountant, privacy.max_epsilon, run if self.real else SIMULATION, not self.real)
 
     def _plan(self, folder: Path, run: str) -> Plan:
         """Return the plan that lies in ``folder``, a real node's under its run: a message may have a process of its own."""

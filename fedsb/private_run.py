@@ -14,7 +14,7 @@ from fedsb.privacy.account import LEDGERS, charged_account
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.claim import Claim
 from fedsb.privacy.forecast import forecast_snr
-from fedsb.privacy.ledger import Key, Ledger, read_header
+from fedsb.privacy.ledger import SIMULATION, Key, Ledger, read_header
 from fedsb.privacy.notices import forecast_line, privacy_lines
 from fedsb.privacy.plan import Plan, ServerPlan, make_plan, make_server_plan, unnoised_start
 from fedsb.resuming import fingerprint
@@ -114,10 +114,11 @@ class ServerBooks:
 
     def charge(self, round_number: int, exchange: str, clients: Sequence[str]) -> None:
         """Enter a release that covers some clients; an exchange of a start without noise is none."""
-        key = Key(self._run, round_number, exchange)
+        simulated = self.simulated()
+        key = Key(SIMULATION if simulated else self._run, round_number, exchange)
         entry = self._plan.training if round_number else self._plan.start
         entries = (entry,) if entry else ()
-        if not (self.simulated() and self._ledger.holds(key, entries)):
+        if not (simulated and self._ledger.holds(key, entries)):
             self._ledger.charge(key, entries, clients=clients)
 
     def accounts(self) -> dict[str, dict[str, float]]:

@@ -284,6 +284,18 @@ def test_a_ledger_of_another_configuration_is_refused_before_anyone_is_asked(
     assert run(folder, f"resume={folder}")["epsilon"]["max"] > 0
 
 
+def test_a_folder_that_was_renamed_is_not_charged_again_for_the_same_noise(run: Run, tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", *RUNS["private clients"])
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", *RUNS["private clients"], life=10)
+    folder = (tmp_path / "killed").rename(tmp_path / "renamed")
+    again = run(folder, f"resume={folder}")
+    assert again["factors_sha256"] == whole["factors_sha256"]
+    assert again["epsilon"] == whole["epsilon"]
+    ledgers = [(tmp_path / name / "ledgers" / "server" / "ledger.jsonl").read_text() for name in ("renamed", "whole")]
+    assert ledgers[0] == ledgers[1]
+
+
 def test_the_same_overrides_beside_resume_are_welcome(stopped: Path, tiny_bert: Path, tmp_path: Path) -> None:
     given = [*small(tiny_bert, tmp_path, "init.kind=weight_svd", "federation.num_rounds=3"), f"resume={stopped}"]
     config = resumed(load(given), given)

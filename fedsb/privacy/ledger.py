@@ -31,6 +31,8 @@ from fedsb.state import Name, State, sha256
 
 FORMAT = 1
 KEPT_REPLIES = 4
+# The run in a simulation's keys. Its ledgers are its own: a resumed run has another id, and may lie in another folder.
+SIMULATION = "simulation"
 
 
 class Key(NamedTuple):

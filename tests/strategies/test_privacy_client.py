@@ -60,7 +60,7 @@ def test_epsilon_follows_the_server_ledger_and_the_drawn_rounds(tiny_bert: Path,
     more = ("privacy=client", "privacy.epsilon=8", "federation.weighting=uniform", "federation.fraction=0.5", "federation.num_rounds=4")
     run = run_privately(small(tiny_bert, tmp_path, *more), tmp_path / "run")
     charges = {charge["key"][1]: charge for charge in ledger_lines(run.folder, "server")}
-    assert [charge["key"] for charge in charges.values()] == [["run", number, "train"] for number in range(1, 5)]
+    assert [charge["key"] for charge in charges.values()] == [["simulation", number, "train"] for number in range(1, 5)]
     assert {(e["sampling_rate"], e["steps"]) for charge in charges.values() for e in charge["entries"]} == {(1.0, 1)}
     names = [f"client-{i}" for i in range(4)]
     cohorts = {number: draw_cohort(names, 2, seed=run.config.seed, round_number=number) for number in charges}
@@ -175,7 +175,8 @@ def test_a_start_with_noise_is_charged_to_every_client(tiny_bert: Path, tmp_path
     more = (*START, "privacy=client", "privacy.epsilon=8", "privacy.init_fraction=0.5", "federation.weighting=uniform")
     run = run_privately(small(tiny_bert, tmp_path, *more, "federation.num_rounds=1", "federation.fraction=0.5"), tmp_path / "run")
     charges = ledger_lines(run.folder, "server")
-    assert [charge["key"] for charge in charges] == [["run", 0, "evidence-0"], ["run", 0, "evidence-1"], ["run", 1, "train"]]
+    named = [(0, "evidence-0"), (0, "evidence-1"), (1, "train")]
+    assert [charge["key"] for charge in charges] == [["simulation", *release] for release in named]
     begun = rdp_epsilon(releases(charges[:2]))
     assert begun == pytest.approx(4, rel=0.03)
     told = {client: account["epsilon"] for client, account in run.claim.final(simulated=True)["clients"].items()}
