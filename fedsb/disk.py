@@ -1,9 +1,13 @@
-"""Files that outlive a kill and a loss of power: they appear whole, and their names reach the disk."""
+"""Files that outlive a kill and a loss of power: they appear whole, grow by whole lines, and their names reach the disk."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 
@@ -33,6 +37,23 @@ def _name(scratch: Path, path: Path) -> None:
     except OSError:  # the file system knows no hard links
         path.touch(exist_ok=False)
         scratch.replace(path)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read it and to append to it, made if need be, and keep all others who lock it waiting inside the block."""
+    with path.open("a+b") as file:
+        # Closing releases it, as does the death of the process.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def cut_torn(file: BinaryIO) -> int:
+    """Cut off what stands behind the last line feed, and return what remains, in bytes."""
+    file.seek(0)
+    whole = file.read().rfind(b"\n") + 1
+    file.truncate(whole)
+    return whole
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedsb.disk import cut_torn, locked
 from fedsb.privacy.accounting import Entry, epsilon_of
 from fedsb.privacy.codes import BudgetExceeded
 from fedsb.privacy.ledger import Key, Ledger, read_entries
@@ -94,8 +95,9 @@ class Account:
 
     def note(self, key: Key, diagnostics: Mapping[str, float]) -> None:
         """Keep what only the client may know of a round beside its ledger."""
-        with (self.ledger.folder / DIAGNOSTICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"run": key.run, "round": key.round, "exchange": key.exchange, **diagnostics}) + "\n")
+        with locked(self.ledger.folder / DIAGNOSTICS) as file:
+            cut_torn(file)
+            file.write(json.dumps({"run": key.run, "round": key.round, "exchange": key.exchange, **diagnostics}).encode() + b"\n")
 
     def last_clip_norm(self, exchange: str, before: int) -> float | None:
         """Return where adaptive clipping left C in the run's last round ahead of ``before``: a noised release, so it may be used on."""

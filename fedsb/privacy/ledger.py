@@ -10,12 +10,10 @@ counted, and the next charge cuts it off. Any other line that cannot be read is 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -23,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fedsb.disk import sync_folder
+from fedsb.disk import cut_torn, locked, sync_folder
 from fedsb.errors import UserError
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.codes import BudgetExceeded
@@ -59,8 +57,8 @@ class Ledger:
         self.path = folder / "ledger.jsonl"
         self._header: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **header}))
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._locked() as file:
-            if not _cut_torn(file):
+        with locked(self.path) as file:
+            if not cut_torn(file):
                 _append(file, self._header)
                 sync_folder(folder)
                 sync_folder(folder.parent)
@@ -87,8 +85,8 @@ class Ledger:
             BudgetExceeded: ``limit`` returned False.
             UserError: a line on the disk cannot be read.
         """
-        with self._locked() as file:
-            _cut_torn(file)
+        with locked(self.path) as file:
+            cut_torn(file)
             charges = self._read(file)
             if limit is not None and not limit((*_flat(charges), *entries)):
                 raise BudgetExceeded(f"the budget of '{self.folder}' does not allow exchange '{key.exchange}' of round {key.round}")
@@ -113,7 +111,7 @@ class Ledger:
         Raises:
             UserError: a line cannot be read.
         """
-        with self._locked() as file:
+        with locked(self.path) as file:
             return self._read(file)
 
     def entries(self) -> tuple[Entry, ...]:
@@ -122,7 +120,7 @@ class Ledger:
 
     def entries_of(self, client: str) -> tuple[Entry, ...]:
         """Return the releases that cover one client, in a ledger of several."""
-        with self._locked() as file:
+        with locked(self.path) as file:
             file.seek(0)
             records = [json.loads(line) for line in file.read().split(b"\n")[1:-1]]
         covering = [record for record in records if client in record.get("clients", [client])]
@@ -133,7 +131,7 @@ class Ledger:
 
         Only the last ``KEPT_REPLIES`` stay on the disk. A request for an older one has to be recomputed, as a new charge.
         """
-        with self._locked():
+        with locked(self.path):
             # What another writer left half written; the lock says that none is at work.
             for leftover in self.folder.glob("reply-*.part"):
                 leftover.unlink()
@@ -147,20 +145,13 @@ class Ledger:
 
     def kept(self, key: Key) -> tuple[State, dict[str, float]] | None:
         """Return the reply that was kept for ``key`` with its metrics, bit for bit; None where there is none or it is damaged."""
-        with self._locked():
+        with locked(self.path):
             found = (_decode(path, key) for path in reversed(self._replies(key)))
             return next((reply for reply in found if reply is not None), None)
 
     def _replies(self, key: Key | None = None) -> list[Path]:
         """The replies on the disk, oldest first; of one key, or of all."""
         return sorted(self.folder.glob(f"reply-*-{_digest(key) if key else '*'}.safetensors"))
-
-    @contextmanager
-    def _locked(self) -> Iterator[BinaryIO]:
-        with self.path.open("a+b") as file:
-            # Closing releases it, as does the death of the process.
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield file
 
     def _read(self, file: BinaryIO) -> list[tuple[Key, tuple[Entry, ...]]]:
         file.seek(0)
@@ -215,14 +206,6 @@ def _append(file: BinaryIO, record: Mapping[str, Any]) -> None:
     file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
     file.flush()
     os.fsync(file.fileno())
-
-
-def _cut_torn(file: BinaryIO) -> int:
-    """Cut off what stands behind the last line feed, and return what remains, in bytes."""
-    file.seek(0)
-    whole = file.read().rfind(b"\n") + 1
-    file.truncate(whole)
-    return whole
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -19,7 +19,7 @@ from fedsb.adapters.starts import Sketch
 from fedsb.config import load
 from fedsb.errors import UserError
 from fedsb.frozen import Frozen, FrozenMissing
-from fedsb.privacy.account import ALLOWED, DIAGNOSTICS, Account
+from fedsb.privacy.account import ALLOWED, DIAGNOSTICS, Account, read_diagnostics
 from fedsb.privacy.accounting import Entry, epsilon_of
 from fedsb.privacy.codes import SelfCheckFailed
 from fedsb.privacy.ledger import BudgetExceeded, Key, Ledger
@@ -278,3 +278,15 @@ def test_what_was_paid_for_is_not_replaced_by_something_else(tmp_path: Path) -> 
         with pytest.raises(UserError, match=r"ledger.jsonl' holds another release for exchange 'train' of round 1$"):
             held.charge(held.key(1, "train"), other)
     assert held.ledger.entries() == (ENTRY,)
+
+
+def test_a_note_after_one_that_was_torn_is_read(tmp_path: Path) -> None:
+    """A client killed while it notes leaves half a line; the next note must not be glued to it."""
+    held = account(tmp_path / "client-1")
+    held.note(held.key(1, "train"), {"clip_norm": 1.5, "loss": math.nan})
+    path = tmp_path / "client-1" / DIAGNOSTICS
+    with path.open("a") as file:
+        file.write(path.read_text()[:-9])
+    held.note(held.key(2, "train"), {"clip_norm": 2.5})
+    assert [[row["clip_norm"] for row in read_diagnostics(tmp_path, number)] for number in (1, 2)] == [[1.5], [2.5]]
+    assert held.last_clip_norm("train", 3) == 2.5
