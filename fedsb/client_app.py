@@ -18,7 +18,7 @@ from clients import draw_evidence, evaluate_round, give_evidence, train_round
 from clients.faults import Faults, drawn, suffer
 from fedsb.adapters.starts import Sketch
 from fedsb.assembly import client_examples
-from fedsb.client_job import Job, coded, config_of, data_path_of
+from fedsb.client_job import Job, coded, config_in, data_path_of, is_real
 from fedsb.errors import UserError
 from fedsb.messages import encode_reply
 from fedsb.privacy.account import allowed
@@ -56,10 +56,10 @@ def faults_of(message: Message, context: Context) -> Faults | None:
     Raises:
         UserError: the federation is no simulation.
     """
-    config = config_of(str(context.run_config["overrides"]))
+    config = config_in(context)
     if not any(getattr(config.faults, kind) for kind in FAULTS):
         return None
-    if context.node_config.get("client"):
+    if is_real(context):
         raise UserError("faults are for simulations; leave faults=… out in a real federation")
     told = message.content.config_records["config"]
     return drawn(config.faults, seed=config.seed, client=str(told["client"]), round_number=int(told["round"]))  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ def faults_of(message: Message, context: Context) -> Faults | None:
 @_codes_only
 def describe(message: Message, context: Context) -> Message:
     """Say whom this node serves, and how many training examples each of the clients asked for has."""
-    config = config_of(str(context.run_config["overrides"]))
+    config = config_in(context)
     request = message.content.config_records["config"]
     labels = tuple(json.loads(str(request["labels"])))
     own = str(context.node_config.get("client", ""))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
+from socket import gethostname
 
 from flwr.app import Context, Message, RecordDict
 
@@ -32,15 +33,39 @@ from fedsb.training import FitResult, Site
 LOG = logging.getLogger(__name__)
 
 
+def config_of(overrides: str, *, real: bool = False) -> Config:
+    """Return the configuration that a message's run has, composed once.
+
+    Raises:
+        UserError: the folder of a resumed run is not there, and the client is simulated.
+    """
+    return _composed(overrides, real)
+
+
 @lru_cache(maxsize=8)
-def config_of(overrides: str) -> Config:
-    """Return the configuration that a message's run has, composed once."""
+def _composed(overrides: str, real: bool) -> Config:
     given = split_overrides(overrides)
     config = anchored(load(given), launch_folder())
-    if config.resume is not None and not Path(config.resume).is_dir():
-        # A real node: the server has held the overrides against the run.
-        return replace(config, resume=None)
-    return resumed(config, given)
+    if config.resume is None or Path(config.resume).is_dir():
+        return resumed(config, given)
+    if not real:
+        # Nobody has held the overrides alone against the run: what they leave out would be a default.
+        raise UserError(f"resume={config.resume}: that folder is not there on {gethostname()}; share it with every machine of the run")
+    return replace(config, resume=None)
+
+
+def config_in(context: Context) -> Config:
+    """Return the configuration of a message's run.
+
+    Raises:
+        UserError: see :func:`config_of`.
+    """
+    return config_of(str(context.run_config["overrides"]), real=is_real(context))
+
+
+def is_real(context: Context) -> bool:
+    """Tell whether the node names a client of its own: one of a real federation, and no simulated one."""
+    return bool(context.node_config.get("client"))
 
 
 @cache
@@ -55,7 +80,7 @@ def coded(message: Message, context: Context, answer: Callable[[], Message]) -> 
     except FrozenMissing:
         return Message(encode_missing(), reply_to=message)
     except Exception as error:
-        if config_of(str(context.run_config["overrides"])).privacy.unit == "none":
+        if config_in(context).privacy.unit == "none":
             raise
         # Expected refusals are a line, faults of ours a traceback; neither leaves this machine.
         expected = isinstance(error, (BudgetExceeded, UserError))
@@ -68,10 +93,10 @@ class Job:
 
     def __init__(self, message: Message, context: Context) -> None:
         self._context = context
-        self.config = config_of(str(context.run_config["overrides"]))
+        self.config = config_in(context)
         use_threads(self.config)
         self.instruction: Instruction = decode_instruction(message.content)
-        self.real = bool(context.node_config.get("client"))
+        self.real = is_real(context)
         self.data_path = data_path_of(context, self.instruction.client)
         self.task = task_of(self.config)
         self.adapted = model_of(self.config, self.instruction.labels)

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shlex import join
+from socket import gethostname
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, RecordDict
 from opacus.accountants import PRVAccountant
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -305,6 +306,20 @@ def test_the_same_overrides_beside_resume_are_welcome(stopped: Path, tiny_bert: 
     check_nodes_agree(config, load(alone), real=False)
     with pytest.raises(UserError, match=r"on real nodes, which don't see that folder: give the run's own overrides too \(.*rank=2"):
         check_nodes_agree(config, load(alone), real=True)
+
+
+@pytest.mark.parametrize("given", [("resume=gone",), (*EXAMPLE, "resume=gone")], ids=["plain", "private"])
+def test_a_machine_without_the_folder_trains_with_no_other_configuration(given: tuple[str, ...], tiny_bert: Path, tmp_path: Path) -> None:
+    """Only real nodes go by the overrides: the server holds those against the run."""
+    overrides = join(small(tiny_bert, tmp_path, *given))
+    nodes: dict[int, dict[str, Any]] = {1: {"partition-id": 0, "num-partitions": 1}, 2: {"client": "client-1"}}
+    asked = RecordDict({"config": ConfigRecord({"clients": '["client-0"]', "labels": '["film", "sport", "trade"]'})})
+    grid = LocalGrid(client_app.app, {"overrides": overrides}, nodes)
+    simulated, real = grid.send_and_receive([Message(asked, node, "query.describe") for node in nodes])
+    assert re.search(
+        rf"UserError: resume=.*gone: that folder is not there on {re.escape(gethostname())}; share it", str(simulated.error.reason)
+    )
+    assert real.content.config_records["config"]["client"] == "client-1"
 
 
 def test_no_run_and_a_finished_run_are_refused(run: Run, tmp_path: Path) -> None:
