@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from fedsb.errors import RunError, UserError, unknown
 from fedsb.folders import check_makeable
+from fedsb.logs import say_early
 
 USAGE = """usage: fedsb COMMAND …
 
@@ -153,7 +154,7 @@ def run_job(composed: DictConfig) -> int:
 
     given = anchored(typed(composed), Path.cwd())
     config = resumed(given, overrides)
-    print("loading model and data …", flush=True, file=sys.stderr if config.progress == "json" else sys.stdout)
+    say_early("loading model and data …", progress=config.progress)
     _quieten()
     from fedsb.runtime.grids import grid_for
     from fedsb.server_app import serve

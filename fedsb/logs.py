@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,11 @@ def last_line(text: str | None) -> str:
     """Return the last line of a traceback, or of what else was told, that says something; at most 300 characters."""
     lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
     return lines[-1][:300] if lines else "no reason given"
+
+
+def say_early(line: str, *, progress: str) -> None:
+    """Print a line before there is anything that shows a run: beside standard output where that is for JSON."""
+    print(line, flush=True, file=sys.stderr if progress == "json" else sys.stdout)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedsb.config import as_dict
 from fedsb.errors import UserError
+from fedsb.logs import say_early
 from fedsb.privacy.account import LEDGERS, charged_account
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.claim import Claim
@@ -34,7 +35,7 @@ def client_plans(config: Config, sizes: Mapping[str, int]) -> dict[str, Plan]:
     """
     if len(sizes) > 1 and config.privacy.epsilon is not None:
         # Some seconds for each size of client, before there is a run that could show its progress.
-        print(f"privacy: calibrating the noise of {len(sizes)} clients …", flush=True)
+        say_early(f"privacy: calibrating the noise of {len(sizes)} clients …", progress=config.progress)
     return {client: plan_of(config, client, count) for client, count in sorted(sizes.items())}
 
 

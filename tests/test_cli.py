@@ -164,6 +164,16 @@ def test_a_run_says_how_many_texts_it_cuts(call: Call, quick: list[str], tokens:
     assert (f"% of the test texts fill train.max_length={tokens} tokens" in out) is told
 
 
+@pytest.mark.parametrize("sweep", [(), ("-m", "seed=0,1")], ids=["one", "sweep"])
+def test_with_json_nothing_else_is_on_standard_output(call: Call, quick: list[str], sweep: tuple[str, ...]) -> None:
+    private = ["privacy=example", "privacy.epsilon=50", "privacy.accountant=rdp", "init.kind=weight_svd", "train.batch_size=4"]
+    status, out, err = call("run", *quick, *private, "federation.num_rounds=1", "progress=json", *sweep)
+    assert status == 0
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert sum("summary" in row for row in rows) == (2 if sweep else 1)
+    assert err.count("privacy: calibrating the noise of 3 clients …") == (2 if sweep else 1)
+
+
 def test_a_run_that_stops_has_status_1(call: Call, quick: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A time limit that no client can keep."""
     status, _, err = call("run", *quick, "federation.timeout=1e-9", "output=run")
