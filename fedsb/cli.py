@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from socket import gethostname
 
 from omegaconf import DictConfig
 
@@ -63,6 +64,7 @@ def run(arguments: list[str]) -> int:
     """Run one federation, or with ``-m`` one for each combination of the swept values."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.core.utils import env_override
 
     from fedsb.config import ROOT, conf_dir, load
     from fedsb.resuming import resumed
@@ -76,12 +78,16 @@ def run(arguments: list[str]) -> int:
             from fedsb.assembly import anchored
 
             resumed(anchored(config, Path.cwd()), job)
+    here = gethostname(), os.getpid()
     statuses: list[int] = []
 
     def job_main(composed: DictConfig) -> None:
-        statuses.append(_guarded(lambda: run_job(composed)))
-        if statuses[-1] == MISTAKE:
-            _forget_folder(Path(HydraConfig.get().runtime.output_dir))
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        if here != (gethostname(), os.getpid()):
+            # A launcher's process, whose list is a copy: what it raises is raised here again.
+            _run_afresh(composed, folder)
+            return
+        statuses.append(_guarded(lambda: _run_afresh(composed, folder)))
         if statuses[-1] == INTERRUPTED:
             raise SystemExit(INTERRUPTED)  # and no other job of the sweep
 
@@ -89,10 +95,21 @@ def run(arguments: list[str]) -> int:
     # Hydra's parser takes flags in front of overrides, or behind them, but not in between.
     sys.argv = ["fedsb", *flags_in(arguments), *overrides]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=ROOT)(job_main)()
+        # In a sweep Hydra is to hand on what a job has raised, and not to print it and exit.
+        with env_override({"HYDRA_FULL_ERROR": "1"} if sweep else {}):
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=ROOT)(job_main)()
     finally:
         sys.argv = argv
     return max(statuses, default=0)
+
+
+def _run_afresh(composed: DictConfig, folder: Path) -> int:
+    """Run a job in the folder that Hydra made for it, and leave none where there was a mistake in what was given."""
+    try:
+        return run_job(composed)
+    except UserError:
+        _forget_folder(folder)
+        raise
 
 
 def _forget_folder(folder: Path) -> None:

@@ -276,7 +276,8 @@ def test_flags_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
 
 def shell(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a fresh interpreter."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FEDSB_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "plugins")])
+    environment = {**os.environ, "PYTHONPATH": path, "FEDSB_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "fedsb.cli", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240)
 
@@ -294,3 +295,20 @@ def test_a_fresh_process_says_a_mistake_in_one_line(tmp_path: Path, quick: list[
     done = shell(tmp_path, "run", *quick, "rank=33", "output=run")
     assert done.returncode == 2
     assert first_line(done.stderr).startswith("error: rank (33) exceeds")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mistake", "status", "told"),
+    [("rank=2,33", 2, "error: rank (33) exceeds"), ("federation.timeout=1e-9,60", 1, "error: the run stopped: "), ("seed=0,1", 0, "")],
+)
+def test_a_job_that_fails_in_another_process_fails_the_sweep(
+    tmp_path: Path, quick: list[str], mistake: str, status: int, told: str
+) -> None:
+    done = shell(tmp_path, "run", "-m", *quick, "federation.num_rounds=1", "hydra/launcher=process", "output=sweep", mistake)
+    assert done.returncode == status, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == (1 if status else 0)
+    assert all(line.startswith(told) for line in errors)
+    assert "Traceback" not in done.stderr
+    assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == (1 if status else 2)
