@@ -124,6 +124,18 @@ def test_a_client_holds_the_mean_of_what_was_trained(plain: Plain, model: str, m
     assert all(record.exactness_gap < 1e-5 for record in federation.records[1:])
 
 
+def test_the_largest_client_is_asked_first(options: Options) -> None:
+    """In the start as in every round: what takes longest must not begin last. Ties go by name."""
+    start = ("init.kind=gradient", "init.num_examples=2", "federation.fraction=1.0", "federation.num_rounds=2")
+    federation = federate(options("tiny_bert", "fed_sb", *start, "federation.partition.sizes=[2,5,3,5,4]"))
+    order = [("client-1", 23), ("client-3", 23), ("client-4", 18), ("client-2", 13), ("client-0", 9)]
+    asked = [(exchange.instruction.client, exchange.answer.num_examples) for exchange in federation.grid.exchanges]
+    pushes = len(asked) // len(order)
+    assert {exchange.kind for exchange in federation.grid.exchanges} >= {"train", "train.evidence"}
+    assert asked == order * pushes
+    assert pushes > 3
+
+
 def closed_form(federation: Federation, exchanges: list[Exchange]) -> float:
     """Return ``‖s Σ w_i (B_i − B̄)(A_i − Ā)‖ / ‖(s Σ w_i B_i A_i, head − first head)‖`` in float64; the head is averaged exactly."""
     layout, scale = federation.prepared.adapted.layout, federation.prepared.adapted.scale
