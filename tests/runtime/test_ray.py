@@ -31,6 +31,7 @@ from fedsb.config import load
 from fedsb.errors import RunError, UserError
 from fedsb.models import forget_models
 from fedsb.privacy.account import DIAGNOSTICS, LEDGERS
+from fedsb.report.records import read_run
 from fedsb.runtime.cluster import start_ray
 from fedsb.runtime.grid import simulated_nodes
 from fedsb.runtime.grids import CLIENT, TOGETHER
@@ -288,6 +289,18 @@ def test_a_stack_has_the_bits_that_it_has_in_one_process(
     overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd")
     whole = federate(tmp_path / "whole", overrides, stack=2)
     again = federate(tmp_path / "ray", overrides, 2, kills, stack=2)
+    assert again["factors_sha256"] == whole["factors_sha256"]
+
+
+def test_the_same_clients_fail_on_purpose(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd", "faults.crash=0.5", "federation.min_replies=1")
+    whole, again = federate(tmp_path / "whole", overrides), federate(tmp_path / "ray", overrides, workers=2)
+    failed, other = ([record.failed for record in read_run(tmp_path / name).records] for name in ("whole", "ray"))
+    assert failed == other
+    assert len(failed) == 3
+    assert 0 < sum(map(len, failed)) < 8
+    assert all("(faults.crash)" in reason for record in failed for reason in record.values())
     assert again["factors_sha256"] == whole["factors_sha256"]
 
 
