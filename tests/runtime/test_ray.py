@@ -341,13 +341,16 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_interrupted_it_leaves_a_checkpoint_and_no_process(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("runtime", [("runtime=local",), ("runtime=ray", "runtime.workers=2", "runtime.cpus=0.5")], ids=["local", "ray"])
+def test_interrupted_it_leaves_a_checkpoint_and_no_process(
+    runtime: tuple[str, ...], tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ctrl-C in a terminal reaches the whole group of processes."""
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
     overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd", "federation.num_rounds=40")
     whole, folder = federate(tmp_path / "whole", overrides), tmp_path / "run"
     command = [sys.executable, "-m", "fedsb.cli", "run"]
-    given = [*overrides, "runtime=ray", "runtime.workers=2", "runtime.cpus=0.5", f"output={folder}", f"hydra.run.dir={folder}"]
+    given = [*overrides, *runtime, f"output={folder}", f"hydra.run.dir={folder}"]
     with subprocess.Popen(
         [*command, *given], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed_interrupts
     ) as process:
@@ -357,8 +360,9 @@ def test_interrupted_it_leaves_a_checkpoint_and_no_process(tiny_bert: Path, tmp_
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"go on with: fedsb run resume={folder}" in said
+    assert said.splitlines()[-2:] == [f"go on with: fedsb run resume={folder}", "interrupted"]
     assert "Traceback" not in said
+    assert not (folder / "summary.json").exists()
     assert not psutil.wait_procs(below, timeout=30)[1]
     subprocess.run([*command, f"resume={folder}"], check=True, stdout=subprocess.DEVNULL)
     assert json.loads((folder / "summary.json").read_text())["factors_sha256"] == whole["factors_sha256"]
