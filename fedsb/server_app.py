@@ -276,7 +276,7 @@ def evaluator(prepared: Prepared) -> Any:
 
 
 def _finish(prepared: Prepared, folder: RunFolder, listener: Recorder, state: State, wall_s: float) -> dict[str, Any]:
-    """Export the adapter, write summary and report."""
+    """Export the adapter, write the report, and last the summary, by which the run has finished."""
     config, adapted, strategy = prepared.config, prepared.adapted, prepared.strategy
     adapted.install(state, strategy.frozen.view())
     export_run(config, adapted, folder, state.pick(HEAD))
@@ -295,6 +295,6 @@ def _finish(prepared: Prepared, folder: RunFolder, listener: Recorder, state: St
         epsilon=listener.claim.final(simulated=strategy.simulated),
         epsilon_reason=listener.claim.why_none(),
     )
+    write_report(folder.path, summary)
     folder.write_summary(summary)
-    write_report(folder.path)
     return summary

@@ -23,13 +23,14 @@ from opacus.accountants import PRVAccountant
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fedsb import client_app
+from fedsb import client_app, server_app
 from fedsb.cli import main
 from fedsb.client_stack import answer_together
 from fedsb.config import load
 from fedsb.errors import RunError, UserError
 from fedsb.privacy.randomness import simulated_streams
 from fedsb.report.records import RoundRecord, RunFolder, read_run
+from fedsb.report.report import write_report
 from fedsb.resuming import check_nodes_agree, resumed, sealed
 from fedsb.rng import numpy_generator
 from fedsb.runtime.local import LocalGrid
@@ -320,6 +321,23 @@ def test_a_machine_without_the_folder_trains_with_no_other_configuration(given: 
         rf"UserError: resume=.*gone: that folder is not there on {re.escape(gethostname())}; share it", str(simulated.error.reason)
     )
     assert real.content.config_records["config"]["client"] == "client-1"
+
+
+def test_a_run_that_dies_at_its_report_goes_on_to_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with a summary has finished: nobody would write its report any more."""
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(server_app, "write_report", die)
+        with pytest.raises(Killed):
+            run(folder, "init.kind=weight_svd")
+    run(folder, f"resume={folder}")
+    written = (folder / "report.md").read_text()
+    assert "did not finish" not in written
+    assert write_report(folder).read_text() == written
 
 
 def test_no_run_and_a_finished_run_are_refused(run: Run, tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedsb.report.plots import compare, plot_run, run_labels
 from fedsb.report.privacy import account_rows, accounts_of, claim_text
-from fedsb.report.records import RoundRecord, Run, read_run
+from fedsb.report.records import RoundRecord, Run, finite, read_run
 from fedsb.report.series import final_metrics, largest_gap, mean_over_clients, metric_names, totals
 from fedsb.report.table import epsilon_text, gap_text, human_bytes, human_seconds, number, plural
 
@@ -58,13 +59,19 @@ def write_reports(folders: Sequence[str | Path], out: str | Path | None = None) 
     return [*reports, write_comparison(folders, out)] if len(folders) > 1 else reports
 
 
-def write_report(folder: str | Path) -> Path:
+def write_report(folder: str | Path, summary: Mapping[str, Any] | None = None) -> Path:
     """Write ``report.md`` and its plots into a run's folder.
+
+    Args:
+        folder: of the run.
+        summary: of a run that is about to write it; by default the folder's own.
 
     Raises:
         UserError: the folder holds no run.
     """
     run = read_run(folder)
+    if summary is not None:
+        run = replace(run, summary=finite(summary))
     return _write(run.path / "report.md", report_text(run, plot_run(folder)))
 
 
