@@ -1,8 +1,9 @@
 """Kill a run with SIGKILL again and again, resume it each time, and hold its end against that of a run left alone. Needs the `demo` extra.
 
-Run as ``python scripts/storm.py [--kills 20] [--seed 0] [--runtime local|ray]`` on an installed project; some 15 seconds a kill. Moments
-are drawn from the whole life of a process, its start included, such that the run does not end before its kills are spent. Exit status 1 if
-one bit differs, or too few kills fell.
+Run as ``python scripts/storm.py [--kills 20] [--seed 0] [--runtime local|ray] [OVERRIDE …]`` on an installed project; some 15 seconds a
+kill. Overrides such as ``runtime.stack=3`` or ``privacy=example privacy.noise_multiplier=2`` stand behind the storm's own. Moments are
+drawn from the whole life of a process, its start included, such that the run does not end before its kills are spent. Exit status 1 if one
+bit differs, or too few kills fell.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from fedsb.resuming import FREE
 
 RUN = [sys.executable, "-m", "fedsb.cli", "run"]
 SMALL = (
@@ -34,11 +38,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runtime", default="local", choices=["local", "ray"])
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         environment = {**os.environ, "FEDSB_HOME": home, "HF_HUB_OFFLINE": "1"}
         calm, storm = Path(home) / "calm", Path(home) / "storm"
-        start, rounds = undisturbed([*RUN, *SMALL, f"output={calm}", f"runtime={options.runtime}"], environment)
+        start, rounds = undisturbed([*RUN, *given(calm, options)], environment)
         print(f"left alone: {start:.0f} s to its first round, {rounds:.0f} s to its end  {sha256(calm)}", flush=True)
         kills = weather(storm, options, environment, start, rounds)
         same = sha256(storm) == sha256(calm) and kills == options.kills
@@ -66,9 +71,10 @@ def weather(folder: Path, options: argparse.Namespace, environment: dict[str, st
         ) as process:
             try:
                 process.wait(draw.uniform(0.2 * start, start + 1.5 * rounds / options.kills))
-                break  # it ended by itself
             except subprocess.TimeoutExpired:
                 end(process.pid)
+        if process.returncode != -signal.SIGKILL:
+            break  # it ended by itself
         fell += 1
         done = len((folder / "metrics.jsonl").read_text().splitlines()) if (folder / "metrics.jsonl").exists() else 0
         print(f"kill {fell}: {done} rounds on the disk", flush=True)
@@ -79,15 +85,22 @@ def weather(folder: Path, options: argparse.Namespace, environment: dict[str, st
 
 def given(folder: Path, options: argparse.Namespace) -> Sequence[str]:
     """Return the overrides of the next attempt: the run's own until it has a folder."""
-    begin = not (folder / "config.yaml").exists()
-    return [*(SMALL if begin else ()), f"output={folder}" if begin else f"resume={folder}", f"runtime={options.runtime}"]
+    if not (folder / "config.yaml").exists():
+        return [*SMALL, f"output={folder}", f"runtime={options.runtime}", *options.overrides]
+    # The folder decides what comes out, and not how it is run.
+    free = [override for override in options.overrides if override.split("=")[0].split(".")[0] in FREE]
+    return [f"resume={folder}", f"runtime={options.runtime}", *free]
 
 
 def end(pid: int) -> None:
     """Kill a process and everything below it at once."""
-    process = psutil.Process(pid)
-    for one in [process, *process.children(recursive=True)]:
-        one.send_signal(signal.SIGKILL)
+    found: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        found = [process, *process.children(recursive=True)]
+    for one in found:
+        with suppress(psutil.NoSuchProcess):
+            one.send_signal(signal.SIGKILL)
 
 
 def sha256(folder: Path) -> str:
