@@ -32,7 +32,7 @@ from fedsb.errors import RunError, UserError
 from fedsb.models import forget_models
 from fedsb.privacy.account import DIAGNOSTICS, LEDGERS
 from fedsb.report.records import read_run
-from fedsb.runtime.cluster import start_ray
+from fedsb.runtime.cluster import RAY_SWITCHES, start_ray
 from fedsb.runtime.grid import simulated_nodes
 from fedsb.runtime.grids import CLIENT, TOGETHER
 from fedsb.runtime.local import LocalGrid
@@ -334,6 +334,61 @@ def test_the_next_job_of_a_sweep_finds_actors_and_model_warm(tiny_bert: Path, tm
     assert len(seen[0][1]) == 1
     assert seen[0] == seen[1] == seen[2]
     assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 3
+
+
+class Cluster:
+    """A cluster that is there before a run and after it."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.address = self.said()
+
+    def said(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def cpus(self) -> tuple[float, float]:
+        """Return how many it has and how many are free."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        whole, free = self.said().split()
+        return float(whole), float(free)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Start a cluster in a process of its own, and end it with all of its processes."""
+    close_pools()
+    command, root = [sys.executable, "-m", "tests.runtime.cluster_head"], Path(__file__).resolve().parents[2]
+    environment = {**os.environ, **RAY_SWITCHES}
+    with subprocess.Popen(command, cwd=root, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        made = Cluster(process)
+        below = psutil.Process(process.pid).children(recursive=True)
+        yield made
+        process.communicate(timeout=60)  # the end of its input
+    assert not psutil.wait_procs(below, timeout=30)[1]
+
+
+def test_a_cluster_that_is_joined_gives_the_same_bits_and_lives_on(
+    cluster: Cluster, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    overrides, folder = small(tiny_bert, tmp_path, "init.kind=weight_svd"), tmp_path / "run"
+    whole = federate(tmp_path / "whole", overrides)
+    joined = ["runtime=ray", f"runtime.address={cluster.address}", "runtime.workers=2", "runtime.cpus=0.5", f"output={folder}"]
+    held = []
+    with subprocess.Popen([sys.executable, "-m", "fedsb.cli", "run", *overrides, *joined], stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            held.append(2.0 - cluster.cpus()[1])
+            time.sleep(0.2)
+    assert process.returncode == 0
+    assert max(held) == 1.0, "two actors of half a CPU each"
+    assert json.loads((folder / "summary.json").read_text())["factors_sha256"] == whole["factors_sha256"]
+    deadline = time.monotonic() + 30
+    while (left := cluster.cpus()) != (2.0, 2.0) and time.monotonic() < deadline:
+        time.sleep(0.5)  # Ray ends the actors of a driver that has left when it notices
+    assert left == (2.0, 2.0)
 
 
 def heed_interrupts() -> None:
