@@ -19,6 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 CLIENT_RAISED = 2  # Flower's code for an exception in the ClientApp
 RUN_ID = 1
 TRAIN = "train"  # the messages that several clients can answer at once
+QUERY = "query"  # how the types begin of those that ask a node about itself
 ClientCall = Callable[[Message, Context], Message]
 StackCall = Callable[[Sequence[Message], Sequence[Context]], list[Message]]
 

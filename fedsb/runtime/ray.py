@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from fedsb.errors import RunError
 from fedsb.logs import last_line
-from fedsb.runtime.grid import TRAIN, SimulationGrid, failure, simulated_nodes
+from fedsb.runtime.grid import QUERY, TRAIN, SimulationGrid, failure, simulated_nodes
 from fedsb.runtime.pool import Pool
 
 AHEAD = 4  # messages an actor that may be handed out beyond the oldest open one
@@ -70,7 +70,7 @@ class RayGrid(SimulationGrid):
         run_config: what a client's context carries as run configuration.
         node_configs: one node configuration a node, by node id.
         max_retries: how often a message is sent again whose actor died.
-        client_timeout: seconds after which a client counts as hung and failed; None waits.
+        client_timeout: seconds after which a client that trains or evaluates counts as hung and failed; None waits.
         stack: training messages that an actor answers at once; where it hangs, or dies again and again, each goes out alone.
     """
 
@@ -152,12 +152,17 @@ class RayGrid(SimulationGrid):
             oldest = task.number if oldest is None else min(oldest, task.number)
             task.actor = self._pool.take()
             task.tries += 1
-            task.deadline = time.monotonic() + (self._client_timeout or float("inf")) * len(task.messages)
+            task.deadline = time.monotonic() + self._limit(task)
             works = [
                 self._pool.work(task.actor, message, self.node_configs[message.metadata.dst_node_id], self.run_config)
                 for message in task.messages
             ]
             self._running[task.actor.answer.remote(works)] = task
+
+    def _limit(self, task: Task) -> float:
+        """Return the seconds after which a task hangs; whoever asks what a node holds, for which it reads all data, has a limit."""
+        asks = task.messages[0].metadata.message_type.startswith(QUERY)
+        return float("inf") if asks or self._client_timeout is None else self._client_timeout * len(task.messages)
 
     def _next(self) -> Task:
         """Take the next task, with those behind it that fit into one stack: the same ones, however many actors there are."""

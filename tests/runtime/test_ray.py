@@ -66,13 +66,13 @@ def obedient(**options: Any) -> RayGrid:
     return RayGrid(pool, {"overrides": "as given"}, simulated_nodes(3), **options)
 
 
-def orders(*deeds: tuple[str, object], arrays: ArrayRecord | None = None) -> list[Message]:
+def orders(*deeds: tuple[str, object], arrays: ArrayRecord | None = None, kind: str = "train") -> list[Message]:
     """Return a message a deed, in order, to nodes 1, 2, 3 in turn."""
     more = {} if arrays is None else {"arrays": arrays}
     contents = [
         RecordDict({"config": ConfigRecord({"do": do, "with": str(what), "number": i}), **more}) for i, (do, what) in enumerate(deeds)
     ]
-    return [Message(content, i % 3 + 1, "train") for i, content in enumerate(contents)]
+    return [Message(content, i % 3 + 1, kind) for i, content in enumerate(contents)]
 
 
 def numbers(replies: Sequence[Message]) -> list[int]:
@@ -127,6 +127,12 @@ def test_an_actor_that_hangs_is_ended_and_not_asked_again() -> None:
     assert reasons(replies) == ["no reply within runtime.client_timeout=3 s"]
     assert time.monotonic() - begun < 60
     assert sorted(numbers(obedient().send_and_receive(orders(*[("answer", "")] * 4)))) == [0, 1, 2, 3]
+
+
+def test_a_node_that_counts_its_data_may_take_longer() -> None:
+    """The first to be asked reads the data of all clients."""
+    replies = obedient(client_timeout=1.0).send_and_receive(orders(("sleep", 3), kind="query.describe"))
+    assert (numbers(replies), reasons(replies)) == ([0], [])
 
 
 def test_of_a_stack_that_hangs_only_the_culprit_fails() -> None:
