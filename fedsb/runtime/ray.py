@@ -160,7 +160,7 @@ class RayGrid(SimulationGrid):
             self._running[task.actor.answer.remote(works)] = task
 
     def _limit(self, task: Task) -> float:
-        """Return the seconds after which a task hangs; whoever asks what a node holds, for which it reads all data, has a limit."""
+        """Return the seconds after which a task counts as hung; a question has none, for a worker reads the data of all clients for it."""
         asks = task.messages[0].metadata.message_type.startswith(QUERY)
         return float("inf") if asks or self._client_timeout is None else self._client_timeout * len(task.messages)
 
