@@ -9,7 +9,8 @@ import sys
 
 import ray
 
-from fedsb.errors import UserError
+from fedsb.errors import RunError, UserError
+from fedsb.logs import last_line
 
 RAY_SWITCHES = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -24,6 +25,7 @@ def start_ray(address: str | None) -> None:
 
     Raises:
         UserError: there is no cluster at the address.
+        RunError: Ray does not start on this machine.
     """
     if ray.is_initialized():
         return
@@ -35,9 +37,9 @@ def start_ray(address: str | None) -> None:
     try:
         _knock(address)
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", runtime_env=runtime_env)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray has no class for it, and raises bare ones where its processes die or are late
         if address is None:
-            raise
+            raise RunError(f"Ray does not start on this machine: {last_line(str(error))}") from error
         said = " ".join(str(error).split())[:160]
         raise UserError(
             f"no Ray cluster at runtime.address={address} ({said}); start one with 'ray start --head', or leave it out"

@@ -20,6 +20,7 @@ def grid_for(config: Config, run_config: dict[str, Any]) -> SimulationGrid:
 
     Raises:
         UserError: what it needs is not there.
+        RunError: Ray does not start on this machine.
     """
     return GRIDS[config.runtime.kind](config.runtime, run_config, stack_size(config))
 

@@ -122,6 +122,7 @@ class Pool:
 
     Raises:
         UserError: no cluster at the address, or it cannot hold so many workers.
+        RunError: Ray does not start on this machine.
     """
 
     def __init__(self, settings: PoolSettings) -> None:

@@ -202,6 +202,17 @@ def test_an_address_without_a_cluster_is_named() -> None:
         pool_for(PoolSettings("tests.runtime.apps:obey", address="127.0.0.1:1"))
 
 
+def test_a_ray_that_does_not_start_is_one_line(tiny_bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    environment = {**os.environ, "RAY_TMPDIR": str(tmp_path / "taken" / "below"), "FEDSB_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "fedsb.cli", "run", *small(tiny_bert, tmp_path), "runtime=ray", f"output={tmp_path / 'run'}"]
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False, timeout=120)
+    assert done.returncode == 1
+    [said] = done.stderr.splitlines()
+    assert said.startswith("error: the run stopped: Ray does not start on this machine: ")
+    assert str(tmp_path / "taken") in said
+
+
 class Holder:
     """Holds CPUs."""
 
