@@ -23,8 +23,6 @@ from pathlib import Path
 
 import psutil
 
-from fedsb.resuming import FREE
-
 RUN = [sys.executable, "-m", "fedsb.cli", "run"]
 SMALL = (
     "federation.num_clients=4", "federation.num_rounds=120", "train.local_steps=1", "train.batch_size=4", "train.max_length=8",
@@ -87,9 +85,7 @@ def given(folder: Path, options: argparse.Namespace) -> Sequence[str]:
     """Return the overrides of the next attempt: the run's own until it has a folder."""
     if not (folder / "config.yaml").exists():
         return [*SMALL, f"output={folder}", f"runtime={options.runtime}", *options.overrides]
-    # The folder decides what comes out, and not how it is run.
-    free = [override for override in options.overrides if override.split("=")[0].split(".")[0] in FREE]
-    return [f"resume={folder}", f"runtime={options.runtime}", *free]
+    return [f"resume={folder}"]
 
 
 def end(pid: int) -> None:
