@@ -1,11 +1,11 @@
 """What a simulated round costs, ours beside others at the same work: the same model, examples, batches, steps and threads. Needs ``dev``.
 
 Run as ``python scripts/bench_simulation.py [--quick] [--out FOLDER]`` on an installed project. Each contestant is a process of its own that
-does a round when it is told to, and all take turns, round by round, so that a busy machine slows all alike. CPU seconds are those of the
-whole tree of processes; memory is its proportional set size (shared pages count once). The opponents live in ``scripts/simulation``: a loop
-over one PEFT model, the same with Opacus, pfl 0.6.0, and a Flower app that loads its model for each message. The last two have
-environments that this script makes from PyPI; the loops need nothing beyond the extra `dev`. Figures go to ``simulation.json`` and
-``simulation.png`` in FOLDER, as far as they are there.
+does a round when it is told to, and all (those with privacy apart) take turns, round by round, so that a busy machine slows all alike. CPU
+seconds are those of the whole tree of processes; memory is its proportional set size (shared pages count once). The opponents live in
+``scripts/simulation``: a loop over one PEFT model, the same with Opacus, pfl 0.6.0, and a Flower app that loads its model for each
+message. The last two have environments that this script makes from PyPI; the loops need nothing beyond the extra `dev`. Figures go to
+``simulation.json`` and ``simulation.png`` in FOLDER, as far as they are there.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ def main() -> int:
     """Measure, print the table, write JSON and plot; 1 where a bound is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="three rounds of one shape")
+    parser.add_argument("--batches", type=int, nargs="+", default=[4, 16], help="shapes, by their batch")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder of simulation.json and simulation.png")
     parser.add_argument("--environments", type=Path, default=Path(tempfile.gettempdir()) / "fedsb-opponents", help="of the opponents")
     options = parser.parse_args()
     figures: list[Figure] = []
     tables: dict[str, dict[str, Measured]] = {}
-    for shape, rounds in list(SHAPES.items())[: 1 if options.quick else None]:
+    asked = {shape: rounds for shape, rounds in SHAPES.items() if shape.batch in options.batches}
+    for shape, rounds in list(asked.items())[: 1 if options.quick else None]:
         tables[shape.name], company = contest(shape, 3 if options.quick else rounds, options.environments)
         figures += [*compare(shape, tables[shape.name]), show(company)]
         save(tables, figures, options.out)
@@ -57,11 +59,11 @@ def save(tables: Mapping[str, Mapping[str, Measured]], figures: Sequence[Figure]
     draw(tables, folder / "simulation.png")
 
 
-def contestants(work: Path, private: Path, environments: Path) -> dict[str, Sequence[str]]:
-    """Return the command of each contestant."""
+def heats(work: Path, private: Path, environments: Path) -> list[dict[str, Sequence[str]]]:
+    """Return the command of each contestant, those without privacy first; all at once would not fit into 24 GB at the large shape."""
     flower, trainer = environment("flower", environments), with_trainer(work)
     ours, loop = [sys.executable, "-m", "simulation.ours"], [sys.executable, "-m", "simulation.peft_loop"]
-    return {
+    plain: dict[str, Sequence[str]] = {
         "PEFT loop": [*loop, str(work)],
         "pfl 0.6.0": [str(environment("pfl", environments)), "-m", "simulation.pfl_loop", str(work)],
         "ours, local": [*ours, str(work)],
@@ -70,10 +72,12 @@ def contestants(work: Path, private: Path, environments: Path) -> dict[str, Sequ
         "Flower app, plain loop": [str(flower), "-m", "simulation.flower_rounds", "vanilla_flower", str(work)],
         "Flower app, HF Trainer": [str(flower), "-m", "simulation.flower_rounds", "vanilla_flower", str(trainer)],
         "ours, flwr run": [sys.executable, "-m", "simulation.flower_rounds", "ours_flower", str(work)],
+    }
+    return [plain, {
         "PEFT + Opacus loop": [*loop, str(private), "--private"],
         "ours, private": [*ours, str(private)],
         "ours, private, stack of 8": [*ours, str(private), "runtime.stack=8"],
-    }
+    }]  # fmt: skip
 
 
 def contest(shape: Shape, rounds: int, environments: Path) -> tuple[dict[str, Measured], Figure]:
@@ -82,7 +86,7 @@ def contest(shape: Shape, rounds: int, environments: Path) -> tuple[dict[str, Me
     with tempfile.TemporaryDirectory() as folder:
         work = write_workload(Path(folder) / "plain.json", shape, rounds, private=False)
         private = write_workload(Path(folder) / "private.json", shape, rounds, private=True)
-        table = take_turns(contestants(work, private, environments), rounds)
+        table = {name: row for heat in heats(work, private, environments) for name, row in take_turns(heat, rounds).items()}
         slowed = slowed_by_company([sys.executable, "-m", "simulation.peft_loop", str(work)], rounds)
     width = max(map(len, table))
     print(f"{'':<{width}}  CPU s  wall s  PSS MB  start-up s", flush=True)
