@@ -20,12 +20,12 @@ def draw(tables: Mapping[str, Mapping[str, Measured]], path: Path) -> None:
     for (cpu, memory), (shape, table) in zip(axes, tables.items(), strict=True):
         names = list(table)[::-1]
         colours = ["tab:blue" if name.startswith("ours") else "tab:gray" for name in names]
-        for axis, values, title in (
-            (cpu, [median(table[name].cpu_s) for name in names], "CPU seconds a round (median)"),
-            (memory, [table[name].pss_mb for name in names], "peak memory, PSS in MB"),
+        for axis, values, digits, title in (
+            (cpu, [median(table[name].cpu_s) for name in names], "%.1f", "CPU seconds a round (median)"),
+            (memory, [table[name].pss_mb for name in names], "%.0f", "peak memory, PSS in MB"),
         ):
             bars = axis.barh(names, values, color=colours)
-            axis.bar_label(bars, fmt="%.3g", padding=3)
+            axis.bar_label(bars, fmt=digits, padding=3)
             axis.margins(x=0.12)
             axis.set_title(f"{title}, {shape}", fontsize=10)
             axis.spines[["top", "right"]].set_visible(False)
