@@ -33,17 +33,13 @@ from fedsb.training import FitResult, Site
 LOG = logging.getLogger(__name__)
 
 
+@lru_cache(maxsize=8)
 def config_of(overrides: str, *, real: bool = False) -> Config:
     """Return the configuration that a message's run has, composed once.
 
     Raises:
         UserError: the folder of a resumed run is not there, and the client is simulated.
     """
-    return _composed(overrides, real)
-
-
-@lru_cache(maxsize=8)
-def _composed(overrides: str, real: bool) -> Config:
     given = split_overrides(overrides)
     config = anchored(load(given), launch_folder())
     if config.resume is None or Path(config.resume).is_dir():
