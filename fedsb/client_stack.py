@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from flwr.app import Context, Message, RecordDict
 from fedsb.client_app import app, faults_of
 from fedsb.client_job import Job, coded
 from fedsb.frozen import Frozen
+from fedsb.heap import keep_large_blocks
 from fedsb.privacy.randomness import Streams
 from fedsb.runtime.grid import TRAIN, answered
 from fedsb.stack import Stack
@@ -23,7 +22,6 @@ from fedsb.state import State
 from fedsb.training import Lesson, dropout_of, fit_lesson
 
 LOG = logging.getLogger(__name__)
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -115,18 +113,6 @@ def _same(one: State, other: State) -> bool:
     return all(
         a is b or np.shares_memory(a.numpy(), b.numpy()) or torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True)
     )
-
-
-@cache
-def keep_large_blocks() -> None:
-    """Let this process keep the memory of one pass for the next, where the C library is glibc.
-
-    It hands blocks as large as a stack's activations back to the system at once, and every pass would fault its pages in again.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2**30)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _side_by_side(seats: Sequence[Seat]) -> list[Message]:

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from fedsb.adapters.layer import LowRankLayer
 from fedsb.batched import batched_linear, batched_lora
+from fedsb.dropout import fill_noise
 from fedsb.errors import UserError
 from fedsb.models import AdaptedModel
 from fedsb.rng import Turns, generator_states
@@ -210,7 +211,7 @@ class _OwnNumbers(TorchFunctionMode):
             for d in cut:
                 noise = noise.narrow(d, 0, part.length)
             with self._turns.turn(part.client):
-                _draw(noise, p)
+                fill_noise(noise, p)
         return joint
 
     def attention(
@@ -220,6 +221,8 @@ class _OwnNumbers(TorchFunctionMode):
         if dropout_p == 0.0:
             out: Tensor = whole(q, k, v, attn_mask, dropout_p, *args, **options)
             return out
+        if self._can_attend_at_once(q, attn_mask, args, options):
+            return self._attend(q, k, v, attn_mask, dropout_p, options.get("scale"))
         rows = rows_of(self._parts, len(q))
         shared = attn_mask is None or len(attn_mask) == 1
         masks = [attn_mask] * len(rows) if shared else torch.split(attn_mask, rows)  # type: ignore[arg-type]
@@ -232,13 +235,20 @@ class _OwnNumbers(TorchFunctionMode):
             pieces.append(_padded(piece, {2: q.shape[2]}))
         return torch.cat(pieces)
 
+    def _can_attend_at_once(self, q: Tensor, mask: Tensor | None, args: Sequence[Any], options: Mapping[str, Any]) -> bool:
+        """Tell whether torch computes this attention step by step, as it does with dropout on a CPU, and nobody sees another's padding."""
+        known = not args and not options.get("is_causal") and options.keys() <= {"scale", "is_causal"}
+        alike = len({part.length for part in self._parts}) == 1
+        return known and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and (alike or mask is not None)
 
-def _draw(noise: Tensor, p: float) -> None:
-    """Fill with what dropout multiplies by, from the global generator, as dropout itself would draw it."""
-    if noise.device.type == "cpu" and p < 1.0:
-        noise.bernoulli_(1 - p).div_(1 - p)
-    else:
-        noise.copy_(F.dropout(torch.ones_like(noise), p))
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, scale: float | None) -> Tensor:
+        scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
+        if mask is not None and mask.dtype == torch.bool:
+            # No infinity, for a row without anything to attend to would be NaN in the others' gradients too.
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        elif mask is not None:
+            scores = scores + mask
+        return (scores.softmax(-1) * self._noise(scores, p)) @ v
 
 
 def _padded(x: Tensor, sizes: Mapping[int, int]) -> Tensor:
