@@ -17,6 +17,7 @@ import torch
 from fedsb.data import Corpus, Examples, hold_out, load_corpus, load_site, load_test, partition, tokenise
 from fedsb.errors import UserError
 from fedsb.loading import load_tokenizer, resolve_device
+from fedsb.logs import speech
 from fedsb.models import AdaptedModel, cached_model
 from fedsb.report.progress import PROGRESS, Progress
 from fedsb.rules import client_names
@@ -167,7 +168,7 @@ def progress_of(config: Config) -> Progress:
     train, clients, steps = config.train, config.federation.num_clients, config.train.local_steps
     held = len(corpus_of(config).train)  # none on a server of real nodes
     examples = steps * train.batch_size if steps is not None else train.local_epochs * held / clients if held else None
-    return PROGRESS[config.progress](config.federation.num_rounds, examples=examples)
+    return PROGRESS[speech(config.progress)](config.federation.num_rounds, examples=examples)
 
 
 def run_folder(config: Config, run: str, given: str | None = None) -> Path:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from fedsb.errors import RunError, UserError, unknown
 from fedsb.folders import check_makeable
-from fedsb.logs import say_early
+from fedsb.logs import say_early, speak_to
 
 USAGE = """usage: fedsb COMMAND …
 
@@ -171,6 +171,7 @@ def run_job(composed: DictConfig) -> int:
 
     given = anchored(typed(composed), Path.cwd())
     config = resumed(given, overrides)
+    speak_to(people=sys.stdout.isatty())
     say_early("loading model and data …", progress=config.progress)
     _quieten()
     from fedsb.runtime.grids import grid_for

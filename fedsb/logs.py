@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
+# Whether people read standard output: under Flower they do, though it comes through a pipe.
+_TO_PEOPLE: ContextVar[bool] = ContextVar("to_people", default=True)
 PACKAGES = ("fedsb", "strategies", "clients")
 
 
@@ -17,9 +20,19 @@ def last_line(text: str | None) -> str:
     return lines[-1][:300] if lines else "no reason given"
 
 
+def speak_to(*, people: bool) -> None:
+    """Say who reads standard output from now on."""
+    _TO_PEOPLE.set(people)
+
+
+def speech(progress: str) -> str:
+    """Return how a run's progress is shown: ``lines`` or ``json``; ``auto`` goes by who reads."""
+    return ("lines" if _TO_PEOPLE.get() else "json") if progress == "auto" else progress
+
+
 def say_early(line: str, *, progress: str) -> None:
-    """Print a line before there is anything that shows a run: beside standard output where that is for JSON."""
-    print(line, flush=True, file=sys.stderr if progress == "json" else sys.stdout)
+    """Print a line before there is anything that shows a run."""
+    print(json.dumps({"remark": line}) if speech(progress) == "json" else line, flush=True)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "privacy.clipping": ("flat", "per_layer", "adaptive"),
     "privacy.grad_sample_mode": ("hooks", "functorch"),
     "runtime.kind": ("local", "ray"),
-    "progress": ("lines", "json"),
+    "progress": ("auto", "lines", "json"),
 }
 
 FAULTS = ("dropout", "crash", "straggle", "corrupt", "nan")  # probabilities

@@ -27,6 +27,7 @@ RUN = [sys.executable, "-m", "fedsb.cli", "run"]
 SMALL = (
     "federation.num_clients=4", "federation.num_rounds=120", "train.local_steps=1", "train.batch_size=4", "train.max_length=8",
     "data.max_examples=60", "federation.partition.kind=iid", "init.kind=weight_svd", "federation.server_optimizer.name=momentum",
+    "progress=lines",
 )  # fmt: skip
 
 

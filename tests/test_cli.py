@@ -164,6 +164,21 @@ def test_a_run_says_how_many_texts_it_cuts(call: Call, quick: list[str], tokens:
     assert (f"% of the test texts fill train.max_length={tokens} tokens" in out) is told
 
 
+@pytest.mark.parametrize(("terminal", "asked", "speaks"), [
+    (False, (), "json"), (True, (), "lines"), (False, ("progress=lines",), "lines"), (True, ("progress=json",), "json"),
+])  # fmt: skip
+def test_a_pipe_gets_json_and_a_terminal_lines_unless_told_otherwise(
+    terminal: bool, asked: tuple[str, ...], speaks: str, call: Call, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    status, out, _ = call("run", *quick, "federation.num_rounds=1", "output=run", *asked)
+    assert status == 0
+    assert ("round 1/1" in out) is (speaks == "lines")
+    assert all(line.startswith("{") for line in out.splitlines()) is (speaks == "json")
+    # What stdout was is no property of the run, and may be another thing when it is resumed.
+    assert f"progress: {asked[0].split('=')[1] if asked else 'auto'}\n" in Path("run/config.yaml").read_text()
+
+
 @pytest.mark.parametrize("sweep", [(), ("-m", "seed=0,1")], ids=["one", "sweep"])
 def test_with_json_nothing_else_is_on_standard_output(call: Call, quick: list[str], sweep: tuple[str, ...]) -> None:
     private = ["privacy=example", "privacy.epsilon=50", "privacy.accountant=rdp", "init.kind=weight_svd", "train.batch_size=4"]
@@ -171,7 +186,9 @@ def test_with_json_nothing_else_is_on_standard_output(call: Call, quick: list[st
     assert status == 0
     rows = [json.loads(line) for line in out.splitlines()]
     assert sum("summary" in row for row in rows) == (2 if sweep else 1)
-    assert err.count("privacy: calibrating the noise of 3 clients …") == (2 if sweep else 1)
+    for remark in ("loading model and data …", "privacy: calibrating the noise of 3 clients …"):
+        assert sum(row.get("remark") == remark for row in rows) == (2 if sweep else 1)
+    assert "{" not in err
 
 
 def test_a_run_that_stops_has_status_1(call: Call, quick: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

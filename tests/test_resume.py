@@ -360,7 +360,7 @@ def test_sigkill_at_three_moments(tiny_bert: Path, tmp_path: Path, run: Run) -> 
     """The real thing, by the command line: killed, resumed, killed, resumed, killed, resumed."""
     more = ("init.kind=weight_svd", "federation.num_rounds=40")  # more than are over in the time that three passes are left
     whole, folder = run(tmp_path / "whole", *more), tmp_path / "run"
-    overrides = small(tiny_bert, tmp_path, *more)
+    overrides = small(tiny_bert, tmp_path, *more, "progress=lines")
     environment = {**os.environ, "FEDSB_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "fedsb.cli", "run"]
     draw = numpy_generator(0, "sigkill")

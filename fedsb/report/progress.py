@@ -1,4 +1,4 @@
-"""What is seen while a run is under way: a bar for the round's replies on a terminal, plain lines in a pipe, or lines of JSON."""
+"""What is seen while a run is under way: a bar for the round's replies on a terminal, plain lines, or lines of JSON."""
 
 from __future__ import annotations
 

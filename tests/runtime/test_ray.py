@@ -422,7 +422,7 @@ def test_interrupted_it_leaves_a_checkpoint_and_no_process(
     overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd", "federation.num_rounds=40")
     whole, folder = federate(tmp_path / "whole", overrides), tmp_path / "run"
     command = [sys.executable, "-m", "fedsb.cli", "run"]
-    given = [*overrides, *runtime, f"output={folder}", f"hydra.run.dir={folder}"]
+    given = [*overrides, *runtime, "progress=lines", f"output={folder}", f"hydra.run.dir={folder}"]
     with subprocess.Popen(
         [*command, *given], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed_interrupts
     ) as process:
