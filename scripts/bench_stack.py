@@ -11,10 +11,11 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 
-from simulation.contest import Measured, take_turns
+from simulation.contest import Contestant, Measured, take_turns
 from simulation.workload import Shape, write_workload
 
 from fedsb.stack_size import size_that_pays
@@ -44,7 +45,8 @@ def measure(shape: Shape, rounds: int, *, private: bool) -> Mapping[int, Measure
     """Let stacks of every size do their rounds in turns."""
     with tempfile.TemporaryDirectory() as folder:
         work = write_workload(Path(folder) / "work.json", shape, rounds, private=private)
-        return take_turns({k: [sys.executable, "-m", "simulation.ours", str(work), f"runtime.stack={k}"] for k in STACKS}, rounds)
+        ours = [sys.executable, "-m", "simulation.ours", str(work)]
+        return take_turns({k: partial(Contestant, [*ours, f"runtime.stack={k}"]) for k in STACKS}, rounds)
 
 
 def relative(found: Mapping[int, Measured], k: int) -> float:

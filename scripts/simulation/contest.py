@@ -6,12 +6,11 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TypeVar
 
 import psutil
@@ -112,12 +111,48 @@ class Contestant:
             self._peak = max(self._peak, sum(pss_mb(process.pid) for process in tree(self._process.pid)))
 
 
-def take_turns(commands: Mapping[Key, Sequence[str]], rounds: int) -> dict[Key, Measured]:
+class Pair:
+    """Two contestants of one kind who do each round at the same time, one core each: what a machine's cores take from each other."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._both = Contestant(command), Contestant(command)
+
+    def warm_up(self) -> None:
+        """Let both do a round that does not count."""
+        for contestant in self._both:
+            contestant.warm_up()
+
+    def round(self) -> None:
+        """Let both do a round, from one moment on."""
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(Contestant.round, self._both))
+
+    def close(self) -> None:
+        """End both."""
+        for contestant in self._both:
+            contestant.close()
+
+    def measured(self) -> Measured:
+        """Return what both used, and how long the slower one took."""
+        one, other = (contestant.measured() for contestant in self._both)
+        return Measured(
+            [a + b for a, b in zip(one.cpu_s, other.cpu_s, strict=True)],
+            [max(a, b) for a, b in zip(one.wall_s, other.wall_s, strict=True)],
+            one.pss_mb + other.pss_mb,
+            max(one.startup_s, other.startup_s),
+            one.startup_cpu_s + other.startup_cpu_s,
+        )
+
+
+Start = Callable[[], Contestant | Pair]
+
+
+def take_turns(starts: Mapping[Key, Start], rounds: int) -> dict[Key, Measured]:
     """Start all, and let each do its round before any does the next; the first one warms up and does not count."""
-    started: dict[Key, Contestant] = {}
+    started: dict[Key, Contestant | Pair] = {}
     try:
-        for key, command in commands.items():
-            started[key] = Contestant(command)
+        for key, start in starts.items():
+            started[key] = start()
         for contestant in started.values():
             contestant.warm_up()
         for _ in range(1, rounds):
@@ -127,19 +162,6 @@ def take_turns(commands: Mapping[Key, Sequence[str]], rounds: int) -> dict[Key, 
         for contestant in started.values():
             contestant.close()
     return {key: contestant.measured() for key, contestant in started.items()}
-
-
-def slowed_by_company(command: Sequence[str], rounds: int) -> float:
-    """Return how much longer a round takes while another process does the same: what the machine's cores take from each other."""
-    with ExitStack() as ended, ThreadPoolExecutor(2) as pool:
-        first, second = (ended.enter_context(closing(Contestant(command))) for _ in range(2))
-        for contestant in (first, second):
-            contestant.round()
-        for _ in range((rounds - 1) // 2):
-            first.round()
-            list(pool.map(Contestant.round, (first, second)))
-        walls = first.measured().wall_s[1:]
-    return median(beside / alone for alone, beside in zip(walls[::2], walls[1::2], strict=True))
 
 
 def tree(pid: int) -> list[psutil.Process]:
