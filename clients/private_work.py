@@ -49,6 +49,13 @@ def mechanism_of(privacy: PrivacyConfig, entry: Entry) -> Mechanism:
     return Mechanism(clipping, entry.sampling_rate, entry.steps, max_batch=privacy.max_batch, functorch=functorch)
 
 
+def mechanism_in(account: Account, privacy: PrivacyConfig, round_number: int) -> Mechanism:
+    """Return the mechanism of a client's training in a round, with the bound that adaptive clipping had reached by then."""
+    if privacy.clipping == "adaptive" and (reached := account.last_clip_norm(TRAIN, round_number)) is not None:
+        privacy = replace(privacy, max_grad_norm=reached)
+    return mechanism_of(privacy, account.plan.training)
+
+
 @dataclass(frozen=True)
 class Opened:
     """A private round that is charged and not computed yet.
@@ -95,9 +102,7 @@ def open_round(
         raise UserError(f"round {site.round} is not among those that '{site.client}' was drawn for; its noise does not cover it")
     held = frozen()
     entry = account.plan.training
-    if privacy.clipping == "adaptive" and (reached := account.last_clip_norm(TRAIN, site.round)) is not None:
-        privacy = replace(privacy, max_grad_norm=reached)
-    mechanism, check = mechanism_of(privacy, entry), not _went_well(account)
+    mechanism, check = mechanism_in(account, privacy, site.round), not _went_well(account)
     account.charge(key, entry)
 
     def close(upload: State, fit: PrivateFit) -> Answer:

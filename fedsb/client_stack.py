@@ -29,12 +29,15 @@ class Pupil:
     """A client in the stack.
 
     Attributes:
-        lesson: its training; None where its reply is there already.
+        lesson: its training.
         reply: makes the content of the reply of what it has trained and of how that went.
+        kept: the content of a reply that went out before; it trains again, to nobody's use but the others': beside fewer than
+            before their last bits would be other ones.
     """
 
-    lesson: Lesson[Any] | None
+    lesson: Lesson[Any]
     reply: Callable[[State, Any], RecordDict]
+    kept: RecordDict | None = None
 
 
 @dataclass(frozen=True)
@@ -131,11 +134,14 @@ def _side_by_side(seats: Sequence[Seat]) -> list[Message]:
             pupils[i] = _plain(seat, stack, i) if own is None else _private(seat, stack, i, own)
         except Exception as error:  # its own: the others train
             pupils[i] = error
-    lessons = {i: pupil.lesson for i, pupil in pupils.items() if isinstance(pupil, Pupil) and pupil.lesson is not None}
+    present = {i: pupil for i, pupil in pupils.items() if isinstance(pupil, Pupil)}
+    lessons = {i: pupil.lesson for i, pupil in present.items()} if any(pupil.kept is None for pupil in present.values()) else {}
     results = taught_together(stack, first.task, lessons, train=first.config.train, private=seats[0].private)
 
     def content(i: int) -> RecordDict:
         pupil, result = pupils[i], results.get(i)
+        if isinstance(pupil, Pupil) and pupil.kept is not None:
+            return pupil.kept
         for failed in (pupil, result):
             if isinstance(failed, Exception):
                 raise failed
@@ -156,7 +162,7 @@ def _plain(seat: Seat, stack: Stack, member: int) -> Pupil:
 
 def _private(seat: Seat, stack: Stack, member: int, streams: Streams) -> Pupil:
     from clients.private import private_lesson
-    from clients.private_work import Answer, open_round
+    from clients.private_work import Answer, mechanism_in, open_round
 
     job, privacy = seat.job, seat.job.config.privacy
     opened = open_round(
@@ -167,10 +173,6 @@ def _private(seat: Seat, stack: Stack, member: int, streams: Streams) -> Pupil:
         account=job.account,
         wire_dtype=job.config.federation.wire_dtype,
     )
-    if isinstance(opened, Answer):
-        kept = opened
-        return Pupil(None, lambda upload, result: job.private_reply(kept.state, kept.metrics))
-    made = opened
     lesson = private_lesson(
         job.adapted,
         stack.members[member],
@@ -179,13 +181,14 @@ def _private(seat: Seat, stack: Stack, member: int, streams: Streams) -> Pupil:
         job.train,
         train=job.config.train,
         site=job.site(),
-        mechanism=made.mechanism,
+        mechanism=mechanism_in(job.account, privacy, job.site().round) if isinstance(opened, Answer) else opened.mechanism,
         streams=streams,
-        charged=made.charged,
+        charged=None if isinstance(opened, Answer) else opened.charged,
     )
 
-    def reply(upload: State, fit: Any) -> RecordDict:
-        answer = made.close(upload, fit)
+    def content(answer: Answer) -> RecordDict:
         return job.private_reply(answer.state, answer.metrics)
 
-    return Pupil(lesson, reply)
+    if isinstance(opened, Answer):
+        return Pupil(lesson, lambda upload, fit: RecordDict(), kept=content(opened))
+    return Pupil(lesson, lambda upload, fit: content(opened.close(upload, fit)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from clients import stacked
 from fedsb import client_stack
 from fedsb.checkpoint import load_checkpoint
 from fedsb.client_app import app
@@ -103,8 +104,13 @@ def test_clients_that_cannot_be_computed_together_train_alone(
 def test_a_private_stack_ended_between_two_of_its_replies_releases_nothing_new(
     kept: int, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its clients answer one after the other: the replies of some are kept when it ends, and the others train again."""
+    """Its clients answer one after the other: the replies of some are kept when it ends, and the others train again in the same company."""
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    company: list[int] = []
+    taught = stacked.taught_together
+    monkeypatch.setattr(
+        stacked, "taught_together", lambda stack, task, lessons, **how: company.append(len(lessons)) or taught(stack, task, lessons, **how)
+    )  # type: ignore[func-returns-value]
     overrides = small(tiny_bert, tmp_path, *RUNS["private examples, LoRA"], "runtime.stack=3", "federation.num_clients=3")
     whole = federate(tmp_path / "whole", overrides)
     keep, left = Ledger.keep, iter(range(kept))
@@ -119,11 +125,14 @@ def test_a_private_stack_ended_between_two_of_its_replies_releases_nothing_new(
         patch.setattr(Ledger, "keep", ended)
         with pytest.raises(KeyboardInterrupt):
             federate(folder, overrides)
+    rounds = len(company)
     again = [f"resume={folder}"]
     config = resumed(load(again), again)
     summary = serve(config, grid_for(config, {"overrides": join(again), "output": str(folder)}), folder)
     assert summary["factors_sha256"] == whole["factors_sha256"]
     assert charges(folder) == charges(tmp_path / "whole")
+    assert len(company) > rounds
+    assert set(company) == {3}
 
 
 def test_a_stack_of_one_is_the_client_itself(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
