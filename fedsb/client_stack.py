@@ -14,7 +14,7 @@ from flwr.app import Context, Message, RecordDict
 from fedsb.client_app import app, faults_of
 from fedsb.client_job import Job, coded
 from fedsb.frozen import Frozen
-from fedsb.heap import keep_large_blocks
+from fedsb.memory import keep_large_blocks
 from fedsb.privacy.randomness import Streams
 from fedsb.runtime.grid import TRAIN, answered
 from fedsb.stack import Stack

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsb.errors import UserError
+from fedsb.memory import available_bytes
 from fedsb.models import AdaptedModel
 from fedsb.rules import cohort_size
 from fedsb.runtime.grid import SimulationGrid
@@ -169,4 +170,4 @@ def example_bytes(config: Config, adapted: AdaptedModel, task: Task) -> int:
 
 def free_bytes(device: torch.device) -> int:
     """Return the memory that is free where the model is."""
-    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes())

@@ -1,4 +1,4 @@
-"""How this process holds large blocks of memory, where the C library is glibc."""
+"""This process's memory: how it holds large blocks, and how much there still is."""
 
 from __future__ import annotations
 
@@ -6,11 +6,30 @@ import ctypes
 import mmap
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
+
+import psutil
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MMAP_FROM = 2**30
 HEAP_BYTES = MMAP_FROM - 2**16  # what the heap is made ready for, as one block that is still no mapping of its own
 HUGE = 2**21
+# A container's limit, what it uses, and the row of memory.stat for what it would give back: of cgroups 2 and 1.
+CGROUPS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+
+
+def available_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the bytes that this process can still take: of the machine's, or of its container's where that has a lower limit."""
+    free = psutil.virtual_memory().available
+    for limit, used, table, row in CGROUPS:
+        with suppress(OSError, ValueError):  # no such cgroup, or no limit ("max")
+            rows = dict(line.split() for line in (cgroup / table).read_text().splitlines())
+            left = int((cgroup / limit).read_text()) - int((cgroup / used).read_text()) + int(rows.get(row, 0))
+            free = min(free, max(0, left))
+    return int(free)
 
 
 @cache
