@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from fedsb.runtime.flower import flower_environment, free_port, script
+from tests.flower.conftest import local
 from tests.flower.harness import ROOT, belonging_to, command, copy_checkout, eventually, summary
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
@@ -140,3 +141,21 @@ def test_a_terminated_demo_takes_everything_with_it(demo, overrides, tmp_path):
         process.communicate()
     assert process.returncode == 130
     assert not psutil.wait_procs(below, timeout=10)[1]
+
+
+def test_a_killed_run_is_resumed_by_the_next_to_the_bits_of_one_left_alone(demo, overrides, tmp_path):
+    more = [*overrides, "init.kind=weight_svd", "federation.num_rounds=12"]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with demo(*more, f"output={tmp_path / 'run'}") as process:
+        assert eventually(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 2, 120, pause=0.05)
+        killed = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for each in killed:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+    assert not psutil.wait_procs(killed, timeout=10)[1]
+    assert not (tmp_path / "run" / "summary.json").exists()
+    with demo(f"resume={tmp_path / 'run'}") as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, out + err
+    assert re.search(r"^resumed .*round [1-9]", out, re.MULTILINE), out
+    assert summary(tmp_path / "run")["factors_sha256"] == local(more, tmp_path / "whole")["factors_sha256"]
