@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from fedsb.errors import RunError, UserError, unknown
 from fedsb.folders import check_makeable
-from fedsb.logs import say_early, speak_to
+from fedsb.logs import say_early, speaking_to
 
 USAGE = """usage: fedsb COMMAND …
 
@@ -160,6 +160,11 @@ def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
 
 def run_job(composed: DictConfig) -> int:
     """Run one composed configuration in this process."""
+    with speaking_to(people=sys.stdout is not None and sys.stdout.isatty()):
+        return _run_job(composed)
+
+
+def _run_job(composed: DictConfig) -> int:
     from hydra.core.hydra_config import HydraConfig
 
     from fedsb.config import typed
@@ -171,7 +176,6 @@ def run_job(composed: DictConfig) -> int:
 
     given = anchored(typed(composed), Path.cwd())
     config = resumed(given, overrides)
-    speak_to(people=sys.stdout.isatty())
     say_early("loading model and data …", progress=config.progress)
     _quieten()
     from fedsb.runtime.grids import grid_for

@@ -20,6 +20,7 @@ from fedsb.adapters.starts import Sketch
 from fedsb.assembly import client_examples
 from fedsb.client_job import Job, coded, config_in, data_path_of, is_real
 from fedsb.errors import UserError
+from fedsb.memory import keep_large_blocks
 from fedsb.messages import encode_reply
 from fedsb.privacy.account import allowed
 from fedsb.privacy.plan import unnoised_start
@@ -88,6 +89,8 @@ def describe(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train one round and upload the factors and the head."""
     job = Job(message, context)
+    if job.adapted.device.type == "cpu":
+        keep_large_blocks()
     if job.config.privacy.unit == "example":
         return Message(_train_privately(job), reply_to=message)
     frozen = job.frozen()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedsb.client_app import app, faults_of
 from fedsb.client_job import Job, coded
 from fedsb.frozen import Frozen
 from fedsb.memory import keep_large_blocks
+from fedsb.privacy.accounting import Entry
 from fedsb.privacy.randomness import Streams
 from fedsb.runtime.grid import TRAIN, answered
 from fedsb.stack import Stack
@@ -31,12 +33,12 @@ class Pupil:
     Attributes:
         lesson: its training.
         reply: makes the content of the reply of what it has trained and of how that went.
-        kept: the content of a reply that went out before; it trains again, to nobody's use but the others': beside fewer than
-            before their last bits would be other ones.
+        kept: instead, the content of a reply that went out before; it trains again, to nobody's use but the others': beside fewer
+            than before their last bits would be other ones.
     """
 
-    lesson: Lesson[Any]
-    reply: Callable[[State, Any], RecordDict]
+    lesson: Lesson[Any] | None
+    reply: Callable[[State, Any], RecordDict] | None = None
     kept: RecordDict | None = None
 
 
@@ -135,7 +137,8 @@ def _side_by_side(seats: Sequence[Seat]) -> list[Message]:
         except Exception as error:  # its own: the others train
             pupils[i] = error
     present = {i: pupil for i, pupil in pupils.items() if isinstance(pupil, Pupil)}
-    lessons = {i: pupil.lesson for i, pupil in present.items()} if any(pupil.kept is None for pupil in present.values()) else {}
+    wanted = any(pupil.kept is None for pupil in present.values())
+    lessons = {i: pupil.lesson for i, pupil in present.items() if wanted and pupil.lesson is not None}
     results = taught_together(stack, first.task, lessons, train=first.config.train, private=seats[0].private)
 
     def content(i: int) -> RecordDict:
@@ -146,6 +149,7 @@ def _side_by_side(seats: Sequence[Seat]) -> list[Message]:
             if isinstance(failed, Exception):
                 raise failed
         assert isinstance(pupil, Pupil)
+        assert pupil.reply is not None
         return pupil.reply(uploaded(stack, i), result)
 
     def reply(i: int, seat: Seat) -> Message:
@@ -161,7 +165,7 @@ def _plain(seat: Seat, stack: Stack, member: int) -> Pupil:
 
 
 def _private(seat: Seat, stack: Stack, member: int, streams: Streams) -> Pupil:
-    from clients.private import private_lesson
+    from clients.private import Mechanism, private_lesson
     from clients.private_work import Answer, mechanism_in, open_round
 
     job, privacy = seat.job, seat.job.config.privacy
@@ -173,22 +177,27 @@ def _private(seat: Seat, stack: Stack, member: int, streams: Streams) -> Pupil:
         account=job.account,
         wire_dtype=job.config.federation.wire_dtype,
     )
-    lesson = private_lesson(
-        job.adapted,
-        stack.members[member],
-        lambda batch: stack.forward_of(member, lambda: job.task.forward(job.adapted.model, batch)),
-        job.task,
-        job.train,
-        train=job.config.train,
-        site=job.site(),
-        mechanism=mechanism_in(job.account, privacy, job.site().round) if isinstance(opened, Answer) else opened.mechanism,
-        streams=streams,
-        charged=None if isinstance(opened, Answer) else opened.charged,
-    )
+
+    def lesson(mechanism: Mechanism, charged: Entry | None) -> Lesson[Any]:
+        return private_lesson(
+            job.adapted,
+            stack.members[member],
+            lambda batch: stack.forward_of(member, lambda: job.task.forward(job.adapted.model, batch)),
+            job.task,
+            job.train,
+            train=job.config.train,
+            site=job.site(),
+            mechanism=mechanism,
+            streams=streams,
+            charged=charged,
+        )
 
     def content(answer: Answer) -> RecordDict:
         return job.private_reply(answer.state, answer.metrics)
 
     if isinstance(opened, Answer):
-        return Pupil(lesson, lambda upload, fit: RecordDict(), kept=content(opened))
-    return Pupil(lesson, lambda upload, fit: content(opened.close(upload, fit)))
+        again = None
+        with suppress(Exception):  # what went out goes out again, whatever becomes of the company
+            again = lesson(mechanism_in(job.account, privacy, job.site().round), None)
+        return Pupil(again, kept=content(opened))
+    return Pupil(lesson(opened.mechanism, opened.charged), lambda upload, fit: content(opened.close(upload, fit)))

@@ -20,9 +20,14 @@ def last_line(text: str | None) -> str:
     return lines[-1][:300] if lines else "no reason given"
 
 
-def speak_to(*, people: bool) -> None:
-    """Say who reads standard output from now on."""
-    _TO_PEOPLE.set(people)
+@contextmanager
+def speaking_to(*, people: bool) -> Iterator[None]:
+    """Say who reads standard output while the block runs."""
+    before = _TO_PEOPLE.set(people)
+    try:
+        yield
+    finally:
+        _TO_PEOPLE.reset(before)
 
 
 def speech(progress: str) -> str:

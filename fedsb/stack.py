@@ -221,7 +221,7 @@ class _OwnNumbers(TorchFunctionMode):
         if dropout_p == 0.0:
             out: Tensor = whole(q, k, v, attn_mask, dropout_p, *args, **options)
             return out
-        if self._can_attend_at_once(q, attn_mask, args, options):
+        if self._can_attend_at_once(q, k, attn_mask, args, options):
             return self._attend(q, k, v, attn_mask, dropout_p, options.get("scale"))
         rows = rows_of(self._parts, len(q))
         shared = attn_mask is None or len(attn_mask) == 1
@@ -235,19 +235,23 @@ class _OwnNumbers(TorchFunctionMode):
             pieces.append(_padded(piece, {2: q.shape[2]}))
         return torch.cat(pieces)
 
-    def _can_attend_at_once(self, q: Tensor, mask: Tensor | None, args: Sequence[Any], options: Mapping[str, Any]) -> bool:
-        """Tell whether torch computes this attention step by step, as it does with dropout on a CPU, and nobody sees another's padding."""
-        known = not args and not options.get("is_causal") and options.keys() <= {"scale", "is_causal"}
-        alike = len({part.length for part in self._parts}) == 1
-        return known and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and (alike or mask is not None)
+    def _can_attend_at_once(self, q: Tensor, k: Tensor, mask: Tensor | None, args: Sequence[Any], options: Mapping[str, Any]) -> bool:
+        """Tell whether all clients' attention can be computed as torch does one's on a CPU with dropout: plainly, a mask over all scores.
+
+        Where the clients' texts differ in length, the mask must hide the padding, and dropout must know which scores are padding.
+        """
+        plain = not args and not options.get("is_causal") and options.keys() <= {"scale", "is_causal"}
+        by_example = q.ndim == 4 and len(q) == sum(part.rows for part in self._parts)
+        lengths = {part.length for part in self._parts}
+        told_apart = len(lengths) == 1 or (mask is not None and q.shape[2] == k.shape[2] == max(lengths))
+        return plain and by_example and told_apart and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, scale: float | None) -> Tensor:
         scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
-        if mask is not None and mask.dtype == torch.bool:
-            # No infinity, for a row without anything to attend to would be NaN in the others' gradients too.
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        elif mask is not None:
-            scores = scores + mask
+        if mask is not None:
+            # No infinity: padding that attends to nothing would be NaN, in the others' gradients too.
+            least = torch.finfo(scores.dtype).min
+            scores = scores.masked_fill(~mask, least) if mask.dtype == torch.bool else scores + mask.clamp_min(least)
         return (scores.softmax(-1) * self._noise(scores, p)) @ v
 
 

@@ -21,8 +21,7 @@ from statistics import median
 
 from bench_figures import Figure, show
 from simulation import scale
-from simulation.contest import Measured, take_turns
-from simulation.heats import TIMES, Heats, compared, heats_of, rows_of
+from simulation.heats import MORE_ROUNDS, Heats, compared, heats_of, rows_of, run_heats
 from simulation.plot import draw
 from simulation.workload import Shape, write_workload
 
@@ -33,8 +32,8 @@ SHAPES = {Shape(batch=4, tokens=32): 7, Shape(batch=16, tokens=64): 3}
 def main() -> int:
     """Measure, print the table, write JSON and plot; 1 where a bound is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="three rounds of one shape")
-    parser.add_argument("--batches", type=int, nargs="+", default=[4, 16], help="shapes, by their batch")
+    parser.add_argument("--quick", action="store_true", help="three rounds of one shape, the first of which warms up")
+    parser.add_argument("--batches", type=int, nargs="+", default=[4, 16], choices=[4, 16], help="shapes, by their batch")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder of simulation.json and simulation.png")
     parser.add_argument("--environments", type=Path, default=Path(tempfile.gettempdir()) / "fedsb-opponents", help="of the opponents")
     options = parser.parse_args()
@@ -65,14 +64,11 @@ def save(tables: Mapping[str, Heats], figures: Sequence[Figure], folder: Path) -
 def contest(shape: Shape, rounds: int, environments: Path) -> Heats:
     """Let all do their rounds, heat by heat, and print the table."""
     print(f"\n{shape.name}: 8 clients, {shape.steps} steps each a round, LoRA r={shape.rank}", flush=True)
-    heats: dict[str, dict[str, Measured]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        most = rounds * max(TIMES.values())
+        most = rounds + max(MORE_ROUNDS.values())
         work = write_workload(Path(folder) / "plain.json", shape, most, private=False)
         private = write_workload(Path(folder) / "private.json", shape, most, private=True)
-        for name, starts in heats_of(work, private, environments).items():
-            print(f"heat '{name}': {', '.join(starts)} …", file=sys.stderr, flush=True)
-            heats[name] = take_turns(starts, rounds * TIMES.get(name, 1))
+        heats = run_heats(heats_of(work, private, environments), rounds)
     rows = rows_of(heats)
     width = max(map(len, rows))
     print(f"{'':<{width}}  CPU s  wall s  PSS MB  start-up s", flush=True)

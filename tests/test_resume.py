@@ -165,7 +165,7 @@ def test_a_run_goes_on_where_it_ran_unless_told_otherwise(
     config = resumed(load(overrides), overrides)
     assert {key: getattr(config.runtime, key) for key in wanted} == wanted
     assert (config.runtime.stack, config.runtime.threads, config.keep_checkpoints) == (4, 2, 7)
-    assert config.progress == ("json" if "progress=json" in more else "lines")
+    assert config.progress == ("json" if "progress=json" in more else "auto")
 
 
 @pytest.fixture

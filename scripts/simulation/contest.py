@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -115,7 +115,10 @@ class Pair:
     """Two contestants of one kind who do each round at the same time, one core each: what a machine's cores take from each other."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        self._both = Contestant(command), Contestant(command)
+        with ExitStack() as failed:
+            first = failed.enter_context(closing(Contestant(command)))
+            self._both = first, Contestant(command)
+            failed.pop_all()
 
     def warm_up(self) -> None:
         """Let both do a round that does not count."""
@@ -149,19 +152,20 @@ Start = Callable[[], Contestant | Pair]
 
 def take_turns(starts: Mapping[Key, Start], rounds: int) -> dict[Key, Measured]:
     """Start all, and let each do its round before any does the next; the first one warms up and does not count."""
-    started: dict[Key, Contestant | Pair] = {}
-    try:
-        for key, start in starts.items():
-            started[key] = start()
+    with ExitStack() as open_ones:
+        started = {key: open_ones.enter_context(closing(start())) for key, start in starts.items()}
         for contestant in started.values():
             contestant.warm_up()
         for _ in range(1, rounds):
             for contestant in started.values():
                 contestant.round()
-    finally:
-        for contestant in started.values():
-            contestant.close()
     return {key: contestant.measured() for key, contestant in started.items()}
+
+
+def seconds_to_start(start: Start) -> float:
+    """Start a contestant while no other one is there, and end it."""
+    with closing(start()) as contestant:
+        return contestant.measured().startup_s
 
 
 def tree(pid: int) -> list[psutil.Process]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 from bench_figures import Figure
 
-from simulation.contest import Contestant, Measured, Pair, Start
+from simulation.contest import Contestant, Measured, Pair, Start, seconds_to_start, take_turns
 from simulation.environments import environment
 from simulation.workload import Shape, with_trainer
 
@@ -26,7 +26,7 @@ APP, TRAINER = "Flower app, plain loop", "Flower app, HF Trainer"
 LOCAL, STACK, RAY, FLWR = "ours, local", "ours, stack of 8", "ours, ray, 2 workers", "ours, flwr run"
 PRIVATE, PRIVATE_STACK = "ours, private", "ours, private, stack of 8"
 # Walls of two processes vary most: a machine may give its cores to others for a while.
-TIMES = {"cores": 2}
+MORE_ROUNDS = {"cores": 3}
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,17 @@ def heats_of(work: Path, private: Path, environments: Path) -> dict[str, dict[st
             PRIVATE_STACK: start([*ours, str(private), "runtime.stack=8"]),
         },
     }
+
+
+def run_heats(heats: Mapping[str, Mapping[str, Start]], rounds: int) -> Heats:
+    """Let each heat take its turns; those of Flower's start once more before, each by itself, for the seconds that this takes."""
+    found: dict[str, dict[str, Measured]] = {}
+    for heat, starts in heats.items():
+        print(f"heat '{heat}': {', '.join(starts)} …", file=sys.stderr, flush=True)
+        alone = {name: seconds_to_start(start) for name, start in starts.items()} if heat == "flower" else {}
+        turns = take_turns(starts, rounds + MORE_ROUNDS.get(heat, 0))
+        found[heat] = {name: replace(row, startup_s=alone.get(name, row.startup_s)) for name, row in turns.items()}
+    return found
 
 
 def compared(shape: Shape, heats: Heats) -> Iterator[Figure]:

@@ -1,4 +1,4 @@
-"""Progress: bars on a terminal, nothing but lines in a pipe, and a terminal given back whatever happens."""
+"""Progress: bars on a terminal alone, lines or JSON, and a terminal given back whatever happens."""
 
 from __future__ import annotations
 
