@@ -41,11 +41,23 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Site:
-    """A module that owns trained parameters: their names by attribute, and one copy of it a client with that client's values."""
+    """A module that owns trained parameters: their names by attribute, and what each client has in their place."""
 
     module: nn.Module
     names: Mapping[str, Name]
-    copies: tuple[nn.Module, ...]
+    members: Sequence[Mapping[Name, nn.Parameter]]
+
+    @cached_property
+    def copies(self) -> tuple[nn.Module, ...]:
+        """One copy of the module a client, with that client's values."""
+        return tuple(_shadow(self.module, self.names, member) for member in self.members)
+
+    def stacked(self, attribute: str, parts: Sequence[Part]) -> Tensor | None:
+        """Return the clients' values of a parameter, one after the other; None where the module has no such parameter."""
+        name, own = self.names.get(attribute), getattr(self.module, attribute)
+        if own is None:
+            return None
+        return torch.stack([own if name is None else self.members[part.client][name] for part in parts])
 
 
 class Stack:
@@ -78,9 +90,7 @@ class Stack:
             found.setdefault(self.adapted.model.get_submodule(owner), {})[attribute] = name
         if any(list(module.children()) for module in found):
             raise UserError("model.head trains a module that holds others, which clients side by side cannot; set runtime.stack=1")
-        return tuple(
-            Site(module, names, tuple(_shadow(module, names, member) for member in self.members)) for module, names in found.items()
-        )
+        return tuple(Site(module, names, self.members) for module, names in found.items())
 
     @contextmanager
     def laid(self) -> Iterator[None]:
@@ -126,17 +136,18 @@ class Stack:
         if watched or not layer.active or len(rows) == 1 or len(set(rows)) > 1:
             alone: Tensor = LowRankLayer.forward(layer, x)
             return alone
-        a, b = (_stacked([at[factor].copies[part.client] for part in self._parts]) for factor in (layer.A, layer.B))
+        a, b = (cast(Tensor, at[factor].stacked("weight", self._parts)) for factor in (layer.A, layer.B))
         blocks = x.reshape(len(rows), -1, x.shape[-1])
         return batched_lora(blocks, cast(nn.Linear, layer.base), a, b, layer.scale).view(*x.shape[:-1], -1)
 
     def _forward(self, site: Site, x: Tensor) -> Tensor:
         parts = self._parts
-        for part in parts:
-            site.copies[part.client].training = site.module.training
         rows = rows_of(parts, len(x))
         if type(site.module) is nn.Linear and len(parts) > 1 and len(set(rows)) == 1:
-            return _batched_linear([site.copies[part.client] for part in parts], x)
+            blocks = x.reshape(len(parts), -1, x.shape[-1])
+            return batched_linear(blocks, cast(Tensor, site.stacked("weight", parts)), site.stacked("bias", parts)).view(*x.shape[:-1], -1)
+        for part in parts:
+            site.copies[part.client].training = site.module.training
         pieces = torch.split(x, rows)
         out: Tensor = torch.cat([site.copies[part.client](piece) for part, piece in zip(parts, pieces, strict=True)])
         return out
@@ -162,22 +173,13 @@ def rows_of(parts: Sequence[Part], total: int) -> list[int]:
 
 
 def _shadow(module: nn.Module, names: Mapping[str, Name], member: Mapping[Name, nn.Parameter]) -> nn.Module:
-    """Return a module that computes as ``module`` does, with a client's values; no hook of the first is its own."""
+    """Return a module that computes as ``module``'s class does, with a client's values; no hook of the first is its own."""
     shadow = copy.copy(module)
+    shadow.__dict__.pop("forward", None)  # the stack's own, inside Stack.laid
     shadow._parameters = {**module._parameters, **{attribute: member[name] for attribute, name in names.items()}}
     for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
         setattr(shadow, hooks, type(getattr(module, hooks))())
     return shadow
-
-
-def _batched_linear(linears: Sequence[Any], x: Tensor) -> Tensor:
-    bias = None if linears[0].bias is None else torch.stack([linear.bias for linear in linears])
-    rows = x.reshape(len(linears), -1, x.shape[-1])
-    return batched_linear(rows, _stacked(linears), bias).view(*x.shape[:-1], -1)
-
-
-def _stacked(linears: Sequence[Any]) -> Tensor:
-    return torch.stack([linear.weight for linear in linears])
 
 
 class _OwnNumbers(TorchFunctionMode):
