@@ -4,7 +4,7 @@ Run as ``python scripts/bench_simulation.py [--quick] [--out FOLDER]`` on an ins
 does a round when it is told to, and those that are compared take turns, round by round, so that a busy machine slows all alike. CPU
 seconds are those of the whole tree of processes; memory is its proportional set size (shared pages count once). The opponents live in
 ``scripts/simulation``: a loop over one PEFT model, the same with Opacus, pfl 0.6.0, and a Flower app that loads its model for each
-message. The last two have environments that this script makes from PyPI; the loops need nothing beyond the extra `dev`. Figures go to
+message. Each kind has an environment of its own, which this script makes from PyPI, with torch and the rest as they are here. Figures go to
 ``simulation.json`` and ``simulation.png`` in FOLDER, as far as they are there.
 """
 

@@ -8,10 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 NEEDS: dict[str, tuple[str, ...]] = {
+    "peft": ("torch", "transformers", "peft"),
+    "opacus": ("opacus", "torch", "transformers", "peft"),
     "pfl": ("pfl==0.6.0", "torch", "transformers", "peft"),
     "flower": ("flwr[simulation]", "torch", "transformers", "peft", "accelerate", "psutil"),
 }
-OURS = ("torch", "transformers", "peft", "flwr")  # at the versions that are installed here
+OURS = ("torch", "transformers", "peft", "opacus", "flwr")  # at the versions that are installed here
 
 
 def environment(name: str, folder: Path) -> Path:

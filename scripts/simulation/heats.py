@@ -61,7 +61,7 @@ RATIOS = (
 def heats_of(work: Path, private: Path, environments: Path) -> dict[str, dict[str, Start]]:
     """Return how each contestant starts, by heat."""
     flower, trainer = environment("flower", environments), with_trainer(work)
-    ours, loop = [sys.executable, "-m", "simulation.ours"], [sys.executable, "-m", "simulation.peft_loop"]
+    ours, loop = [sys.executable, "-m", "simulation.ours"], [str(environment("peft", environments)), "-m", "simulation.peft_loop"]
     rounds = "-m", "simulation.flower_rounds"
     start = partial(partial, Contestant)
     local, alone = start([*ours, str(work)]), start([*loop, str(work)])
@@ -82,7 +82,7 @@ def heats_of(work: Path, private: Path, environments: Path) -> dict[str, dict[st
             FLWR: start([sys.executable, *rounds, "ours_flower", str(work)]),
         },
         "private": {
-            OPACUS: start([*loop, str(private), "--private"]),
+            OPACUS: start([str(environment("opacus", environments)), "-m", "simulation.peft_loop", str(private), "--private"]),
             PRIVATE: start([*ours, str(private)]),
             PRIVATE_STACK: start([*ours, str(private), "runtime.stack=8"]),
         },
