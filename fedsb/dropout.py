@@ -9,20 +9,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedsb.rng import Turns
+
 BITS = 53  # of a word of the generator, as many as a number in double precision has
 
 
-def fill_noise(noise: Tensor, p: float) -> None:
-    """Fill with zeros (at rate ``p``) and ``1 / (1 - p)``, from the global generator: what ``F.dropout`` multiplies by, bit for bit."""
+def fill_noise(noise: Tensor, p: float, turns: Turns, user: int) -> None:
+    """Fill with zeros (at rate ``p``) and ``1 / (1 - p)``, from a user's stream: what ``F.dropout`` multiplies by, bit for bit."""
     if noise.device.type != "cpu" or p == 1.0:
-        noise.copy_(F.dropout(torch.ones_like(noise), p))
+        with turns.turn(user):
+            noise.copy_(F.dropout(torch.ones_like(noise), p))
     elif _words_are_known():
-        noise.copy_(_kept(noise, 1 - p)).div_(1 - p)
+        noise.copy_(_kept(noise, 1 - p, turns.cpu[user])).div_(1 - p)
     else:
-        noise.bernoulli_(1 - p).div_(1 - p)
+        noise.bernoulli_(1 - p, generator=turns.cpu[user]).div_(1 - p)
 
 
-def _kept(like: Tensor, share: float, generator: torch.Generator | None = None) -> Tensor:
+def _kept(like: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Draw ones where ``bernoulli_(share)`` does: it compares each word of the generator by itself, which takes half as long again."""
     words = torch.empty_like(like, dtype=torch.int64).random_(-(2**63), None, generator=generator)
     return words.bitwise_and_(2**BITS - 1).lt_(math.ceil(share * 2**BITS))

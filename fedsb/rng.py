@@ -53,22 +53,29 @@ class Turns:
 
     Args:
         sources: one a user; in the state in which its stream begins.
+
+    Attributes:
+        cpu: each user's generator for what is drawn on the CPU, where its stream stands; to draw from it is to take a turn.
     """
 
     def __init__(self, sources: Sequence[torch.Generator]) -> None:
-        self._states: list[list[torch.Tensor]] = []
+        self.cpu: list[torch.Generator] = []
+        self._others: list[list[torch.Tensor]] = []
         for source in sources:
             with global_generators(source):
-                self._states.append(generator_states())
+                cpu, *others = generator_states()
+            self.cpu.append(torch.Generator().set_state(cpu))
+            self._others.append(others)
 
     @contextmanager
     def turn(self, user: int) -> Iterator[None]:
         """Run a block with the global generators where this user has left them; put them back after."""
         here = generator_states()
-        _restore(self._states[user])
+        _restore([self.cpu[user].get_state(), *self._others[user]])
         try:
             yield
-            self._states[user] = generator_states()
+            cpu, *self._others[user] = generator_states()
+            self.cpu[user].set_state(cpu)
         finally:
             _restore(here)
 

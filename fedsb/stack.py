@@ -212,8 +212,7 @@ class _OwnNumbers(TorchFunctionMode):
         for part, noise in zip(self._parts, torch.split(joint, [part.rows for part in self._parts]), strict=True):
             for d in cut:
                 noise = noise.narrow(d, 0, part.length)
-            with self._turns.turn(part.client):
-                fill_noise(noise, p)
+            fill_noise(noise, p, self._turns, part.client)
         return joint
 
     def attention(

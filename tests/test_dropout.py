@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fedsb import dropout
 from fedsb.dropout import fill_noise
+from fedsb.rng import Turns
 
 
 def flat() -> Tensor:
@@ -33,7 +34,8 @@ def test_it_is_what_dropout_multiplies_by(make: object, p: float, by_words: bool
     torch.manual_seed(11)
     wanted = F.dropout(torch.ones_like(noise), p)  # which lies as the noise does
     after = torch.get_rng_state()
-    torch.manual_seed(11)
-    fill_noise(noise, p)
+    turns, here = Turns([torch.Generator().manual_seed(3), torch.Generator().manual_seed(11)]), torch.get_rng_state()
+    fill_noise(noise, p, turns, 1)
     assert torch.equal(noise, wanted)
-    assert torch.equal(torch.get_rng_state(), after)
+    assert torch.equal(turns.cpu[1].get_state(), after)
+    assert torch.equal(torch.get_rng_state(), here)
