@@ -21,7 +21,7 @@ from statistics import median
 
 from bench_figures import Figure, show
 from simulation import scale
-from simulation.heats import MORE_ROUNDS, Heats, compared, heats_of, rows_of, run_heats
+from simulation.heats import MORE_ROUNDS, NAMES, Heats, compared, heats_of, rows_of, run_heats
 from simulation.plot import draw
 from simulation.workload import Shape, write_workload
 
@@ -34,6 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="three rounds of one shape, the first of which warms up")
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16], choices=[4, 16], help="shapes, by their batch")
+    parser.add_argument("--heats", nargs="*", default=NAMES, choices=NAMES, help="of contestants; the rest is measured with all of them")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder of simulation.json and simulation.png")
     parser.add_argument("--environments", type=Path, default=Path(tempfile.gettempdir()) / "fedsb-opponents", help="of the opponents")
     options = parser.parse_args()
@@ -41,10 +42,10 @@ def main() -> int:
     tables: dict[str, Heats] = {}
     asked = {shape: rounds for shape, rounds in SHAPES.items() if shape.batch in options.batches}
     for shape, rounds in list(asked.items())[: 1 if options.quick else None]:
-        tables[shape.name] = contest(shape, 3 if options.quick else rounds, options.environments)
+        tables[shape.name] = contest(shape, 3 if options.quick else rounds, options.environments, options.heats)
         figures += map(show, compared(shape, tables[shape.name]))
         save(tables, figures, options.out)
-    for figure in scale.figures(options.quick):
+    for figure in scale.figures(options.quick) if set(options.heats) == set(NAMES) else ():
         figures.append(show(figure))
         save(tables, figures, options.out)
     return 0 if all(figure.holds for figure in figures) else 1
@@ -61,14 +62,15 @@ def save(tables: Mapping[str, Heats], figures: Sequence[Figure], folder: Path) -
     draw({shape: rows_of(heats) for shape, heats in tables.items()}, folder / "simulation.png")
 
 
-def contest(shape: Shape, rounds: int, environments: Path) -> Heats:
+def contest(shape: Shape, rounds: int, environments: Path, names: Sequence[str]) -> Heats:
     """Let all do their rounds, heat by heat, and print the table."""
     print(f"\n{shape.name}: 8 clients, {shape.steps} steps each a round, LoRA r={shape.rank}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         most = rounds + max(MORE_ROUNDS.values())
         work = write_workload(Path(folder) / "plain.json", shape, most, private=False)
         private = write_workload(Path(folder) / "private.json", shape, most, private=True)
-        heats = run_heats(heats_of(work, private, environments), rounds)
+        starts = heats_of(work, private, environments)
+        heats = run_heats({name: starts[name] for name in names}, rounds)
     rows = rows_of(heats)
     width = max(map(len, rows))
     print(f"{'':<{width}}  CPU s  wall s  PSS MB  start-up s", flush=True)

@@ -25,6 +25,7 @@ LOOP, PFL, TWO_LOOPS, OPACUS = "PEFT loop", "pfl 0.6.0", "two PEFT loops at once
 APP, TRAINER = "Flower app, plain loop", "Flower app, HF Trainer"
 LOCAL, STACK, RAY, FLWR = "ours, local", "ours, stack of 8", "ours, ray, 2 workers", "ours, flwr run"
 PRIVATE, PRIVATE_STACK = "ours, private", "ours, private, stack of 8"
+NAMES = ("plain", "cores", "flower", "private")
 # Walls of two processes vary most: a machine may give its cores to others for a while.
 MORE_ROUNDS = {"cores": 3}
 
@@ -103,8 +104,9 @@ def run_heats(heats: Mapping[str, Mapping[str, Start]], rounds: int) -> Heats:
 def compared(shape: Shape, heats: Heats) -> Iterator[Figure]:
     """Yield the ratios: those with a bound, then ours over the Flower app, a round in the steady state and the start apart."""
     for ratio in RATIOS:
-        yield ratio.figure(shape, heats)
-    for name in (LOCAL, RAY, FLWR):
+        if ratio.heat in heats:
+            yield ratio.figure(shape, heats)
+    for name in (LOCAL, RAY, FLWR) if "flower" in heats else ():
         yield Ratio(f"{name}, CPU of a round over the Flower app's", "flower", name, APP).figure(shape, heats)
         yield Ratio(f"{name}, wall of a round over the same", "flower", name, APP, WALL).figure(shape, heats)
         starts = [heats["flower"][each].startup_s for each in (name, APP)]
