@@ -33,7 +33,7 @@ def main() -> int:
     print("| step of a client | tokens | " + " | ".join(f"stack of {k}" for k in STACKS) + " | `auto` | MB, one | MB, " + f"{STACKS[-1]} |")
     print("|---" * (len(STACKS) + 5) + "|", flush=True)
     for shape in SHAPES:
-        found = measure(shape, options.rounds + 1, private=options.private)
+        found = measure(shape, options.rounds, private=options.private)
         ratios = " | ".join(f"{relative(found, k):.2f}" for k in STACKS)
         tokens = shape.batch * shape.tokens
         memory = " | ".join(f"{found[k].pss_mb:.0f}" for k in (1, STACKS[-1]))
@@ -44,7 +44,7 @@ def main() -> int:
 def measure(shape: Shape, rounds: int, *, private: bool) -> Mapping[int, Measured]:
     """Let stacks of every size do their rounds in turns."""
     with tempfile.TemporaryDirectory() as folder:
-        work = write_workload(Path(folder) / "work.json", shape, rounds, private=private)
+        work = write_workload(Path(folder) / "work.json", shape, rounds + 1, private=private)
         ours = [sys.executable, "-m", "simulation.ours", str(work)]
         return take_turns({k: partial(Contestant, [*ours, f"runtime.stack={k}"]) for k in STACKS}, rounds)
 

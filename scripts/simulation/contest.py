@@ -150,13 +150,14 @@ class Pair:
 Start = Callable[[], Contestant | Pair]
 
 
-def take_turns(starts: Mapping[Key, Start], rounds: int) -> dict[Key, Measured]:
-    """Start all, and let each do its round before any does the next; the first one warms up and does not count."""
+def take_turns(starts: Mapping[Key, Start], rounds: int, warm: int = 1) -> dict[Key, Measured]:
+    """Start all, and let each do its round before any does the next; ``warm`` rounds come before those that count."""
     with ExitStack() as open_ones:
         started = {key: open_ones.enter_context(closing(start())) for key, start in starts.items()}
-        for contestant in started.values():
-            contestant.warm_up()
-        for _ in range(1, rounds):
+        for _ in range(warm):
+            for contestant in started.values():
+                contestant.warm_up()
+        for _ in range(rounds):
             for contestant in started.values():
                 contestant.round()
     return {key: contestant.measured() for key, contestant in started.items()}
