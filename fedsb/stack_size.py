@@ -72,10 +72,16 @@ def check_stack(config: Config, adapted: AdaptedModel, task: Task) -> None:
         asked = f"{AUTO} ({size} side by side)" if config.runtime.stack == AUTO else size
         raise UserError(
             f"runtime.stack={asked}{beside} needs about {workers * size * each / 2**30:.1f} GiB at {rows} x {config.train.max_length} "
-            f"tokens a client, and {free / 2**30:.1f} GiB are free: at most {max(1, int(free / each / workers))} fit"
+            f"tokens a client, and {free / 2**30:.1f} GiB are free: {_what_fits(int(free / each / workers))}"
         )
     if not keeps_apart(adapted, task):
         raise UserError("side by side this model's clients would not get the results that they get alone; set runtime.stack=1")
+
+
+def _what_fits(clients: int) -> str:
+    if clients > 1:
+        return f"at most {clients} fit"
+    return "one fits; set runtime.stack=1" if clients else "not even one does; lower train.max_length or the batch"
 
 
 def workers_beside(config: Config) -> int:

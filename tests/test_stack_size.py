@@ -61,15 +61,22 @@ def test_other_sizes_are_refused(stack: str) -> None:
         load([f"runtime.stack={stack}"])
 
 
-def test_too_many_are_refused_with_what_fits(adapted: AdaptedModel, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("fit", "said"),
+    [(5, "at most 5 fit"), (1, "one fits; set runtime.stack=1"), (0, "not even one does; lower train.max_length or the batch")],
+)
+def test_too_many_are_refused_with_what_fits(
+    fit: int, said: str, adapted: AdaptedModel, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_of(tiny_bert, "runtime.stack=8")
     each = client_bytes(config, adapted, TASK)
-    monkeypatch.setattr(module, "free_bytes", lambda device: 5.5 * each)
+    monkeypatch.setattr(module, "free_bytes", lambda device: (fit + 0.5) * each)
     with pytest.raises(
-        UserError, match=r"^runtime.stack=8 needs about .* GiB at 4 x 16 tokens a client, and .* GiB are free: at most 5 fit$"
+        UserError, match=r"^runtime.stack=8 needs about .* GiB at 4 x 16 tokens a client, and .* GiB are free: " + said + "$"
     ):
         check_stack(config, adapted, TASK)
-    check_stack(config_of(tiny_bert, "runtime.stack=5"), adapted, TASK)
+    if fit > 1:
+        check_stack(config_of(tiny_bert, f"runtime.stack={fit}"), adapted, TASK)
 
 
 def test_workers_share_the_memory(adapted: AdaptedModel, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
