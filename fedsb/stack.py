@@ -90,6 +90,10 @@ class Stack:
             found.setdefault(self.adapted.model.get_submodule(owner), {})[attribute] = name
         if any(list(module.children()) for module in found):
             raise UserError("model.head trains a module that holds others, which clients side by side cannot; set runtime.stack=1")
+        if own := [type(module).__name__ for module in found if "forward" in vars(module)]:
+            raise UserError(
+                f"the model's '{own[0]}' that it trains has a forward of its own, with one client's values; set runtime.stack=1"
+            )
         return tuple(Site(module, names, self.members) for module, names in found.items())
 
     @contextmanager
@@ -157,6 +161,7 @@ def _is_plain_lora(layer: LowRankLayer, trained: Container[nn.Module]) -> bool:
     """Tell whether a module is ``base(x) + s · B(A(x))`` over an ``nn.Linear``, both factors trained, without dropout in between."""
     return (
         type(layer.base) is nn.Linear
+        and "forward" not in vars(layer)
         and layer.R is None
         and isinstance(layer.dropout, nn.Identity)
         and layer.A in trained
@@ -173,7 +178,7 @@ def rows_of(parts: Sequence[Part], total: int) -> list[int]:
 
 
 def _shadow(module: nn.Module, names: Mapping[str, Name], member: Mapping[Name, nn.Parameter]) -> nn.Module:
-    """Return a module that computes as ``module``'s class does, with a client's values; no hook of the first is its own."""
+    """Return a module that computes as ``module`` does, with a client's values; no hook of the first is its own."""
     shadow = copy.copy(module)
     shadow.__dict__.pop("forward", None)  # the stack's own, inside Stack.laid
     shadow._parameters = {**module._parameters, **{attribute: member[name] for attribute, name in names.items()}}
@@ -195,13 +200,13 @@ class _OwnNumbers(TorchFunctionMode):
         given = dict(kwargs or {})
         return function(*args, **given) if own is None else own(self, *args, **given)
 
-    def dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    def dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0.0:
-            return x
-        if len(x) != sum(part.rows for part in self._parts):
+            return input
+        if len(input) != sum(part.rows for part in self._parts):
             raise UserError("this model's dropout folds tokens into the batch, which clients side by side cannot do; set runtime.stack=1")
-        joint = self._noise(x, p)
-        return x.mul_(joint) if inplace else x * joint
+        joint = self._noise(input, p)
+        return input.mul_(joint) if inplace else input * joint
 
     def _noise(self, like: Tensor, p: float) -> Tensor:
         """Return what dropout multiplies by: drawn for each client by itself, and for as many tokens as it has alone."""
@@ -216,24 +221,31 @@ class _OwnNumbers(TorchFunctionMode):
         return joint
 
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, *args: Any, **options: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        *args: Any,
+        **options: Any,
     ) -> Tensor:
         whole: Any = F.scaled_dot_product_attention
         if dropout_p == 0.0:
-            out: Tensor = whole(q, k, v, attn_mask, dropout_p, *args, **options)
+            out: Tensor = whole(query, key, value, attn_mask, dropout_p, *args, **options)
             return out
-        if self._can_attend_at_once(q, k, attn_mask, args, options):
-            return self._attend(q, k, v, attn_mask, dropout_p, options.get("scale"))
-        rows = rows_of(self._parts, len(q))
+        if self._can_attend_at_once(query, key, attn_mask, args, options):
+            return self._attend(query, key, value, attn_mask, dropout_p, options.get("scale"))
+        rows = rows_of(self._parts, len(query))
         shared = attn_mask is None or len(attn_mask) == 1
         masks = [attn_mask] * len(rows) if shared else torch.split(attn_mask, rows)  # type: ignore[arg-type]
         pieces = []
-        for part, mask, *own in zip(self._parts, masks, *(torch.split(t, rows) for t in (q, k, v)), strict=True):
+        for part, mask, *own in zip(self._parts, masks, *(torch.split(t, rows) for t in (query, key, value)), strict=True):
             n = part.length
             cut = None if mask is None else mask[..., : n if mask.shape[-2] > 1 else 1, :n]
             with self._turns.turn(part.client):
                 piece = whole(*(t[:, :, :n] for t in own), cut, dropout_p, *args, **options)
-            pieces.append(_padded(piece, {2: q.shape[2]}))
+            pieces.append(_padded(piece, {2: query.shape[2]}))
         return torch.cat(pieces)
 
     def _can_attend_at_once(self, q: Tensor, k: Tensor, mask: Tensor | None, args: Sequence[Any], options: Mapping[str, Any]) -> bool:

@@ -193,6 +193,17 @@ def test_the_model_is_left_as_it_was(case: Case) -> None:
     assert not any(hasattr(p, "grad_sample") and p.grad_sample is not None for p in case.adapted.model.parameters())
 
 
+def test_a_module_with_a_forward_of_its_own_is_refused(tiny_bert: Any) -> None:
+    """As libraries lay one over a module's: it computes with the module's values, not with a client's."""
+    case = make_case(tiny_bert, "classification", "head_only")
+    stack = Stack(case.adapted, [torch.Generator() for _ in range(2)])
+    module = case.adapted.model.get_submodule("classifier")
+    module.forward = own = lambda x: 2 * nn.Linear.forward(module, x)  # type: ignore[method-assign, arg-type]
+    with pytest.raises(UserError, match=r"'Linear' that it trains has a forward of its own, .* set runtime.stack=1$"), stack.laid():
+        pass
+    assert module.forward is own
+
+
 def test_other_random_numbers_than_dropouts_are_refused(tiny_bert: Any) -> None:
     case = make_case(tiny_bert, "classification", "head_only")
     stack = Stack(case.adapted, [dropout_of(site(0))])

@@ -99,3 +99,12 @@ def test_one_query_over_texts_of_unequal_length() -> None:
     parts = [Part(0, 2, 3), Part(1, 1, 5)]
     q, k, v = draw(3, HEADS, 1, WIDTH), draw(3, HEADS, 5, WIDTH), draw(3, HEADS, 5, WIDTH) + 1
     check(parts, q, k, v, yes_or_no(parts, 5))
+
+
+def test_arguments_by_name() -> None:
+    x = torch.ones(2, 1, 5, WIDTH)
+    with _OwnNumbers(Turns(generators([Part(0, 1, 5), Part(1, 1, 5)])), [Part(0, 1, 5), Part(1, 1, 5)]):
+        attended = F.scaled_dot_product_attention(query=x, key=x, value=x, dropout_p=P)
+        dropped = F.dropout(input=x, p=P)
+    assert attended.shape == dropped.shape == x.shape
+    assert not torch.equal(dropped[0], dropped[1])
