@@ -89,8 +89,7 @@ def describe(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train one round and upload the factors and the head."""
     job = Job(message, context)
-    if job.adapted.device.type == "cpu":
-        keep_large_blocks()
+    keep_large_blocks(job.adapted.device)
     if job.config.privacy.unit == "example":
         return Message(_train_privately(job), reply_to=message)
     frozen = job.frozen()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +30,7 @@ class Pupil:
     """A client in the stack.
 
     Attributes:
-        lesson: its training.
+        lesson: its training; None where it has a reply that went out and cannot train again.
         reply: makes the content of the reply of what it has trained and of how that went.
         kept: instead, the content of a reply that went out before; it trains again, to nobody's use but the others': beside fewer
             than before their last bits would be other ones.
@@ -124,8 +123,8 @@ def _side_by_side(seats: Sequence[Seat]) -> list[Message]:
     # Opacus takes seconds to import: only where it is needed.
     from clients.stacked import taught_together, uploaded
 
-    keep_large_blocks()
     first = seats[0].job
+    keep_large_blocks(first.adapted.device)
     first.adapted.install(first.state(), seats[0].frozen)
     streams = [seat.job.streams("train") if seat.private else None for seat in seats]
     dropout = [dropout_of(seat.job.site()) if own is None else own.dropout for seat, own in zip(seats, streams, strict=True)]
@@ -197,7 +196,9 @@ def _private(seat: Seat, stack: Stack, member: int, streams: Streams) -> Pupil:
 
     if isinstance(opened, Answer):
         again = None
-        with suppress(Exception):  # what went out goes out again, whatever becomes of the company
+        try:
             again = lesson(mechanism_in(job.account, privacy, job.site().round), None)
+        except Exception as error:  # what went out goes out again, whatever becomes of the company
+            LOG.warning("'%s' does not train again beside the others, who may end in other last bits: %s", job.site().client, error)
         return Pupil(again, kept=content(opened))
     return Pupil(lesson(opened.mechanism, opened.charged), lambda upload, fit: content(opened.close(upload, fit)))

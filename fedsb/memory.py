@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import psutil
+import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MMAP_FROM = (2**30, 2**25)  # the first is refused by older versions
@@ -29,7 +30,9 @@ def available_bytes(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/p
 def _cgroups(root: Path, own: Path) -> Iterator[Path]:
     """Yield the cgroups that count this process's memory; seen from inside a container the innermost is the root."""
     yield from (root, root / "memory")
-    lines = own.read_text().splitlines() if own.is_file() else []
+    lines: list[str] = []
+    with suppress(OSError):
+        lines = own.read_text().splitlines()
     for _, controllers, path in (line.split(":", 2) for line in lines):
         if "memory" in controllers.split(",") or not controllers:
             inner = (root / "memory" if controllers else root) / path.lstrip("/")
@@ -45,14 +48,19 @@ def _left(cgroup: Path) -> float:
     return math.inf
 
 
-@cache
-def keep_large_blocks() -> None:
-    """Let this process keep the memory of one pass for the next, on huge pages where the system gives them to those who ask.
+def keep_large_blocks(device: torch.device) -> None:
+    """Let this process keep the memory of one pass for the next, where it computes on the CPU, on huge pages if the system has them.
 
     By itself glibc hands blocks as large as a batch's activations back to the system at once, so that every pass faults its pages in
-    again; and of small pages activations need more than a processor keeps the addresses of. What is not written to takes no memory,
-    though a system that does not overcommit counts it.
+    again; and of small pages activations need more than a processor keeps the addresses of. The heap grows by a GiB of addresses for
+    this: they take next to no memory until something is written to them, though a system that does not overcommit counts them.
     """
+    if device.type == "cpu":
+        _keep()
+
+
+@cache
+def _keep() -> None:
     libc = ctypes.CDLL(None)
     if getattr(libc, "mallopt", None) is None:
         return

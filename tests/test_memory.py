@@ -1,4 +1,4 @@
-"""A process that trains a stack keeps its memory, on huge pages where there are any; what it may take is a container's too."""
+"""A process that trains on the CPU keeps its memory, on huge pages where there are any; what it may take is a container's too."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fedsb.memory import available_bytes
 
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 LOOK = """
-import ctypes, psutil
+import ctypes, psutil, torch
 from pathlib import Path
 from fedsb.memory import keep_large_blocks
 
 process = psutil.Process()
 before = process.memory_info().rss
-keep_large_blocks()
+keep_large_blocks(torch.device("cpu"))
 taken = process.memory_info().rss - before
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -40,7 +40,8 @@ print(taken, kept, len(set(places)), int(asked))
 def test_blocks_are_kept_and_ask_for_huge_pages() -> None:
     done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, check=True, timeout=60)
     taken, kept, places, asked = map(int, done.stdout.split())
-    assert taken < 8 * 2**20
+    # Where all get huge pages unasked, the head of each block that the heap grows by may take one.
+    assert taken < (80 if "[always]" in (THP.read_text() if THP.is_file() else "") else 8) * 2**20
     assert kept >= 23 * 2**20
     assert places == 1
     assert asked == THP.is_file()

@@ -100,9 +100,9 @@ def test_clients_that_cannot_be_computed_together_train_alone(
     assert "clients side by side failed, each trains alone now: too many of them" in caplog.messages
 
 
-@pytest.mark.parametrize("kept", [4, 5])
+@pytest.mark.parametrize(("name", "kept"), [("private examples, LoRA", 4), ("private examples, LoRA", 5), ("private, adaptive", 4)])
 def test_a_private_stack_ended_between_two_of_its_replies_releases_nothing_new(
-    kept: int, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, kept: int, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its clients answer one after the other: the replies of some are kept when it ends, and the others train again in the same company."""
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
@@ -111,7 +111,7 @@ def test_a_private_stack_ended_between_two_of_its_replies_releases_nothing_new(
     monkeypatch.setattr(
         stacked, "taught_together", lambda stack, task, lessons, **how: company.append(len(lessons)) or taught(stack, task, lessons, **how)
     )  # type: ignore[func-returns-value]
-    overrides = small(tiny_bert, tmp_path, *RUNS["private examples, LoRA"], "runtime.stack=3", "federation.num_clients=3")
+    overrides = small(tiny_bert, tmp_path, *RUNS[name], "runtime.stack=3", "federation.num_clients=3")
     whole = federate(tmp_path / "whole", overrides)
     keep, left = Ledger.keep, iter(range(kept))
 
