@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from simulation.contest import Contestant, Measured, take_turns
+from simulation.contest import Contestant, Look, Rounds, look_at, take_turns
 from simulation.workload import Shape, write_workload
 
 from fedsb.stack_size import size_that_pays
@@ -33,23 +33,25 @@ def main() -> int:
     print("| step of a client | tokens | " + " | ".join(f"stack of {k}" for k in STACKS) + " | `auto` | MB, one | MB, " + f"{STACKS[-1]} |")
     print("|---" * (len(STACKS) + 5) + "|", flush=True)
     for shape in SHAPES:
-        found = measure(shape, options.rounds, private=options.private)
+        found, alone = measure(shape, options.rounds, private=options.private)
         ratios = " | ".join(f"{relative(found, k):.2f}" for k in STACKS)
         tokens = shape.batch * shape.tokens
-        memory = " | ".join(f"{found[k].pss_mb:.0f}" for k in (1, STACKS[-1]))
+        memory = " | ".join(f"{alone[k].pss_mb:.0f}" for k in (1, STACKS[-1]))
         print(f"| {shape.name} | {tokens} | {ratios} | {size_that_pays(tokens)} | {memory} |", flush=True)
     return 0
 
 
-def measure(shape: Shape, rounds: int, *, private: bool) -> Mapping[int, Measured]:
-    """Let stacks of every size do their rounds in turns."""
+def measure(shape: Shape, rounds: int, *, private: bool) -> tuple[Mapping[int, Rounds], Mapping[int, Look]]:
+    """Let stacks of every size do their rounds in turns, and look at the memory of the least and the largest."""
     with tempfile.TemporaryDirectory() as folder:
-        work = write_workload(Path(folder) / "work.json", shape, rounds + 1, private=private)
+        # One warms up, and nobody comes to the last: one that is over, and ends, would disturb the others.
+        work = write_workload(Path(folder) / "work.json", shape, rounds + 2, private=private)
         ours = [sys.executable, "-m", "simulation.ours", str(work)]
-        return take_turns({k: partial(Contestant, [*ours, f"runtime.stack={k}"]) for k in STACKS}, rounds)
+        starts = {k: partial(Contestant, [*ours, f"runtime.stack={k}"]) for k in STACKS}
+        return take_turns(starts, rounds), {k: look_at(starts[k]) for k in (1, STACKS[-1])}
 
 
-def relative(found: Mapping[int, Measured], k: int) -> float:
+def relative(found: Mapping[int, Rounds], k: int) -> float:
     """Return the median, over the rounds, of the CPU of a stack over that of one client after the other."""
     return median(mine / alone for mine, alone in zip(found[k].cpu_s, found[1].cpu_s, strict=True))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -15,33 +16,42 @@ from typing import TypeVar
 
 import psutil
 
+from fedsb.logs import last_line
+
 Key = TypeVar("Key", bound=Hashable)
 SCRIPTS = Path(__file__).resolve().parents[1]
 LOOK_S = 0.25  # between two looks at the memory
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a contestant used.
-
-    Attributes:
-        cpu_s, wall_s: one a round.
-        pss_mb: peak of the tree's proportional set size, in a round that does not count.
-        startup_s, startup_cpu_s: from its start to its first round.
-    """
+class Rounds:
+    """Seconds of the rounds that count, of the whole tree of processes."""
 
     cpu_s: list[float]
     wall_s: list[float]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a contestant takes while no other one is there, which would share pages with it.
+
+    Attributes:
+        pss_mb: peak of the tree's proportional set size in a first round.
+        startup_s: from its start until it can begin that round.
+    """
+
     pss_mb: float
     startup_s: float
-    startup_cpu_s: float
 
 
 class Contestant:
     """Starts a command that says ``ready``, and ``done`` after each line that it is sent.
 
+    Attributes:
+        startup_s: how long that took.
+
     Raises:
-        RuntimeError: it ended instead.
+        RuntimeError: it ended instead; with the last line that it said.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -49,37 +59,55 @@ class Contestant:
         path = f"{SCRIPTS.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
         quiet = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
         begun = time.monotonic()
-        self._command = command
+        self._command, self._said = command, tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             command,
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._said,
             env={**os.environ, **quiet},
             cwd=SCRIPTS,
         )
-        self._cpu_s: list[float] = []
-        self._wall_s: list[float] = []
-        self._peak = 0.0
-        self._hear("ready")
-        self._startup = time.monotonic() - begun, cpu_seconds(self._process.pid)
+        self._rounds = Rounds([], [])
+        try:
+            self._hear("ready")
+        except BaseException:
+            self.close()
+            raise
+        self.startup_s = time.monotonic() - begun
+
+    def look(self) -> Look:
+        """Let it do a round that does not count, and look at its memory, which takes time also from those that are looked at."""
+        over, peak = threading.Event(), 0.0
+
+        def watch() -> None:
+            nonlocal peak
+            while not over.wait(LOOK_S):
+                peak = max(peak, sum(pss_mb(process.pid) for process in tree(self._process.pid)))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            self.warm_up()
+        finally:
+            over.set()
+            watcher.join()
+        return Look(peak, self.startup_s)
 
     def warm_up(self) -> None:
-        """Let it do a round that does not count but for its memory: to look at it takes time, also from those that are looked at."""
-        over = threading.Event()
-        watch = threading.Thread(target=self._watch, args=(over,))
-        watch.start()
-        self._do()
-        over.set()
-        watch.join()
+        """Let it do a round that does not count."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("round\n")
+        self._process.stdin.flush()
+        self._hear("done")
 
     def round(self) -> None:
         """Let it do a round that counts."""
         cpu, wall = cpu_seconds(self._process.pid), time.monotonic()
-        self._do()
-        self._wall_s.append(time.monotonic() - wall)
-        self._cpu_s.append(cpu_seconds(self._process.pid) - cpu)
+        self.warm_up()
+        self._rounds.wall_s.append(time.monotonic() - wall)
+        self._rounds.cpu_s.append(cpu_seconds(self._process.pid) - cpu)
 
     def close(self) -> None:
         """End it and all below it."""
@@ -88,31 +116,24 @@ class Contestant:
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
                 process.kill()
         self._process.wait()
+        self._said.close()
 
-    def measured(self) -> Measured:
-        """Return what it used."""
-        return Measured(self._cpu_s, self._wall_s, self._peak, *self._startup)
-
-    def _do(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write("round\n")
-        self._process.stdin.flush()
-        self._hear("done")
+    def measured(self) -> Rounds:
+        """Return what the rounds that counted took."""
+        return self._rounds
 
     def _hear(self, word: str) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.strip() == word:
                 return
-        raise RuntimeError(f"a contestant ended before it said '{word}': {' '.join(self._command)}")
-
-    def _watch(self, over: threading.Event) -> None:
-        while not over.wait(LOOK_S):
-            self._peak = max(self._peak, sum(pss_mb(process.pid) for process in tree(self._process.pid)))
+        self._said.seek(0)
+        last = last_line(self._said.read().decode(errors="replace"))
+        raise RuntimeError(f"a contestant ended before it said '{word}': {' '.join(self._command)}: {last}")
 
 
 class Pair:
-    """Two contestants of one kind who do each round at the same time, one core each: what a machine's cores take from each other."""
+    """Two contestants of one kind who do each round at the same time: what a machine's cores take from each other."""
 
     def __init__(self, command: Sequence[str]) -> None:
         with ExitStack() as failed:
@@ -135,22 +156,19 @@ class Pair:
         for contestant in self._both:
             contestant.close()
 
-    def measured(self) -> Measured:
+    def measured(self) -> Rounds:
         """Return what both used, and how long the slower one took."""
         one, other = (contestant.measured() for contestant in self._both)
-        return Measured(
+        return Rounds(
             [a + b for a, b in zip(one.cpu_s, other.cpu_s, strict=True)],
             [max(a, b) for a, b in zip(one.wall_s, other.wall_s, strict=True)],
-            one.pss_mb + other.pss_mb,
-            max(one.startup_s, other.startup_s),
-            one.startup_cpu_s + other.startup_cpu_s,
         )
 
 
-Start = Callable[[], Contestant | Pair]
+Start = Callable[[], Contestant]
 
 
-def take_turns(starts: Mapping[Key, Start], rounds: int, warm: int = 1) -> dict[Key, Measured]:
+def take_turns(starts: Mapping[Key, Callable[[], Contestant | Pair]], rounds: int, warm: int = 1) -> dict[Key, Rounds]:
     """Start all, and let each do its round before any does the next; ``warm`` rounds come before those that count."""
     with ExitStack() as open_ones:
         started = {key: open_ones.enter_context(closing(start())) for key, start in starts.items()}
@@ -163,10 +181,11 @@ def take_turns(starts: Mapping[Key, Start], rounds: int, warm: int = 1) -> dict[
     return {key: contestant.measured() for key, contestant in started.items()}
 
 
-def seconds_to_start(start: Start) -> float:
-    """Start a contestant while no other one is there, and end it."""
+def look_at(start: Start) -> Look:
+    """Start a contestant by itself, twice: what it reads from the disk, and compiles, is there the second time."""
+    start().close()
     with closing(start()) as contestant:
-        return contestant.measured().startup_s
+        return contestant.look()
 
 
 def tree(pid: int) -> list[psutil.Process]:

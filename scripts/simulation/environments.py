@@ -17,15 +17,24 @@ OURS = ("torch", "transformers", "peft", "opacus", "flwr")  # at the versions th
 
 
 def environment(name: str, folder: Path) -> Path:
-    """Return the interpreter of an opponent's environment."""
+    """Return the interpreter of an opponent's environment, made anew where what is installed here has changed since.
+
+    Raises:
+        SystemExit: its torch is another build than ours.
+    """
     home = folder / name
     python, done = home / "bin" / "python", home / "installed"
-    if not done.exists():
+    needs = [pinned(need) for need in NEEDS[name]]
+    wanted = "\n".join([version("torch"), *needs])
+    if not done.exists() or done.read_text() != wanted:
         print(f"installing the environment of {name} …", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
-        needs = [pinned(need) for need in NEEDS[name]]
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check", *needs], check=True)
-        done.touch()
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *needs], check=True)
+        ask = "from importlib.metadata import version; print(version('torch'))"
+        theirs = subprocess.run([str(python), "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
+        if theirs != version("torch"):
+            raise SystemExit(f"{name} got torch {theirs}, ours is {version('torch')}: let pip find the same build (PIP_FIND_LINKS)")
+        done.write_text(wanted)
     return python
 
 

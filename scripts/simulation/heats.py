@@ -1,121 +1,93 @@
-"""Who takes turns with whom, and which of their ratios have a bound.
-
-A heat holds those that are compared with each other, and one at a time is at work. Where both cores are, what waits must be still: Flower's
-processes look for work many times a second. All contestants at once would not fit into 24 GB at the large shape either.
-"""
+"""Heats of contestants that take turns, and which of their ratios have a bound."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, field
 from statistics import median
+from typing import TypeVar, cast
 
 from bench_figures import Figure
 
-from simulation.contest import Contestant, Measured, Pair, Start, seconds_to_start, take_turns
-from simulation.environments import environment
-from simulation.workload import Shape, with_trainer
+from simulation.contest import Look, Rounds, Start, look_at, take_turns
+from simulation.contestants import APP, FLWR, LOCAL, LOOP, OPACUS, PFL, PRIVATE, PRIVATE_STACK, RAY, STACK, TWO_LOOPS, Heat
+from simulation.workload import Shape
 
-Heats = Mapping[str, Mapping[str, Measured]]
+Named = TypeVar("Named")
 CPU, WALL = "cpu_s", "wall_s"
-LOOP, PFL, TWO_LOOPS, OPACUS = "PEFT loop", "pfl 0.6.0", "two PEFT loops at once", "PEFT + Opacus loop"
-APP, TRAINER = "Flower app, plain loop", "Flower app, HF Trainer"
-LOCAL, STACK, RAY, FLWR = "ours, local", "ours, stack of 8", "ours, ray, 2 workers", "ours, flwr run"
-PRIVATE, PRIVATE_STACK = "ours, private", "ours, private, stack of 8"
-NAMES = ("plain", "cores", "flower", "private")
 # Rounds that do not count; until each of Ray's workers has met each client, it still reads and tokenises texts for the first time.
 WARM = {"cores": 4}
 
 
 @dataclass(frozen=True)
+class Contest:
+    """What was found at one shape: each contestant by itself, and the rounds of each by heat."""
+
+    alone: Mapping[str, Look]
+    heats: Mapping[str, Mapping[str, Rounds]]
+
+    def rows(self) -> Iterator[tuple[str, Rounds, Look]]:
+        """Yield one row a contestant, with the rounds of the first heat that it was in; the yardstick of the cores is none."""
+        for name, look in self.alone.items():
+            yield name, next(heat[name] for heat in self.heats.values() if name in heat), look
+
+
+@dataclass(frozen=True)
 class Ratio:
-    """Two contestants of a heat held against each other; bounds by the batch of the shape."""
+    """Two contestants held against each other, in the heats named; bounds by the batch of the shape."""
 
     what: str
-    heat: str
+    heats: str
     name: str
     over: str
     seconds: str = CPU
     bounds: Mapping[int, float] = field(default_factory=dict)
 
-    def figure(self, shape: Shape, heats: Heats) -> Figure:
-        """Return the median of the ratios round by round."""
-        own, others = (getattr(heats[self.heat][name], self.seconds) for name in (self.name, self.over))
-        value = median(mine / theirs for mine, theirs in zip(own, others, strict=True))
-        return Figure(f"{shape.name}: {self.what}", value, self.bounds.get(shape.batch))
+    def figure(self, shape: Shape, found: Contest) -> Figure | None:
+        """Return the median of the ratios round by round; None where none of the heats took place."""
+        heats = [found.heats[heat] for heat in self.heats.split() if heat in found.heats]
+        pairs = [pair for heat in heats for pair in zip(*(getattr(heat[n], self.seconds) for n in (self.name, self.over)), strict=True)]
+        value = median(mine / theirs for mine, theirs in pairs) if pairs else None
+        return None if value is None else Figure(f"{shape.name}: {self.what}", value, self.bounds.get(shape.batch))
 
 
 RATIOS = (
-    Ratio("local, CPU over a PEFT loop's", "plain", LOCAL, LOOP, bounds={4: 1.05, 16: 1.05}),
+    Ratio("local, CPU over a PEFT loop's", "plain cores", LOCAL, LOOP, bounds={4: 1.05, 16: 1.05}),
     Ratio("local, CPU over pfl's", "plain", LOCAL, PFL, bounds={4: 1.05, 16: 1.05}),
     Ratio("stack of 8, CPU over a PEFT loop's", "plain", STACK, LOOP, bounds={4: 0.75, 16: 1.0}),
     Ratio("ray, 2 workers, wall over local's", "cores", RAY, LOCAL, WALL, bounds={4: 0.6, 16: 0.6}),
     Ratio("two PEFT loops at once, wall over one's", "cores", TWO_LOOPS, LOOP, WALL),
     Ratio("private, CPU over a PEFT + Opacus loop's", "private", PRIVATE, OPACUS, bounds={4: 1.05, 16: 1.05}),
     Ratio("private stack of 8, CPU over the same", "private", PRIVATE_STACK, OPACUS),
+    *(
+        ratio
+        for name in (LOCAL, RAY, FLWR)
+        for ratio in (
+            Ratio(f"{name}, CPU of a round over the Flower app's", "flower", name, APP),
+            Ratio(f"{name}, wall of a round over the same", "flower", name, APP, WALL),
+        )
+    ),
 )
 
 
-def heats_of(work: Path, private: Path, environments: Path) -> dict[str, dict[str, Start]]:
-    """Return how each contestant starts, by heat."""
-    flower, trainer = environment("flower", environments), with_trainer(work)
-    ours, loop = [sys.executable, "-m", "simulation.ours"], [str(environment("peft", environments)), "-m", "simulation.peft_loop"]
-    rounds = "-m", "simulation.flower_rounds"
-    start = partial(partial, Contestant)
-    local, alone = start([*ours, str(work)]), start([*loop, str(work)])
-    ray = start([*ours, str(work), "runtime=ray", "runtime.workers=2", "runtime.cpus=0.5"])
-    return {
-        "plain": {
-            LOOP: alone,
-            PFL: start([str(environment("pfl", environments)), "-m", "simulation.pfl_loop", str(work)]),
-            LOCAL: local,
-            STACK: start([*ours, str(work), "runtime.stack=8"]),
-        },
-        "cores": {LOCAL: local, RAY: ray, LOOP: alone, TWO_LOOPS: partial(Pair, [*loop, str(work)])},
-        "flower": {
-            APP: start([str(flower), *rounds, "vanilla_flower", str(work)]),
-            TRAINER: start([str(flower), *rounds, "vanilla_flower", str(trainer)]),
-            LOCAL: local,
-            RAY: ray,
-            FLWR: start([sys.executable, *rounds, "ours_flower", str(work)]),
-        },
-        "private": {
-            OPACUS: start([str(environment("opacus", environments)), "-m", "simulation.peft_loop", str(private), "--private"]),
-            PRIVATE: start([*ours, str(private)]),
-            PRIVATE_STACK: start([*ours, str(private), "runtime.stack=8"]),
-        },
-    }
+def run_heats(heats: Mapping[str, Heat], rounds: int) -> Contest:
+    """Look at each contestant by itself, then let each heat take its turns."""
+    by_name = {name: cast(Start, start) for heat in heats.values() for name, start in heat.items() if name != TWO_LOOPS}
+    alone = {name: look_at(start) for name, start in _told("by itself", by_name)}
+    found = {heat: take_turns(starts, rounds, WARM.get(heat, 1)) for heat, starts in _told("heat", heats)}
+    return Contest(alone, found)
 
 
-def run_heats(heats: Mapping[str, Mapping[str, Start]], rounds: int) -> Heats:
-    """Let each heat take its turns; those of Flower's start once more before, each by itself, for the seconds that this takes."""
-    found: dict[str, dict[str, Measured]] = {}
-    for heat, starts in heats.items():
-        print(f"heat '{heat}': {', '.join(starts)} …", file=sys.stderr, flush=True)
-        alone = {name: seconds_to_start(start) for name, start in starts.items()} if heat == "flower" else {}
-        turns = take_turns(starts, rounds, WARM.get(heat, 1))
-        found[heat] = {name: replace(row, startup_s=alone.get(name, row.startup_s)) for name, row in turns.items()}
-    return found
+def _told(what: str, named: Mapping[str, Named]) -> Iterator[tuple[str, Named]]:
+    for name, each in named.items():
+        print(f"{what}: {name} …", file=sys.stderr, flush=True)
+        yield name, each
 
 
-def compared(shape: Shape, heats: Heats) -> Iterator[Figure]:
-    """Yield the ratios: those with a bound, then ours over the Flower app, a round in the steady state and the start apart."""
-    for ratio in RATIOS:
-        if ratio.heat in heats:
-            yield ratio.figure(shape, heats)
-    for name in (LOCAL, RAY, FLWR) if "flower" in heats else ():
-        yield Ratio(f"{name}, CPU of a round over the Flower app's", "flower", name, APP).figure(shape, heats)
-        yield Ratio(f"{name}, wall of a round over the same", "flower", name, APP, WALL).figure(shape, heats)
-        starts = [heats["flower"][each].startup_s for each in (name, APP)]
-        yield Figure(f"{shape.name}: {name}, seconds to the first round over the same", starts[0] / starts[1])
-
-
-def rows_of(heats: Heats) -> dict[str, Measured]:
-    """Return one row a contestant, of the first heat that it was in; the yardstick of the cores is none."""
-    rows: dict[str, Measured] = {}
-    for heat in heats.values():
-        rows = {**heat, **rows}
-    return {name: rows[name] for heat in heats.values() for name in heat if name != TWO_LOOPS}
+def compared(shape: Shape, found: Contest) -> Iterator[Figure]:
+    """Yield the ratios of rounds in the steady state, then how long ours take to start over the Flower app."""
+    yield from filter(None, (ratio.figure(shape, found) for ratio in RATIOS))
+    for name in (LOCAL, RAY, FLWR) if "flower" in found.heats else ():
+        starts = [found.alone[each].startup_s for each in (name, APP)]
+        yield Figure(f"{shape.name}: {name}, seconds to the first round over the Flower app's", starts[0] / starts[1])

@@ -11,18 +11,19 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-from simulation.contest import Measured
+from simulation.heats import Contest
 
 
-def draw(tables: Mapping[str, Mapping[str, Measured]], path: Path) -> None:
+def draw(tables: Mapping[str, Contest], path: Path) -> None:
     """Write the plot; ours in colour."""
     figure, axes = plt.subplots(len(tables), 2, figsize=(11, 0.6 + 2.9 * len(tables)), squeeze=False, layout="constrained")
     for (cpu, memory), (shape, table) in zip(axes, tables.items(), strict=True):
-        names = list(table)[::-1]
+        rows = list(table.rows())[::-1]
+        names = [name for name, *_ in rows]
         colours = ["tab:blue" if name.startswith("ours") else "tab:gray" for name in names]
         for axis, values, digits, title in (
-            (cpu, [median(table[name].cpu_s) for name in names], "%.1f", "CPU seconds a round (median)"),
-            (memory, [table[name].pss_mb for name in names], "%.0f", "peak memory, PSS in MB"),
+            (cpu, [median(rounds.cpu_s) for _, rounds, _ in rows], "%.1f", "CPU seconds a round (median)"),
+            (memory, [look.pss_mb for *_, look in rows], "%.0f", "peak memory, PSS in MB"),
         ):
             bars = axis.barh(names, values, color=colours)
             axis.bar_label(bars, fmt=digits, padding=3)

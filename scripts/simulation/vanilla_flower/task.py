@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,13 @@ from transformers import AutoModelForSequenceClassification
 
 
 def load_work(context: Context) -> dict[str, Any]:
-    """Return the workload that the run configuration names."""
-    work: dict[str, Any] = json.loads(Path(shlex.split(str(context.run_config["overrides"]))[0]).read_text())
+    """Return the workload that the run configuration names; a process keeps it, as apps keep their data."""
+    return _read(shlex.split(str(context.run_config["overrides"]))[0])
+
+
+@cache
+def _read(path: str) -> dict[str, Any]:
+    work: dict[str, Any] = json.loads(Path(path).read_text())
     return work
 
 
