@@ -18,10 +18,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from fedsb.errors import UserError
+from fedsb.logs import HUB_LOGGERS, only_errors
 from fedsb.rng import torch_stream
 from fedsb.schema import ModelConfig
 from fedsb.tasks import Task
 
+NO_NETWORK = "; check model.name, or give a local folder where there is no network"
 POOLERS = ("*pooler*",)
 # These number their positions from behind the padding id.
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
@@ -112,7 +114,7 @@ def _check_body(network: nn.Module, info: Mapping[str, Any], task: Task, source:
     if lost:
         raise UserError(
             f"the weights at '{source}' are not those of its config.json: {len(lost)} tensors are missing or of another shape "
-            f"('{lost[0]}'); name a model whose folder is whole"
+            f"('{lost[0]}'); name a {'' if task.has_head else 'language '}model whose folder is whole"
         )
 
 
@@ -150,9 +152,8 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase | None:
         with _quiet():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, revision=model.revision)
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise UserError(
-            f"no tokenizer at '{source}': {' '.join(str(error).split())[:160]}; check model.name, or set model.tokenizer"
-        ) from None
+        advice = "; check model.name, or set model.tokenizer" if Path(source).is_dir() else NO_NETWORK
+        raise UserError(f"no tokenizer at '{source}': {_first_line(error)}{advice}") from None
     # Without its files transformers makes one that turns every word into the unknown one.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise UserError(f"no tokenizer at '{source}': it holds no vocabulary; check model.name, or set model.tokenizer")
@@ -205,16 +206,23 @@ def _load_error(model: ModelConfig, source: str, error: Exception) -> UserError:
     folder = Path(source)
     if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         return UserError(f"model.name={source} holds no weights (*.safetensors); save them with save_pretrained, or name another model")
-    return UserError(f"cannot load model '{model.name}': {' '.join(str(error).split())[:200]}")
+    return UserError(f"cannot load model '{model.name}': {_first_line(error)}{'' if folder.is_dir() else NO_NETWORK}")
+
+
+def _first_line(error: Exception) -> str:
+    """Return what an error says first; further lines of the hub's are advice to others than our users."""
+    lines = str(error).strip().splitlines()
+    return " ".join(lines[0].split())[:200].rstrip(".:") if lines else type(error).__name__
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' remarks on freshly drawn heads and progress bars out of the output."""
+    """Keep transformers' remarks on freshly drawn heads, progress bars and the hub's retries out of the output."""
     level = hf_logging.get_verbosity()
     hf_logging.set_verbosity(logging.ERROR)
     hf_logging.disable_progress_bar()
     try:
-        yield
+        with only_errors(*HUB_LOGGERS):
+            yield
     finally:
         hf_logging.set_verbosity(level)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 # Whether people read standard output: under Flower they do, though it comes through a pipe.
 _TO_PEOPLE: ContextVar[bool] = ContextVar("to_people", default=True)
+HUB_LOGGERS = ("huggingface_hub", "datasets")  # they tell of each retry, twice
 PACKAGES = ("fedsb", "strategies", "clients")
 
 
@@ -57,3 +58,17 @@ def run_log(path: Path) -> Iterator[None]:
             logger.removeHandler(handler)
             logger.setLevel(level)
         handler.close()
+
+
+@contextmanager
+def only_errors(*names: str) -> Iterator[None]:
+    """Let loggers of these names say nothing below an error while the block runs."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

