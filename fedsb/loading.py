@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from fedsb.errors import UserError
-from fedsb.logs import HUB_LOGGERS, only_errors
+from fedsb.logs import HUB_LOGGERS, speaking_from
 from fedsb.rng import torch_stream
 from fedsb.schema import ModelConfig
 from fedsb.tasks import Task
@@ -222,7 +222,7 @@ def _quiet() -> Iterator[None]:
     hf_logging.set_verbosity(logging.ERROR)
     hf_logging.disable_progress_bar()
     try:
-        with only_errors(*HUB_LOGGERS):
+        with speaking_from(logging.ERROR, *HUB_LOGGERS):
             yield
     finally:
         hf_logging.set_verbosity(level)

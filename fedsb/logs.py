@@ -47,28 +47,26 @@ def run_log(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger(name) for name in PACKAGES]
-    levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
     try:
-        yield
+        with speaking_from(logging.INFO, *PACKAGES):
+            yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger in loggers:
             logger.removeHandler(handler)
-            logger.setLevel(level)
         handler.close()
 
 
 @contextmanager
-def only_errors(*names: str) -> Iterator[None]:
-    """Let loggers of these names say nothing below an error while the block runs."""
+def speaking_from(level: int, *names: str) -> Iterator[None]:
+    """Let loggers of these names speak from a level on while the block runs."""
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(level)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        for logger, each in zip(loggers, before, strict=True):
+            logger.setLevel(each)

