@@ -10,8 +10,6 @@ prefer_submitted_code()
 import logging
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedsb.arrays import decode_arrays, encode_arrays
 from fedsb.assembly import (
     anchored,
-    corpus_of,
     cut_texts,
     every_core,
-    model_of,
-    parts_of,
     progress_of,
     run_folder,
     task_of,
@@ -37,29 +32,20 @@ from fedsb.config import load, split_overrides
 from fedsb.errors import RunError, UserError
 from fedsb.evaluation import evaluate
 from fedsb.exporting import export_run
-from fedsb.frozen import FrozenLog
 from fedsb.logs import run_log
-from fedsb.models import AdaptedModel
 from fedsb.pooling import pooling_remark
-from fedsb.privacy.models import refuse_mixing_layers
-from fedsb.privacy.plan import Plan, ServerPlan
-from fedsb.private_run import check_ledgers, client_plans, open_accounts, opening_lines, server_plan_of
+from fedsb.preparing import Prepared, planned, prepare
+from fedsb.private_run import check_ledgers, open_accounts, opening_lines
 from fedsb.recorder import Recorder
 from fedsb.report.progress import Progress
 from fedsb.report.records import RunFolder
 from fedsb.report.report import write_report
 from fedsb.report.summary import build_summary
 from fedsb.resuming import check_nodes_agree, fingerprint, resumed, sealed
-from fedsb.rules import client_names
-from fedsb.runtime.grid import SimulationGrid
 from fedsb.schema import Config
-from fedsb.stack_size import check_stack, stack_remark
-from fedsb.starting import first_factors
+from fedsb.stack_size import stack_remark
 from fedsb.state import HEAD, State, sha256, unpack
-from strategies import STRATEGIES, LowRankStrategy, Participation
-from strategies.client_privacy import check_sum, client_privacy
-from strategies.memory import recall, remember
-from strategies.server_optimizer import server_optimizer
+from strategies.memory import remember
 
 LOG = logging.getLogger(__name__)
 app = ServerApp()
@@ -78,24 +64,6 @@ def main(grid: Grid, context: Context) -> None:
         print(f"error: {error}", flush=True)
         sys.tracebacklimit = 0
         raise
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What is known, and checked, before anything is written."""
-
-    config: Config
-    labels: tuple[str, ...]
-    adapted: AdaptedModel
-    strategy: LowRankStrategy
-    initial: State
-    plans: Mapping[str, Plan] = field(default_factory=dict)
-    server_plan: ServerPlan | None = None
-
-    @property
-    def every_plan(self) -> list[Plan | ServerPlan]:
-        """The clients' plans, or the server's."""
-        return list(self.plans.values()) if self.server_plan is None else [self.server_plan]
 
 
 def serve(config: Config, grid: Grid, output: Path, *, given: Config | None = None) -> dict[str, Any]:
@@ -171,65 +139,6 @@ def last_snapshot(config: Config, folder: RunFolder) -> Snapshot | None:
         return None
 
 
-def prepare(config: Config, snapshot: Snapshot | None = None) -> Prepared:
-    """Load data and model, check that they fit, and build the strategy, to go on after ``snapshot``; writes nothing.
-
-    Raises:
-        UserError: they do not fit.
-    """
-    if config.privacy.unit == "client":
-        check_sum(f"method={config.method.name}", STRATEGIES[config.method.name].sums_uploads)
-    corpus = corpus_of(config)
-    parts_of(config)
-    test_features(config)  # before the weights, which may take long
-    adapted = model_of(config, corpus.labels)
-    server_plan = server_plan_of(config) if config.privacy.unit == "client" else None
-    if config.privacy.unit == "example":
-        refuse_mixing_layers(adapted.model)
-    frozen = FrozenLog()
-    initial, start = first_factors(config, adapted, frozen)
-    federation = config.federation
-    o = federation.server_optimizer
-    strategy = build_strategy(
-        config,
-        spec=adapted.spec,
-        layout=adapted.layout,
-        scale=adapted.scale,
-        labels=corpus.labels,
-        frozen=frozen,
-        participation=Participation(
-            clients=client_names(config),
-            fraction=federation.fraction,
-            weighting=federation.weighting,
-            cutoff=federation.cutoff,
-            min_replies=federation.min_replies,
-            wait=federation.wait,
-            evaluate=federation.evaluate_clients,
-            seed=config.seed,
-            private=config.privacy.unit != "none",
-            client_privacy=client_privacy(config.privacy, server_plan, seed=config.seed),
-        ),
-        server_optimizer=server_optimizer(o.name, lr=o.lr, momentum=o.momentum, betas=o.betas, eps=o.eps),
-        wire_dtype=federation.wire_dtype,
-        # Measured from the uploads as they are, it is no function of their noised sum.
-        exactness=federation.exactness and server_plan is None,
-        start=start,
-    )
-    if snapshot is not None:
-        initial = snapshot.state
-        recall(strategy, snapshot)
-    return Prepared(config, corpus.labels, adapted, strategy, initial, server_plan=server_plan)
-
-
-def planned(prepared: Prepared, grid: Grid) -> Prepared:
-    """Add the clients' plans under ``privacy.unit=example``, once they have said how many examples they have; writes nothing."""
-    if isinstance(grid, SimulationGrid):
-        check_stack(prepared.config, prepared.adapted, task_of(prepared.config))
-    if prepared.config.privacy.unit != "example":
-        return prepared
-    return replace(prepared, plans=client_plans(prepared.config, prepared.strategy.connect(grid).num_examples))
-
-
 def recorder(prepared: Prepared, folder: RunFolder, progress: Progress) -> Recorder:
     """Return the listener of a run; under client-level privacy the server's ledger is charged before each release."""
     claim, books = open_accounts(prepared.config, folder.path, prepared.plans, prepared.server_plan)
@@ -247,19 +156,6 @@ def recorder(prepared: Prepared, folder: RunFolder, progress: Progress) -> Recor
         run=fingerprint(prepared.config),
         keep=prepared.config.keep_checkpoints,
     )
-
-
-def build_strategy(config: Config, **parts: Any) -> LowRankStrategy:
-    """Build the strategy of a method.
-
-    Raises:
-        UserError: an option that the method does not have.
-    """
-    try:
-        return STRATEGIES[config.method.name](**config.method.options, **parts)
-    except TypeError as error:
-        given = ", ".join(config.method.options) or "none"
-        raise UserError(f"method '{config.method.name}' does not take these method.options ({given}): {error}") from None
 
 
 def evaluator(prepared: Prepared) -> Any:

@@ -31,9 +31,9 @@ from fedsb.assembly import public_features, task_of, test_features
 from fedsb.client_app import app
 from fedsb.config import load
 from fedsb.evaluation import evaluate
+from fedsb.preparing import planned, prepare
 from fedsb.private_run import save_plans
 from fedsb.runtime.local import LocalGrid
-from fedsb.server_app import planned, prepare
 from fedsb.state import unpack
 
 VALIDATION = 0.15

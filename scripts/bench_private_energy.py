@@ -26,11 +26,11 @@ from fedsb.arrays import encode_arrays
 from fedsb.assembly import client_features, task_of
 from fedsb.client_app import app
 from fedsb.config import load
+from fedsb.preparing import Prepared, planned, prepare
 from fedsb.private_run import save_plans
 from fedsb.rules import client_names
 from fedsb.runtime.local import LocalGrid
 from fedsb.schema import Config
-from fedsb.server_app import Prepared, planned, prepare
 from fedsb.state import Name, State, WeightedSum
 from fedsb.training import collate
 

@@ -33,10 +33,10 @@ from split_data import write_rows
 from fedsb.assembly import corpus_of
 from fedsb.client_app import app
 from fedsb.config import load
+from fedsb.preparing import planned, prepare
 from fedsb.private_run import start_snr
 from fedsb.rng import numpy_generator
 from fedsb.runtime.local import LocalGrid
-from fedsb.server_app import planned, prepare
 
 SHARDS = (320, 3_000, 30_000)
 EPSILONS = (1.0, 3.0, 8.0, None)  # None: without privacy, to see what noise has to do with it

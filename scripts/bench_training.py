@@ -28,12 +28,12 @@ from fedsb.client_app import app
 from fedsb.config import load
 from fedsb.frozen import FrozenLog
 from fedsb.loading import locate
+from fedsb.preparing import prepare
 from fedsb.report.records import RoundRecord
 from fedsb.rng import stream_seed
 from fedsb.rules import client_names
 from fedsb.runtime.local import LocalGrid
 from fedsb.schema import Config
-from fedsb.server_app import prepare
 from fedsb.state import HEAD, Name, State, squared_norm, subtract
 from fedsb.training import Site, plan_batches
 

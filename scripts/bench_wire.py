@@ -16,8 +16,8 @@ from fedsb.arrays import encode_arrays
 from fedsb.byte_counts import payload_bytes
 from fedsb.client_app import app
 from fedsb.config import load
+from fedsb.preparing import prepare
 from fedsb.runtime.local import LocalGrid
-from fedsb.server_app import prepare
 
 OVERRIDES = (
     *(

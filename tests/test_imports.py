@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fedsb", "strategies", "clients")
 CLIENT_ROOTS = {"fedsb/client_app.py", "fedsb/client_job.py", "fedsb/client_stack.py"}
 WIRE = {"fedsb/arrays.py", "fedsb/messages.py", "fedsb/byte_counts.py"}
-COMPOSITION_ROOTS = {"fedsb/server_app.py", *CLIENT_ROOTS, "fedsb/cli.py", "fedsb/starting.py"}
+COMPOSITION_ROOTS = {"fedsb/server_app.py", *CLIENT_ROOTS, "fedsb/cli.py", "fedsb/starting.py", "fedsb/preparing.py"}
 SOURCES = sorted(str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 MOST_LINES = 300
 

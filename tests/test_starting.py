@@ -11,8 +11,8 @@ from torch import Tensor
 from fedsb.adapters import write
 from fedsb.assembly import public_features, task_of, use_threads
 from fedsb.client_job import config_of
+from fedsb.preparing import Prepared, prepare
 from fedsb.schema import Config
-from fedsb.server_app import Prepared, prepare
 from fedsb.state import Name, State
 from fedsb.training import collate
 from tests.strategies.private_runs import small

@@ -16,10 +16,10 @@ from fedsb.arrays import encode_arrays
 from fedsb.assembly import client_features, corpus_of, model_of
 from fedsb.client_job import config_of
 from fedsb.config import load
+from fedsb.preparing import prepare
 from fedsb.runtime.grids import CLIENT, TOGETHER
 from fedsb.runtime.pool import Pool, PoolSettings, close_pools, pool_for
 from fedsb.runtime.ray import RayGrid
-from fedsb.server_app import prepare
 
 OVERRIDES = (
     "method=fed_sb", "rank=16", "init.kind=weight_svd", "federation.num_clients=2", "federation.num_rounds=1", "device=cpu",

@@ -14,10 +14,10 @@ from fedsb.arrays import encode_arrays
 from fedsb.assembly import use_threads
 from fedsb.config import load
 from fedsb.frozen import FrozenLog
+from fedsb.preparing import planned, prepare
 from fedsb.private_run import save_plans
 from fedsb.report.records import RoundRecord
 from fedsb.runtime.grids import grid_for
-from fedsb.server_app import planned, prepare
 from fedsb.state import State
 
 

@@ -22,11 +22,11 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from fedsb.arrays import FROZEN, encode_arrays
 from fedsb.config import load
 from fedsb.loading import locate
+from fedsb.preparing import prepare
 from fedsb.runtime.grid import SimulationGrid
 from fedsb.runtime.local import LocalGrid
 from fedsb.runtime.pool import PoolSettings, close_pools, pool_for
 from fedsb.runtime.ray import RayGrid
-from fedsb.server_app import prepare
 from simulation.contest import LOOK_S, SCRIPTS, pss_mb, tree
 
 IDLE = "simulation.scale:idle"

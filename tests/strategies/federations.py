@@ -19,10 +19,11 @@ from fedsb.client_job import config_of as client_config
 from fedsb.frozen import FrozenLog, FrozenStore
 from fedsb.messages import Instruction, Reply, decode_instruction, decode_reply
 from fedsb.models import AdaptedModel, build_model
+from fedsb.preparing import Prepared, prepare
 from fedsb.report.records import RoundRecord
 from fedsb.runtime.local import LocalGrid
 from fedsb.schema import Config
-from fedsb.server_app import Prepared, evaluator, prepare
+from fedsb.server_app import evaluator
 from fedsb.state import HEAD, Name, State, sha256
 from fedsb.tasks import TASKS
 

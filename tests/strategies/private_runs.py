@@ -22,11 +22,13 @@ from fedsb.client_app import app as client_app
 from fedsb.client_job import config_of as client_config
 from fedsb.errors import RunError
 from fedsb.messages import decode_instruction
+from fedsb.preparing import Prepared, planned, prepare
+from fedsb.private_run import opening_lines
 from fedsb.report.progress import Progress
 from fedsb.report.records import RoundRecord, RunFolder, read_run
 from fedsb.resuming import sealed
 from fedsb.schema import Config
-from fedsb.server_app import Prepared, opening_lines, planned, prepare, recorder
+from fedsb.server_app import recorder
 from fedsb.state import State, sha256
 from tests.conftest import TOPICS
 from tests.strategies.federations import ClientCall, KeepingGrid

@@ -13,8 +13,8 @@ from fedsb.arrays import encode_arrays
 from fedsb.assembly import use_threads
 from fedsb.config import load, split_overrides
 from fedsb.frozen import FrozenLog
+from fedsb.preparing import prepare
 from fedsb.report.records import RoundRecord
-from fedsb.server_app import prepare
 from fedsb.state import State
 
 app = ServerApp()
