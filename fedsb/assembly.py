@@ -13,19 +13,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from fedsb.data import Corpus, Examples, hold_out, load_corpus, load_site, load_test, partition, tokenise
+from fedsb.data import Corpus, Examples, hold_out, limit_of, load_corpus, load_site, load_test, partition, tokenise, whole_ids
 from fedsb.errors import UserError
 from fedsb.loading import load_tokenizer, resolve_device
 from fedsb.logs import speech
 from fedsb.models import AdaptedModel, cached_model
 from fedsb.report.progress import PROGRESS, Progress
+from fedsb.rng import numpy_generator
 from fedsb.rules import client_names
 from fedsb.schema import Config
 from fedsb.tasks import TASKS, Task
 
 Features = list[dict[str, Any]]
 Value = TypeVar("Value")
+LOOKED_AT = 1000  # texts, to tell how many are cut
 CORES = torch.get_num_threads()  # before anyone sets it: what the machine has, or OMP_NUM_THREADS allows
 _MEMO: dict[str, dict[str, Any]] = {}
 
@@ -115,13 +118,18 @@ def client_features(config: Config, client: str, data_path: str | None, labels: 
 
 def features_of(config: Config, examples: Examples) -> Features:
     """Tokenise examples and put their targets beside the tokens."""
-    tokenizer = _once("tokenizer", config.model, lambda: load_tokenizer(config.model))
-    if tokenizer is None:
-        raise UserError(f"model '{config.model.name}' has no tokenizer; set model.tokenizer to a folder or hub id")
-    features = [dict(f) for f in tokenise(examples, tokenizer, config.train.max_length)]
+    ends = not task_of(config).has_head
+    features = [dict(f) for f in tokenise(examples, _tokenizer(config), config.train.max_length, ends=ends)]
     if examples.targets is None:
         return features
     return [{**f, "target": target} for f, target in zip(features, examples.targets, strict=True)]
+
+
+def _tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    tokenizer = _once("tokenizer", config.model, lambda: load_tokenizer(config.model))
+    if tokenizer is None:
+        raise UserError(f"model '{config.model.name}' has no tokenizer; set model.tokenizer to a folder or hub id")
+    return tokenizer
 
 
 def test_features(config: Config) -> Features:
@@ -131,11 +139,21 @@ def test_features(config: Config) -> Features:
 
 
 def cut_texts(config: Config) -> str:
-    """Say how many of the test texts the model does not read to their end; nothing where it is next to none."""
-    most = config.train.max_length
-    lengths = [len(feature["input_ids"]) for feature in test_features(config)]
-    share = sum(length >= most for length in lengths) / max(1, len(lengths))
-    return f"{share:.0%} of the test texts fill train.max_length={most} tokens; what lies beyond is not read" if share > 0.01 else ""
+    """Say what share of the training texts, or of the test texts where there are none here, is cut; nothing where none is.
+
+    Of many texts it looks at :data:`LOOKED_AT`, drawn by the seed.
+    """
+    corpus, tokenizer, ends = corpus_of(config), _tokenizer(config), not task_of(config).has_head
+    part, examples = ("training texts", corpus.train) if len(corpus.train) else ("test texts", corpus.test)
+    if len(examples) > LOOKED_AT:
+        rows = numpy_generator(config.seed, "cut texts").choice(len(examples), LOOKED_AT, replace=False)
+        part, examples = f"{LOOKED_AT:,} {part} looked at", examples.take(rows.tolist())
+    limit = limit_of(tokenizer, config.train.max_length)
+    share = sum(len(ids) > limit for ids in whole_ids(examples, tokenizer, ends=ends)) / max(1, len(examples))
+    if not share:
+        return ""
+    whose = "train.max_length" if limit == config.train.max_length else "the model's limit"
+    return f"{share:.{0 if share >= 0.01 else 1}%} of the {part} are longer than {whose}={limit} tokens: their ends are cut off"
 
 
 def public_features(config: Config) -> Features:

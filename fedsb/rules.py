@@ -9,6 +9,7 @@ from typing import Any
 
 from fedsb.adapters import SPECS
 from fedsb.errors import UserError, unknown
+from fedsb.rules_tasks import TASK_RULES
 from fedsb.schema import Config
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -259,6 +260,7 @@ JOINT_RULES: tuple[Callable[[Config], None], ...] = (
     _client_unit_sums_equally,
     _example_keys_have_their_unit,
     _budget_covers_the_target,
+    *TASK_RULES,
 )
 
 

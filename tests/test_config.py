@@ -129,6 +129,8 @@ JOINT = {
         "federation.num_clients=5",
         "federation.fraction=0.6",
     ],
+    r"data\.text=\[a, b\] with data\.task=causal_lm: .* join them into one column": ["data.text=[a,b]", "data.task=causal_lm"],
+    r"data\.text=\[b, a\] with data\.task=causal_lm: ": ["data.text=[b,a]", "model.task=causal_lm"],
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedsb.data.batches import Feature, order, pad, pad_id, tokenise
+from fedsb.data.batches import Feature, limit_of, order, pad, pad_id, tokenise, whole_ids
 from fedsb.data.examples import Examples, Targets, find_labels, read_examples
 from fedsb.data.partition import PARTITIONERS, partition
 from fedsb.data.sources import SOURCES, Raw, read_path, read_raw
@@ -18,6 +18,7 @@ __all__ = [
     "Targets",
     "find_labels",
     "hold_out",
+    "limit_of",
     "load_corpus",
     "load_site",
     "load_test",
@@ -29,4 +30,5 @@ __all__ = [
     "read_path",
     "read_raw",
     "tokenise",
+    "whole_ids",
 ]

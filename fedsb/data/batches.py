@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from fedsb.data.examples import Examples
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 Feature = Mapping[str, list[int]]
 
@@ -38,13 +38,14 @@ def order(lengths: Sequence[int], batch_size: int, *, bucket: int, generator: np
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Feature]:
+def tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, *, ends: bool = False) -> list[Feature]:
     """Turn examples into token ids, cut to ``max_length`` and not padded.
 
     Args:
         examples: texts, or pairs of texts.
         tokenizer: called once with the whole list, which is what makes fast tokenisers fast.
         max_length: tokens an example keeps, special ones included; the model's own limit holds too.
+        ends: whether the end of a text is to be learnt: each ends with the end-of-text token, and one that is cut has no end.
 
     Returns:
         For every example ``input_ids``, and ``token_type_ids`` where the tokeniser gives them. No list is empty: a text without a
@@ -52,16 +53,32 @@ def tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length:
     """
     if not len(examples):
         return []
-    encoded = tokenizer(
-        list(examples.texts),
-        list(examples.pairs) if examples.pairs is not None else None,
-        truncation=True,
-        max_length=min(max_length, tokenizer.model_max_length),
-        return_attention_mask=False,
-    )
+    limit = limit_of(tokenizer, max_length)
     filler = {"input_ids": [pad_id(tokenizer)], "token_type_ids": [0]}
+    if ends:
+        # A tokeniser that cuts puts its last token behind the cut: an end where there is none.
+        return [{"input_ids": ids[:limit] or filler["input_ids"]} for ids in whole_ids(examples, tokenizer, ends=True)]
+    encoded = _encoded(examples, tokenizer, truncation=True, max_length=limit)
     columns = {name: encoded[name] for name in filler if name in encoded}
     return [{name: list(column[i]) or filler[name] for name, column in columns.items()} for i in range(len(examples))]
+
+
+def whole_ids(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, ends: bool) -> list[list[int]]:
+    """Return the token ids of whole examples, however long; with ``ends`` the last one is the end-of-text token, where there is one."""
+    end = tokenizer.eos_token_id if ends else None
+    # Not verbose: a text longer than the model's limit is no fault here.
+    rows = _encoded(examples, tokenizer, truncation=False, verbose=False)["input_ids"]
+    return [[*ids, end] if end is not None and list(ids[-1:]) != [end] else list(ids) for ids in rows]
+
+
+def limit_of(tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+    """Return how many tokens of an example are read: ``max_length``, or the model's own limit where that is lower."""
+    return min(max_length, int(tokenizer.model_max_length))
+
+
+def _encoded(examples: Examples, tokenizer: PreTrainedTokenizerBase, **options: Any) -> BatchEncoding:
+    pairs = list(examples.pairs) if examples.pairs is not None else None
+    return tokenizer(list(examples.texts), pairs, return_attention_mask=False, **options)
 
 
 def pad(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from fedsb.data import Examples, order, pad, tokenise
+from fedsb.data import Examples, order, pad, tokenise, whole_ids
+from fedsb.tasks import TASKS
 
 WORDS = {word: i for i, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "b", "c"])}
 
@@ -33,6 +34,14 @@ def decoder():
     words = Tokenizer(models.WordLevel(WORDS, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="[SEP]", unk_token="[UNK]")
+
+
+@pytest.fixture(scope="module")
+def ender(decoder):
+    """A tokeniser that ends each text by itself, also one that it cuts."""
+    words = Tokenizer.from_str(decoder.backend_tokenizer.to_str())
+    words.post_processor = processors.TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="[SEP]", unk_token="[UNK]", pad_token="[PAD]")
 
 
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 7), st.integers(1, 5), st.integers(0, 3))
@@ -85,3 +94,36 @@ def test_a_tokeniser_without_padding_fills_with_the_end_of_text(decoder):
     assert batch["input_ids"].tolist() == [[4, 5], [6, 2], [2, 2]]
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0], [1, 0]]
     assert "token_type_ids" not in batch
+
+
+@pytest.mark.parametrize("kind", ["decoder", "ender"])
+@given(texts=st.lists(st.lists(st.sampled_from("abc"), max_size=6), min_size=1, max_size=5), limit=st.integers(2, 8))
+def test_a_text_ends_where_it_is_whole(request, kind, texts, limit):
+    """Whether its tokeniser ends texts or not, a language model sees the end-of-text token once, and none where a text is cut."""
+    tokenizer = request.getfixturevalue(kind)
+    features = tokenise(Examples(tuple(" ".join(words) for words in texts)), tokenizer, limit, ends=True)
+    for words, feature in zip(texts, features, strict=True):
+        assert feature["input_ids"] == [*(WORDS[word] for word in words), 2][:limit]
+    whole = whole_ids(Examples(tuple(" ".join(words) for words in texts)), tokenizer, ends=True)
+    assert [len(ids) for ids in whole] == [len(words) + 1 for words in texts]
+
+
+def test_padding_with_the_end_of_text_does_not_hide_the_end(decoder):
+    """The places behind a text hold the same id as its end, and the mask alone tells them apart."""
+    batch = pad(tokenise(Examples(("a b c", "a")), decoder, 8, ends=True), decoder)
+    assert batch["input_ids"].tolist() == [[4, 5, 6, 2], [4, 2, 2, 2]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert TASKS["causal_lm"].terms(batch) == 3 + 1
+    logits = torch.zeros(2, 4, 7)
+    logits[1, 0, 2] = 3.0  # only the short text's first token foretells its end
+    certain, plain = (TASKS["causal_lm"].losses(x, batch)[1] for x in (logits, torch.zeros(2, 4, 7)))
+    assert certain < plain
+
+
+def test_an_empty_text_is_its_end(decoder):
+    assert tokenise(Examples(("",)), decoder, 8, ends=True) == [{"input_ids": [2]}]
+    assert tokenise(Examples(()), decoder, 8, ends=True) == []
+
+
+def test_a_tokeniser_without_an_end_adds_none(encoder):
+    assert tokenise(Examples(("a",)), encoder, 8, ends=True) == [{"input_ids": [1, 4, 2]}]
