@@ -15,14 +15,27 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from fedsb.data import Corpus, Examples, hold_out, limit_of, load_corpus, load_site, load_test, partition, tokenise, whole_ids
+from fedsb.data import (
+    Corpus,
+    Examples,
+    hold_out,
+    limit_of,
+    load_corpus,
+    load_site,
+    load_test,
+    natural_order,
+    partition,
+    tokenise,
+    whole_ids,
+)
+from fedsb.data.skew import Skew, skew_of
 from fedsb.errors import UserError
 from fedsb.loading import load_tokenizer, resolve_device
 from fedsb.logs import speech
 from fedsb.models import AdaptedModel, cached_model
 from fedsb.report.progress import PROGRESS, Progress
 from fedsb.rng import numpy_generator
-from fedsb.rules import client_names
+from fedsb.rules import check, client_names
 from fedsb.schema import Config
 from fedsb.tasks import TASKS, Task
 
@@ -74,6 +87,30 @@ def corpus_of(config: Config) -> Corpus:
     return _once("corpus", key, lambda: load_corpus(config.data, config.seed, column))
 
 
+def peopled(config: Config) -> Config:
+    """Return the configuration with its clients by name: those of a natural partition are the owners that its column names.
+
+    Raises:
+        UserError: the table names no owner, or names more or fewer than ``federation.num_clients``.
+    """
+    federation = config.federation
+    if federation.partition.kind != "natural" or federation.names is not None:
+        return config
+    if federation.partition.column is None:
+        raise UserError("federation.partition.kind=natural needs the column that names the owner: add federation.partition.column=…")
+    owners = natural_order(corpus_of(config).train.owners or ())
+    if not owners:
+        raise UserError("federation.partition.kind=natural finds no table here to deal out; name the clients: federation.names=[…]")
+    if federation.num_clients not in (0, len(owners)):
+        raise UserError(
+            f"federation.partition.column={federation.partition.column} names {len(owners)} owners in the training part for "
+            f"{federation.num_clients} clients; leave federation.num_clients out, or choose another column"
+        )
+    named = replace(config, federation=replace(federation, names=owners, num_clients=len(owners)))
+    check(named)
+    return named
+
+
 def parts_of(config: Config) -> dict[str, tuple[int, ...]]:
     """Return which training examples each simulated client holds; empty on a server that holds no training data."""
     corpus = corpus_of(config)
@@ -81,6 +118,12 @@ def parts_of(config: Config) -> dict[str, tuple[int, ...]]:
         return {}
     key = (config.data, config.seed, config.federation.partition, client_names(config))
     return _once("parts", key, lambda: partition(corpus.train, config.federation.partition, client_names(config), config.seed))
+
+
+def skew_in(config: Config) -> Skew | None:
+    """Return how a simulation's examples are dealt out; None on a server that holds no training data."""
+    corpus, parts = corpus_of(config), parts_of(config)
+    return skew_of(corpus.train, parts, corpus.labels) if parts else None
 
 
 def client_examples(config: Config, client: str, data_path: str | None, labels: tuple[str, ...]) -> tuple[Examples, Examples]:

@@ -75,9 +75,9 @@ def run(arguments: list[str]) -> int:
         config = load(job)
         check_makeable(Path(config.output or "outputs").expanduser(), f"output={config.output}" if config.output else "outputs")
         if config.resume:
-            from fedsb.assembly import anchored
+            from fedsb.assembly import anchored, peopled
 
-            resumed(anchored(config, Path.cwd()), job)
+            resumed(peopled(anchored(config, Path.cwd())), job)
     here = gethostname(), os.getpid()
     statuses: list[int] = []
 
@@ -171,10 +171,10 @@ def _run_job(composed: DictConfig) -> int:
 
     overrides = list(HydraConfig.get().overrides.task)
     output = Path(HydraConfig.get().runtime.output_dir)
-    from fedsb.assembly import anchored
+    from fedsb.assembly import anchored, peopled
     from fedsb.resuming import resumed
 
-    given = anchored(typed(composed), Path.cwd())
+    given = peopled(anchored(typed(composed), Path.cwd()))
     config = resumed(given, overrides)
     say_early("loading model and data …", progress=config.progress)
     _quieten()

@@ -12,7 +12,7 @@ from socket import gethostname
 from flwr.app import Context, Message, RecordDict
 
 from fedsb.arrays import quantise
-from fedsb.assembly import anchored, client_features, home, model_of, run_folder, task_of, use_threads
+from fedsb.assembly import anchored, client_features, home, model_of, peopled, run_folder, task_of, use_threads
 from fedsb.config import as_dict, load, split_overrides
 from fedsb.errors import UserError
 from fedsb.exactness import encoding_error
@@ -42,6 +42,10 @@ def config_of(overrides: str, *, real: bool = False) -> Config:
     """
     given = split_overrides(overrides)
     config = anchored(load(given), launch_folder())
+    if not real:
+        config = peopled(config)
+    elif not config.federation.num_clients:
+        raise UserError("federation.partition.kind=natural is for simulations; name the clients: federation.names=[…]")
     if config.resume is None or Path(config.resume).is_dir():
         return resumed(config, given)
     if not real:

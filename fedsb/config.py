@@ -48,6 +48,14 @@ def default_sweep(output: str | None) -> str:
     return output or datetime.now().strftime("multirun/%Y-%m-%d/%H-%M-%S")
 
 
+def default_clients(names: Sequence[str] | None, partition: str | None, otherwise: int) -> int:
+    """Return the number of clients where none is given: one a name; 0 where the data tell (``partition.kind=natural``)."""
+    if names:
+        return len(names)
+    return 0 if partition == "natural" else otherwise
+
+
+OmegaConf.register_new_resolver("fedsb_clients", default_clients, replace=True)
 OmegaConf.register_new_resolver("fedsb_sweep", default_sweep, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("fedsb_output", default_output, use_cache=True, replace=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from fedsb.assembly import corpus_of, task_of
+from fedsb.assembly import corpus_of, peopled, task_of
 from fedsb.config import load
 from fedsb.cost import Cost, ResidualRank, method_cost
 from fedsb.errors import NothingToTrainError, unknown
@@ -39,7 +39,7 @@ def costs(overrides: Sequence[str], methods: Mapping[str, ResidualRank]) -> dict
     for name, residual_rank in methods.items():
         own = list(overrides) if name == given.method.name else [*shared, f"method={name}", "init.kind=null"]
         rank = given.cost.rank.get(name)
-        config = load([*own, *([f"rank={rank}"] if rank is not None else [])])
+        config = peopled(load([*own, *([f"rank={rank}"] if rank is not None else [])]))
         try:
             found[name] = cost_of(config, residual_rank)
         except NothingToTrainError:
@@ -61,7 +61,7 @@ def cost_of(config: Config, residual_rank: ResidualRank) -> Cost:
 def print_costs(overrides: Sequence[str], methods: Mapping[str, ResidualRank]) -> None:
     """Print the table of all methods and how their totals compare."""
     found = costs(overrides, methods)
-    config = load([text for text in overrides if not text.startswith("cost.rank.")])
+    config = peopled(load([text for text in overrides if not text.startswith("cost.rank.")]))
     console = Console(width=None if Console().is_terminal else 140)
     f = config.federation
     console.print(

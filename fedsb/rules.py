@@ -69,7 +69,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.clip_norm": (lambda v: v > 0, "above 0"),
     "train.bucket": (lambda v: v >= 1, "at least 1"),
     "train.prox_mu": (lambda v: v >= 0, "at least 0"),
-    "federation.num_clients": (lambda v: v >= 1, "at least 1"),
+    "federation.num_clients": (lambda v: v >= 0, "at least 1"),
     "federation.num_rounds": (lambda v: v >= 1, "at least 1"),
     "federation.fraction": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "federation.min_replies": (lambda v: v >= 1, "at least 1"),
@@ -160,7 +160,15 @@ def _names_fit_clients(config: Config) -> None:
         )
 
 
+def _clients_are_counted(config: Config) -> None:
+    natural = config.federation.partition.kind == "natural"
+    if config.federation.num_clients == 0 and not (natural and config.federation.names is None):
+        raise UserError("federation.num_clients=0 is out of range; it must be at least 1")
+
+
 def _cohort_can_answer(config: Config) -> None:
+    if not config.federation.num_clients:
+        return  # the data will tell
     drawn = cohort_size(config.federation.num_clients, config.federation.fraction)
     if config.federation.min_replies > drawn:
         raise UserError(
@@ -250,6 +258,7 @@ JOINT_RULES: tuple[Callable[[Config], None], ...] = (
     _sign_needs_public,
     _public_needs_text,
     _names_fit_clients,
+    _clients_are_counted,
     _cohort_can_answer,
     _evaluation_has_examples,
     _device_is_known,

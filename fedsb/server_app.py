@@ -21,8 +21,10 @@ from fedsb.assembly import (
     anchored,
     cut_texts,
     every_core,
+    peopled,
     progress_of,
     run_folder,
+    skew_in,
     task_of,
     test_features,
     use_threads,
@@ -56,7 +58,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run configuration describes; the run fails where the federation does."""
     try:
         overrides = split_overrides(str(context.run_config["overrides"]))
-        given = anchored(load(overrides), launch_folder())
+        given = peopled(anchored(load(overrides), launch_folder()))
         config = resumed(given, overrides)
         serve(config, grid, run_folder(config, str(context.run_id)), given=given)
     except (UserError, RunError) as error:
@@ -109,7 +111,14 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
         if config.resume:
             progress.say(f"resumed after round {snapshot.round}" if snapshot else "no checkpoint is there yet: the run begins anew")
         told = opening_lines(config, prepared.every_plan, prepared.adapted.shapes)
-        for line in filter(None, (cut_texts(config), pooling_remark(config.model.pooling, "this run"), stack_remark(config, grid), *told)):
+        skew = None if prepared.strategy.connect(grid).real else skew_in(config)
+        remarks = (
+            skew.line() if skew else "",
+            cut_texts(config),
+            pooling_remark(config.model.pooling, "this run"),
+            stack_remark(config, grid),
+        )
+        for line in filter(None, (*remarks, *told)):
             progress.say(line)
         prepared.strategy.listener = listener
         first = encode_arrays(prepared.initial, config.federation.wire_dtype)
@@ -190,7 +199,15 @@ def _finish(prepared: Prepared, folder: RunFolder, listener: Recorder, state: St
         wall_s=wall_s,
         epsilon=listener.claim.final(simulated=strategy.simulated),
         epsilon_reason=listener.claim.why_none(),
+        partition=_partition(prepared),
     )
     write_report(folder.path, summary)
     folder.write_summary(summary)
     return summary
+
+
+def _partition(prepared: Prepared) -> dict[str, object] | None:
+    """Return how examples are dealt out, in a simulation without privacy: labels and sizes are what others protect."""
+    shown = prepared.strategy.simulated and prepared.config.privacy.unit == "none"
+    skew = skew_in(prepared.config) if shown else None
+    return None if skew is None else skew.as_dict()

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedsb.assembly import peopled
 from fedsb.config import load
 from fedsb.data import Examples, load_corpus, partition
 from fedsb.errors import UserError
@@ -33,7 +34,7 @@ def write_rows(path: Path, examples: Examples, cfg: DataConfig, *, labels: Seque
 
 def split(out: Path, overrides: Sequence[str]) -> None:
     """Load, partition and write."""
-    config = load(overrides)
+    config = peopled(load(overrides))
     dealing = config.federation.partition
     corpus = load_corpus(config.data, config.seed, dealing.column if dealing.kind == "natural" else None)
     for name, indices in partition(corpus.train, dealing, client_names(config), config.seed).items():

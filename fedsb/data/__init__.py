@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedsb.data.batches import Feature, limit_of, order, pad, pad_id, tokenise, whole_ids
-from fedsb.data.examples import Examples, Targets, find_labels, read_examples
+from fedsb.data.examples import Examples, Targets, find_labels, natural_order, read_examples
 from fedsb.data.partition import PARTITIONERS, partition
 from fedsb.data.sources import SOURCES, Raw, read_path, read_raw
 from fedsb.data.splits import Corpus, hold_out, load_corpus, load_site, load_test
@@ -22,6 +22,7 @@ __all__ = [
     "load_corpus",
     "load_site",
     "load_test",
+    "natural_order",
     "order",
     "pad",
     "pad_id",

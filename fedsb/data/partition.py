@@ -164,7 +164,7 @@ def _natural(deal: _Deal) -> list[list[int]]:
     if len(owners) != len(deal.names):
         raise UserError(
             f"federation.partition.column={deal.cfg.column} names {len(owners)} owners in the training part for {len(deal.names)} clients; "
-            f"set federation.num_clients={len(owners)} or choose another column"
+            f"leave federation.num_clients out, or choose another column"
         )
     rank = {owner: i for i, owner in enumerate(deal.names if set(owners) == set(deal.names) else owners)}
     return _load(_partitioners().NaturalIdPartitioner("key"), deal.rows, [rank[deal.train.owners[row]] for row in deal.rows], len(owners))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedsb.report.clients import UNMEASURED, client_rows, partition_text, spread_rows
 from fedsb.report.plots import compare, plot_run, run_labels
 from fedsb.report.privacy import account_rows, accounts_of, claim_text
 from fedsb.report.records import RoundRecord, Run, finite, read_run
@@ -82,6 +83,7 @@ def report_text(run: Run, plots: Sequence[Path] = ()) -> str:
     sections = {
         "What ran": _what_ran(run),
         "Rounds": "\n\n".join([_rounds(run), *images.values()]),
+        "Clients": _clients(run),
         "Communication": _communication(run),
         "Exactness": _exactness(run),
         "Privacy": _privacy(run, [noise]),
@@ -182,6 +184,12 @@ def _round(record: RoundRecord, metrics: list[str], on_clients: list[str], extra
 
 def _or_dash(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else number(value)
+
+
+def _clients(run: Run) -> str:
+    spread, (head, rows) = spread_rows(run.records), client_rows(run)
+    shown = _table(("metric on clients", "mean", "standard deviation", "worst"), spread) if spread else UNMEASURED
+    return "\n\n".join(filter(None, [partition_text(run), shown, _table(head, rows) if rows else ""]))
 
 
 def _communication(run: Run) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import fedsb
 from fedsb.privacy.claim import NO_MECHANISM
+from fedsb.report.clients import client_spread
 from fedsb.report.records import RoundRecord
 from fedsb.report.series import final_metrics, largest_gap, totals
 
@@ -46,8 +47,11 @@ def build_summary(
     wall_s: float,
     epsilon: Mapping[str, Any] | None = None,
     epsilon_reason: str | None = NO_MECHANISM,
+    partition: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Gather the summary of a run; ``rank`` is None without adapters. ``epsilon_reason`` says why ``epsilon`` is None, else is dropped.
+
+    ``partition`` is how a simulation's examples are dealt out (:meth:`fedsb.data.skew.Skew.as_dict`), where it may be told.
 
     Raises:
         ValueError: neither epsilon nor a reason for its absence is given.
@@ -65,6 +69,8 @@ def build_summary(
         "rank": rank,
         "trained_params": trained_params,
         "metrics": final_metrics(records),
+        "client_metrics": client_spread(records),
+        "partition": None if partition is None else dict(partition),
         **totals(records),
         "exactness_gap": largest_gap(records),
         "failures": sum(len(record.failed) for record in records),

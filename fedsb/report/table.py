@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsb.report.records import RoundRecord
-from fedsb.report.series import mean_over_clients
+from fedsb.report.series import LOWER_IS_BETTER, mean_over_clients
 
 MAX_WIDTH = 100
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -117,6 +117,16 @@ def uncovered_text(summary: Mapping[str, Any]) -> str:
     return str((summary.get("epsilon") or {}).get("not_covered", ""))
 
 
+def _on_clients(summary: Mapping[str, Any]) -> str:
+    """Write the first metric of the clients that is no loss: mean, spread and worst."""
+    found = summary.get("client_metrics") or {}
+    name = next((name for name in found if name not in LOWER_IS_BETTER), next(iter(found), None))
+    if name is None:
+        return ""
+    row = found[name]
+    return f"{name} {number(row['mean'])} ± {number(row['std'])}, worst {number(row['worst'])} ({row['worst_client']})"
+
+
 def _rounds(summary: Mapping[str, Any]) -> str:
     done, planned = summary.get("rounds_done", summary["rounds"]), summary["rounds"]
     return plural(planned, "round") if done == planned else f"{done} of {plural(planned, 'round')}"
@@ -134,6 +144,7 @@ ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("data", lambda s: str(s["data"])),
     ("federation", lambda s: f"{plural(s['clients'], 'client')}, {_rounds(s)}, seed {s['seed']}"),
     ("result", lambda s: "  ".join(f"{name} {number(math.nan if v is None else v)}" for name, v in s["metrics"].items()) or "not measured"),
+    ("on clients", _on_clients),
     ("up", lambda s: human_bytes(s["payload_up"])),
     ("down", lambda s: human_bytes(s["payload_down"])),
     ("one-off", lambda s: human_bytes(s["payload_one_off"])),

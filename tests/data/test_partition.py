@@ -115,7 +115,7 @@ def test_an_impossible_partition_is_one_line(changes, targets, message, partitio
 
 def test_a_wrong_number_of_owners_says_how_many(partition_config):
     train = _train([0] * 4, owners=("a", "b", "a", "b"))
-    with pytest.raises(UserError, match=r"column=site names 2 owners .* for 3 clients; set federation.num_clients=2"):
+    with pytest.raises(UserError, match=r"column=site names 2 owners .* for 3 clients; leave federation.num_clients out"):
         partition(train, partition_config(kind="natural", column="site"), _names(3), 0)
 
 

@@ -16,7 +16,7 @@ from fedsb.report.records import RoundRecord, read_run
 from fedsb.report.report import report_text, write_comparison, write_report, write_reports
 from tests.report.made import Maker, make_records, make_summary
 
-SECTIONS = ["What ran", "Rounds", "Communication", "Exactness", "Privacy", "Failures", "Versions"]
+SECTIONS = ["What ran", "Rounds", "Clients", "Communication", "Exactness", "Privacy", "Failures", "Versions"]
 
 
 def colours(path: Path) -> int:

@@ -1,0 +1,70 @@
+"""What a run says of its clients: who holds what, and how unlike they fare."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedsb.report.records import RoundRecord, Run
+from fedsb.report.series import LOWER_IS_BETTER
+from fedsb.report.table import number, plural
+
+MOST_CLIENTS = 50
+MOST_LABELS = 12
+UNMEASURED = "No metric was measured on clients: `federation.evaluate_clients=true data.client_test_fraction=0.1` does."
+
+
+def client_spread(records: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
+    """Return how each metric of the clients spreads over them, in the last round that has any.
+
+    Returns:
+        By metric: ``mean`` (each client counts once), ``std`` (of a sample; 0 for one client), ``worst``, ``worst_client``, ``clients``.
+    """
+    last = next((record.client_metrics for record in reversed(records) if record.client_metrics), {})
+    names = dict.fromkeys(name for row in last.values() for name in row)
+    return {name: _spread(name, {client: row[name] for client, row in last.items() if name in row}) for name in names}
+
+
+def _spread(name: str, values: Mapping[str, float]) -> dict[str, Any]:
+    worst = (max if name in LOWER_IS_BETTER else min)(sorted(values), key=values.__getitem__)
+    std = statistics.stdev(values.values()) if len(values) > 1 else 0.0
+    return {
+        "mean": statistics.fmean(values.values()), "std": std, "worst": values[worst], "worst_client": worst, "clients": len(values),
+    }  # fmt: skip
+
+
+def spread_rows(records: Sequence[RoundRecord]) -> list[tuple[str, str, str, str]]:
+    """Return metric, mean, spread and worst of the clients as they are shown."""
+    return [
+        (name, number(row["mean"]), number(row["std"]), f"{number(row['worst'])} ({row['worst_client']})")
+        for name, row in client_spread(records).items()
+    ]
+
+
+def partition_text(run: Run) -> str:
+    """Return how the examples are dealt out, in one sentence; empty where the run does not tell."""
+    partition = (run.summary or {}).get("partition")
+    if not partition:
+        return ""
+    sizes = list(partition["sizes"].values())
+    skew = "" if partition["label_skew"] is None else f"; label skew **{partition['label_skew']:.2f}**, from 0 (all alike) to 1"
+    return f"{plural(len(sizes), 'client')} hold {sum(sizes):,} training examples, {min(sizes):,} to {max(sizes):,} each{skew}."
+
+
+def client_rows(run: Run) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of the table of clients: size, label shares, own metrics; of the first :data:`MOST_CLIENTS`."""
+    partition = (run.summary or {}).get("partition") or {"sizes": {}, "labels": [], "label_shares": {}}
+    measured = next((record.client_metrics for record in reversed(run.records) if record.client_metrics), {})
+    metrics = list(dict.fromkeys(name for row in measured.values() for name in row))
+    labels = partition["labels"] if len(partition["labels"]) <= MOST_LABELS else []
+    clients = list(dict.fromkeys([*partition["sizes"], *sorted(measured)]))[:MOST_CLIENTS]
+    head = ["client", *(["examples"] if partition["sizes"] else []), *labels, *metrics]
+    own = {client: [measured.get(client, {}).get(name) for name in metrics] for client in clients}
+    return head, [_client_row(client, partition, bool(labels), own[client]) for client in clients]
+
+
+def _client_row(client: str, partition: Mapping[str, Any], labelled: bool, metrics: Sequence[float | None]) -> list[str]:
+    size = [f"{partition['sizes'][client]:,}" if client in partition["sizes"] else "–"] if partition["sizes"] else []
+    shares = partition["label_shares"].get(client, []) if labelled else []
+    return [client, *size, *(f"{share:.0%}" for share in shares), *("–" if value is None else number(value) for value in metrics)]
