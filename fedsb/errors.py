@@ -16,8 +16,10 @@ class NothingToTrainError(UserError):
 
 def nearest(value: str, allowed: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest allowed spelling of ``value``, or an empty string."""
-    close = difflib.get_close_matches(value, sorted(allowed), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    # Capitals and spaces around are what a table's header differs in most.
+    spellings = {name.strip().casefold(): name for name in sorted(allowed, reverse=True)}
+    close = difflib.get_close_matches(value.strip().casefold(), spellings, n=1, cutoff=0.5)
+    return f" (did you mean '{spellings[close[0]]}'?)" if close else ""
 
 
 def unknown(kind: str, value: str, allowed: Iterable[str]) -> UserError:

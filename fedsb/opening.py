@@ -1,0 +1,25 @@
+"""What is said before the first round: of the classes, the texts, the model and the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fedsb.assembly import cut_texts
+from fedsb.pooling import pooling_remark
+from fedsb.report.classes import class_lines
+from fedsb.schema import Config
+from fedsb.stack_size import stack_remark
+
+
+def opening_remarks(config: Config, grid: Any, labels: Sequence[str], told: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the lines that a run opens with.
+
+    Args:
+        config: of the run.
+        grid: that the run goes over.
+        labels: names of the classes, in order.
+        told: further lines.
+    """
+    lines = (*class_lines(labels), cut_texts(config), pooling_remark(config.model.pooling, "this run"), stack_remark(config, grid), *told)
+    yield from filter(None, lines)
