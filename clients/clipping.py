@@ -3,6 +3,7 @@
 Opacus gives each parameter ``grad_sample`` (b, …). Here an example's gradients are measured in float64 whatever they were computed in
 (a norm rounded to bfloat16 would let 0.4% more than C through, and one summed up in float32 over a large head more than
 :data:`MARGIN`), and one that is not finite contributes nothing: a single broken example must neither spoil the sum nor show in it.
+Physical batches are added up in float64 and the noise to that: a sum that is rounded first moves by more than C where it is long enough.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
-from fedsb.privacy.adaptive import MARGIN, sum_multiplier
+from fedsb.privacy.adaptive import LEAST_NORM, MARGIN, sum_multiplier
 
 # Smaller factors are no normal numbers in float32, and would be rounded by more than the margin.
 SMALLEST = float(torch.finfo(torch.float32).tiny)
@@ -88,6 +89,8 @@ class FlatClipping(DPOptimizer):  # type: ignore[misc]
         self.log = ClippingLog()
         # For each trained tensor, how many examples have a part in the step's sum.
         self.reached: list[int] = [0] * len(self.params)
+        # The step's sums before they are rounded to ``summed_grad``, which has its parameter's precision.
+        self._sums: list[Tensor] = []
         self.observers: list[Callable[[], None]] = [self._note_signal]
         # Called after the noise is added, while ``summed_grad`` still is without it.
         self.attach_step_hook(lambda _: [observe() for observe in self.observers])
@@ -101,11 +104,21 @@ class FlatClipping(DPOptimizer):  # type: ignore[misc]
         factors = self.factors(norms)
         factors = torch.where(usable & (factors >= SMALLEST), factors, 0.0)
         self._note(factors, norms)
-        for p, sample, factor in zip(self.params, samples, factors.float(), strict=True):
+        if self.params[0].summed_grad is None:
+            self._sums = [torch.zeros_like(p, dtype=torch.float64, requires_grad=False) for p in self.params]
+        for p, total, sample, factor in zip(self.params, self._sums, samples, factors.float(), strict=True):
             if not bool(usable.all()):
                 sample = torch.where(usable[:, None], sample, 0.0)
-            total = (factor @ sample).view_as(p)
-            p.summed_grad = total if p.summed_grad is None else p.summed_grad + total
+            total += (factor @ sample).view_as(p)
+            p.summed_grad = total.to(p.dtype)
+
+    def add_noise(self) -> None:
+        """Leave the noised sums in ``grad``: they are rounded to its precision once the noise is in them."""
+        deviation = self.noise_multiplier * self.max_grad_norm
+        for p, total in zip(self.params, self._sums, strict=True):
+            if deviation:
+                total = total + deviation * torch.randn(total.shape, generator=self.generator, dtype=total.dtype, device=total.device)
+            p.grad = total.to(p.dtype)
 
     def _note(self, factors: Tensor, norms: Tensor) -> None:
         self.log.examples += norms.shape[1]
@@ -162,9 +175,10 @@ class AdaptiveClipping(FlatClipping):
 
     def _move(self) -> None:
         s = self._settings
-        noise = torch.randn((), generator=self.generator, device=self.generator.device)
+        noise = torch.randn((), generator=self.generator, dtype=torch.float64, device=self.generator.device)
         share = 0.5 + (self._count + s.count_noise * float(noise)) / self.expected_batch_size
-        self.max_grad_norm *= math.exp(-s.quantile_lr * (min(1.0, max(0.0, share)) - s.quantile))
+        moved = float(self.max_grad_norm) * math.exp(-s.quantile_lr * (min(1.0, max(0.0, share)) - s.quantile))
+        self.max_grad_norm: float = max(moved, LEAST_NORM)
         self._count = 0.0
 
 

@@ -18,11 +18,13 @@ from opacus.utils.batch_memory_manager import BatchSplittingSampler
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch import Tensor, nn
 
+from clients import grad_samplers  # noqa: F401  (its samplers take the place of Opacus')
 from clients.clipping import CLIPPINGS, Clipping, FlatClipping
 from clients.self_checks import FirstRound
 from fedsb.models import AdaptedModel
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.codes import SelfCheckFailed
+from fedsb.privacy.models import hold_unmixed
 from fedsb.privacy.randomness import Streams
 from fedsb.rng import global_generators
 from fedsb.schema import TrainConfig
@@ -134,8 +136,9 @@ def private_lesson(
         charged: what the ledger holds for this round, to run the self-checks against; None runs none.
 
     Raises:
-        SelfCheckFailed: the model does not depend on what is trained.
+        SelfCheckFailed: the model does not depend on what is trained, or mixes examples.
     """
+    hold_unmixed(adapted.model)
     plain = OPTIMIZERS[train.optimizer](list(trained.values()), train)
     clipping, expected = mechanism.clipping, mechanism.sampling_rate * len(features)
     optimizer = CLIPPINGS[clipping.kind](plain, clipping, expected_batch=expected, generator=streams.noise)

@@ -32,7 +32,7 @@ class ClippedSum:
     """A sum of clipped products, before noise.
 
     Attributes:
-        sum: float32 on the CPU, role ``Y`` (m, l) or ``Z`` (n, l); zeros for an empty sample.
+        sum: float64 on the CPU, role ``Y`` (m, l) or ``Z`` (n, l); zeros for an empty sample.
         num_clipped: examples whose norm exceeded C or was not finite. A function of the data that no noise covers.
         num_examples: examples that were drawn, as private as the sample.
     """
@@ -79,12 +79,14 @@ def clipped_sketch(
         for batch in batches:
             # Neither graph nor products get a name here: they would live through the next micro-batch's forward pass.
             total.add(_products(losses(model, batch), taps))
-    sums = State({Name(name, PRODUCTS[side].role): t.float().cpu() for name, t in total.sums.items()})
+    sums = State({Name(name, PRODUCTS[side].role): t.cpu() for name, t in total.sums.items()})
     return ClippedSum(sums, total.num_clipped, total.num_examples)
 
 
 def add_noise(total: ClippedSum, *, noise_multiplier: float, max_norm: float, expected: float, generator: torch.Generator) -> State:
-    """Return ``(sum + N(0, (σ C)²)) / expected``: the release of one exchange.
+    """Return ``(sum + N(0, (σ C)²)) / expected``: the release of one exchange, in float32.
+
+    It is rounded once the noise is in it: a rounded sum could move by more than C where one example comes or goes.
 
     Args:
         total: of :func:`clipped_sketch`, with the same ``max_norm``.
@@ -99,7 +101,11 @@ def add_noise(total: ClippedSum, *, noise_multiplier: float, max_norm: float, ex
     if not (noise_multiplier >= 0 and max_norm >= 0 and expected > 0):
         raise ValueError(f"noise_multiplier={noise_multiplier} and max_norm={max_norm} have to be at least 0, expected={expected} above 0")
     deviation = noise_multiplier * max_norm
-    return total.sum.map(lambda t: (t + deviation * torch.randn(t.shape, generator=generator)) / expected)
+
+    def noised(t: Tensor) -> Tensor:
+        return ((t.double() + deviation * torch.randn(t.shape, generator=generator, dtype=torch.float64)) / expected).float()
+
+    return total.sum.map(noised)
 
 
 def poisson_sample(num_examples: int, rate: float, generator: torch.Generator) -> list[int]:

@@ -18,6 +18,7 @@ from fedsb.frozen import Frozen
 from fedsb.models import AdaptedModel
 from fedsb.privacy.account import Account
 from fedsb.privacy.accounting import Entry
+from fedsb.privacy.models import hold_unmixed
 from fedsb.privacy.randomness import Streams
 from fedsb.schema import PrivacyConfig, TrainConfig
 from fedsb.state import State
@@ -197,6 +198,7 @@ def private_evidence(
 
     Raises:
         BudgetExceeded: nothing was charged or computed.
+        SelfCheckFailed: the model mixes examples; nothing was charged.
         UserError: the plan has no private start.
     """
     key = account.key(0, f"evidence-{number}")
@@ -205,6 +207,7 @@ def private_evidence(
     entry = account.plan.start
     if entry is None or number >= account.plan.exchanges:
         raise UserError("this client's plan has no such exchange of a private start")
+    hold_unmixed(adapted.model)
     account.charge(key, entry)
     drawn = [features[i] for i in poisson_sample(len(features), entry.sampling_rate, streams.sampling)]
     drawn.sort(key=lambda f: len(f["input_ids"]))

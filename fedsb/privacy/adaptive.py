@@ -8,6 +8,8 @@ from fedsb.errors import UserError
 
 # Keeps a clipped norm at or below C once the product with its factor is rounded to float32.
 MARGIN = 1.0 - 1e-6
+# The smallest C: far below it a float32's steps are longer than C, and its noise would be rounded away.
+LEAST_NORM = 1e-6
 
 
 def sum_multiplier(noise_multiplier: float, count_noise: float) -> float:

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsb.errors import UserError
+from fedsb.privacy.codes import SelfCheckFailed
 
 MIXING: tuple[type[nn.Module], ...] = (_BatchNorm,)
 
@@ -22,3 +23,15 @@ def refuse_mixing_layers(model: nn.Module) -> None:
                 f"'{name}' ({type(module).__name__}) mixes the examples of a batch, so privacy.unit=example cannot hold; "
                 "use a model with LayerNorm or GroupNorm"
             )
+
+
+def hold_unmixed(model: nn.Module) -> None:
+    """Hold at the client what the server holds of a model: a node loads its own.
+
+    Raises:
+        SelfCheckFailed: ``examples``.
+    """
+    try:
+        refuse_mixing_layers(model)
+    except UserError as error:
+        raise SelfCheckFailed("examples") from error

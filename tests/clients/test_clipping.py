@@ -93,6 +93,28 @@ def test_accumulated_batches_are_one() -> None:
         assert (found.log.examples, found.reached) == (6, [5, 5])
 
 
+@pytest.mark.parametrize("kind", sorted(CLIPPINGS))
+def test_noise_is_added_before_the_sum_is_rounded(kind: str) -> None:
+    """A float32 has steps of 2 from 2^24 on: a sum that was rounded first would not show the ones that the second batch adds."""
+    found = optimizer(Clipping(kind, 2.0**40, 2.0**-40), (10_000,))
+    for last, value in enumerate([2.0**24, 1.0]):
+        found.signal_skip_step(do_skip=not last)
+        found.zero_grad(set_to_none=True)
+        found.params[0].grad_sample = torch.full((1, 10_000), value)
+        found.pre_step()
+    mean = float((found.params[0].grad.double() - 2.0**24).mean())
+    assert mean == pytest.approx(1, abs=6 * 1.2 / 100)
+
+
+def test_c_does_not_go_below_what_noise_can_cover() -> None:
+    found = optimizer(Clipping("adaptive", 1e-6, 1.0, quantile_lr=5.0, quantile=0.9), (1,))
+    for _ in range(9):
+        found.zero_grad(set_to_none=True)
+        found.params[0].grad_sample = torch.zeros(50, 1)
+        found.pre_step()
+        assert found.max_grad_norm >= 1e-6
+
+
 def empty_steps(small: Case, **options: Any) -> list[Step]:
     return watch(small, mechanism(0.5, rate=1e-9, **options))
 

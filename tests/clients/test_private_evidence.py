@@ -83,7 +83,7 @@ def clipped(products: Sequence[State], max_norm: float, normalise: bool) -> Stat
 def assert_clipped_sum(found: ClippedSum, products: Sequence[State], max_norm: float, normalise: bool) -> None:
     wanted = clipped(products, max_norm, normalise)
     assert set(found.sum) == set(wanted)
-    assert all(t.dtype == torch.float32 and t.device.type == "cpu" for t in found.sum.values())
+    assert all(t.dtype == torch.float64 and t.device.type == "cpu" for t in found.sum.values())
     assert norm(subtract(found.sum, wanted)) < 1e-5 * sum(min(norm(p), max_norm) for p in products) + 2e-5 * max_norm * normalise
     assert found.num_examples == len(products)
     # A norm that is C up to rounding may count either way.
@@ -258,6 +258,13 @@ def test_an_empty_sample_gives_zeros_that_still_get_noise(side: Side) -> None:
     assert float((values.abs() < 0.15).float().mean()) == pytest.approx(0.6827, abs=0.015)
     first, second = (t.flatten()[:4800] for t in release.values())
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 0.06
+
+
+def test_noise_is_added_before_the_sum_is_rounded() -> None:
+    """A float32 has steps of 2 from 2^24 on: a sum that was rounded first would not show that it is one longer."""
+    total = ClippedSum(State({Name("m", "Y"): torch.full((100, 100), 2.0**24 + 1, dtype=torch.float64)}), 0, 1)
+    release = add_noise(total, noise_multiplier=1.0, max_norm=1.0, expected=1.0, generator=torch_generator(0, "noise"))
+    assert float((release[Name("m", "Y")].double() - 2.0**24).mean()) == pytest.approx(1, abs=6 * 1.2 / 100)
 
 
 def test_noise_is_added_to_the_sum_in_sorted_order_and_divided_by_the_expected_number() -> None:

@@ -290,3 +290,14 @@ def test_examples(case: Case, check: bool) -> None:
     layer.register_forward_hook(lambda module, given, out: out.view(*shapes.pop()[:2], -1))
     with pytest.raises(SelfCheckFailed, match="one example a row"):
         fit(case, SOUND, check=check)
+
+
+def test_a_node_refuses_layers_that_mix_examples(case: Case) -> None:
+    """The server held its own model against that, and a node loads another one; also where nothing else is checked."""
+    case.adapted.model.add_module("planted", nn.BatchNorm1d(4))
+    try:
+        assert code(case) == "examples"
+        with pytest.raises(SelfCheckFailed, match="one example a row"):
+            fit(case, SOUND, check=False)
+    finally:
+        del case.adapted.model.planted

@@ -49,6 +49,11 @@ MISTAKES = {
     ),
     "normalised sketches and no unit": (["privacy.init_normalise=true"], "privacy.init_normalise is given, but privacy.unit=none adds no"),
     "no noise": (["privacy=example", "privacy.noise_multiplier=0"], "privacy.noise_multiplier=0.0 is out of range; it must be above 0"),
+    "a clipping norm of no normal number": (
+        [*EXAMPLE, "init.kind=gradient", "privacy.init_fraction=0.3", "privacy.init_norm=1e-44"],
+        "privacy.init_norm=1e-44 is out of range; it must be at least 1e-06",
+    ),
+    "a gradient's norm below it": ([*EXAMPLE, "privacy.max_grad_norm=1e-7"], "privacy.max_grad_norm=1e-07 is out of range; it must be at"),
     "an accountant": ([*EXAMPLE, "privacy.accountant=gdp"], "unknown privacy.accountant 'gdp'"),
     "weights": (["privacy=client", "privacy.noise_multiplier=1"], "privacy.unit=client with federation.weighting=examples: a client with"),
     "a residual": ([*CLIENT, "method=fedex_lora"], "privacy.unit=client is not defined for method=fedex_lora"),
