@@ -33,6 +33,7 @@ from fedsb.errors import UserError
 from fedsb.loading import load_tokenizer, resolve_device
 from fedsb.logs import speech
 from fedsb.models import AdaptedModel, cached_model
+from fedsb.privacy.codes import key_of
 from fedsb.report.progress import PROGRESS, Progress
 from fedsb.rng import numpy_generator
 from fedsb.rules import check, client_names
@@ -139,13 +140,22 @@ def client_examples(config: Config, client: str, data_path: str | None, labels: 
         UserError: the client is not part of the simulation, or its data cannot be read.
     """
     if data_path is not None:
-        examples = _once("site", (config.data, data_path, labels), lambda: load_site(config.data, data_path, labels))
+        examples = _once("site", (config.data, data_path, labels), lambda: _site(config, data_path, labels))
     else:
         parts = parts_of(config)
         if client not in parts:
             raise UserError(f"no simulated client '{client}'; known: {', '.join(sorted(parts)[:8])}")
         examples = corpus_of(config).train.take(parts[client])
     return hold_out(examples, config.data.client_test_fraction, seed=config.seed, client=client)
+
+
+def _site(config: Config, data_path: str, labels: tuple[str, ...]) -> Examples:
+    """Load a real node's data; what is wrong with them is at its ``data-path``, if it is at no other key."""
+    try:
+        return load_site(config.data, data_path, labels)
+    except UserError as error:
+        error.key = key_of(error) or "data-path"
+        raise
 
 
 def client_features(config: Config, client: str, data_path: str | None, labels: tuple[str, ...]) -> tuple[Features, Features]:

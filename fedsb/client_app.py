@@ -22,6 +22,7 @@ from fedsb.client_job import Job, coded, config_in, data_path_of, is_real
 from fedsb.errors import UserError
 from fedsb.memory import keep_large_blocks
 from fedsb.messages import encode_reply
+from fedsb.node_policy import read_policy
 from fedsb.privacy.account import allowed
 from fedsb.privacy.plan import unnoised_start
 from fedsb.rules import FAULTS, start_kind
@@ -73,7 +74,8 @@ def describe(message: Message, context: Context) -> Message:
     config = config_in(context)
     request = message.content.config_records["config"]
     labels = tuple(json.loads(str(request["labels"])))
-    own = str(context.node_config.get("client", ""))
+    policy = read_policy(context.node_config)
+    own = policy.client if policy else ""
     names = [own] if own else json.loads(str(request["clients"]))
     counts = [len(client_examples(config, name, data_path_of(context, name), labels)[0]) for name in names]
     content = {

@@ -18,12 +18,13 @@ from fedsb.errors import UserError
 from fedsb.exactness import encoding_error
 from fedsb.frozen import Frozen, FrozenMissing, FrozenStore
 from fedsb.messages import Instruction, decode_instruction, encode_code, encode_missing, encode_reply
+from fedsb.node_policy import is_operated, read_policy
 from fedsb.privacy.account import LEDGERS, Account, allowed, ledger_folder
-from fedsb.privacy.codes import BudgetExceeded, code_of
+from fedsb.privacy.codes import BudgetExceeded, code_of, key_of
 from fedsb.privacy.ledger import SIMULATION, Ledger
 from fedsb.privacy.plan import Plan
 from fedsb.privacy.randomness import Streams, secret_streams, simulated_streams
-from fedsb.private_run import plan_of, save_plans, saved_plan
+from fedsb.private_run import plan_of, reason_of, save_plans, saved_plan
 from fedsb.resuming import fingerprint, resumed
 from fedsb.runtime.fab import launch_folder
 from fedsb.schema import Config
@@ -64,8 +65,8 @@ def config_in(context: Context) -> Config:
 
 
 def is_real(context: Context) -> bool:
-    """Tell whether the node names a client of its own: one of a real federation, and no simulated one."""
-    return bool(context.node_config.get("client"))
+    """Tell whether the node has an operator: one of a real federation, and no simulated one."""
+    return is_operated(context.node_config)
 
 
 @cache
@@ -74,18 +75,39 @@ def _store(folder: Path) -> FrozenStore:
 
 
 def coded(message: Message, context: Context, answer: Callable[[], Message]) -> Message:
-    """Let a client of a private run say why it fails by a code alone: a traceback's text can carry data. The text goes to its own log."""
+    """Answer, where the node's operator allows it; let a client say why it fails by a code alone, for a traceback's text can carry data.
+
+    The text goes to the node's own log. A simulated client without privacy says it all.
+    """
     try:
+        _admit(context)
         return answer()
     except FrozenMissing:
         return Message(encode_missing(), reply_to=message)
     except Exception as error:
-        if config_in(context).privacy.unit == "none":
+        if not is_real(context) and config_in(context).privacy.unit == "none":
             raise
         # Expected refusals are a line, faults of ours a traceback; neither leaves this machine.
         expected = isinstance(error, (BudgetExceeded, UserError))
-        LOG.warning("no reply to %s: %s", message.metadata.message_type, error, exc_info=not expected)
-        return Message(encode_code(code_of(error).number), reply_to=message)
+        LOG.warning("%s: %s", _asked(message, context), error, exc_info=not expected)
+        return Message(encode_code(code_of(error).number, key_of(error)), reply_to=message)
+
+
+def _admit(context: Context) -> None:
+    policy = read_policy(context.node_config)
+    if policy is not None:
+        config = config_in(context)
+        policy.admit(config, unnoised=reason_of(config))
+
+
+def _asked(message: Message, context: Context) -> str:
+    """Say what was asked for in the words of an operator's log: run, round, client and the overrides, which come from the server."""
+    told: Mapping[str, object] = message.content.config_records.get("config") or {}
+    who, number = told.get("client") or context.node_config.get("client", ""), told.get("round", "-")
+    return (
+        f"no reply to '{message.metadata.message_type}' of run {context.run_id}, round {number!s}, client '{who!s}' "
+        f"(overrides: {context.run_config.get('overrides', '')!s})"
+    )
 
 
 class Job:
@@ -96,7 +118,8 @@ class Job:
         self.config = config_in(context)
         use_threads(self.config)
         self.instruction: Instruction = decode_instruction(message.content)
-        self.real = is_real(context)
+        self.policy = read_policy(context.node_config)
+        self.real = self.policy is not None
         self.data_path = data_path_of(context, self.instruction.client)
         self.task = task_of(self.config)
         self.adapted = model_of(self.config, self.instruction.labels)
@@ -140,6 +163,8 @@ class Job:
             plan = plan_of(self.config, client, count)
             if self.real:
                 save_plans(folder, {name: plan})
+        if self.policy is not None:
+            self.policy.admit_noise(plan.training.noise_multiplier, plan.start.noise_multiplier if plan.start else None)
         return plan
 
     def streams(self, exchange: str) -> Streams:
@@ -164,15 +189,15 @@ class Job:
 
 
 def data_path_of(context: Context, client: str) -> str | None:
-    """Return the operator's own data path, or None in a simulation.
+    """Return the operator's own data path, or None in a simulation and where the data ship in a package.
 
     Raises:
+        NodeConfigError: the node's own configuration cannot be used.
         UserError: the node serves another client than the one asked for.
     """
-    own = str(context.node_config.get("client", ""))
-    if own and own != client:
-        raise UserError(f"this node serves '{own}' and was asked for '{client}'")
-    path = context.node_config.get("data-path")
-    if path and not own:
-        raise UserError('this node has a data-path but no client; start it with --node-config \'client="…" data-path="…"\'')
-    return str(path) if path else None
+    policy = read_policy(context.node_config)
+    if policy is None:
+        return None
+    if policy.client != client:
+        raise UserError(f"this node serves '{policy.client}' and was asked for '{client}'")
+    return policy.data_path

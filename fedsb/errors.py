@@ -7,7 +7,16 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: the message is one line that names the value, what is allowed and the remedy."""
+    """A mistake in what the user gave: the message is one line that names the value, what is allowed and the remedy.
+
+    Args:
+        message: the line.
+        key: the key of the configuration at fault, where the line does not begin with it.
+    """
+
+    def __init__(self, message: str, *, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class NothingToTrainError(UserError):

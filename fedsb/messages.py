@@ -59,7 +59,8 @@ class Instruction:
 class Reply:
     """What a client answers: a packed state, the number of its examples, and metrics.
 
-    ``missing`` where it lacks frozen state; ``code`` above 0 where a private client says by a number why it does not answer.
+    ``missing`` where it lacks frozen state; ``code`` above 0 where a client says by a number why it does not answer, perhaps with the
+    ``key`` of the configuration at fault.
     """
 
     flats: Mapping[str, Tensor]
@@ -68,6 +69,7 @@ class Reply:
     metrics: Mapping[str, float]
     missing: bool = False
     code: int = 0
+    key: str = ""
 
     @property
     def finite(self) -> bool:
@@ -174,9 +176,12 @@ def encode_missing() -> RecordDict:
     return RecordDict({"metrics": MetricRecord({"missing": 1})})
 
 
-def encode_code(number: int) -> RecordDict:
-    """Build the reply of a private client that does not answer; see :mod:`fedsb.privacy.codes`."""
-    return RecordDict({"metrics": MetricRecord({"code": number})})
+def encode_code(number: int, key: str | None = None) -> RecordDict:
+    """Build the reply of a client that says by a code why it does not answer; see :mod:`fedsb.privacy.codes`."""
+    content = RecordDict({"metrics": MetricRecord({"code": number})})
+    if key is not None:
+        content["config"] = ConfigRecord({"key": key})
+    return content
 
 
 def decode_reply(content: RecordDict) -> Reply:
@@ -191,10 +196,14 @@ def decode_reply(content: RecordDict) -> Reply:
     if metrics.pop("missing", 0):
         return Reply({}, 0, 0, {}, missing=True)
     if code := _whole("code", metrics.pop("code", 0)):
-        return Reply({}, 0, 0, {}, code=code)
+        return Reply({}, 0, 0, {}, code=code, key=_key_in(content))
     flats = decode_arrays(content.array_records["arrays"]) if "arrays" in content.array_records else {}
     num_examples, digest = (_whole(key, metrics.pop(key, 0)) for key in ("num-examples", "layout"))
     return Reply(flats, digest, num_examples, {key: _real(key, value) for key, value in metrics.items()})
+
+
+def _key_in(content: RecordDict) -> str:
+    return str(content.config_records["config"].get("key", "")) if "config" in content.config_records else ""
 
 
 def _whole(key: str, value: object) -> int:

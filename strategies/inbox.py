@@ -13,7 +13,7 @@ from fedsb.arrays import LayoutError
 from fedsb.errors import RunError
 from fedsb.logs import last_line
 from fedsb.messages import decode_reply
-from fedsb.privacy.codes import BY_NUMBER, UNKNOWN, Code
+from fedsb.privacy.codes import BY_NUMBER, UNKNOWN, shown
 from fedsb.state import Layout, State, non_finite
 
 LOG = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Inbox:
             raise LayoutError(f"error {reply.error.code}: {last_line(reply.error.reason)}")
         answer = decode_reply(reply.content)
         if answer.code:
-            raise _coded(client, BY_NUMBER.get(answer.code, UNKNOWN))
+            raise _coded(client, answer.code, answer.key)
         if answer.missing:
             raise LayoutError("lacks frozen state although it was sent all of it")
         state = answer.state(self._layout)
@@ -100,5 +100,6 @@ class Inbox:
         LOG.warning("reply of %s dropped: %s", client, reason)
 
 
-def _coded(client: str, code: Code) -> Exception:
-    return RunError(f"{client}: {code.text}") if code.stops else LayoutError(code.text)
+def _coded(client: str, code: int, key: str) -> Exception:
+    text = shown(code, key)
+    return RunError(f"{client}: {text}") if BY_NUMBER.get(code, UNKNOWN).stops else LayoutError(text)

@@ -17,7 +17,8 @@ from flwr.serverapp import Grid
 
 from fedsb.errors import RunError
 from fedsb.logs import last_line
-from fedsb.privacy.codes import BY_NUMBER, UNKNOWN
+from fedsb.messages import decode_reply
+from fedsb.privacy.codes import shown
 
 LOG = logging.getLogger(__name__)
 DESCRIBE = "query.describe"
@@ -129,7 +130,8 @@ class Roster:
 
     def _note(self, node: int, content: RecordDict) -> None:
         if "code" in content.metric_records["metrics"]:
-            raise ValueError(BY_NUMBER.get(int(content.metric_records["metrics"]["code"]), UNKNOWN).text)  # type: ignore[arg-type]
+            answer = decode_reply(content)
+            raise ValueError(shown(answer.code, answer.key))
         config: ConfigRecord = content.config_records["config"]
         counts: MetricRecord = content.metric_records["metrics"]
         client = str(config["client"])

@@ -199,7 +199,7 @@ def _classes(dataset: Rows, cfg: DataConfig, labels: Sequence[str], part: str) -
     values = _label_texts(dataset, _label_column(cfg), part)
     for row, value in enumerate(values, start=1):
         if value not in index:
-            raise UserError(_FOREIGN_LABEL[part].format(label=value, row=row, known=", ".join(labels)))
+            raise UserError(_FOREIGN_LABEL[part].format(label=value, row=row, known=", ".join(labels)), key="data.labels")
     return tuple(index[value] for value in values)
 
 

@@ -1,14 +1,21 @@
-"""What a private client may say when it does not answer: a number out of this table, never text, for text can carry data.
+"""What a client may say when it does not answer: a number out of this table and a key of the configuration, never text.
 
-That a client answers by a code is not noised. What stops a run (11 and above) is a fault of code or model that every client has alike; the
-checks read no more of the data than whether it gives a gradient at all.
+Text can carry data: a real node says no more under any privacy, a simulated client under ``privacy=example`` and ``privacy=client``. That a
+client answers by a code is not noised. What stops a run (11 and above) is a fault of code or model that every client has alike; the checks
+read no more of the data than whether it gives a gradient at all.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
+from typing import get_type_hints
 
 from fedsb.errors import UserError
+from fedsb.node_policy import KEYS as NODE_KEYS
+from fedsb.node_policy import NodeConfigError, PolicyError
+from fedsb.schema import Config
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ CODES: dict[str, Code] = {
     "failed": Code(1, "the client failed; its own log says why"),
     "budget": Code(2, "refused: the request would exceed the client's privacy.max_epsilon"),
     "refused": Code(3, "refused: the request does not fit the client's data or ledger; its own log says why"),
+    "policy": Code(4, "refused: the operator of the node does not allow what the run asks for; its own log says why"),
+    "node_config": Code(5, "the node's own configuration (--node-config) cannot be used; its own log says why"),
     "clipped_sum": Code(11, "self-check: the clipped sum before noise is zero for a trained tensor", stops=True),
     "dependence": Code(12, "self-check: the model's output does not depend on every trained tensor", stops=True),
     "base": Code(13, "self-check: a frozen weight moved", stops=True),
@@ -39,6 +48,20 @@ CODES: dict[str, Code] = {
 }
 BY_NUMBER: dict[int, Code] = {code.number: code for code in CODES.values()}
 UNKNOWN = Code(0, "the client answered with a code that this version does not know")
+
+
+def _leaves(kind: type, before: str = "") -> Iterator[str]:
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint):
+            yield from _leaves(hint, f"{before}{name}.")  # type: ignore[arg-type]
+        else:
+            yield before + name
+
+
+# The closed list of what a reply may name beside its code.
+KEYS = frozenset({*_leaves(Config), *NODE_KEYS})
+# How the project's own messages begin where one key is at fault; what follows may come from data.
+_AT_FAULT = re.compile(r"(?:unknown )?([a-z_.-]+)(?:[=:]| ')")
 
 
 class BudgetExceeded(RuntimeError):
@@ -61,5 +84,28 @@ def code_of(error: Exception) -> Code:
     """Return the code that an exception travels as."""
     if isinstance(error, SelfCheckFailed):
         return error.code
-    named: tuple[tuple[type[Exception], str], ...] = ((BudgetExceeded, "budget"), (UserError, "refused"))
-    return next((CODES[name] for kind, name in named if isinstance(error, kind)), CODES["failed"])
+    return next((CODES[name] for kind, name in _NAMED if isinstance(error, kind)), CODES["failed"])
+
+
+# The first that fits: the last is the kind of all before it.
+_NAMED: tuple[tuple[type[Exception], str], ...] = (
+    (BudgetExceeded, "budget"),
+    (NodeConfigError, "node_config"),
+    (PolicyError, "policy"),
+    (UserError, "refused"),
+)
+
+
+def key_of(error: Exception) -> str | None:
+    """Return the key of the configuration that an error is about, out of :data:`KEYS`; None where it is about none, or several."""
+    if not isinstance(error, UserError):
+        return None
+    begins = _AT_FAULT.match(str(error))
+    found = error.key or (begins and begins[1])
+    return found if found in KEYS else None
+
+
+def shown(number: int, key: str) -> str:
+    """Return what the server shows of a code and a key as they came; of a key that is none, nothing."""
+    text = BY_NUMBER.get(number, UNKNOWN).text
+    return f"{text} (key at fault: {key})" if key in KEYS else text

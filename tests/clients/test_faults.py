@@ -16,6 +16,7 @@ from fedsb import client_app
 from fedsb.config import load
 from fedsb.errors import UserError
 from fedsb.privacy.account import LEDGERS
+from fedsb.privacy.codes import CODES
 from fedsb.report.records import RoundRecord, read_run
 from fedsb.rules import FAULTS
 from fedsb.runtime.local import LocalGrid
@@ -113,11 +114,12 @@ def test_a_straggler_is_late_and_no_worse(federate: Federate, monkeypatch: pytes
     assert summary["factors_sha256"] == federate("prompt")[0]["factors_sha256"]
 
 
-def test_a_real_node_has_faults_enough(tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_real_node_has_faults_enough(tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     overrides = join(small(tiny_bert, tmp_path, "faults=some"))
     grid = LocalGrid(client_app.app, {"overrides": overrides}, {1: {"client": "client-0", "data-path": str(tmp_path / "train.csv")}})
     [reply] = grid.send_and_receive([Message(RecordDict({"config": ConfigRecord({"client": "client-0", "round": 1})}), 1, "train")])
-    assert "faults are for simulations; leave faults=… out" in str(reply.error.reason)
+    assert dict(reply.content.metric_records["metrics"]) == {"code": CODES["refused"].number}
+    assert "faults are for simulations; leave faults=… out" in caplog.text
 
 
 @pytest.mark.parametrize(("key", "allowed"), [("dropout=1.5", r"in \[0, 1\]"), ("crash_step=0", "at least 1"), ("delay=-1.0", "above 0")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from fedsb.state import HEAD, Name, State, sha256
 from fedsb.tasks import TASKS
 
 ClientCall = Callable[[Message, Context], Message]
+SPLIT = Path(__file__).resolve().parents[2] / "scripts" / "split_data.py"
 Dense = dict[str, Tensor]
 
 
@@ -251,3 +253,10 @@ def next_instructions(federation: Federation, folder: Path) -> Iterator[tuple[li
 def named(client: str, **more: str) -> dict[str, Any]:
     """Return the node configuration of an operator who serves one client."""
     return {"client": client, **more}
+
+
+def split_nodes(folder: Path, overrides: Sequence[str], clients: int) -> dict[int, dict[str, Any]]:
+    """Deal a federation's data out to files; return the configuration of a node for each client, with its part."""
+    if not folder.exists():
+        runpy.run_path(str(SPLIT))["split"](folder, overrides)
+    return {i + 1: named(f"client-{i}", **{"data-path": str(folder / f"client-{i}")}) for i in range(clients)}

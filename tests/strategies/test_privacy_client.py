@@ -17,7 +17,7 @@ from fedsb.rng import torch_generator
 from fedsb.schedule import draw_cohort
 from fedsb.sketching import reply_layout, sketch_of
 from fedsb.state import State, squared_norm, subtract
-from tests.strategies.federations import ClientCall, named
+from tests.strategies.federations import ClientCall, split_nodes
 from tests.strategies.private_runs import CLIENT, Finished, asked, ledger_lines, rdp_epsilon, releases, run_privately, small
 
 START = ("init.kind=gradient", "init.num_examples=10", "init.power_iterations=0")
@@ -156,8 +156,9 @@ def test_figures_without_noise_are_of_the_simulation_only(tiny_bert: Path, tmp_p
 
 def test_real_nodes_leave_none_of_them_and_get_noise_that_no_seed_repeats(tiny_bert: Path, tmp_path: Path) -> None:
     few = ("federation.num_clients=2", "federation.num_rounds=1")
-    nodes = {i + 1: named(f"client-{i}") for i in range(2)}
-    runs = [run_privately(small(tiny_bert, tmp_path, *CLIENT, *few), tmp_path / name, nodes=nodes) for name in ("one", "two")]
+    overrides = small(tiny_bert, tmp_path, *CLIENT, *few)
+    nodes = split_nodes(tmp_path / "data", overrides, 2)
+    runs = [run_privately(overrides, tmp_path / name, nodes=nodes) for name in ("one", "two")]
     for run in runs:
         text = (run.folder / "metrics.jsonl").read_text()
         last = json.loads(text.splitlines()[-1])

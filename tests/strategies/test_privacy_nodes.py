@@ -13,7 +13,7 @@ from fedsb.client_app import app as client_app
 from fedsb.errors import RunError
 from fedsb.privacy.codes import CODES
 from tests.strategies.federations import ClientCall, named
-from tests.strategies.private_runs import CLIENT, EXAMPLE, Finished, asked, run_privately, small, write_table
+from tests.strategies.private_runs import CLIENT, EXAMPLE, Finished, run_privately, small, write_table
 
 TWO = ("federation.num_clients=2", "federation.names=[a,b]")
 
@@ -85,22 +85,5 @@ def test_a_node_that_cannot_describe_itself_says_so_by_its_code(tiny_bert: Path,
     nodes = {1: named("a", **{"data-path": str(tmp_path / "absent.csv")}), 2: named("b", **{"data-path": str(path)})}
     with caplog.at_level(logging.WARNING):
         run_privately(small(tiny_bert, tmp_path, *TWO, *EXAMPLE, "federation.num_rounds=1"), tmp_path / "run", nodes=nodes)
-    assert f"node 1 did not describe itself: {CODES['refused'].text}" in caplog.text
+    assert f"node 1 did not describe itself: {CODES['refused'].text} (key at fault: data-path)" in caplog.text
     assert "absent.csv" not in "".join(record.getMessage() for record in caplog.records if record.name.startswith("strategies"))
-
-
-def test_errors_under_client_level_privacy_are_codes_too(tiny_bert: Path, tmp_path: Path) -> None:
-    """The server is trusted, the readers of its records are not."""
-
-    def app(message: Message, context: Context) -> Message:
-        if asked(message) == ("a", 1):
-            (tmp_path / "a.csv").write_text("text,label\nhe said,secret-diagnosis\n")
-            from tests.strategies.test_privacy_replies import forget_rows
-
-            forget_rows()
-        return client_app(message, context)
-
-    paths = {client: write_table(tmp_path / f"{client}.csv", 20) for client in "ab"}
-    nodes = {n: named(client, **{"data-path": str(paths[client])}) for n, client in enumerate("ab", start=1)}
-    found = run_privately(small(tiny_bert, tmp_path, *TWO, *CLIENT), tmp_path / "run", app=app, nodes=nodes)
-    assert found.records[1].failed == {"a": CODES["refused"].text}

@@ -22,6 +22,7 @@ from strategies.inbox import Inbox
 from strategies.rounds import ACCOUNT
 from tests.strategies.federations import named
 from tests.strategies.private_runs import (
+    CLIENT,
     EXAMPLE,
     Watch,
     answering,
@@ -80,10 +81,13 @@ def test_what_the_wire_took_is_measured_on_noised_arrays(tiny_bert: Path, tmp_pa
     assert all(set(metrics_of(e.reply)) == ALLOWED for e in run.grid.exchanges)
 
 
-@pytest.mark.parametrize("private", [True, False])
-def test_an_exception_leaves_a_private_client_as_a_code(private: bool, tiny_bert: Path, tmp_path: Path) -> None:
-    """An operator's file breaks between two messages: the error names a label of the data."""
-    overrides = small(tiny_bert, tmp_path, *(EXAMPLE if private else ()), "federation.num_clients=2", "federation.names=[a,b]")
+@pytest.mark.parametrize("unit", ["none", "client"])
+def test_an_exception_leaves_a_real_node_as_a_code_and_a_key(
+    unit: str, tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator's file breaks between two messages: the error names a label of the data. The text is for the node's own log."""
+    more = {"none": (), "client": CLIENT}[unit]
+    overrides = small(tiny_bert, tmp_path, *more, "federation.num_clients=2", "federation.names=[a,b]")
     sites = {name: write_table(tmp_path / f"{name}.csv", 20) for name in "ab"}
 
     def app(message: Message, context: Context) -> Message:
@@ -95,18 +99,22 @@ def test_an_exception_leaves_a_private_client_as_a_code(private: bool, tiny_bert
     nodes = {1: named("a", **{"data-path": str(sites["a"])}), 2: named("b", **{"data-path": str(sites["b"])})}
     run = run_privately(overrides, tmp_path / "run", app=app, nodes=nodes)
     [reply] = [e.reply for e in run.grid.rounds()[2] if e.instruction.client == "a"]
-    if private:
-        assert {key: dict(record) for key, record in reply.content.items()} == {"metrics": {"code": CODES["refused"].number}}
-        assert run.records[2].failed == {"a": CODES["refused"].text}
-        assert "secret" not in "".join(path.read_text() for path in (tmp_path / "run").glob("*.*l*"))
-        assert run.records[2].epsilon is not None
-        assert run.records[2].epsilon["silent"] == ["a"]
-        assert run.records[2].epsilon["simulated"] is False
-        assert run.records[1].simulation_only == run.records[2].simulation_only == {}
-    else:
-        assert reply.has_error()
-        assert "secret-diagnosis" in run.records[2].failed["a"]
+    code = CODES["refused"]
+    assert {key: dict(record) for key, record in reply.content.items()} == {
+        "metrics": {"code": code.number},
+        "config": {"key": "data.labels"},
+    }
+    assert run.records[2].failed == {"a": f"{code.text} (key at fault: data.labels)"}
+    assert "secret" not in "".join(path.read_text() for path in (tmp_path / "run").glob("*.*l*"))
     assert run.records[2].clients == ("b",)
+    [line] = [record.getMessage() for record in caplog.records if record.name == "fedsb.client_job"]
+    assert "secret-diagnosis" in line
+    assert all(told in line for told in ("'train' of run 1, round 2, client 'a'", "overrides: model=pretrained"))
+
+
+def test_a_simulated_client_without_privacy_says_it_all(tiny_bert: Path, tmp_path: Path) -> None:
+    run = run_privately(small(tiny_bert, tmp_path), tmp_path / "run", app=breaking("client-2", 1))
+    assert "too many dimensions 'str'" in run.records[1].failed["client-2"]
 
 
 def forget_rows() -> None:

@@ -6,6 +6,7 @@ import io
 import os
 import random
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
@@ -41,6 +42,7 @@ from tests.strategies.federations import (
     mean_update,
     next_instructions,
     product,
+    split_nodes,
 )
 
 # alpha / r = 5 / 3, neither 1 nor a power of two; three of five clients a round, of unequal size.
@@ -212,8 +214,8 @@ def test_a_gradient_start_does_not_see_an_earlier_run_in_its_process(options: Op
 class ClubGrid(KeepingGrid):
     """One node a client, named by its operator; ``absent`` nodes are not online before a round."""
 
-    def __init__(self, app: ClientCall, run_config: dict[str, Any], absent: dict[int, int]) -> None:
-        super().__init__(app, run_config, {i + 1: {"client": f"client-{i}"} for i in range(5)})
+    def __init__(self, app: ClientCall, run_config: dict[str, Any], absent: dict[int, int], folder: Path) -> None:
+        super().__init__(app, run_config, split_nodes(folder, shlex.split(run_config["overrides"]), 5))
         self._absent = absent
 
     def get_node_ids(self) -> list[int]:
@@ -243,7 +245,7 @@ def test_a_client_that_joins_late_holds_the_same_weights(options: Options, metho
     """client-4 is not there before round 3."""
     overrides = options("tiny_bert", method, "federation.fraction=1.0")
     app = in_own_homes(tmp_path / "homes", lambda client, number: False)
-    late = federate(overrides, grid=lambda a, c: ClubGrid(a, c, {5: 3}), app=app)
+    late = federate(overrides, grid=lambda a, c: ClubGrid(a, c, {5: 3}, tmp_path / "data"), app=app)
     assert [r.failed for r in late.records[1:]] == [{"client-4": "not connected"}] * 2 + [{}, {}]
     rounds = late.grid.rounds()
     bundle = next(e for e in rounds[3] if e.instruction.client == "client-4").instruction.bundle
@@ -257,7 +259,7 @@ def test_a_client_that_joins_late_holds_the_same_weights(options: Options, metho
 @pytest.mark.parametrize("method", EXACT)
 def test_a_lost_cache_costs_bytes_and_nothing_else(options: Options, method: str, tmp_path: Path) -> None:
     overrides = options("tiny_bert", method, "federation.fraction=1.0", "federation.num_rounds=3", "train.local_steps=1")
-    club = partial(ClubGrid, absent={})
+    club = partial(ClubGrid, absent={}, folder=tmp_path / "data")
     kept = federate(overrides, grid=club, app=in_own_homes(tmp_path / "kept", lambda client, number: False))
     lost = federate(overrides, grid=club, app=in_own_homes(tmp_path / "lost", lambda client, n: (client, n) == ("client-1", 3)))
     assert kept.sha256 == lost.sha256
