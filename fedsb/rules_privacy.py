@@ -44,6 +44,14 @@ def _evaluation_is_not_private(config: Config) -> None:
         )
 
 
+def _nothing_is_held_out(config: Config) -> None:
+    if config.privacy.unit == "example" and config.data.client_test_fraction:
+        raise UserError(
+            f"data.client_test_fraction={config.data.client_test_fraction:g} with privacy.unit=example: what is held out is drawn by "
+            "class, so one example's label would decide which of all others are trained on; leave it at 0"
+        )
+
+
 def _normalising_has_sketches(config: Config) -> None:
     if config.privacy.unit == "example" and config.privacy.init_normalise and not config.privacy.init_fraction:
         raise UserError(
@@ -86,6 +94,7 @@ def _example_keys_have_their_unit(config: Config) -> None:
 PRIVACY_RULES: tuple[Callable[[Config], None], ...] = (
     _noise_is_given_once,
     _evaluation_is_not_private,
+    _nothing_is_held_out,
     _normalising_has_sketches,
     _client_unit_sums_equally,
     _budget_covers_the_target,

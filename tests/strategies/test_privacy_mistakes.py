@@ -39,6 +39,10 @@ MISTAKES = {
         [*EXAMPLE, "federation.evaluate_clients=true", "data.client_test_fraction=0.1"],
         "federation.evaluate_clients=true with privacy.unit=example: metrics on a client's held-out examples have no noise; switch one",
     ),
+    "a part held out": (
+        [*EXAMPLE, "data.client_test_fraction=0.5"],
+        "data.client_test_fraction=0.5 with privacy.unit=example: what is held out is drawn by class, so one example's label would decide",
+    ),
     "a share of no start": (
         [*EXAMPLE, "privacy.init_fraction=0.2", "init.kind=orthogonal"],
         "privacy.init_fraction=0.2 pays for a start from the clients' data, but init.kind=orthogonal with init.evidence=clients uses none",
