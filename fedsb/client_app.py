@@ -8,6 +8,7 @@ from fedsb.runtime.fab import prefer_submitted_code
 prefer_submitted_code()
 
 import json
+import logging
 from collections.abc import Callable
 from functools import wraps
 
@@ -29,6 +30,8 @@ from fedsb.rules import FAULTS, start_kind
 from fedsb.sketching import probe_layout, sketch_of
 from fedsb.state import State
 
+LOG = logging.getLogger(__name__)
+MOST_TOLD = 500  # characters of a server's line that a node writes to its log
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]
 
@@ -67,7 +70,29 @@ def faults_of(message: Message, context: Context) -> Faults | None:
     return drawn(config.faults, seed=config.seed, client=str(told["client"]), round_number=int(told["round"]))  # type: ignore[arg-type]
 
 
+def _named(handler: Handler) -> Handler:
+    """Let a node say whom it serves in a refusal too: the server can then tell whose data are missing, and why."""
+
+    @wraps(handler)
+    def naming(message: Message, context: Context) -> Message:
+        reply = handler(message, context)
+        said = reply.content.config_records.get("config") or ConfigRecord()
+        reply.content["config"] = ConfigRecord({"client": str(context.node_config.get("client", "")), **said})
+        return reply
+
+    return naming
+
+
+@app.query("notice")
+def notice(message: Message, context: Context) -> Message:
+    """Write a line of the server's to this node's own log."""
+    told = str(message.content.config_records["config"]["notice"])
+    LOG.warning("run %d: %s", context.run_id, "".join(c if c.isprintable() else " " for c in told)[:MOST_TOLD])
+    return Message(RecordDict({}), reply_to=message)
+
+
 @app.query("describe")
+@_named
 @_codes_only
 def describe(message: Message, context: Context) -> Message:
     """Say whom this node serves, and how many training examples each of the clients asked for has."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -12,6 +13,7 @@ from fedsb.assembly import corpus_of, model_of, parts_of, task_of, test_features
 from fedsb.checkpoint import Snapshot
 from fedsb.errors import UserError
 from fedsb.frozen import FrozenLog
+from fedsb.logs import say_early
 from fedsb.models import AdaptedModel
 from fedsb.privacy.models import refuse_mixing_layers
 from fedsb.privacy.plan import Plan, ServerPlan
@@ -79,6 +81,8 @@ def prepare(config: Config, snapshot: Snapshot | None = None) -> Prepared:
             cutoff=federation.cutoff,
             min_replies=federation.min_replies,
             wait=federation.wait,
+            replace_nodes=federation.replace_nodes,
+            say=partial(say_early, progress=config.progress),
             evaluate=federation.evaluate_clients,
             seed=config.seed,
             private=config.privacy.unit != "none",

@@ -161,7 +161,7 @@ def _cohort_can_answer(config: Config) -> None:
     if not config.federation.num_clients:
         return  # the data will tell
     drawn = cohort_size(config.federation.num_clients, config.federation.fraction)
-    if config.federation.min_replies > drawn:
+    if (config.federation.min_replies or 1) > drawn:
         raise UserError(
             f"federation.min_replies={config.federation.min_replies} exceeds the {drawn} clients a round draws; "
             "lower it or raise federation.fraction"

@@ -141,7 +141,8 @@ class FederationConfig:
     fraction: float
     weighting: str
     cutoff: int
-    min_replies: int
+    min_replies: int | None
+    replace_nodes: bool
     timeout: float
     wait: float
     evaluate_clients: bool

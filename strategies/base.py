@@ -23,8 +23,10 @@ from fedsb.report.records import RoundRecord
 from fedsb.rules import cohort_size
 from fedsb.schedule import dispatch_order, draw_cohort
 from fedsb.state import Layout, State, squared_norm, subtract, unpack
+from strategies.asking import Questions
+from strategies.collecting import collect
 from strategies.gap import GapMeter
-from strategies.inbox import Inbox, Upload
+from strategies.inbox import Upload
 from strategies.participation import Listener, Participation
 from strategies.reducers import Reducer
 from strategies.roster import Roster
@@ -86,6 +88,7 @@ class LowRankStrategy(Strategy):
         self.gap = GapMeter(spec, scale, on=exactness)
         self.rounds_done: int | None = None  # None: not even the start; otherwise `start` is given what they led to
         self.held: dict[str, int] = {}  # the version of the frozen log that each client holds
+        self.counts: dict[str, int] = {}  # training examples that each client has
         self._reducer: Reducer | None = None
         self._round: RoundState | None = None
         self._transport: Transport | None = None
@@ -128,9 +131,9 @@ class LowRankStrategy(Strategy):
         p = self.participation
         size = cohort_size(len(p.clients), p.fraction)
         cohort = draw_cohort(p.clients, size, seed=p.seed, round_number=server_round)
-        transport.roster.refresh(grid)
-        order = dispatch_order(cohort, transport.roster.num_examples)
-        self._round = RoundState(server_round, order)
+        self._round = RoundState(server_round, dispatch_order(cohort, self.counts))
+        transport.roster.gather(grid, p.wait, cohort, self._round.failed)
+        self._round.order = order = dispatch_order(cohort, self.counts)
         self._current = unpack(decode_arrays(arrays), self.layout)
         requests = transport.requests(order, "train", self._instruction(server_round), arrays, self._round.tally)
         private = p.client_privacy
@@ -143,7 +146,7 @@ class LowRankStrategy(Strategy):
         """Feed the replies to the reducer as they come and return the next arrays.
 
         Raises:
-            RunError: fewer valid replies than ``min_replies``.
+            RunError: fewer valid replies than the round needs.
         """
         assert self._round is not None
         assert self._reducer is not None
@@ -152,7 +155,7 @@ class LowRankStrategy(Strategy):
             self._reducer.add(upload.state, weight)
             self.gap.add(upload.state, weight)
             self._round.note(upload.metrics, weight)
-        self._round.check_quorum(self.participation.min_replies)
+        self._round.check_quorum(self._needed(len(self._round.order)))
         self.weighting.end_round(self._round.clients)
         return encode_arrays(self._finish(), self.wire_dtype), MetricRecord(self._round.train_metrics())
 
@@ -170,7 +173,7 @@ class LowRankStrategy(Strategy):
         """Return the clients' metrics, averaged by their numbers of held-out examples."""
         assert self._round is not None
         counts: dict[str, int] = {}
-        for upload in self._uploads(replies, Layout(())):
+        for upload in self._uploads(replies, Layout(()), training=False):
             self._round.client_metrics[upload.client] = dict(upload.metrics)
             counts[upload.client] = upload.num_examples
         self._round.end_evaluation()
@@ -209,7 +212,7 @@ class LowRankStrategy(Strategy):
     def connect(self, grid: Grid) -> Roster:
         """Wait for the clients and return who serves them; RunError where too few come in time."""
         roster = self._connect(grid).roster
-        roster.wait(grid, self.participation.wait, self.participation.min_replies)
+        roster.wait(grid, self.participation.wait)
         self.simulated = not roster.real
         return roster
 
@@ -235,6 +238,7 @@ class LowRankStrategy(Strategy):
         if metrics is not None:
             result.evaluate_metrics_serverapp[number] = metrics
         assert self._round is not None
+        self._round.remarks = self._transport.roster.remarks() if self._transport else []
         if self.listener:
             self.listener.end(self._round.record(metrics or {}), unpack(decode_arrays(arrays), self.layout), self.frozen)
 
@@ -245,43 +249,31 @@ class LowRankStrategy(Strategy):
         """
         assert self._round is not None
         transport = self._connect(grid)
-        order = dispatch_order(self.participation.clients, transport.roster.num_examples)
+        order = dispatch_order(self.participation.clients, self.counts)
         self._round.begin_exchange(order, title)
         instruction = Instruction("", 0, stage=stage, labels=self.labels, digest=sent.digest)
         requests = transport.requests(order, "train.evidence", instruction, arrays, self._round.tally)
         yield from self._uploads(transport.replies(transport.address(requests, self._round.failed), self._timeout), wanted)
-        self._round.check_quorum(self.participation.min_replies)
+        self._round.check_quorum(self._needed(len(order)))
+
+    def _needed(self, of: int) -> int:
+        assert self._transport is not None
+        return self._transport.roster.needed(of)
 
     def _instruction(self, round_number: int) -> Instruction:
         return Instruction("", round_number, labels=self.labels, digest=self.layout.digest)
 
     def _connect(self, grid: Grid) -> Transport:
         if self._transport is None or self._transport.grid is not grid:
-            roster = Roster(self.participation.clients, self.labels, timeout=self._timeout, one_kind=self.participation.private)
+            questions = Questions(self.labels, self._timeout, self.participation.overrides or "")
+            roster = Roster(self.participation, questions, self.counts)
             self._transport = Transport(grid, roster, self.frozen, self.held)
         return self._transport
 
-    def _uploads(self, replies: Iterable[Message], layout: Layout) -> Iterator[Upload]:
-        """Yield valid replies in dispatch order; note the others as failed."""
+    def _uploads(self, replies: Iterable[Message], layout: Layout, *, training: bool = True) -> Iterator[Upload]:
         assert self._round is not None
         assert self._transport is not None
-        inbox = Inbox(self._round.order, layout, self._round.failed)
-        if self.listener:
-            self.listener.begin(self._round.number, self._round.order, self._round.stage)
-        for reply in replies:
-            client = self._transport.client_of(reply)
-            if client is None:
-                continue
-            yield from self._accept(inbox.put(client, reply))
-            if self.listener:
-                self.listener.reply(client, client not in self._round.failed)
-        yield from self._accept(inbox.rest())
-
-    def _accept(self, uploads: Iterable[Upload]) -> Iterator[Upload]:
-        assert self._round is not None
-        for upload in uploads:
-            self._round.accept(upload.client, upload.metrics)
-            yield upload
+        return collect(replies, layout, self._round, self._transport, self.listener, training=training)
 
     def _finish(self) -> State:
         """Close the reducer, measure exactness, take the server's step, append the residual."""

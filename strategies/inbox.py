@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -38,18 +38,25 @@ class Inbox:
         order: clients in dispatch order.
         layout: what a reply must hold.
         failed: clients already known to fail; the inbox adds to it.
+        count_of: takes a client and the number of its examples, and tells what is wrong with that.
     """
 
-    def __init__(self, order: Sequence[str], layout: Layout, failed: dict[str, str]) -> None:
+    def __init__(
+        self, order: Sequence[str], layout: Layout, failed: dict[str, str], count_of: Callable[[str, int], str] | None = None
+    ) -> None:
         self._order = list(order)
         self._layout = layout
         self._failed = failed
+        self._count_of = count_of
         self._early: dict[str, Upload] = {}
 
     def put(self, client: str, reply: Message) -> Iterator[Upload]:
         """Take a reply and yield the uploads whose turn has come."""
         try:
-            self._early[client] = self._read(client, reply)
+            upload = self._read(client, reply)
+            if self._count_of and (wrong := self._count_of(client, upload.num_examples)):
+                raise LayoutError(wrong)
+            self._early[client] = upload
         except LayoutError as error:
             self._drop(client, str(error))
         except RunError as error:

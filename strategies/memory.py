@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from strategies.base import LowRankStrategy
 
 OPTIMIZER, FIRST_HEAD = "server-optimizer", "first-head"
-CLIP, HELD, WEIGHTS = "clip_norm", "held", "weighting"
+CLIP, HELD, WEIGHTS, COUNTS = "clip_norm", "held", "weighting", "examples"
 
 
 def remember(strategy: LowRankStrategy) -> Memory:
@@ -19,7 +19,7 @@ def remember(strategy: LowRankStrategy) -> Memory:
     if strategy.server_optimizer is not None:
         states[OPTIMIZER] = strategy.server_optimizer.moments()
     private = strategy.participation.client_privacy
-    facts = {HELD: dict(strategy.held), WEIGHTS: strategy.weighting.memory()}
+    facts = {HELD: dict(strategy.held), COUNTS: dict(strategy.counts), WEIGHTS: strategy.weighting.memory()}
     return Memory(states, facts | ({CLIP: private.bound.value} if private else {}))
 
 
@@ -29,6 +29,7 @@ def recall(strategy: LowRankStrategy, snapshot: Snapshot) -> None:
     strategy.frozen = snapshot.frozen
     strategy.rounds_done = snapshot.round
     strategy.held = dict(memory.facts[HELD])
+    strategy.counts = dict(memory.facts.get(COUNTS, {}))
     strategy.weighting.take_up(memory.facts.get(WEIGHTS, {}))
     if FIRST_HEAD in memory.states:
         strategy.gap.measure_from(memory.states[FIRST_HEAD])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +12,8 @@ from fedsb.report.records import RoundRecord
 from fedsb.state import State
 from strategies.client_privacy import ClientPrivacy
 from strategies.weighting import WEIGHTINGS, Weighting
+
+LOG = logging.getLogger(__name__)
 
 
 class Listener(Protocol):
@@ -35,11 +38,15 @@ class Participation:
         fraction: share of them that a round draws.
         weighting: key of :data:`strategies.weighting.WEIGHTINGS`.
         cutoff: rounds after which ``fedau`` finishes an interval of absence.
-        min_replies: a round with fewer valid replies stops the run.
-        wait: seconds to wait for nodes before the first round.
+        min_replies: a round with fewer valid replies stops the run; None: all of a real federation must answer, one of a simulation.
+        wait: seconds to wait for the nodes of a real federation, before the first round and before each.
+        replace_nodes: whether a later node takes the place of one that serves its client, and a client may bring other data.
         evaluate: whether clients evaluate on their held-out parts too.
         seed: names the streams of the schedule.
         private: whether epsilon will be claimed for the run: its nodes must be all simulated or all real.
+        overrides: of a resumed run, for nodes that don't see its folder; None where nobody knows them.
+        resumed: whether the run is.
+        say: shows a line.
         client_privacy: clips and noises what they send, at the server; None for plain sums.
     """
 
@@ -47,12 +54,16 @@ class Participation:
     fraction: float = 1.0
     weighting: str = "examples"
     cutoff: int = 50
-    min_replies: int = 1
+    min_replies: int | None = None
     wait: float = 0.0
+    replace_nodes: bool = False
     evaluate: bool = False
     seed: int = 0
     client_privacy: ClientPrivacy | None = None
     private: bool = False
+    overrides: str | None = None
+    resumed: bool = False
+    say: Callable[[str], None] = LOG.info
 
     def new_weighting(self) -> Weighting:
         """Return the weighting at the beginning of a run."""

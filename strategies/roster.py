@@ -1,29 +1,29 @@
 """Which node serves which logical client.
 
-A simulated node serves anyone; a node of a real federation serves the client that its operator named. Nodes are asked once,
-when they are first seen, by a ``query.describe`` message.
+A simulated node serves anyone; a node of a real federation serves the client that its operator named, one node a client. Whoever
+does not serve is told so in its own log, and the reason stands in the server's records.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import TypeVar
 
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedsb.errors import RunError
-from fedsb.logs import last_line
-from fedsb.messages import decode_reply
-from fedsb.privacy.codes import shown
+from fedsb.errors import RunError, UserError
+from strategies.asking import Description, Questions
+from strategies.participation import Participation
+from strategies.places import Places, changed
 
+Said = TypeVar("Said")
 LOG = logging.getLogger(__name__)
-DESCRIBE = "query.describe"
-DESCRIBE_S = 600.0  # for a node to read its data
-DESCRIBE_TRIES = 3  # a node that stays silent is left alone after so many, or it would hold up every round
+POLL_S = (0.02, 1.0)  # between two looks for nodes and answers: first, and at most
+SHOW_S = 10.0  # between two lines about who is missing
+SHOWN = 8  # names in one line
+NOT_TOLD = "resume on real nodes, which don't see the run's folder: it does not say what the run was begun with; give its own overrides too"
 
 
 class Roster:
@@ -34,117 +34,172 @@ class Roster:
         num_examples: training examples by client, as far as known.
 
     Args:
-        clients: names of the logical clients.
-        labels: class names, which clients need to read their data.
-        timeout: seconds to wait for a node's answer.
-        one_kind: refuse simulated nodes beside those of a real federation: the noise of a private run comes from the seed on the former.
+        participation: who takes part, how many must, and what is shown.
+        questions: asks nodes whom they serve.
+        counts: examples that clients had earlier in this run, by client; becomes ``num_examples``.
     """
 
-    def __init__(self, clients: Sequence[str], labels: Sequence[str], *, timeout: float, one_kind: bool = False) -> None:
-        self._one_kind = one_kind
-        self.clients = tuple(clients)
-        self.num_examples: dict[str, int] = {}
-        self._labels = tuple(labels)
-        self._timeout = timeout
-        self._seen: set[int] = set()
-        self._asked: Counter[int] = Counter()
-        self._silent: dict[int, str] = {}  # nodes that answered, but not with whom they serve, and what they said
+    def __init__(self, participation: Participation, questions: Questions, counts: dict[str, int]) -> None:
+        self.clients = participation.clients
+        self.num_examples = counts
+        self._p = participation
+        self._real = False
+        self._places = Places(self.clients, counts, replace=participation.replace_nodes)
+        self._questions = questions
         self._online: set[int] = set()
         self._simulated: list[int] = []
-        self._named: dict[str, int] = {}
         self._pool: list[int] = []  # simulated nodes that are online
-        self._places = {client: place for place, client in enumerate(self.clients)}
+        self._troubled: dict[int, Description] = {}  # nodes that answered, but do not serve
+        self._strangers: dict[int, str] = {}  # nodes that name no client of this run
+        self._order = {client: place for place, client in enumerate(self.clients)}
 
-    def wait(self, grid: Grid, seconds: float, at_least: int) -> None:
-        """Look for nodes until every client is served, or until the time is over and ``at_least`` are.
-
-        Raises:
-            RunError: too few clients are served.
-        """
-        deadline = time.monotonic() + seconds
-        self.refresh(grid)
-        while len(self.served()) < len(self.clients) and time.monotonic() < deadline:
-            time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
-            self.refresh(grid)
-        if len(self.served()) < at_least:
-            raise RunError(
-                f"only {len(self.served())} of {len(self.clients)} clients are connected after {seconds:g} s, {at_least} are needed; "
-                f"missing: {self._missing()}"
-            )
-
-    def _missing(self) -> str:
-        """Name the clients that nobody serves, and why as far as it is known."""
-        absent = sorted(set(self.clients) - set(self.served()))
-        named = f"{', '.join(absent[:8])}{' …' if len(absent) > 8 else ''}"
-        if self._silent:
-            node, said = next(iter(self._silent.items()))
-            return f"{named}; a node that is connected fails to say whom it serves, and why its own log tells (node {node}: {said})"
-        return f"{named} (name them with --node-config 'client=\"…\"')"
+    def remarks(self) -> list[str]:
+        """Return what has happened to the places since this was last asked; records must tell it."""
+        found, self._places.remarks = self._places.remarks, []
+        return found
 
     @property
     def real(self) -> bool:
         """Whether a node of a real federation, which serves one named client, has been seen."""
-        return bool(self._named)
+        return self._real
 
-    def served(self) -> list[str]:
-        """Return the clients that a connected node serves."""
-        return [client for client in self.clients if self.node_of(client) is not None]
+    def needed(self, of: int) -> int:
+        """Return how many of ``of`` clients must answer: all of them in a real federation, unless fewer are asked for."""
+        if self._p.min_replies is None:
+            return of if self._real else 1
+        return min(self._p.min_replies, of)
+
+    def served(self, clients: Collection[str] | None = None) -> list[str]:
+        """Return those of ``clients`` (of all) that a connected node serves."""
+        return [client for client in (self.clients if clients is None else clients) if self.node_of(client) is not None]
 
     def node_of(self, client: str) -> int | None:
         """Return the node to send a client's messages to, or None where it is absent."""
-        if client in self._named and self._named[client] in self._online:
-            return self._named[client]
-        return self._pool[self._places[client] % len(self._pool)] if self._pool else None
+        node = self._places.node_of(client)
+        if node is not None:
+            return node
+        return self._pool[self._order[client] % len(self._pool)] if self._pool else None
 
-    def refresh(self, grid: Grid) -> None:
-        """Look which nodes are online, and ask the new ones whom they serve."""
+    def wait(self, grid: Grid, seconds: float) -> None:
+        """Look for nodes until every client is served; from then on each keeps its node.
+
+        Raises:
+            RunError: too few are when the time is over and no answer is awaited any more.
+        """
+        self._wait(grid, seconds, self.clients, every=True)
+        self._places.settle()
+        if len(self.served()) < self.needed(len(self.clients)):
+            raise self._too_few(self.clients)
+
+    def gather(self, grid: Grid, seconds: float, cohort: Sequence[str], failed: dict[str, str]) -> None:
+        """Look who serves a round's cohort; in a real federation wait for as many as it needs.
+
+        Args:
+            grid: Flower's.
+            seconds: to wait at most.
+            cohort: clients of the round.
+            failed: where the reasons go if too few come.
+
+        Raises:
+            RunError: too few have come, in a real federation.
+        """
+        self._wait(grid, seconds if self._real else 0.0, cohort, every=False)
+        if self._real and len(self.served(cohort)) < self.needed(len(cohort)):
+            failed |= {client: self.why(client) for client in cohort if self.node_of(client) is None}
+            raise self._too_few(cohort)
+
+    def _wait(self, grid: Grid, seconds: float, wanted: Sequence[str], *, every: bool) -> None:
+        begun = shown = time.monotonic()
+        pause = POLL_S[0]
+        self._look(grid)
+        while len(self.served(wanted)) < (len(wanted) if every else self.needed(len(wanted))) or (self._questions.open and not self._real):
+            now = time.monotonic()
+            if now >= begun + seconds and self._questions.idle:
+                return
+            if now - shown >= SHOW_S:
+                shown = now
+                self._p.say(f"waiting for {self.missing(wanted)}; {now - begun:.0f} s of at most {seconds:g} s")
+            time.sleep(pause)
+            pause = min(2 * pause, POLL_S[1])
+            self._look(grid)
+
+    def _too_few(self, clients: Sequence[str]) -> RunError:
+        found, of = len(self.served(clients)), len(clients)
+        needed = self.needed(of)
+        fewer = " unless federation.min_replies says fewer" if self._p.min_replies is None and self._real else ""
+        return RunError(f"only {found} of {of} clients are connected, {needed} are needed{fewer}; missing: {self.missing(clients)}")
+
+    def _look(self, grid: Grid) -> None:
+        """Look once for nodes and their answers."""
         self._online = set(grid.get_node_ids())
-        self._ask_new(grid)
+        self._places.see(self._online)
+        known = self._places.nodes | self._strangers.keys() | set(self._simulated)
+        self._questions.ask(grid, sorted(self._online - known), self.clients)
+        for node, said in self._questions.answers(grid):
+            self._note(grid, node, said)
         self._pool = [node for node in self._simulated if node in self._online]
+        for notice in self._places.assign():
+            LOG.warning("told node %d: %s", notice.node, notice.text)
+            self._questions.notify(grid, notice.node, notice.text)
 
-    def _ask_new(self, grid: Grid) -> None:
-        new = sorted(node for node in self._online - self._seen if self._asked[node] < DESCRIBE_TRIES)
-        if not new:
+    def _note(self, grid: Grid, node: int, said: Description) -> None:
+        self._real = self._real or bool(said.client)
+        if said.client and self._p.resumed and self._p.overrides is None:
+            raise UserError(NOT_TOLD)
+        if said.trouble:
+            if self._troubled.get(node) != said:
+                LOG.warning("node %d did not describe itself: %s", node, said.trouble)
+            self._troubled[node] = said
             return
-        # One simulated node counts the examples for all clients; asking each would read the data once more in every worker.
-        self._asked.update(new)
-        for node, reply in self._ask(grid, new[:1], self.clients) + self._ask(grid, new[1:], ()):
-            try:
-                if reply.has_error():
-                    raise ValueError(last_line(reply.error.reason))
-                self._note(node, reply.content)
-                self._seen.add(node)
-                self._silent.pop(node, None)
-            except (KeyError, TypeError, ValueError) as error:
-                self._silent[node] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-                LOG.warning("node %d did not describe itself: %s", node, self._silent[node])
-
-    def _ask(self, grid: Grid, nodes: Sequence[int], clients: Sequence[str]) -> list[tuple[int, Message]]:
-        if not nodes:
-            return []
-        content = RecordDict({"config": ConfigRecord({"clients": json.dumps(clients), "labels": json.dumps(self._labels)})})
-        messages = [Message(content, node, DESCRIBE) for node in nodes]
-        replies = list(grid.send_and_receive(messages, timeout=min(self._timeout, DESCRIBE_S)))
-        by_message = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
-        return [(by_message.get(r.metadata.reply_to_message_id, r.metadata.src_node_id), r) for r in replies]
-
-    def _note(self, node: int, content: RecordDict) -> None:
-        if "code" in content.metric_records["metrics"]:
-            answer = decode_reply(content)
-            raise ValueError(shown(answer.code, answer.key))
-        config: ConfigRecord = content.config_records["config"]
-        counts: MetricRecord = content.metric_records["metrics"]
-        client = str(config["client"])
-        names = [str(name) for name in json.loads(str(config["counted"]))]
-        self.num_examples |= dict(zip(names, (int(n) for n in counts["num-examples"]), strict=True))  # type: ignore[union-attr]
-        if not client:
-            self._simulated.append(node)
-        elif client in self.clients:
-            self._named[client] = node
+        self._troubled.pop(node, None)
+        if not said.client:
+            self.num_examples |= said.counts
+            self._simulated = sorted([*self._simulated, node])
+        elif said.client in self._order:
+            self._places.claim(node, said.client, said.counts[said.client])
         else:
-            LOG.warning("node %d serves '%s', which is no client of this run; known: %s", node, client, ", ".join(self.clients[:8]))
-        if self._one_kind and self._named and self._simulated:
+            self._strangers[node] = said.client
+            known = f"{', '.join(self.clients[:SHOWN])}{' …' if len(self.clients) > SHOWN else ''}"
+            LOG.warning("node %d serves '%s', which is no client of this run; known: %s", node, said.client, known)
+            self._questions.notify(
+                grid, node, f"this node gets no work: it names '{said.client}', which is no client of this run; known: {known}"
+            )
+        if self._p.private and self._real and self._simulated:
             raise RunError(
                 "some nodes of this private run name the client they serve and some do not; start every one with "
                 "--node-config 'client=\"…\"', or none: without it a node's noise comes from the public seed"
             )
+
+    def count_of(self, client: str, count: int) -> str:
+        """Note how many examples a reply says that a client has; return what is wrong with that, if anything is."""
+        known = self.num_examples.setdefault(client, count)
+        if known == count:
+            return ""
+        if not self._p.replace_nodes:
+            return changed("the client", count, known)
+        self._places.remarks.append(f"{client}: it has {count} examples where there were {known}")
+        self.num_examples[client] = count
+        return ""
+
+    def why(self, client: str) -> str:
+        """Tell why no node serves a client."""
+        refusing = [f"node {n}, {said.trouble}" for n, said in self._idle(self._troubled) if said.client == client]
+        return "".join(refusing[:1]) or self._places.why(client) or "not connected"
+
+    def _idle(self, nodes: Mapping[int, Said]) -> list[tuple[int, Said]]:
+        return [(node, said) for node, said in nodes.items() if node in self._online]
+
+    def missing(self, clients: Sequence[str]) -> str:
+        """Name the clients that nobody serves, each with the reason, and the nodes that are there and serve nobody."""
+        absent: dict[str, list[str]] = {}
+        for client in clients:
+            if self.node_of(client) is None:
+                absent.setdefault(self.why(client), []).append(client)
+        named = [f"{', '.join(some[:SHOWN])}{' …' if len(some) > SHOWN else ''} ({why})" for why, some in absent.items()]
+        idle = [f"node {node} names '{client}', which is no client of this run" for node, client in self._idle(self._strangers)]
+        idle += [
+            f"node {node} is connected and fails to say whom it serves, and why its own log tells: {said.trouble}"
+            for node, said in self._idle(self._troubled)
+            if not said.client
+        ]
+        return "; ".join([", ".join(named[:SHOWN]), *idle[:SHOWN]])

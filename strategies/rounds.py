@@ -27,6 +27,7 @@ class RoundState:
         uploads: (metrics, weight) of each upload.
         diagnostics: of server-side privacy; not private themselves.
         accounts: what private clients said of their accounts.
+        remarks: what happened to the nodes that serve the clients.
     """
 
     number: int
@@ -42,6 +43,7 @@ class RoundState:
     diagnostics: dict[str, float] = field(default_factory=dict)
     accounts: dict[str, dict[str, float]] = field(default_factory=dict)
     gap: float | None = None
+    remarks: list[str] = field(default_factory=list)
     client_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     _earlier: dict[str, str] = field(default_factory=dict)
     _trained: tuple[tuple[str, ...], list[str]] = field(default_factory=lambda: ((), []))
@@ -121,6 +123,7 @@ class RoundState:
             round=self.number,
             clients=tuple(self.clients),
             failed={**self._earlier, **self.failed},
+            remarks=tuple(self.remarks),
             metrics={key: float(value) for key, value in metrics.items()},
             client_metrics=dict(self.client_metrics),
             train_loss=self.train_loss(),

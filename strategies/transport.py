@@ -89,7 +89,7 @@ class Transport:
         for request in requests:
             node = self.roster.node_of(request.instruction.client)
             if node is None:
-                failed[request.instruction.client] = "not connected"
+                failed[request.instruction.client] = self.roster.why(request.instruction.client)
                 continue
             messages.append(self._message(request, node, self._held.get(request.instruction.client, 0)))
         return messages

@@ -29,6 +29,7 @@ class RoundRecord:
         round: from 1; 0 is the state before the first round, with the bytes of the start.
         clients: names of those whose reply counted.
         failed: reason by name of those whose reply did not.
+        remarks: what happened to the nodes that serve the clients: two that named one, one that came back.
         metrics: on the server's test split, after this round.
         client_metrics: on each client's held-out part, by name.
         train_loss: mean over the clients' local training.
@@ -46,6 +47,7 @@ class RoundRecord:
     round: int
     clients: tuple[str, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     client_metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     train_loss: float | None = None
@@ -71,7 +73,7 @@ class RoundRecord:
         """Read what :meth:`to_json` wrote, ignoring keys of later versions; a null metric comes back as NaN."""
         known = {f.name for f in fields(cls)}
         values = {key: value for key, value in json.loads(line).items() if key in known}
-        values["clients"] = tuple(values.get("clients", ()))
+        values |= {key: tuple(values.get(key, ())) for key in ("clients", "remarks")}
         for key in ("metrics", "extras", "simulation_only"):
             values[key] = _numbers(values.get(key, {}))
         values["client_metrics"] = {name: _numbers(row) for name, row in values.get("client_metrics", {}).items()}

@@ -74,7 +74,7 @@ class KeepingGrid(LocalGrid):
         return replies
 
     def _keep(self, message: Message, reply: Message) -> None:
-        if message.metadata.message_type != "query.describe":
+        if not message.metadata.message_type.startswith("query."):
             instruction = decode_instruction(message.content)
             self.exchanges.append(Exchange(message.metadata.message_type, message.metadata.dst_node_id, instruction, reply))
 

@@ -158,7 +158,7 @@ class Watch:
 
 def asked(message: Message) -> tuple[str, int]:
     """Return the client and the round of an instruction; no client for ``describe``."""
-    if message.metadata.message_type == "query.describe":
+    if message.metadata.message_type.startswith("query."):
         return "", -1
     instruction = decode_instruction(message.content)
     return instruction.client, instruction.round

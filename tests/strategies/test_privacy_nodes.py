@@ -15,6 +15,7 @@ from fedsb.privacy.codes import CODES
 from tests.strategies.federations import ClientCall, named
 from tests.strategies.private_runs import CLIENT, EXAMPLE, Finished, run_privately, small, write_table
 
+FEWER = "federation.min_replies=1"
 TWO = ("federation.num_clients=2", "federation.names=[a,b]")
 
 
@@ -84,6 +85,6 @@ def test_a_node_that_cannot_describe_itself_says_so_by_its_code(tiny_bert: Path,
     path = write_table(tmp_path / "b.csv", 20)
     nodes = {1: named("a", **{"data-path": str(tmp_path / "absent.csv")}), 2: named("b", **{"data-path": str(path)})}
     with caplog.at_level(logging.WARNING):
-        run_privately(small(tiny_bert, tmp_path, *TWO, *EXAMPLE, "federation.num_rounds=1"), tmp_path / "run", nodes=nodes)
-    assert f"node 1 did not describe itself: {CODES['refused'].text} (key at fault: data-path)" in caplog.text
+        run_privately(small(tiny_bert, tmp_path, *TWO, *EXAMPLE, "federation.num_rounds=1", FEWER), tmp_path / "run", nodes=nodes)
+    assert f"node 1 did not describe itself: code 3, {CODES['refused'].text} (key at fault: data-path)" in caplog.text
     assert "absent.csv" not in "".join(record.getMessage() for record in caplog.records if record.name.startswith("strategies"))
