@@ -130,8 +130,9 @@ class Tap:
                 )
             self.add(held, self.rows(delta))
 
-        # Below the first adapted layer nothing needs a gradient, so its output has to ask for one.
-        output = output if output.requires_grad else output.detach().requires_grad_()
+        # Where only frozen inputs come in nothing needs a gradient, so the output has to ask for one. A copy goes on: what asks for a
+        # gradient may not be written to, and models write into views of what they are given.
+        output = output if output.requires_grad else output.detach().requires_grad_().clone()
         output.register_hook(collect)  # type: ignore[no-untyped-call]
         return output
 

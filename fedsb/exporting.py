@@ -16,11 +16,11 @@ from fedsb.models import AdaptedModel, build_model
 from fedsb.pooling import pooling_remark
 from fedsb.report.records import RunFolder
 from fedsb.schema import Config
-from fedsb.state import State
 
 
-def export_run(config: Config, adapted: AdaptedModel, folder: RunFolder, head: State) -> None:
-    """Write what was trained for others to load: an adapter in PEFT's format, or the head alone where there is no adapter."""
+def export_run(config: Config, adapted: AdaptedModel, folder: RunFolder) -> None:
+    """Write what the base lacks for others to load: an adapter in PEFT's format, or the head alone where there is no adapter."""
+    head = adapted.beside_base()
     if not adapted.spec.factors:
         export_head(head, folder.head)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 import logging
@@ -18,15 +19,15 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from fedsb.errors import UserError
+from fedsb.heads import drawn_names, fit_head, note, rows_by_label
 from fedsb.logs import HUB_LOGGERS, speaking_from
 from fedsb.rng import torch_stream
 from fedsb.schema import ModelConfig
+from fedsb.tables import Tables, fit_tokenizer, tables_of
 from fedsb.tasks import Task
 
 NO_NETWORK = "; check model.name, or give a local folder where there is no network"
 POOLERS = ("*pooler*",)
-# These number their positions from behind the padding id.
-OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
 
 
 def resolve_device(device: str) -> str:
@@ -85,8 +86,26 @@ def _load(model: ModelConfig, task: Task, labels: Sequence[str], seed: int, wher
         except Exception as error:  # a file that is no checkpoint makes torch and transformers raise nearly anything
             raise _load_error(model, source, error) from None
     _check_body(network, info, task, source)
+    drawn = drawn_names(network, info)
+    note(network, drawn, _fit_head(network, model, task, labels, drawn))
     loaded: nn.Module = network
     return loaded
+
+
+def _fit_head(network: nn.Module, model: ModelConfig, task: Task, labels: Sequence[str], drawn: Sequence[str]) -> str:
+    """Bring the checkpoint's head to the labels, if it has one; return what was done."""
+    known = AutoConfig.from_pretrained(locate(model), revision=model.revision).id2label
+    body, own = f"{network.base_model_prefix}.", [name for name, _ in network.named_parameters()]
+    if not labels or all(name in drawn for name in own if not name.startswith(body)):
+        return ""
+
+    def label_rows() -> list[str]:
+        wider: Any = copy.deepcopy(network.config)
+        wider.num_labels = len(labels) + 1
+        with torch.device("meta"):
+            return rows_by_label(network, task.auto_class.from_config(wider))
+
+    return fit_head(network, known, labels, label_rows)
 
 
 def _load_here(key: str, load: Callable[[], nn.Module]) -> nn.Module:
@@ -140,10 +159,10 @@ def _from_config(model: ModelConfig, task: Task, options: dict[str, Any], device
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of a model, with the model's own limit of positions; None where a model of ``kind=config`` names none.
+    """Load the tokenizer of a model, held to the model's tables; None where a model of ``kind=config`` names none.
 
     Raises:
-        UserError: there is none, or one that knows no words.
+        UserError: there is none, or one that knows no words, or words that the model has no embedding for.
     """
     if model.kind == "config" and model.tokenizer is None:
         return None
@@ -157,22 +176,21 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase | None:
     # Without its files transformers makes one that turns every word into the unknown one.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise UserError(f"no tokenizer at '{source}': it holds no vocabulary; check model.name, or set model.tokenizer")
-    tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model))
+    tables = _tables(model)
+    if tables is not None:
+        fit_tokenizer(tokenizer, tables, model.tokenizer or model.name)
     return tokenizer
 
 
-def _positions(model: ModelConfig) -> int:
-    """Return how many tokens the model has positions for; a very large number where it does not say."""
-    unlimited = 10**30
+def _tables(model: ModelConfig) -> Tables | None:
+    """Return the model's tables; None where it has no readable configuration: loading the model says what is wrong."""
     try:
-        fields = dict(model.config) or AutoConfig.from_pretrained(locate(model), revision=model.revision).to_dict()
+        with _quiet():
+            fields = dict(model.config)
+            made = AutoConfig.for_model(fields.pop("model_type"), **fields) if fields else None
+            return tables_of(made or AutoConfig.from_pretrained(locate(model), revision=model.revision))
     except Exception:
-        return unlimited  # loading the model says what is wrong
-    positions = fields.get("max_position_embeddings") or fields.get("n_positions")
-    if not isinstance(positions, int) or positions < 1:
-        return unlimited
-    shifted = fields.get("model_type") in OFFSET_POSITIONS
-    return positions - (int(fields.get("pad_token_id") or 0) + 1 if shifted else 0)
+        return None
 
 
 def locate(model: ModelConfig) -> str:

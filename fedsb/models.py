@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -12,14 +13,32 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from fedsb.adapters import SPECS, AdapterSpec, LowRankLayer, attach, layers, match_targets, read, release, scale_of, set_residuals, write
+from fedsb.adapters import (
+    ALL_LINEAR,
+    SPECS,
+    AdapterSpec,
+    LowRankLayer,
+    attach,
+    is_adaptable,
+    layers,
+    left_out,
+    match_targets,
+    read,
+    release,
+    scale_of,
+    set_residuals,
+    used_by_hand,
+    write,
+)
 from fedsb.data import pad_id
 from fedsb.errors import NothingToTrainError, UserError
 from fedsb.frozen import Frozen
+from fedsb.heads import drawn_in, remarks_on
 from fedsb.loading import POOLERS, load_network, load_tokenizer
 from fedsb.pooling import pool_by_mean
 from fedsb.schema import AdapterConfig, ModelConfig
 from fedsb.state import HEAD, Layout, Name, State
+from fedsb.tables import try_body
 from fedsb.tasks import Task
 
 
@@ -34,6 +53,8 @@ class AdaptedModel:
         head: sorted names of the trained parameters outside the adapters.
         tokenizer: of the model; None for shapes without weights.
         initial: trained factors and head as they were built.
+        drawn: sorted names of the frozen parameters that no checkpoint holds: they go wherever the head goes.
+        remarks: what a user should know of the model before it is trained.
     """
 
     model: nn.Module
@@ -42,6 +63,8 @@ class AdaptedModel:
     head: tuple[str, ...]
     tokenizer: PreTrainedTokenizerBase | None
     initial: State = field(default_factory=State)
+    drawn: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @cached_property
     def layers(self) -> dict[str, LowRankLayer]:
@@ -69,9 +92,13 @@ class AdaptedModel:
         """Copy what is trained out of the model."""
         return read(self.model, *self.spec.trained).merge(self._head_state())
 
-    def _head_state(self) -> State:
+    def _head_state(self, *more: str) -> State:
         parameters = dict(self.model.named_parameters())
-        return State({Name(name, HEAD): parameters[name].detach().to("cpu", torch.float32, copy=True) for name in self.head})
+        return State({Name(name, HEAD): parameters[name].detach().to("cpu", torch.float32, copy=True) for name in (*self.head, *more)})
+
+    def beside_base(self) -> State:
+        """Copy out what the base does not hold beside the adapters: the head, and what was drawn and is not trained."""
+        return self._head_state(*self.drawn)
 
     def reset(self) -> None:
         """Bring the model back to what it was when it was built; a process keeps it from one run to the next."""
@@ -147,13 +174,11 @@ def build_model(
     spec = SPECS[family]
     _check_fits(model, spec, task)
     network = load_network(model, task, labels, seed, device)
-    head = head_parameters(network, model.head, task)
+    head = head_parameters(network, model.head, task, pooler=model.pooling == "own")
     if model.pooling == "mean":
         _check_pooler_rests(network, head)
         pool_by_mean(network)
-    owners = {name.rpartition(".")[0] for name in head}
-    excluded = (*POOLERS, *owners, *_output_embedding(network))
-    targets = match_targets(network, adapter.targets, exclude=excluded) if spec.factors else []
+    targets = _targets(network, adapter.targets, head) if spec.factors else []
     scale = scale_of(adapter.alpha, adapter.rank, rslora=adapter.rslora)
     attach(network, spec, targets=targets, rank=adapter.rank, scale=scale, dropout=adapter.dropout)
     parameters = dict(network.named_parameters())
@@ -162,14 +187,48 @@ def build_model(
         parameters[name].data = parameters[name].data.clone()
         parameters[name].requires_grad_(True)
     tokenizer = None if device == "meta" else load_tokenizer(model)
-    settings: Any = network.config
-    if tokenizer is not None and getattr(settings, "pad_token_id", None) is None:
-        # Sequence models look for the last real token; without a padding id they refuse batches.
+    if tokenizer is not None:
+        settings: Any = network.config
+        # Sequence models look for the last token that is not this one; without it they refuse batches.
         settings.pad_token_id = pad_id(tokenizer)
-    adapted = AdaptedModel(network, spec, scale, head, tokenizer)
+    drawn = tuple(name for name in drawn_in(network) if name not in head)
+    adapted = AdaptedModel(network, spec, scale, head, tokenizer, drawn=drawn, remarks=tuple(_remarks(network, adapter, head, drawn)))
     if device != "meta":
         adapted.initial = adapted.trained()
     return adapted
+
+
+# In training their fused kernels multiply by these weights, where they are installed; PEFT refuses an adapter on out_proj.
+FUSED: dict[str, tuple[str, ...]] = {
+    "mamba": (".x_proj", ".dt_proj", ".out_proj"),
+    "falcon_mamba": (".x_proj", ".dt_proj", ".out_proj"),
+    "mamba2": (".out_proj",),
+    "falcon_h1": (".out_proj",),
+    "nemotron_h": (".out_proj",),
+}
+
+
+def _targets(network: nn.Module, targets: str | tuple[str, ...], head: tuple[str, ...]) -> list[str]:
+    """Choose the layers to adapt: none of the head, and none whose adapter the body would overlook in a pass over a few tokens."""
+    owners = {name.rpartition(".")[0] for name in head}
+    linear = [name for name, module in network.named_modules() if is_adaptable(module)]
+    fused = FUSED.get(str(getattr(network.config, "model_type", "")), ())
+    by_hand = used_by_hand(network, linear, lambda: try_body(network)) | {name for name in linear if name.endswith(fused or (" ",))}
+    return match_targets(network, targets, exclude=(*POOLERS, *owners, *_output_embedding(network)), by_hand=by_hand)
+
+
+def _remarks(network: nn.Module, adapter: AdapterConfig, head: tuple[str, ...], drawn: tuple[str, ...]) -> Iterator[str]:
+    """Say what is special about a model: what it lacked, what is done to its head, and which layers stay as they are."""
+    yield from remarks_on(network)
+    body = f"{network.base_model_prefix}."
+    learnt = [name for name in drawn_in(network) if name in head and name.startswith(body)]
+    if learnt:
+        yield f"the model's files hold no {', '.join(learnt)}: drawn at random, trained with the head and saved beside the adapter"
+    if drawn:
+        yield f"the model's files hold no {', '.join(drawn)}: drawn at random, saved beside the adapter and not trained (model.head)"
+    rest = left_out(network) if layers(network) and adapter.targets == ALL_LINEAR else ""
+    if rest:
+        yield f"adapter.targets={ALL_LINEAR} leaves as they are: {rest}"
 
 
 def _check_fits(model: ModelConfig, spec: AdapterSpec, task: Task) -> None:
@@ -195,10 +254,11 @@ def _has_head(head: str | tuple[str, ...], task: Task) -> bool:
     return bool(head) and head != "none" and (head != "auto" or task.has_head)
 
 
-def head_parameters(network: nn.Module, head: str | tuple[str, ...], task: Task) -> tuple[str, ...]:
+def head_parameters(network: nn.Module, head: str | tuple[str, ...], task: Task, *, pooler: bool = True) -> tuple[str, ...]:
     """Return the sorted names of the parameters trained beside the adapters.
 
-    ``auto`` takes everything outside the pretrained body for tasks with a head, and nothing for language models.
+    ``auto`` takes everything outside the pretrained body for tasks with a head, and nothing for language models. What of the body was
+    drawn at random belongs to it, unless it is a pooler and ``pooler`` says that its result is thrown away.
 
     Raises:
         UserError: a pattern matches no parameter.
@@ -208,7 +268,8 @@ def head_parameters(network: nn.Module, head: str | tuple[str, ...], task: Task)
         return ()
     if head == "auto":
         body = f"{network.base_model_prefix}."
-        return tuple(sorted(name for name in names if not name.startswith(body)))
+        drawn = [name for name in drawn_in(network) if pooler or not any(fnmatchcase(name, pattern) for pattern in POOLERS)]
+        return tuple(sorted(name for name in names if not name.startswith(body) or name in drawn))
     patterns = (head,) if isinstance(head, str) else head
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):

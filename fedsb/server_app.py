@@ -44,7 +44,7 @@ from fedsb.report.report import write_report
 from fedsb.report.summary import build_summary
 from fedsb.resuming import check_nodes_agree, fingerprint, resumed, sealed
 from fedsb.schema import Config
-from fedsb.state import HEAD, State, sha256, unpack
+from fedsb.state import State, sha256, unpack
 from strategies.memory import remember
 
 LOG = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
             listener.resume(records, snapshot.memory)
         if config.resume:
             progress.say(f"resumed after round {snapshot.round}" if snapshot else "no checkpoint is there yet: the run begins anew")
-        told = opening_lines(config, prepared.every_plan, prepared.adapted.shapes)
+        told = (*prepared.adapted.remarks, *opening_lines(config, prepared.every_plan, prepared.adapted.shapes))
         skew = None if prepared.strategy.connect(grid).real else skew_in(config)
         for line in opening_remarks(config, grid, prepared.labels, (*([skew.line()] if skew else []), *told)):
             progress.say(line)
@@ -176,7 +176,7 @@ def _finish(prepared: Prepared, folder: RunFolder, listener: Recorder, state: St
     """Export the adapter, write the report, and last the summary, by which the run has finished."""
     config, adapted, strategy = prepared.config, prepared.adapted, prepared.strategy
     adapted.install(state, strategy.frozen.view())
-    export_run(config, adapted, folder, state.pick(HEAD))
+    export_run(config, adapted, folder)
     summary = build_summary(
         method=config.method.name,
         rounds=config.federation.num_rounds,

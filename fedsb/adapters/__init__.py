@@ -2,19 +2,19 @@
 
 from fedsb.adapters import head_only, lora, lora_sb
 from fedsb.adapters.layer import (
-    ALL_LINEAR,
     LowRankLayer,
     adapters_off,
     attach,
     layers,
-    match_targets,
     read,
     release,
     scale_of,
     set_residuals,
     write,
 )
+from fedsb.adapters.linear import is_adaptable
 from fedsb.adapters.spec import AdapterSpec
+from fedsb.adapters.targets import ALL_LINEAR, left_out, match_targets, used_by_hand
 
 SPECS: dict[str, AdapterSpec] = {spec.name: spec for spec in (lora.SPEC, lora_sb.SPEC, head_only.SPEC)}
 
@@ -25,11 +25,14 @@ __all__ = [
     "LowRankLayer",
     "adapters_off",
     "attach",
+    "is_adaptable",
     "layers",
+    "left_out",
     "match_targets",
     "read",
     "release",
     "scale_of",
     "set_residuals",
+    "used_by_hand",
     "write",
 ]

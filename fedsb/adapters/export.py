@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fedsb.adapters.layer import LowRankLayer, layers, out_in
+from fedsb.adapters.layer import LowRankLayer, layers
+from fedsb.adapters.linear import out_in
 from fedsb.errors import UserError
-from fedsb.state import State
+from fedsb.state import HEAD, Name, State
 
 RELATIVE_CUT = 1e-7
 PREFIX = "base_model.model."
@@ -49,12 +50,13 @@ def export_peft(model: nn.Module, folder: str | Path, *, base_model: str, task_t
         folder: where to write; created where missing.
         base_model: hub id or folder of the base model, for PEFT's ``base_model_name_or_path``.
         task_type: PEFT's name of the task, such as ``SEQ_CLS`` or ``CAUSAL_LM``.
-        head: trained parameters outside the adapters, by dotted parameter name.
+        head: what the base does not hold outside the adapters, by dotted parameter name; modules that are tied to it are saved too.
 
     Raises:
         UserError: a head parameter belongs to the model itself and not to a module in it, which PEFT can't save.
     """
     factors = effective_factors(model)
+    head = _with_ties(model, head)
     saved = _modules_to_save(model, head, task_type)
     # An adapter inside a saved module travels merged, within that module's own weights.
     factors = {name: pair for name, pair in factors.items() if not _inside(name, saved)}
@@ -111,6 +113,13 @@ def _rounding_noise(layer: LowRankLayer) -> float:
     m, n = layer.shape
     rms = float(weight.double().square().mean().sqrt())
     return torch.finfo(weight.dtype).eps * rms * (math.sqrt(m) + math.sqrt(n))
+
+
+def _with_ties(model: nn.Module, head: State) -> State:
+    """Name a tied parameter by every module that holds it: PEFT gives each module that it saves a weight of its own."""
+    every = list(model.named_parameters(remove_duplicate=False))
+    tensors = {id(p): head[Name(name, HEAD)] for name, p in every if Name(name, HEAD) in head}
+    return State({Name(name, HEAD): tensors[id(p)] for name, p in every if id(p) in tensors})
 
 
 def _modules_to_save(model: nn.Module, head: State, task_type: str) -> list[str]:

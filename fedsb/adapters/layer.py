@@ -8,43 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
-from transformers.pytorch_utils import Conv1D
 
+from fedsb.adapters.linear import out_in, shape_of
 from fedsb.adapters.spec import AdapterSpec
 from fedsb.errors import UserError
 from fedsb.state import Name, State, laid_out
-
-ALL_LINEAR = "all-linear"
-# One row per supported kind of layer: does its weight lie as (out, in)?
-OUT_IN: dict[type[nn.Module], bool] = {nn.Linear: True, Conv1D: False}
-
-
-def is_adaptable(module: nn.Module) -> bool:
-    """Tell whether a module is of a kind that can carry an adapter."""
-    return type(module) in OUT_IN
-
-
-def shape_of(base: nn.Module) -> tuple[int, int]:
-    """Return (m, n) = (out, in) of an ``nn.Linear`` or ``Conv1D``."""
-    rows, columns = base.weight.shape  # type: ignore[misc]
-    return (rows, columns) if OUT_IN[type(base)] else (columns, rows)
-
-
-def out_in(base: nn.Module, weight: Tensor) -> Tensor:
-    """View a stored weight as (out, in), or an (out, in) matrix as it is stored: the transposition is its own inverse."""
-    return weight if OUT_IN[type(base)] else weight.T
 
 
 class LowRankLayer(nn.Module):
     """``base(x) + s · B(R(A(dropout(x))))`` around a frozen linear layer.
 
     Attributes:
-        base: the frozen ``nn.Linear`` or ``Conv1D``.
+        base: the frozen ``nn.Linear`` or ``Conv1D``, or of a subclass; what it has and the layer has not is read from it.
         A, R, B: ``nn.Linear(bias=False)`` with weights (r, n), (r, r), (m, r); ``R`` is None in LoRA-like families.
         scale: s.
         active: where False, the layer computes ``base(x)`` alone.
@@ -73,6 +53,17 @@ class LowRankLayer(nn.Module):
                 self.hold(role, None)
             elif not weight.is_meta:
                 nn.init.zeros_(factor)
+
+    def __getattr__(self, name: str) -> Any:
+        """Hand on what the layer in its place has and models read: weight, bias, in_features, a subclass' own."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # A layer that is being copied or unpickled may have no base yet.
+            base = self.__dict__.get("_modules", {}).get("base")
+            if base is None:
+                raise
+            return getattr(base, name)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -156,41 +147,6 @@ def layers(model: nn.Module) -> dict[str, LowRankLayer]:
     """Return the adapted layers of a model by sorted module name."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, LowRankLayer)}
     return dict(sorted(found.items()))
-
-
-def match_targets(model: nn.Module, targets: str | tuple[str, ...], exclude: tuple[str, ...] = ()) -> list[str]:
-    """Return the sorted names of the linear layers to adapt.
-
-    Args:
-        model: the model, not yet adapted.
-        targets: ``all-linear`` or shell-style patterns over dotted module names (``*.query``); a pattern also matches as a suffix
-            behind a dot, so ``q_proj`` finds every ``….q_proj``.
-        exclude: patterns whose matches are left out (head, pooler).
-
-    Raises:
-        UserError: a pattern matches no linear layer.
-    """
-    names = sorted(name for name, module in model.named_modules() if is_adaptable(module))
-    names = [name for name in names if not any(_matches(name, pattern) for pattern in exclude)]
-    patterns = (targets,) if isinstance(targets, str) else tuple(targets)
-    if patterns == (ALL_LINEAR,):
-        if not names:
-            raise UserError(f"adapter.targets '{ALL_LINEAR}' matches no linear layer: the model has none outside its head")
-        return names
-    if not patterns:
-        raise UserError(f"adapter.targets=[] adapts nothing; use '{ALL_LINEAR}' or patterns such as [query,value]")
-    chosen: set[str] = set()
-    for pattern in patterns:
-        hits = [name for name in names if _matches(name, pattern)]
-        if not hits:
-            kinds = sorted({name.rsplit(".", 1)[-1] for name in names})
-            raise UserError(f"adapter.targets '{pattern}' matches no linear layer; use '{ALL_LINEAR}' or patterns of: {', '.join(kinds)}")
-        chosen.update(hits)
-    return sorted(chosen)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}") or name.startswith(f"{pattern}.")
 
 
 def attach(

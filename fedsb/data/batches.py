@@ -99,9 +99,12 @@ def pad(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> dict
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id that fills a row: the padding token's, else that of the end of text (GPT-2, Llama), else 0; it is masked anyway."""
-    chosen = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return int(chosen) if chosen is not None else 0
+    """Return the id that fills a row: the one that the model takes for padding (:func:`fedsb.tables.fit_tokenizer`).
+
+    Of a tokeniser without a model, the padding token's, else that of the end of text (GPT-2, Llama), else 0; it is masked anyway.
+    """
+    chosen = (getattr(tokenizer, "fill_id", None), tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return int(next((i for i in chosen if i is not None), 0))
 
 
 def _stack(rows: Sequence[list[int]], longest: int, value: int) -> Tensor:

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from clients.evidence import dense_gradients, sketch_gradients
 from fedsb.adapters import SPECS, attach, layers, match_targets
-from fedsb.adapters.layer import out_in
+from fedsb.adapters.linear import out_in
 from fedsb.adapters.starts import SIDES, Side, Sketch
 from fedsb.rng import torch_generator, torch_stream
 from fedsb.state import Name, State, WeightedSum

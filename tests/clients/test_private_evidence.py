@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from clients.private_evidence import ClippedSum, add_noise, clipped_sketch, poisson_sample
 from fedsb.adapters import layers
-from fedsb.adapters.layer import out_in
+from fedsb.adapters.linear import out_in
 from fedsb.adapters.starts import Side
 from fedsb.config import load
 from fedsb.models import AdaptedModel, build_model

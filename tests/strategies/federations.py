@@ -12,7 +12,7 @@ from typing import Any
 from flwr.app import Context, Message
 from torch import Tensor
 
-from fedsb.adapters.layer import out_in
+from fedsb.adapters.linear import out_in
 from fedsb.arrays import encode_arrays
 from fedsb.assembly import use_threads
 from fedsb.client_app import app as client_app
