@@ -10,6 +10,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from fedsb.data import made_row
 from fedsb.errors import UserError
 from fedsb.memory import available_bytes
 from fedsb.models import AdaptedModel
@@ -107,7 +108,8 @@ def keeps_apart(adapted: AdaptedModel, task: Task) -> bool:
     for member in stack.members:
         for p in member.values():
             p.add_(torch.randn(p.shape, generator=draw).to(p), alpha=0.1)
-    texts: list[dict[str, Any]] = [{"input_ids": [1 + i % 3 for i in range(n)]} | ({"target": 0} if task.has_head else {}) for n in (7, 5)]
+    assert adapted.tokenizer is not None
+    texts: list[dict[str, Any]] = [{"input_ids": made_row(adapted.tokenizer, n)} | ({"target": 0} if task.has_head else {}) for n in (7, 5)]
     parts, batch = [Part(i, 1, len(text["input_ids"])) for i, text in enumerate(texts)], collate(texts, adapted, task)
     with stack.laid():
         with stack.among(parts):
@@ -165,8 +167,9 @@ def example_bytes(config: Config, adapted: AdaptedModel, task: Task) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return t
 
-    longest = min(config.train.max_length, adapted.tokenizer.model_max_length if adapted.tokenizer else config.train.max_length)
-    made: dict[str, Any] = {"input_ids": [1] * longest} | ({"target": 0} if task.has_head else {})
+    assert adapted.tokenizer is not None
+    longest = min(config.train.max_length, adapted.tokenizer.model_max_length)
+    made: dict[str, Any] = {"input_ids": made_row(adapted.tokenizer, longest)} | ({"target": 0} if task.has_head else {})
     batch = collate([made], adapted, task)
     recorded = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
     with _learning(adapted.model), recorded, autocast(config.train, adapted.device):

@@ -100,7 +100,7 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, tables: Tables, name: str)
         )
     given = tables.padding if tables.padding is not None else pad_id(tokenizer)
     ends = tokenizer.eos_token_id
-    tokenizer.fill_id = next(i for i in (given, ends, 0) if i is not None and i < tables.tokens)  # type: ignore[attr-defined]
+    tokenizer.fill_id = next(i for i in (given, ends, 0) if i is not None and i < tables.tokens)
     if _most_types(tokenizer) > tables.types:
         tokenizer.model_input_names = [key for key in tokenizer.model_input_names if key != "token_type_ids"]
 

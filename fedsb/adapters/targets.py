@@ -97,11 +97,11 @@ def used_by_hand(model: nn.Module, names: Iterable[str], forward: Callable[[], A
     return frozenset(watch.seen)
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes which weights an operation gets while their own layer is not at work."""
 
     def __init__(self, weights: Mapping[int, str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: set[str] = set()
         self._weights = weights
         self._inside: list[str] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedsb.data.batches import Feature, limit_of, order, pad, pad_id, tokenise, whole_ids
+from fedsb.data.batches import Feature, limit_of, made_row, order, pad, pad_id, tokenise, whole_ids
 from fedsb.data.examples import Examples, Targets, find_labels, natural_order, read_examples
 from fedsb.data.partition import PARTITIONERS, partition
 from fedsb.data.sources import SOURCES, Raw, read_path, read_raw
@@ -22,6 +22,7 @@ __all__ = [
     "load_corpus",
     "load_site",
     "load_test",
+    "made_row",
     "natural_order",
     "order",
     "pad",

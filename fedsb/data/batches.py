@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import compress, islice
+from operator import not_
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import Tensor
 from fedsb.data.examples import Examples
 
 if TYPE_CHECKING:
-    from transformers import BatchEncoding, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 Feature = Mapping[str, list[int]]
 
@@ -76,9 +78,36 @@ def limit_of(tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
     return min(max_length, int(tokenizer.model_max_length))
 
 
-def _encoded(examples: Examples, tokenizer: PreTrainedTokenizerBase, **options: Any) -> BatchEncoding:
+def _encoded(examples: Examples, tokenizer: PreTrainedTokenizerBase, **options: Any) -> dict[str, list[list[int]]]:
+    """Encode texts; what spells a special token in them is text like any other, and no token of the frame."""
     pairs = list(examples.pairs) if examples.pairs is not None else None
-    return tokenizer(list(examples.texts), pairs, return_attention_mask=False, **options)
+    encoded = tokenizer(
+        list(examples.texts), pairs, return_attention_mask=False, return_special_tokens_mask=True, split_special_tokens=True, **options
+    )
+    columns = {name: list(encoded[name]) for name in ("input_ids", "token_type_ids") if name in encoded}
+    # Some vocabularies hold their special tokens as words too.
+    special, unknown = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}, tokenizer.unk_token_id
+    for row, frame in enumerate(encoded["special_tokens_mask"]):
+        ids = columns["input_ids"][row]
+        spelt = [not framed and i in special for i, framed in zip(ids, frame, strict=True)]
+        if any(spelt) and unknown is not None:
+            columns["input_ids"][row] = [unknown if is_spelt else i for i, is_spelt in zip(ids, spelt, strict=True)]
+        elif any(spelt):
+            for column in columns.values():
+                column[row] = list(compress(column[row], map(not_, spelt)))
+    return columns
+
+
+def made_row(tokenizer: PreTrainedTokenizerBase, length: int) -> list[int]:
+    """Return a made-up text of so many tokens, framed as the tokeniser frames a text (some models look for its end)."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    ids, frame = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+    begin = frame.index(0) if 0 in frame else 0
+    end = len(ids) - frame[::-1].index(0) if 0 in frame else 0
+    before, after = ids[:begin], ids[end:]
+    special = set(tokenizer.all_special_ids)
+    words = list(islice((i for i in range(len(tokenizer)) if i not in special), 3)) or [0]
+    return [*before, *(words[i % len(words)] for i in range(length - len(before) - len(after))), *after]
 
 
 def pad(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from fedsb.data import Examples, order, pad, tokenise, whole_ids
+from fedsb.data import Examples, made_row, order, pad, tokenise, whole_ids
 from fedsb.tasks import TASKS
+from tests.conftest import decoder_tokenizer, encoder_tokenizer
 
 WORDS = {word: i for i, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "b", "c"])}
 
@@ -127,3 +128,21 @@ def test_an_empty_text_is_its_end(decoder):
 
 def test_a_tokeniser_without_an_end_adds_none(encoder):
     assert tokenise(Examples(("a",)), encoder, 8, ends=True) == [{"input_ids": [1, 4, 2]}]
+
+
+@pytest.mark.parametrize("text", ["old [SEP] film", "[PAD]", "a [CLS][SEP] goal [MASK]"])
+def test_what_spells_a_special_token_is_text(text: str) -> None:
+    encoder = encoder_tokenizer()
+    encoder.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # the marks are words of the vocabulary then
+    ids = tokenise(Examples((text,)), encoder, 32)[0]["input_ids"]
+    assert (ids[0], ids[-1]) == (encoder.cls_token_id, encoder.sep_token_id)
+    assert not {encoder.cls_token_id, encoder.sep_token_id, encoder.pad_token_id} & set(ids[1:-1])
+
+
+@given(length=st.integers(2, 20))
+def test_a_made_row_is_framed_as_a_text(length: int) -> None:
+    for tokenizer in (encoder_tokenizer(), decoder_tokenizer()):
+        row = made_row(tokenizer, length)
+        assert len(row) == length
+        special = [i for i in row if i in tokenizer.all_special_ids]
+        assert special == [i for i in tokenizer("goal")["input_ids"] if i in tokenizer.all_special_ids]
