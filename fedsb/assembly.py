@@ -33,7 +33,7 @@ from fedsb.errors import UserError
 from fedsb.loading import load_tokenizer, resolve_device
 from fedsb.logs import speech
 from fedsb.models import AdaptedModel, cached_model
-from fedsb.privacy.codes import key_of
+from fedsb.private_site import at_site, private_count, private_features
 from fedsb.report.progress import PROGRESS, Progress
 from fedsb.rng import numpy_generator
 from fedsb.rules import check, client_names
@@ -140,7 +140,7 @@ def client_examples(config: Config, client: str, data_path: str | None, labels: 
         UserError: the client is not part of the simulation, or its data cannot be read.
     """
     if data_path is not None:
-        examples = _once("site", (config.data, data_path, labels), lambda: _site(config, data_path, labels))
+        examples = _once("site", (config.data, data_path, labels), lambda: at_site(lambda: load_site(config.data, data_path, labels)))
     else:
         parts = parts_of(config)
         if client not in parts:
@@ -149,23 +149,32 @@ def client_examples(config: Config, client: str, data_path: str | None, labels: 
     return hold_out(examples, config.data.client_test_fraction, seed=config.seed, client=client)
 
 
-def _site(config: Config, data_path: str, labels: tuple[str, ...]) -> Examples:
-    """Load a real node's data; what is wrong with them is at its ``data-path``, if it is at no other key."""
-    try:
-        return load_site(config.data, data_path, labels)
-    except UserError as error:
-        error.key = key_of(error) or "data-path"
-        raise
+def num_examples(config: Config, client: str, data_path: str | None, labels: tuple[str, ...]) -> int:
+    """Return how many training examples a client has; on a real node under ``privacy.unit=example`` its rows are counted and not read.
+
+    Raises:
+        UserError: see :func:`client_examples`.
+    """
+    if data_path is None or config.privacy.unit != "example":
+        return len(client_examples(config, client, data_path, labels)[0])
+    return private_count(config.data, data_path)
 
 
 def client_features(config: Config, client: str, data_path: str | None, labels: tuple[str, ...]) -> tuple[Features, Features]:
     """Return a client's tokenised training and held-out examples."""
-    key = (config.data, config.model, config.train.max_length, config.seed, config.federation, labels)
+    key = (config.data, config.model, config.train.max_length, config.seed, config.federation, config.privacy.unit, labels)
     # As many clients as there are: together they hold the data once, and one that was dropped would be tokenised again each round.
     known: dict[tuple[str, str | None], tuple[Features, Features]] = _once("features", key, dict)
     if (client, data_path) not in known:
-        train, held_out = client_examples(config, client, data_path, labels)
-        known[client, data_path] = features_of(config, train), features_of(config, held_out)
+        if data_path is not None and config.privacy.unit == "example":
+            task, most = task_of(config), config.train.max_length
+            features = private_features(
+                config.data, data_path, labels, task=task, max_length=most, tokenised=lambda examples: features_of(config, examples)
+            )
+            known[client, data_path] = features, []
+        else:
+            train, held_out = client_examples(config, client, data_path, labels)
+            known[client, data_path] = features_of(config, train), features_of(config, held_out)
     return known[client, data_path]
 
 

@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from clients import draw_evidence, evaluate_round, give_evidence, train_round
 from clients.faults import Faults, drawn, suffer
 from fedsb.adapters.starts import Sketch
-from fedsb.assembly import client_examples
+from fedsb.assembly import num_examples
 from fedsb.client_job import Job, coded, config_in, data_path_of, is_real
 from fedsb.errors import UserError
 from fedsb.memory import keep_large_blocks
@@ -102,7 +102,7 @@ def describe(message: Message, context: Context) -> Message:
     policy = read_policy(context.node_config)
     own = policy.client if policy else ""
     names = [own] if own else json.loads(str(request["clients"]))
-    counts = [len(client_examples(config, name, data_path_of(context, name), labels)[0]) for name in names]
+    counts = [num_examples(config, name, data_path_of(context, name), labels) for name in names]
     content = {
         "config": ConfigRecord({"client": own, "counted": json.dumps(names)}),
         "metrics": MetricRecord({"num-examples": counts}),

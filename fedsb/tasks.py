@@ -5,6 +5,7 @@ The seam between data, model and method: a new task is one class here and one ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -24,6 +25,7 @@ class Task(Protocol):
     auto_class: ClassVar[Any]
     peft_type: ClassVar[str]
     has_head: ClassVar[bool]
+    no_target: ClassVar[float]  # of an example that has no loss and no gradient
 
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
         """Return the fields that the model's configuration needs."""
@@ -75,6 +77,7 @@ class Classification(_Labelled):
     """Single-label classification: cross-entropy; accuracy, macro-F1 and Matthews' correlation."""
 
     name: ClassVar[str] = "classification"
+    no_target: ClassVar[float] = IGNORED
 
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
         """Return the label names for the model's configuration."""
@@ -115,6 +118,7 @@ class Regression(_Labelled):
     """A real number an example: squared error; Pearson's and Spearman's correlation."""
 
     name: ClassVar[str] = "regression"
+    no_target: ClassVar[float] = math.nan
 
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
         """Ask for a single output."""
@@ -129,8 +133,10 @@ class Regression(_Labelled):
         return F.mse_loss(outputs.float().squeeze(-1), batch["targets"])
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the squared error of each example."""
-        return F.mse_loss(outputs.float().squeeze(-1), batch["targets"], reduction="none")
+        """Return the squared error of each example; one whose target is NaN has none, and no gradient."""
+        targets = batch["targets"]
+        errors = outputs.float().squeeze(-1) - targets.nan_to_num()
+        return torch.where(targets.isnan(), 0.0, errors).square()
 
     def metrics(self, records: Tensor, targets: Tensor | None) -> dict[str, float]:
         """Return the mean squared error and both correlations."""
@@ -147,6 +153,7 @@ class CausalLM:
     """Next-token prediction over the whole text: mean cross-entropy a token."""
 
     name: ClassVar[str] = "causal_lm"
+    no_target: ClassVar[float] = IGNORED  # not looked at: a single token predicts nothing
     auto_class: ClassVar[Any] = AutoModelForCausalLM
     peft_type: ClassVar[str] = "CAUSAL_LM"
     has_head: ClassVar[bool] = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedsb.data.batches import Feature, limit_of, made_row, order, pad, pad_id, tokenise, whole_ids
 from fedsb.data.examples import Examples, Targets, find_labels, natural_order, read_examples
 from fedsb.data.partition import PARTITIONERS, partition
+from fedsb.data.private_rows import PrivateRows, count_rows, read_private_rows
 from fedsb.data.sources import SOURCES, Raw, read_path, read_raw
 from fedsb.data.splits import Corpus, hold_out, load_corpus, load_site, load_test
 
@@ -14,8 +15,10 @@ __all__ = [
     "Corpus",
     "Examples",
     "Feature",
+    "PrivateRows",
     "Raw",
     "Targets",
+    "count_rows",
     "find_labels",
     "hold_out",
     "limit_of",
@@ -30,6 +33,7 @@ __all__ = [
     "partition",
     "read_examples",
     "read_path",
+    "read_private_rows",
     "read_raw",
     "tokenise",
     "whole_ids",

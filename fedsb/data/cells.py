@@ -13,7 +13,7 @@ LONGEST = 40  # characters of a value in a message
 
 def shown(value: Any) -> str:
     """Return a value as a message shows it: on one line, short, and in characters that every terminal has."""
-    text = ascii(value) if _is_torn(value) else repr(value)
+    text = ascii(value) if is_torn(value) else repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
@@ -29,14 +29,14 @@ def check_one_kind(values: Sequence[Any], said: str, part: str) -> None:
         UserError: a list or an object, two kinds, or half a character.
     """
     for row, value in enumerate(values, start=1):
-        kind = _kind(value)
+        kind = kind_of(value)
         if kind is None:
             raise UserError(
                 f"{said}: row {row} of {part} holds {shown(value)}, which is no single value; name a column with one word or number a row"
             )
-        if kind != _kind(values[0]):
+        if kind != kind_of(values[0]):
             raise UserError(
-                f"{said}: row {row} of {part} holds {shown(value)}, {kind}, and row 1 holds {shown(values[0])}, {_kind(values[0])}; "
+                f"{said}: row {row} of {part} holds {shown(value)}, {kind}, and row 1 holds {shown(values[0])}, {kind_of(values[0])}; "
                 "write all of them in one way"
             )
     check_whole(values, said, part)
@@ -49,15 +49,16 @@ def check_whole(values: Iterable[Any], said: str, part: str) -> None:
         UserError: one has.
     """
     for row, value in enumerate(values, start=1):
-        if _is_torn(value):
+        if is_torn(value):
             raise UserError(f"{said}: row {row} of {part} holds {shown(value)}, with half of a character; correct it or remove the row")
 
 
-def _is_torn(value: Any) -> bool:
+def is_torn(value: Any) -> bool:
+    """Tell whether a text has half of a character."""
     return isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)
 
 
-def _kind(value: Any) -> str | None:
+def kind_of(value: Any) -> str | None:
     """Name the kind of a single value; None for what holds several, or raw bytes."""
     if isinstance(value, bool):
         return "a truth value"

@@ -77,7 +77,7 @@ def read_examples(
     """
     if not len(dataset):
         raise UserError(f"{PARTS[part]} has no rows; check data.path and data.test_path")
-    first, second = _text_columns(cfg)
+    first, second = text_columns(cfg)
     return Examples(
         texts=_texts(dataset, first, part),
         pairs=_texts(dataset, second, part) if second else None,
@@ -96,7 +96,7 @@ def find_labels(dataset: Rows, cfg: DataConfig, *, part: str = "train") -> tuple
         return ()
     if cfg.labels is not None:
         return _given_labels(cfg.labels)
-    column = _label_column(cfg)
+    column = label_column(cfg)
     values = _label_texts(dataset, column, part)
     feature = dataset.features.get(column)
     labels = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else natural_order(values)
@@ -124,14 +124,24 @@ def natural_order(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(distinct, key=(lambda v: (int(v), v)) if whole else (lambda v: (0, v))))
 
 
-def _text_columns(cfg: DataConfig) -> tuple[str, str | None]:
+def text_columns(cfg: DataConfig) -> tuple[str, str | None]:
+    """Return the column of texts, and the second one of a pair.
+
+    Raises:
+        UserError: more than two are named.
+    """
     columns = (cfg.text,) if isinstance(cfg.text, str) else cfg.text
     if len(columns) not in (1, 2):
         raise UserError(f"data.text=[{', '.join(columns)}] names {len(columns)} columns; give one, or a pair")
     return columns[0], columns[1] if len(columns) == 2 else None
 
 
-def _label_column(cfg: DataConfig) -> str:
+def label_column(cfg: DataConfig) -> str:
+    """Return the column of targets.
+
+    Raises:
+        UserError: none is named.
+    """
     if cfg.label is None:
         raise UserError(f"data.label must be given for data.task={cfg.task}: add data.label=COLUMN")
     return cfg.label
@@ -174,7 +184,7 @@ def _label_texts(dataset: Rows, column: str, part: str) -> list[str]:
     if isinstance(feature, datasets.ClassLabel):
         return [_class_name(feature.names, value, row, part) for row, value in enumerate(values, start=1)]
     check_one_kind(values, f"data.label={column}", PARTS[part])
-    return [_label_text(value, column, row, part) for row, value in enumerate(values, start=1)]
+    return [label_text(value, column, row, part) for row, value in enumerate(values, start=1)]
 
 
 def _class_name(names: Sequence[str], value: int, row: int, part: str) -> str:
@@ -184,7 +194,12 @@ def _class_name(names: Sequence[str], value: int, row: int, part: str) -> str:
     return names[value]
 
 
-def _label_text(value: Any, column: str, row: int, part: str) -> str:
+def label_text(value: Any, column: str, row: int, part: str) -> str:
+    """Return a label as text; a number that is whole is written as such.
+
+    Raises:
+        UserError: it is blank, or a number with a fraction.
+    """
     if isinstance(value, str) and not value.strip():
         raise UserError(f"data.label={column}: row {row} of {PARTS[part]} is empty in that column; fill it in or remove the row")
     if not isinstance(value, float):
@@ -196,7 +211,7 @@ def _label_text(value: Any, column: str, row: int, part: str) -> str:
 
 def _classes(dataset: Rows, cfg: DataConfig, labels: Sequence[str], part: str) -> tuple[int, ...]:
     index = {label: i for i, label in enumerate(labels)}
-    values = _label_texts(dataset, _label_column(cfg), part)
+    values = _label_texts(dataset, label_column(cfg), part)
     for row, value in enumerate(values, start=1):
         if value not in index:
             raise UserError(_FOREIGN_LABEL[part].format(label=value, row=row, known=", ".join(labels)), key="data.labels")
@@ -204,7 +219,7 @@ def _classes(dataset: Rows, cfg: DataConfig, labels: Sequence[str], part: str) -
 
 
 def _numbers(dataset: Rows, cfg: DataConfig, labels: Sequence[str], part: str) -> tuple[float, ...]:
-    column = _label_column(cfg)
+    column = label_column(cfg)
     values = _column(dataset, column, part, "data.label")
     return tuple(_number(value, column, row, part) for row, value in enumerate(values, start=1))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import datasets
 
-from fedsb.data.tables import READERS, Rows, named_columns, one_line, read_table
+from fedsb.data.tables import READERS, Reader, Rows, named_columns, one_line, read_table
 from fedsb.errors import UserError, nearest, unknown
 from fedsb.logs import HUB_LOGGERS, speaking_from
 from fedsb.schema import DataConfig
@@ -109,18 +109,19 @@ def read_raw(cfg: DataConfig, owner_column: str | None = None) -> Raw:
     return SOURCES[cfg.kind](cfg, owner_column)
 
 
-def read_path(path: str | Path, cfg: DataConfig, *, split: str | None = None) -> Rows:
+def read_path(path: str | Path, cfg: DataConfig, *, split: str | None = None, read: Reader = read_table) -> Rows:
     """Read one local table: a file, a folder of files or of ``save_to_disk``; in a folder the one named ``split``, or the only one.
 
     Args:
         path: the file or folder.
         cfg: names the columns.
         split: null for ``data.train_split``.
+        read: reads a file.
 
     Raises:
         UserError: nothing there, an unknown kind of file, a folder that leaves the choice open, or a file that cannot be read.
     """
-    splits = _splits(Path(path).expanduser(), cfg)
+    splits = _splits(Path(path).expanduser(), cfg, read=read)
     return splits[_pick(splits, split or cfg.train_split)]()
 
 
@@ -138,7 +139,7 @@ def _is_table(file: Path) -> bool:
     return file.suffix.lower() in READERS and not file.name.startswith(".")
 
 
-def _splits(path: Path, cfg: DataConfig, owner_column: str | None = None) -> Mapping[str, Callable[[], Rows]]:
+def _splits(path: Path, cfg: DataConfig, owner_column: str | None = None, *, read: Reader = read_table) -> Mapping[str, Callable[[], Rows]]:
     """Return how to read each table at ``path``, by name; nothing is read before it is asked for."""
     if not path.exists():
         raise UserError(f"{path} does not exist; give a {', '.join(READERS)} file or a folder of them")
@@ -153,7 +154,7 @@ def _splits(path: Path, cfg: DataConfig, owner_column: str | None = None) -> Map
     found = sorted(filter(_is_table, path.iterdir())) if path.is_dir() else [path]
     if not found:
         raise UserError(f"{path} holds no {', '.join(READERS)} file; give a folder that does, or a file")
-    splits = {file.stem: partial(read_table, file, cfg, wanted) for file in found}
+    splits = {file.stem: partial(read, file, cfg, wanted) for file in found}
     if len(splits) != len(found):
         raise UserError(f"{path} holds two files of one name ({', '.join(file.name for file in found)}); give the path of the one you mean")
     return splits

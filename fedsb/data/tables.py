@@ -118,10 +118,10 @@ def read_csv(path: Path, cfg: DataConfig, wanted: Collection[str]) -> Table:
     if first.startswith("sep=") and len(said) <= 1:
         return _columns(_records(rest, said or "\t"), wanted)
     own = ("\t",) if path.suffix.lower() == ".tsv" else ()
-    return _columns(_records(text, _separator(text[:HEADER], wanted, (*own, *SEPARATORS))), wanted)
+    return _columns(_records(text, separator_of(text[:HEADER], wanted, (*own, *SEPARATORS))), wanted)
 
 
-def _separator(start: str, wanted: Collection[str], candidates: Sequence[str]) -> str:
+def separator_of(start: str, wanted: Collection[str], candidates: Sequence[str]) -> str:
     """Return the first separator by which the header has all that is wanted; else the one that makes most columns of it."""
 
     def fit(separator: str) -> tuple[bool, int]:
@@ -192,18 +192,23 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _objects(text: str) -> Iterator[Any]:
     if text.lstrip().startswith("["):
-        yield from _parsed(text)
+        yield from parsed(text)
         return
     # Not splitlines(): a JSON string may hold a bare U+2028, which that would cut at.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield _parsed(line)
+                yield parsed(line)
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from None
 
 
-def _parsed(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: it is none, or too deep.
+    """
     try:
         return json.loads(text, object_pairs_hook=_object, parse_int=lambda digits: int(digits) if len(digits) < MOST_DIGITS else digits)
     except RecursionError:

@@ -1,0 +1,161 @@
+"""Tables of which no row can break another: what a row of a real node's file holds decides its own place and nothing else.
+
+A row that cannot be read is there, with no value. A row is a line of a .jsonl file (a blank one too), a record of a .csv file whose header
+is its first line, or a row of a .parquet file. A .json array is one document, which a single row can break, so it is not read.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+
+from fedsb.data.tables import BYTE_ORDER_MARKS, HEADER, SEPARATORS, Rows, Table, named_columns, parsed, separator_of
+from fedsb.errors import UserError
+from fedsb.schema import DataConfig
+
+MOST_LINES = 10_000  # of one record: a quote that is never closed does not look through the whole file
+
+
+def read_private_table(path: Path, cfg: DataConfig, wanted: Collection[str]) -> Table:
+    """Read the wanted columns of a file row by row.
+
+    Args:
+        path: the file.
+        cfg: names the columns, and the encoding where a file does not mark its own.
+        wanted: columns to keep; none of them to count the rows.
+
+    Raises:
+        UserError: an unknown suffix or encoding, or a file that is not there.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        one = "; an array of objects is one document, which one row can break: write a row a line (.jsonl)" if suffix == ".json" else ""
+        raise UserError(f"{path} cannot be read under privacy.unit=example; give one of {', '.join(READERS)}{one}")
+    try:
+        return READERS[suffix](path, cfg, wanted)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} cannot be read as {suffix} ({type(error).__name__})") from error
+
+
+def _lines(path: Path, encoding: str | None) -> list[str]:
+    """Return the lines with their ends; bytes that are no text of the encoding are replaced, which spoils their own line alone."""
+    raw = path.read_bytes()
+    marked = next((name for mark, name in BYTE_ORDER_MARKS.items() if raw.startswith(mark)), None)
+    try:
+        text = raw.decode(marked or encoding or "utf-8", errors="replace")
+    except LookupError:
+        raise UserError(f"data.encoding={encoding} is no encoding; use utf-8, utf-16, cp1252, latin-1 or another of Python's") from None
+    # Not splitlines(): a text may hold a bare U+2028, which that would cut at.
+    lines = [f"{line}\n" for line in text.split("\n")]
+    return lines if text and not text.endswith("\n") else lines[:-1]
+
+
+def _read_jsonl(path: Path, cfg: DataConfig, wanted: Collection[str]) -> Table:
+    lines = _lines(path, cfg.encoding)
+    rows = [_object(line) for line in lines] if wanted else []
+    return Table(tuple(wanted), {name: [row.get(name) for row in rows] for name in wanted}, len(lines))
+
+
+def _object(line: str) -> Mapping[str, Any]:
+    try:
+        found = parsed(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read_csv(path: Path, cfg: DataConfig, wanted: Collection[str]) -> Table:
+    csv.field_size_limit(sys.maxsize)
+    lines = _lines(path, cfg.encoding)
+    said = lines[0].strip().removeprefix("sep=") if lines and lines[0].startswith("sep=") else None  # Excel's own line
+    if said is not None and len(said) <= 1:
+        lines, separator = lines[1:], said or "\t"
+    else:
+        own = ("\t",) if path.suffix.lower() == ".tsv" else ()
+        # By the first line and what is asked for: nothing of a row.
+        separator = separator_of("".join(lines[:1])[:HEADER], named_columns(cfg), (*own, *SEPARATORS))
+    names = _record(lines, 0, separator)[0] or []
+    places = {name: names.index(name) for name in wanted if names.count(name) == 1}
+    values: dict[str, list[str | None]] = {}
+    records = list(_records(lines, separator, len(names)))
+    for name, place in places.items():
+        values[name] = [record[place] or None if place < len(record) else None for record in records]
+    return Table(names, values, len(records))
+
+
+def _records(lines: Sequence[str], separator: str, width: int) -> Iterator[Sequence[str]]:
+    """Yield a record a row, empty where it is none: that line is passed over alone, so that the next one is read as it would be."""
+    place = 1
+    while place < len(lines):
+        record, used = _record(lines, place, separator)
+        if record is None or any(beyond.strip() for beyond in record[width:]) or (used > 1 and len(record) != width):
+            record, used = [], 1
+        yield record
+        place += used
+
+
+def _record(lines: Sequence[str], place: int, separator: str) -> tuple[list[str] | None, int]:
+    """Return the record that begins at a line, None where it cannot be read, and over how many lines it goes."""
+    used = 0
+
+    def following() -> Iterator[str]:
+        nonlocal used
+        for i in range(place, min(len(lines), place + MOST_LINES)):
+            used += 1
+            yield lines[i]
+
+    try:
+        return next(csv.reader(following(), delimiter=separator, strict=True)), used
+    except (csv.Error, StopIteration):
+        return None, 1
+
+
+def _read_parquet(path: Path, cfg: DataConfig, wanted: Collection[str]) -> Table:
+    with pyarrow.parquet.ParquetFile(path) as file:
+        names = list(file.schema_arrow.names)
+        if not wanted:
+            return Table(names, {}, file.metadata.num_rows)
+        return of_arrow(file.read(columns=[name for name in wanted if names.count(name) == 1]), names)
+
+
+def of_arrow(table: pyarrow.Table, names: Sequence[str]) -> Table:
+    """Return the values of an Arrow table one by one, and what its schema says of them.
+
+    Args:
+        table: the columns that are read.
+        names: of all columns.
+    """
+    values = {name: list(_values(table.column(name))) for name in table.column_names}
+    return Table(names, values, table.num_rows, datasets.Features.from_arrow_schema(table.schema))
+
+
+def _values(column: Iterable[Any]) -> Iterator[Any]:
+    for scalar in column:
+        try:
+            yield scalar.as_py()
+        except (ValueError, OverflowError, pyarrow.ArrowException):
+            yield None
+
+
+READERS: Mapping[str, Callable[[Path, DataConfig, Collection[str]], Table]] = {
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+    ".tsv": _read_csv,
+}
+
+
+def private_table(rows: Rows, wanted: Collection[str]) -> Table:
+    """Return rows that came as ``save_to_disk`` keeps them, as a table; others are one already."""
+    if isinstance(rows, Table):
+        return rows
+    assert isinstance(rows, datasets.Dataset)
+    held = rows.select_columns([name for name in rows.column_names if name in wanted])
+    return Table(rows.column_names, {}, len(rows)) if not held.column_names else of_arrow(held.with_format("arrow")[:], rows.column_names)

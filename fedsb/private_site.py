@@ -1,0 +1,62 @@
+"""A real node's own data: what is wrong with them has a key, and under ``privacy.unit=example`` no row decides about another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fedsb.data import Examples, count_rows, read_private_rows
+from fedsb.errors import UserError
+from fedsb.privacy.codes import key_of
+from fedsb.schema import DataConfig
+from fedsb.tasks import Task
+
+Features = list[dict[str, Any]]
+Value = TypeVar("Value")
+MOST_CHARACTERS = 100  # of a text, for each token that is read of it
+
+
+def at_site(read: Callable[[], Value]) -> Value:
+    """Read a real node's data; what is wrong with them is at its ``data-path``, if it is at no other key.
+
+    Raises:
+        UserError: as it came, with its key.
+    """
+    try:
+        return read()
+    except UserError as error:
+        error.key = key_of(error) or "data-path"
+        raise
+
+
+def private_count(cfg: DataConfig, data_path: str) -> int:
+    """Return how many examples a private client has: its rows, which are counted and not read.
+
+    Raises:
+        UserError: there is no table with rows.
+    """
+    return at_site(lambda: count_rows(cfg, data_path))
+
+
+def private_features(
+    cfg: DataConfig, data_path: str, labels: tuple[str, ...], *, task: Task, max_length: int, tokenised: Callable[[Examples], Features]
+) -> Features:
+    """Return an example for each row; one that cannot be used is a single token without a loss.
+
+    Args:
+        cfg: names the columns.
+        data_path: the operator's own data.
+        labels: class names as the server sent them.
+        task: says what target has no loss.
+        max_length: tokens that are read of a text.
+        tokenised: puts tokens and targets of examples together.
+
+    Raises:
+        UserError: see :func:`fedsb.data.read_private_rows`.
+    """
+    longest = max_length * MOST_CHARACTERS
+    rows = at_site(lambda: read_private_rows(cfg, data_path, labels, no_target=task.no_target, longest=longest))
+    features = tokenised(rows.examples)
+    for place in rows.unusable:
+        features[place] = {key: value[:1] if isinstance(value, list) else value for key, value in features[place].items()}
+    return features
