@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from fedsb import cli
-from fedsb.cli import flags_in, main, overrides_in, sweep_jobs
+from fedsb.cli import main
+from fedsb.commands.run import flags_in, overrides_in, sweep_jobs
 from fedsb.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

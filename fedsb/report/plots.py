@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsb.report.labels import run_labels
 from fedsb.report.privacy import draw_noise, has_noise_figures, mark_level
 from fedsb.report.records import Run, read_run
 from fedsb.report.series import LOWER_IS_BETTER, PAYLOADS, cumulative, metric_names, primary_metric, totals, values
@@ -62,20 +63,6 @@ def compare(folders: Sequence[str | Path], path: str | Path) -> Path:
     if lines:
         figure.legend(lines, names, loc="outside lower center", ncols=2 if max(map(len, names)) > 28 else 3, frameon=False)
     return _save(figure, Path(path))
-
-
-def run_labels(runs: Sequence[Run]) -> list[str]:
-    """Name each run by its method and by whatever of rank, seed and client count differs between the runs."""
-    told = {"rank": "rank", "clients": "federation.num_clients", "seed": "seed"}
-    varying = {word: key for word, key in told.items() if len({str(run.setting(key)) for run in runs}) > 1}
-    told_of = [(run, {word: key for word, key in varying.items() if _applies(run, word)}) for run in runs]
-    labels = [" ".join([run.method, *(f"{word} {run.setting(key)}" for word, key in words.items())]) for run, words in told_of]
-    return [f"{label} ({run.path.name})" if labels.count(label) > 1 else label for label, run in zip(labels, runs, strict=True)]
-
-
-def _applies(run: Run, word: str) -> bool:
-    """Tell whether a setting has a meaning in a run: one without adapters has no rank, whatever its configuration says."""
-    return word != "rank" or (run.summary or {}).get("rank", 0) is not None
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedsb.report.clients import UNMEASURED, client_rows, partition_text, spread_rows
-from fedsb.report.plots import compare, plot_run, run_labels
+from fedsb.report.comparison import write_comparison
+from fedsb.report.markdown import document, or_dash, table, write
+from fedsb.report.plots import plot_run
 from fedsb.report.privacy import account_rows, accounts_of, claim_text
 from fedsb.report.records import RoundRecord, Run, finite, read_run
 from fedsb.report.series import final_metrics, largest_gap, mean_over_clients, metric_names, totals
-from fedsb.report.table import epsilon_text, gap_text, human_bytes, human_seconds, number, plural
+from fedsb.report.table import gap_text, human_bytes, human_seconds, number, plural
 
 # Label, and the settings that it shows; one that the run's configuration lacks is left out.
 SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -53,11 +54,22 @@ EXACTNESS = (
 def write_reports(folders: Sequence[str | Path], out: str | Path | None = None) -> list[Path]:
     """Write each run's report into its folder and, for several runs, their comparison; return the files, the comparison last.
 
+    A folder of a sweep stands for the runs in it, and is where their comparison goes if it is the only one.
+
     Raises:
         UserError: one of the folders holds no run.
     """
-    reports = [write_report(folder) for folder in folders]
-    return [*reports, write_comparison(folders, out)] if len(folders) > 1 else reports
+    found = [run for folder in folders for run in runs_in(Path(folder))]
+    reports = [write_report(folder) for folder in found]
+    return [*reports, write_comparison(found, out)] if len(found) > 1 else reports
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Return the run in a folder, or the runs of the sweep in it, in the order of its jobs; the folder itself where it holds neither."""
+    if (folder / "metrics.jsonl").is_file():
+        return [folder]
+    jobs = [path.parent for path in folder.glob("*/metrics.jsonl") if path.stat().st_size]
+    return sorted(jobs, key=lambda path: (not path.name.isdecimal(), path.name.zfill(9))) or [folder]
 
 
 def write_report(folder: str | Path, summary: Mapping[str, Any] | None = None) -> Path:
@@ -73,7 +85,7 @@ def write_report(folder: str | Path, summary: Mapping[str, Any] | None = None) -
     run = read_run(folder)
     if summary is not None:
         run = replace(run, summary=finite(summary))
-    return _write(run.path / "report.md", report_text(run, plot_run(folder)))
+    return write(run.path / "report.md", report_text(run, plot_run(folder)))
 
 
 def report_text(run: Run, plots: Sequence[Path] = ()) -> str:
@@ -90,40 +102,7 @@ def report_text(run: Run, plots: Sequence[Path] = ()) -> str:
         "Failures": _failures(run),
         "Versions": _versions(run),
     }
-    return _document(f"Run {run.path.resolve().name}", _lead(run), sections)
-
-
-def write_comparison(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Write ``comparison.md`` and ``comparison.png`` into ``out``, or into the first run's parent folder.
-
-    Raises:
-        UserError: one of the folders holds no run.
-    """
-    runs = [read_run(folder) for folder in folders]
-    where = runs[0].path.parent if out is None else Path(out)
-    plot = compare(folders, where / "comparison.png")
-    sections = {"Results": f"{_results(runs)}\n\n![The runs side by side]({plot.name})", "Settings that differ": _differences(runs)}
-    lead = f"{plural(len(runs), 'run')}; bytes are summed over clients and rounds."
-    return _write(where / "comparison.md", _document("Comparison of runs", lead, sections))
-
-
-def _document(title: str, lead: str, sections: Mapping[str, str]) -> str:
-    parts = [f"# {title}", lead, *(f"## {heading}\n\n{text}" for heading, text in sections.items())]
-    return "\n\n".join(parts) + "\n"
-
-
-def _write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def _table(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(_cell(value) for value in line)} |" for line in lines)
-
-
-def _cell(value: object) -> str:
-    return " ".join(str(value).replace("|", "\\|").split())
+    return document(f"Run {run.path.resolve().name}", _lead(run), sections)
 
 
 def _lead(run: Run) -> str:
@@ -145,7 +124,7 @@ def _what_ran(run: Run) -> str:
         body.append(("trained parameters", f"{summary['trained_params']:,}"))
     if "factors_sha256" in summary:
         body.append(("factors sha256", f"`{summary['factors_sha256']}`"))
-    return _table(("setting", "value"), body) + "\n\nThe whole configuration is in `config.yaml`."
+    return table(("setting", "value"), body) + "\n\nThe whole configuration is in `config.yaml`."
 
 
 def _shown(run: Run, keys: Sequence[str]) -> list[str]:
@@ -163,16 +142,16 @@ def _rounds(run: Run) -> str:
     extras = list(dict.fromkeys(name for record in run.records for name in record.extras))
     head = ["round", *metrics, *(f"{name} on clients" for name in on_clients), "train loss", "clients", "failed", "up", "down", "one-off"]
     head += ["overhead", "gap", *extras, "time"]
-    return _table(head, [_round(record, metrics, on_clients, extras) for record in run.records])
+    return table(head, [_round(record, metrics, on_clients, extras) for record in run.records])
 
 
 def _round(record: RoundRecord, metrics: list[str], on_clients: list[str], extras: list[str]) -> list[object]:
     counts = (record.payload_up, record.payload_down, record.payload_one_off, record.overhead)
     return [
         record.round,
-        *(_or_dash(record.metrics.get(name)) for name in metrics),
-        *(_or_dash(mean_over_clients(record).get(name)) for name in on_clients),
-        _or_dash(record.train_loss),
+        *(or_dash(record.metrics.get(name)) for name in metrics),
+        *(or_dash(mean_over_clients(record).get(name)) for name in on_clients),
+        or_dash(record.train_loss),
         len(record.clients),
         len(record.failed),
         *map(human_bytes, counts),
@@ -182,14 +161,10 @@ def _round(record: RoundRecord, metrics: list[str], on_clients: list[str], extra
     ]
 
 
-def _or_dash(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else number(value)
-
-
 def _clients(run: Run) -> str:
     spread, (head, rows) = spread_rows(run.records), client_rows(run)
-    shown = _table(("metric on clients", "mean", "standard deviation", "worst"), spread) if spread else UNMEASURED
-    return "\n\n".join(filter(None, [partition_text(run), shown, _table(head, rows) if rows else ""]))
+    shown = table(("metric on clients", "mean", "standard deviation", "worst"), spread) if spread else UNMEASURED
+    return "\n\n".join(filter(None, [partition_text(run), shown, table(head, rows) if rows else ""]))
 
 
 def _communication(run: Run) -> str:
@@ -203,7 +178,7 @@ def _communication(run: Run) -> str:
         "overhead": "overhead of serialisation, not in the totals",
     }
     body = [(label, f"{sums[key]:,}", human_bytes(sums[key])) for key, label in labels.items()]
-    return _table(("summed over clients and rounds", "bytes", ""), body)
+    return table(("summed over clients and rounds", "bytes", ""), body)
 
 
 def _exactness(run: Run) -> str:
@@ -214,53 +189,15 @@ def _exactness(run: Run) -> str:
 def _privacy(run: Run, images: Sequence[str] = ()) -> str:
     accounts = accounts_of(run)
     head, rows, rest = account_rows(accounts)
-    table = [_table(head, rows)] if rows else []
-    return "\n\n".join(filter(None, [claim_text(run), *table, rest, *images]))
+    shown = [table(head, rows)] if rows else []
+    return "\n\n".join(filter(None, [claim_text(run), *shown, rest, *images]))
 
 
 def _failures(run: Run) -> str:
     body = [(record.round, name, reason) for record in run.records for name, reason in record.failed.items()]
-    return _table(("round", "client", "reason"), body) if body else "No reply was lost or dropped."
+    return table(("round", "client", "reason"), body) if body else "No reply was lost or dropped."
 
 
 def _versions(run: Run) -> str:
     found: Mapping[str, Any] = (run.summary or {}).get("versions", {})
-    return _table(("package", "version"), found.items()) if found else "Not recorded."
-
-
-def _results(runs: Sequence[Run]) -> str:
-    metrics = list(dict.fromkeys(name for run in runs for name in metric_names(run.records)))
-    head = ["run", "rounds", *metrics, "up", "down", "one-off", "total", "trained", "gap", "epsilon", "time", "folder"]
-    return _table(head, [_result(run, label, metrics) for run, label in zip(runs, run_labels(runs), strict=True)])
-
-
-def _result(run: Run, label: str, metrics: Sequence[str]) -> list[object]:
-    summary, final, sums = run.summary or {}, final_metrics(run.records), totals(run.records)
-    gap = largest_gap(run.records)
-    return [
-        label if run.summary else f"{label} (did not finish)",
-        run.records[-1].round,
-        *(_or_dash(final.get(name)) for name in metrics),
-        *(human_bytes(sums[key]) for key in ("payload_up", "payload_down", "payload_one_off", "payload_total")),
-        f"{summary['trained_params']:,}" if summary else "–",
-        "–" if gap is None else gap_text(gap),
-        epsilon_text(summary) if summary else "–",
-        human_seconds(sum(record.wall_s for record in run.records)),
-        f"`{run.path}`",
-    ]
-
-
-def _differences(runs: Sequence[Run]) -> str:
-    flat = [dict(_flatten(run.config)) for run in runs]
-    keys = [key for key in dict.fromkeys(key for row in flat for key in row) if len({row.get(key, "–") for row in flat}) > 1]
-    if not keys:
-        return "None."
-    return _table(("setting", *run_labels(runs)), [(f"`{key}`", *(row.get(key, "–") for row in flat)) for key in keys])
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        elif key != "output":
-            yield f"{prefix}{key}", str(value)
+    return table(("package", "version"), found.items()) if found else "Not recorded."

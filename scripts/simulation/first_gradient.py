@@ -11,10 +11,11 @@ import psutil
 
 from clients import local
 from fedsb import cli
+from fedsb.commands import run as run_command
 from fedsb.errors import UserError
 
 begun = psutil.Process().create_time()
-sketch, run_job = local.sketch_gradients, cli.run_job  # type: ignore[attr-defined]
+sketch, run_job = local.sketch_gradients, run_command.run_job  # type: ignore[attr-defined]
 
 
 def stopped(model: Any, batches: Any, *arguments: Any, **options: Any) -> Any:
@@ -24,18 +25,18 @@ def stopped(model: Any, batches: Any, *arguments: Any, **options: Any) -> Any:
     raise KeyboardInterrupt
 
 
-def timed(composed: Any) -> int:
+def timed(*arguments: Any) -> int:
     """Run a job from now on, or from the start of the process where it is the first."""
     global begun
     try:
-        return run_job(composed)
+        return run_job(*arguments)
     except KeyboardInterrupt:
         begun = time.time()
         raise UserError("measured") from None
 
 
 local.sketch_gradients = stopped  # type: ignore[attr-defined]
-cli.run_job = timed
+run_command.run_job = timed  # type: ignore[assignment]
 
 if __name__ == "__main__":
     cli.main(sys.argv[1:])

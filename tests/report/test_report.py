@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from fedsb.errors import UserError
-from fedsb.report.plots import compare, plot_run, run_labels
+from fedsb.report.labels import run_labels
+from fedsb.report.plots import compare, plot_run
 from fedsb.report.records import RoundRecord, read_run
 from fedsb.report.report import report_text, write_comparison, write_report, write_reports
 from tests.report.made import Maker, make_records, make_summary

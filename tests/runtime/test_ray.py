@@ -22,11 +22,11 @@ import pytest
 import ray
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from omegaconf import DictConfig
 
 from fedsb import cli, client_app, client_stack
 from fedsb.arrays import decode_arrays, encode_arrays
 from fedsb.byte_counts import overhead_bytes
+from fedsb.commands import run as run_command
 from fedsb.config import load
 from fedsb.errors import RunError, UserError
 from fedsb.models import forget_models
@@ -38,6 +38,7 @@ from fedsb.runtime.grids import CLIENT, TOGETHER
 from fedsb.runtime.local import LocalGrid
 from fedsb.runtime.pool import Pool, PoolSettings, close_pools, pool_for, pools
 from fedsb.runtime.ray import AHEAD, RayGrid
+from fedsb.schema import Config
 from fedsb.server_app import serve
 from fedsb.state import Name, State
 from tests.strategies.private_runs import EXAMPLE, small
@@ -334,15 +335,15 @@ def test_the_next_job_of_a_sweep_finds_actors_and_model_warm(tiny_bert: Path, tm
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
     overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd", "federation.num_rounds=1", "runtime=ray", "runtime.workers=2")
     seen: list[tuple[set[int], list[ray.ObjectRef]]] = []
-    run_job = cli.run_job
+    run_job = run_command.run_job
 
-    def noted(composed: DictConfig) -> int:
-        status = run_job(composed)
+    def noted(given: Config, overrides: list[str], output: Path) -> int:
+        status = run_job(given, overrides, output)
         (pool,) = pools()
         seen.append((set(idle()), [ref for [ref] in pool.networks.values()]))
         return status
 
-    monkeypatch.setattr(cli, "run_job", noted)
+    monkeypatch.setattr(run_command, "run_job", noted)
     close_pools()
     forget_models()
     assert cli.run(["-m", *overrides, "runtime.cpus=0.5", "train.lr=0.01,0.02,0.03", f"hydra.sweep.dir={tmp_path / 'sweep'}"]) == 0
