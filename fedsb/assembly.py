@@ -25,6 +25,7 @@ from fedsb.data import (
     load_test,
     natural_order,
     partition,
+    thin,
     tokenise,
     whole_ids,
 )
@@ -195,9 +196,12 @@ def _tokenizer(config: Config) -> PreTrainedTokenizerBase:
 
 
 def test_features(config: Config) -> Features:
-    """Return the tokenised test split."""
-    key = (config.data, config.model, config.train.max_length, config.seed)
-    return _once("test", key, lambda: features_of(config, corpus_of(config).test))
+    """Return the tokenised test split, or of it what ``eval.max_examples`` leaves."""
+    most = config.eval.max_examples
+    key = (config.data, config.model, config.train.max_length, config.seed, most)
+    return _once(
+        "test", key, lambda: features_of(config, thin(corpus_of(config).test, most, numpy_generator(config.seed, "eval.max_examples")))
+    )
 
 
 def cut_texts(config: Config) -> str:

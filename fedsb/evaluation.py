@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from fedsb.data import packed
 from fedsb.models import AdaptedModel
 from fedsb.schema import TrainConfig
 from fedsb.tasks import Task
@@ -14,21 +16,20 @@ from fedsb.training import autocast, collate
 
 
 def evaluate(adapted: AdaptedModel, task: Task, features: Sequence[dict[str, Any]], *, train: TrainConfig) -> dict[str, float]:
-    """Return the mean loss an example and the task's metrics, whose own loss comes before it (a language model's is a token's).
+    """Return the task's metrics, its loss first.
 
-    Examples are batched in order of length, which saves padding and cannot change a result beyond rounding.
+    Examples are batched in order of length, which saves padding and cannot change a result beyond rounding. Outputs do not outlive their
+    batch: a language model's are the largest tensors of all.
     """
-    order = sorted(range(len(features)), key=lambda i: (len(features[i]["input_ids"]), i))
-    records, targets, total = [], [], 0.0
+    batches = packed([len(f["input_ids"]) for f in features], most=train.eval_batch_size, tokens=train.eval_tokens)
     adapted.model.eval()
     with torch.inference_mode(), autocast(train, adapted.device):
-        for start in range(0, len(order), train.eval_batch_size):
-            chunk = [features[i] for i in order[start : start + train.eval_batch_size]]
-            batch = collate(chunk, adapted, task)
-            outputs = task.forward(adapted.model, batch)
-            total += float(task.loss(outputs, batch)) * len(chunk)
-            records.append(task.record(outputs, batch))
-            if "targets" in batch:
-                targets.append(batch["targets"].cpu())
-    metrics = task.metrics(torch.cat(records), torch.cat(targets) if targets else None)
-    return {"loss": total / len(features), **metrics}
+        found = [_recorded(adapted, task, [features[i] for i in batch]) for batch in batches]
+    targets = [each for _, each in found if each is not None]
+    return task.metrics(torch.cat([records for records, _ in found]), torch.cat(targets) if targets else None)
+
+
+def _recorded(adapted: AdaptedModel, task: Task, chunk: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor | None]:
+    """Return what the metrics need of a batch, and its targets."""
+    batch = collate(chunk, adapted, task)
+    return task.record(task.forward(adapted.model, batch), batch), batch["targets"].cpu() if "targets" in batch else None

@@ -20,6 +20,7 @@ from fedsb.privacy.plan import Plan, ServerPlan
 from fedsb.private_run import client_plans, server_plan_of
 from fedsb.rules import client_names
 from fedsb.runtime.grid import SimulationGrid
+from fedsb.schedule import evaluated_rounds
 from fedsb.schema import Config
 from fedsb.stack_size import check_stack
 from fedsb.starting import first_factors
@@ -84,6 +85,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None) -> Prepared:
             replace_nodes=federation.replace_nodes,
             say=partial(say_early, progress=config.progress),
             evaluate=federation.evaluate_clients,
+            evaluated=evaluated_rounds(config.eval.every, federation.num_rounds),
             seed=config.seed,
             private=config.privacy.unit != "none",
             client_privacy=client_privacy(config.privacy, server_plan, seed=config.seed),

@@ -14,6 +14,11 @@ def draw_cohort(clients: Sequence[str], size: int, *, seed: int, round_number: i
     return tuple(ordered[i] for i in sorted(chosen))
 
 
+def evaluated_rounds(every: int, num_rounds: int) -> frozenset[int]:
+    """Return the rounds after which a run is evaluated: each ``every``-th from the start on, and the last."""
+    return frozenset({*range(0, num_rounds, every), num_rounds})
+
+
 def dispatch_order(cohort: Sequence[str], num_examples: dict[str, int]) -> tuple[str, ...]:
     """Return a cohort in the order in which it is sent and summed: most examples first, then by name."""
     return tuple(sorted(cohort, key=lambda client: (-num_examples.get(client, 0), client)))

@@ -97,6 +97,7 @@ class TrainConfig:
     momentum: float
     batch_size: int
     eval_batch_size: int
+    eval_tokens: int
     local_epochs: int
     local_steps: int | None
     max_length: int
@@ -107,6 +108,14 @@ class TrainConfig:
     autocast: str | None
     bucket: int
     prox_mu: float
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvalConfig:
+    """How often a run is measured, and on how much."""
+
+    every: int
+    max_examples: int | None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -221,6 +230,7 @@ class Config:
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
+    eval: EvalConfig
     privacy: PrivacyConfig
     federation: FederationConfig
     faults: FaultConfig

@@ -43,6 +43,7 @@ from fedsb.report.records import RunFolder
 from fedsb.report.report import write_report
 from fedsb.report.summary import build_summary
 from fedsb.resuming import check_nodes_agree, fingerprint, resumed, sealed
+from fedsb.schedule import evaluated_rounds
 from fedsb.schema import Config
 from fedsb.state import State, sha256, unpack
 from strategies.memory import remember
@@ -160,14 +161,18 @@ def recorder(prepared: Prepared, folder: RunFolder, progress: Progress) -> Recor
 
 
 def evaluator(prepared: Prepared) -> Any:
-    """Return Flower's ``evaluate_fn``: the server's test split under the current state."""
-    task, features = task_of(prepared.config), test_features(prepared.config)
+    """Return Flower's ``evaluate_fn``: the server's test split under the current state, in rounds that are to be evaluated."""
+    config = prepared.config
+    task, features = task_of(config), test_features(config)
+    due = evaluated_rounds(config.eval.every, config.federation.num_rounds)
 
-    def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+    def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        if server_round not in due:
+            return None
         adapted = prepared.adapted
         adapted.install(unpack(decode_arrays(arrays), adapted.layout), prepared.strategy.frozen.view())
         with every_core():
-            return MetricRecord(evaluate(adapted, task, features, train=prepared.config.train))  # type: ignore[arg-type]
+            return MetricRecord(evaluate(adapted, task, features, train=config.train))  # type: ignore[arg-type]
 
     return evaluate_fn
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 Batch = Mapping[str, Tensor]
 IGNORED = -100
+PIECE = 2**22  # outputs that are widened at a time
 
 
 class Task(Protocol):
@@ -49,7 +50,7 @@ class Task(Protocol):
         """Return what the metrics need, one row an example, on the CPU."""
 
     def metrics(self, records: Tensor, targets: Tensor | None) -> dict[str, float]:
-        """Return the metrics over all examples."""
+        """Return the metrics over all examples, the loss first: the mean over examples, or over tokens."""
 
 
 class _Labelled:
@@ -101,13 +102,14 @@ class Classification(_Labelled):
         return F.cross_entropy(outputs.float(), batch["targets"], reduction="none")
 
     def metrics(self, records: Tensor, targets: Tensor | None) -> dict[str, float]:
-        """Return accuracy, macro-F1 and Matthews' correlation coefficient."""
+        """Return the cross-entropy, accuracy, macro-F1 and Matthews' correlation coefficient."""
         # A second to import, and most processes of a federation only train.
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
         assert targets is not None
         guess, truth = records.argmax(-1).numpy(), targets.numpy()
         return {
+            "loss": float(F.cross_entropy(records.double(), targets)),
             "accuracy": float(accuracy_score(truth, guess)),
             "macro_f1": float(f1_score(truth, guess, average="macro", zero_division=0.0)),
             "matthews": float(matthews_corrcoef(truth, guess)) if len(set(truth.tolist()) | set(guess.tolist())) > 1 else 0.0,
@@ -139,11 +141,13 @@ class Regression(_Labelled):
         return torch.where(targets.isnan(), 0.0, errors).square()
 
     def metrics(self, records: Tensor, targets: Tensor | None) -> dict[str, float]:
-        """Return the mean squared error and both correlations."""
+        """Return the mean squared error, which is the loss too, and both correlations."""
         assert targets is not None
         guess, truth = records.squeeze(-1).double(), targets.double()
+        mse = float(F.mse_loss(guess, truth))
         return {
-            "mse": float(F.mse_loss(guess, truth)),
+            "loss": mse,
+            "mse": mse,
             "pearson": _correlation(guess, truth),
             "spearman": _correlation(_ranks(guess), _ranks(truth)),
         }
@@ -174,26 +178,33 @@ class CausalLM:
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the mean negative log-likelihood in nats a predicted token; padding does not count. 0 where nothing is predicted."""
         tokens = self._next_tokens(batch)
-        total = F.cross_entropy(outputs[:, :-1].flatten(0, 1).float(), tokens.flatten(), ignore_index=IGNORED, reduction="sum")
+        total = F.cross_entropy(outputs.flatten(0, 1).float(), tokens.flatten(), ignore_index=IGNORED, reduction="sum")
         return total / (tokens != IGNORED).sum().clamp(min=1)
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the mean negative log-likelihood a predicted token of each example: not of the batch, whose others it must not know."""
-        nll, count = self._sums(outputs, batch).unbind(-1)
-        return nll / count.clamp(min=1)
+        tokens = self._next_tokens(batch)
+        nll = F.cross_entropy(outputs.flatten(0, 1).float(), tokens.flatten(), ignore_index=IGNORED, reduction="none").view_as(tokens)
+        return nll.sum(-1) / (tokens != IGNORED).sum(-1).clamp(min=1)
 
     def terms(self, batch: Batch) -> int:
         """Return the number of predicted tokens."""
         return int((self._next_tokens(batch) != IGNORED).sum())
 
     def record(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return (summed negative log-likelihood, number of predicted tokens) of each example."""
-        return self._sums(outputs, batch).detach().double().cpu()
+        """Return (summed negative log-likelihood, number of predicted tokens) of each example.
 
-    def _sums(self, outputs: Tensor, batch: Batch) -> Tensor:
+        What is computed from the outputs is computed in pieces, none of which is large beside them.
+        """
         tokens = self._next_tokens(batch)
-        nll = F.cross_entropy(outputs[:, :-1].float().transpose(1, 2), tokens, ignore_index=IGNORED, reduction="none")
-        return torch.stack([nll.sum(-1), (tokens != IGNORED).sum(-1)], dim=-1)
+        rows, wanted = outputs.detach().flatten(0, 1), tokens.flatten()
+        step = max(1, PIECE // rows.shape[-1])
+        # In one place from the start: small results between the pieces would keep their memory from being used again.
+        nll = rows.new_empty(len(rows), dtype=torch.float32)
+        for i in range(0, len(rows), step):
+            piece = slice(i, i + step)
+            nll[piece] = F.cross_entropy(rows[piece].float(), wanted[piece], ignore_index=IGNORED, reduction="none")
+        return torch.stack([nll.view_as(tokens).double().sum(-1), (tokens != IGNORED).sum(-1).double()], dim=-1).cpu()
 
     def metrics(self, records: Tensor, targets: Tensor | None) -> dict[str, float]:
         """Return the loss and the perplexity over all predicted tokens, however they were batched."""
@@ -202,7 +213,9 @@ class CausalLM:
 
     @staticmethod
     def _next_tokens(batch: Batch) -> Tensor:
-        return batch["input_ids"][:, 1:].masked_fill(batch["attention_mask"][:, 1:] == 0, IGNORED)
+        """Return what follows at each place, (batch, tokens); nothing does at the last one and before padding."""
+        # Not the outputs are shifted, but these: without their last place outputs would be copied to be flattened.
+        return F.pad(batch["input_ids"][:, 1:].masked_fill(batch["attention_mask"][:, 1:] == 0, IGNORED), (0, 1), value=IGNORED)
 
 
 TASKS: dict[str, Task] = {"classification": Classification(), "regression": Regression(), "causal_lm": CausalLM()}

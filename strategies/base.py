@@ -161,7 +161,7 @@ class LowRankStrategy(Strategy):
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Return one evaluation message for each client of the cohort, where the configuration asks for it."""
-        if not self.participation.evaluate or self._round is None:
+        if self._round is None or not self.participation.evaluates(server_round):
             return []
         transport = self._connect(grid)
         asked = [client for client in self._round.order if client not in self._round.failed]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +42,7 @@ class Participation:
         wait: seconds to wait for the nodes of a real federation, before the first round and before each.
         replace_nodes: whether a later node takes the place of one that serves its client, and a client may bring other data.
         evaluate: whether clients evaluate on their held-out parts too.
+        evaluated: after which rounds they do; None: after each.
         seed: names the streams of the schedule.
         private: whether epsilon will be claimed for the run: its nodes must be all simulated or all real.
         overrides: of a resumed run, for nodes that don't see its folder; None where nobody knows them.
@@ -58,12 +59,17 @@ class Participation:
     wait: float = 0.0
     replace_nodes: bool = False
     evaluate: bool = False
+    evaluated: Collection[int] | None = None
     seed: int = 0
     client_privacy: ClientPrivacy | None = None
     private: bool = False
     overrides: str | None = None
     resumed: bool = False
     say: Callable[[str], None] = LOG.info
+
+    def evaluates(self, round_number: int) -> bool:
+        """Tell whether clients evaluate after a round."""
+        return self.evaluate and (self.evaluated is None or round_number in self.evaluated)
 
     def new_weighting(self) -> Weighting:
         """Return the weighting at the beginning of a run."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedsb.assembly import cut_texts, features_of
+from fedsb.assembly import test_features as features_of_test
 from fedsb.config import load
 from fedsb.data import Examples
 from fedsb.schema import Config
@@ -46,6 +47,17 @@ def test_a_language_model_loses_the_end_of_a_text_that_fills_it(texts: Path, tin
 def test_a_server_without_training_data_speaks_of_the_test_texts(texts: Path, tiny_bert: Path) -> None:
     config = configured(texts, tiny_bert, "data.path=null", "data.labels=[x,y]", "train.max_length=7")
     assert cut_texts(config) == "50% of the test texts are longer than train.max_length=7 tokens: their ends are cut off"
+
+
+def test_a_part_of_the_test_part_is_drawn_once_and_by_class(tiny_csv: Path, tiny_bert: Path) -> None:
+    files = ["data=files", f"data.path='{tiny_csv}'", "model=pretrained", f"model.name='{tiny_bert}'"]
+    whole = features_of_test(load(files))
+    some, again, other = (features_of_test(load([*files, "eval.max_examples=12", *more])) for more in ([], [], ["seed=1"]))
+    assert some == again != other
+    assert len(whole) > len(some) == 12
+    assert all(feature in whole for feature in some)
+    assert [sum(feature["target"] == label for feature in some) for label in range(3)] == [4, 4, 4]
+    assert features_of_test(load([*files, "eval.max_examples=100"])) == whole
 
 
 def test_the_models_own_limit_is_named(tmp_path: Path, tiny_bert: Path) -> None:

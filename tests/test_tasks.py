@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from clients import give_evidence
 from fedsb.adapters.starts import Sketch
@@ -127,10 +129,49 @@ def made(request: pytest.FixtureRequest) -> Made:
 
 def test_the_size_of_a_batch_does_not_change_an_evaluation(made: Made) -> None:
     kind, adapted, features = made
-    whole, small = (evaluate(adapted, TASKS[kind], features, train=load([f"train.eval_batch_size={size}"]).train) for size in (64, 2))
-    assert whole == pytest.approx(small, rel=1e-5)
+    sizes = ("train.eval_batch_size=64", "train.eval_batch_size=2", "train.eval_tokens=1", "train.eval_tokens=20")
+    whole, *small = (evaluate(adapted, TASKS[kind], features, train=load([size]).train) for size in sizes)
+    assert all(whole == pytest.approx(other, rel=1e-5) for other in small)
     if kind == "causal_lm":
         assert whole["perplexity"] == pytest.approx(float(np.exp(whole["loss"])), rel=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many values the tensors hold that come into being, largest first, each memory once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, Tensor):
+                place = tensor.untyped_storage().data_ptr()
+                self.sizes[place] = max(self.sizes.get(place, 0), tensor.numel())
+        return found
+
+
+def test_beside_the_outputs_of_a_language_model_nothing_is_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One cross-entropy, in pieces: no second tensor of the size of the outputs, nor of a tenth of it."""
+    monkeypatch.setattr("fedsb.tasks.PIECE", 4096)
+    logits, batch = padded([40, 31, 40, 7], seed=1, vocabulary=1024)
+    whole = LANGUAGE.record(logits, batch)
+    with torch.inference_mode(), Largest() as largest:
+        assert torch.equal(LANGUAGE.record(logits, batch), whole)
+    largest.sizes.pop(logits.untyped_storage().data_ptr(), None)
+    assert 0 < max(largest.sizes.values()) <= 4096
+    assert whole[:, 0].tolist() == pytest.approx([sum(row) for row in slow_nll(logits, batch)], rel=1e-5)
+
+
+def test_the_gradient_of_a_language_model_needs_no_copy_of_its_outputs() -> None:
+    """The log-probabilities, their gradient and that of the outputs: forward and backward make no fourth tensor of that size."""
+    logits, batch = padded([40, 31, 40, 7], seed=1, vocabulary=64)
+    logits.requires_grad_()
+    with Largest() as largest:
+        LANGUAGE.loss(logits, batch).backward()
+    largest.sizes.pop(logits.untyped_storage().data_ptr(), None)
+    assert sum(size > logits.numel() / 2 for size in largest.sizes.values()) <= 3
 
 
 def test_the_size_of_a_micro_batch_does_not_change_the_evidence(made: Made) -> None:

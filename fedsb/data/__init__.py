@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fedsb.data.batches import Feature, limit_of, made_row, order, pad, pad_id, tokenise, whole_ids
+from fedsb.data.batches import Feature, limit_of, made_row, order, packed, pad, pad_id, tokenise, whole_ids
 from fedsb.data.examples import Examples, Targets, find_labels, natural_order, read_examples
 from fedsb.data.partition import PARTITIONERS, partition
 from fedsb.data.private_rows import PrivateRows, count_rows, read_private_rows
 from fedsb.data.sources import SOURCES, Raw, read_path, read_raw
-from fedsb.data.splits import Corpus, hold_out, load_corpus, load_site, load_test
+from fedsb.data.splits import Corpus, hold_out, load_corpus, load_site, load_test, thin
 
 __all__ = [
     "PARTITIONERS",
@@ -28,6 +28,7 @@ __all__ = [
     "made_row",
     "natural_order",
     "order",
+    "packed",
     "pad",
     "pad_id",
     "partition",
@@ -35,6 +36,7 @@ __all__ = [
     "read_path",
     "read_private_rows",
     "read_raw",
+    "thin",
     "tokenise",
     "whole_ids",
 ]

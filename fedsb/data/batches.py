@@ -40,6 +40,22 @@ def order(lengths: Sequence[int], batch_size: int, *, bucket: int, generator: np
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
+def packed(lengths: Sequence[int], *, most: int, tokens: int) -> list[list[int]]:
+    """Cut examples, the shortest first, into batches to be padded; every index stands in exactly one of them.
+
+    Args:
+        lengths: tokens of each example.
+        most: examples a batch.
+        tokens: tokens a batch, padding included; an example that is longer has a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if not batches or len(batches[-1]) == most or (len(batches[-1]) + 1) * lengths[i] > tokens:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
 def tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, *, ends: bool = False) -> list[Feature]:
     """Turn examples into token ids, cut to ``max_length`` and not padded.
 

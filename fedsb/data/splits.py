@@ -49,7 +49,7 @@ def load_corpus(cfg: DataConfig, seed: int, owner_column: str | None = None) -> 
     _check(cfg)
     raw = read_raw(cfg, owner_column)
     labels = find_labels(raw.train, cfg)
-    train = _thin(read_examples(raw.train, cfg, labels, owner_column), cfg.max_examples, seed)
+    train = thin(read_examples(raw.train, cfg, labels, owner_column), cfg.max_examples, numpy_generator(seed, "data.max_examples"))
     given = _given_test(raw, cfg, labels)
     train, test = (train, given) if given is not None else _split_off(train, cfg.test_fraction, seed, "test")
     train, public = _public(train, cfg, labels, seed)
@@ -153,10 +153,11 @@ def _check(cfg: DataConfig) -> None:
         )
 
 
-def _thin(train: Examples, most: int | None, seed: int) -> Examples:
-    if most is None or len(train) <= most:
-        return train
-    return train.take(draw(train, most / len(train), numpy_generator(seed, "data.max_examples"), take_one=True))
+def thin(examples: Examples, most: int | None, generator: np.random.Generator) -> Examples:
+    """Return at most ``most`` of the examples, in their order, drawn at random and by class; all of them where it is None."""
+    if most is None or len(examples) <= most:
+        return examples
+    return examples.take(draw(examples, most / len(examples), generator, take_one=True))
 
 
 def _given_test(raw: Raw, cfg: DataConfig, labels: tuple[str, ...]) -> Examples | None:

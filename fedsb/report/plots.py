@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedsb.report.labels import run_labels
 from fedsb.report.privacy import draw_noise, has_noise_figures, mark_level
 from fedsb.report.records import Run, read_run
-from fedsb.report.series import LOWER_IS_BETTER, PAYLOADS, cumulative, metric_names, primary_metric, totals, values
+from fedsb.report.series import LOWER_IS_BETTER, PAYLOADS, cumulative, curve, metric_names, primary_metric, totals
 from fedsb.report.table import human_bytes
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _quality(run: Run) -> Figure | None:
     rounds = [record.round for record in run.records]
     for ax, group in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, colour, marker in zip(group, COLOURS * len(group), MARKERS * len(group), strict=False):
-            ax.plot(rounds, values(run.records, name), marker=marker, color=colour, label=name)
+            ax.plot(*curve(run.records, name, rounds), marker=marker, color=colour, label=name)
         if group == ["loss"]:
             losses = [math.nan if record.train_loss is None else record.train_loss for record in run.records]
             if not all(map(math.isnan, losses)):
@@ -176,7 +176,7 @@ def _efficiency(run: Run) -> Figure | None:
     series = {label: cumulative(run.records, *keys) for label, keys in kinds.items()}
     everything = [count for counts in series.values() for count in counts]
     for (label, counts), colour, marker in zip(series.items(), COLOURS, MARKERS, strict=False):
-        ax.plot(_drawable(counts, everything), values(run.records, metric), marker=marker, color=colour, label=label)
+        ax.plot(*curve(run.records, metric, _drawable(counts, everything)), marker=marker, color=colour, label=label)
     _dress(ax, f"{metric} against bytes", "payload so far, summed over clients", metric)
     _bytes_axis(ax, "x", everything)
     ax.legend(frameon=False)
@@ -231,7 +231,7 @@ def _shared_metric(runs: Sequence[Run]) -> str | None:
 def _compare_quality(ax: Axes, runs: list[Run], labels: list[str]) -> None:
     metric = _shared_metric(runs) or "quality"
     for i, (run, label) in enumerate(zip(runs, labels, strict=True)):
-        ax.plot([record.round for record in run.records], values(run.records, metric), label=label, **_style(runs, i))
+        ax.plot(*curve(run.records, metric, [record.round for record in run.records]), label=label, **_style(runs, i))
     _dress(ax, f"{metric} over rounds", "round", metric)
     _rounds_axis(ax)
 
@@ -241,7 +241,7 @@ def _compare_efficiency(ax: Axes, runs: list[Run], labels: list[str]) -> None:
     series = [cumulative(run.records, *PAYLOADS) for run in runs]
     everything = [count for counts in series for count in counts]
     for i, (run, counts) in enumerate(zip(runs, series, strict=True)):
-        ax.plot(_drawable(counts, everything), values(run.records, metric), **_style(runs, i))
+        ax.plot(*curve(run.records, metric, _drawable(counts, everything)), **_style(runs, i))
     _dress(ax, f"{metric} against bytes, one-off included", "payload so far, summed over clients", metric)
     _bytes_axis(ax, "x", everything)
 

@@ -30,6 +30,7 @@ SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rounds", ("federation.num_rounds",)),
     ("weights", ("federation.weighting",)),
     ("local training", ("train.optimizer", "train.lr", "train.local_epochs", "train.local_steps", "train.batch_size")),
+    ("evaluation", ("eval.every", "eval.max_examples")),
     ("server optimiser", ("federation.server_optimizer.name",)),
     ("privacy", ("privacy.unit", "privacy.epsilon", "privacy.noise_multiplier", "privacy.max_epsilon")),
     ("clipping", ("privacy.clipping", "privacy.max_grad_norm")),

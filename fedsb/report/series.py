@@ -28,9 +28,10 @@ def final_metrics(records: Sequence[RoundRecord]) -> dict[str, float]:
     return next((dict(record.metrics) for record in reversed(records) if record.metrics), {})
 
 
-def values(records: Sequence[RoundRecord], metric: str) -> list[float]:
-    """Return a metric a record, NaN where it was not measured."""
-    return [record.metrics.get(metric, math.nan) for record in records]
+def curve(records: Sequence[RoundRecord], metric: str, along: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return a metric and what it is drawn along, which has a value a record, at the rounds that measured it."""
+    measured = [(x, record.metrics[metric]) for x, record in zip(along, records, strict=True) if metric in record.metrics]
+    return [x for x, _ in measured], [y for _, y in measured]
 
 
 def totals(records: Sequence[RoundRecord]) -> dict[str, int]:

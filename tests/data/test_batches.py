@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from fedsb.data import Examples, made_row, order, pad, tokenise, whole_ids
+from fedsb.data import Examples, made_row, order, packed, pad, tokenise, whole_ids
 from fedsb.tasks import TASKS
 from tests.conftest import decoder_tokenizer, encoder_tokenizer
 
@@ -52,6 +52,18 @@ def test_an_epoch_holds_every_index_once_in_full_batches(lengths, batch_size, bu
     assert len(batches) == -(-len(lengths) // batch_size)
     assert sum(len(batch) < batch_size for batch in batches) <= 1
     assert batches == order(lengths, batch_size, bucket=bucket, generator=np.random.default_rng(seed))
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 7), st.integers(1, 120))
+def test_an_evaluation_reads_every_index_once_within_both_budgets(lengths, most, tokens):
+    batches = packed(lengths, most=most, tokens=tokens)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch, after in zip(batches, [*batches[1:], []], strict=False):
+        longest = max(lengths[i] for i in batch)
+        assert len(batch) == 1 or (len(batch) <= most and len(batch) * longest <= tokens)
+        # Neither is another batch begun before one of the budgets is spent.
+        assert not after or len(batch) == most or (len(batch) + 1) * lengths[after[0]] > tokens
+    assert [lengths[i] for batch in batches for i in batch] == sorted(lengths)
 
 
 def test_buckets_save_padding_and_epochs_differ():

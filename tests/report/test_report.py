@@ -15,6 +15,7 @@ from fedsb.report.labels import run_labels
 from fedsb.report.plots import compare, plot_run
 from fedsb.report.records import RoundRecord, read_run
 from fedsb.report.report import report_text, write_comparison, write_report, write_reports
+from fedsb.report.series import curve
 from tests.report.made import Maker, make_records, make_summary
 
 SECTIONS = ["What ran", "Rounds", "Clients", "Communication", "Exactness", "Privacy", "Failures", "Versions"]
@@ -48,6 +49,16 @@ def test_a_plot_without_data_is_left_out(make_run: Maker) -> None:
     records = [RoundRecord(number, metrics={"loss": 1.0 / (number + 1)}) for number in range(3)]
     assert [path.name for path in plot_run(make_run(records=records))] == ["quality.png"]
     assert plot_run(make_run("bare", records=[RoundRecord(0)])) == []
+
+
+def test_rounds_without_an_evaluation_leave_dashes_and_no_gaps(make_run: Maker) -> None:
+    """A line is drawn from one evaluation to the next: a NaN between them would break it to pieces."""
+    records = [replace(record, metrics=record.metrics if record.round in (0, 3, 4) else {}) for record in make_records(rounds=4)]
+    assert curve(records, "loss", [record.round for record in records]) == ([0, 3, 4], [1.61, 1.2 / 4, 1.2 / 5])
+    run = make_run(records=records)
+    assert [path.name for path in plot_run(run)] == ["quality.png", "bytes.png", "quality_against_bytes.png", "exactness.png"]
+    shown = table_after("Rounds", write_report(run).read_text())
+    assert [row[shown[0].index("accuracy")] for row in shown[1:]] == ["0.214", "–", "–", "0.923", "0.931"]
 
 
 def test_the_report_has_every_section_and_shows_its_plots(make_run: Maker) -> None:

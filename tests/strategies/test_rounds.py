@@ -27,6 +27,7 @@ from fedsb.cost import method_cost
 from fedsb.errors import RunError
 from fedsb.frozen import ROOT
 from fedsb.messages import decode_instruction, encode_missing
+from fedsb.report.series import final_metrics
 from fedsb.state import HEAD, Name, State
 from strategies import STRATEGIES
 from strategies.rounds import RoundState
@@ -599,6 +600,17 @@ def test_a_bfloat16_wire_halves_the_bytes_and_tells_its_gap(options: Options, pl
         gap = float(torch.stack([t.norm() for t in missed]).norm() / torch.stack([t.norm() for t in moved]).norm())
         assert gap > 1e-4  # a bfloat16 has 8 significant bits
         assert gap * (1 - 2**-7) <= coarse.records[number].exactness_gap <= 3 * gap + 2**-6
+
+
+def test_a_run_is_evaluated_at_its_start_every_so_often_and_at_its_end(options: Options) -> None:
+    more = ["federation.num_rounds=5", "federation.evaluate_clients=true", "data.client_test_fraction=0.3", "train.local_steps=1"]
+    rare, always = (federate(options("tiny_bert", "fedavg_lora", *more, f"eval.every={every}")) for every in (2, 1))
+    assert rare.sha256 == always.sha256
+    for record, each in zip(rare.records, always.records, strict=True):
+        due = record.round in (0, 2, 4, 5)
+        assert record.metrics == (each.metrics if due else {})
+        assert record.client_metrics == (each.client_metrics if due else {})
+    assert final_metrics(rare.records) == always.records[5].metrics
 
 
 @pytest.mark.parametrize("method", METHODS)
