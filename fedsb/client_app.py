@@ -19,7 +19,7 @@ from clients import draw_evidence, evaluate_round, give_evidence, train_round
 from clients.faults import Faults, drawn, suffer
 from fedsb.adapters.starts import Sketch
 from fedsb.assembly import num_examples
-from fedsb.client_job import Job, coded, config_in, data_path_of, is_real
+from fedsb.client_job import Job, as_told, coded, config_in, data_path_of, is_real
 from fedsb.errors import UserError
 from fedsb.memory import keep_large_blocks
 from fedsb.messages import encode_reply
@@ -39,7 +39,8 @@ Handler = Callable[[Message, Context], Message]
 def _codes_only(handler: Handler) -> Handler:
     @wraps(handler)
     def guarded(message: Message, context: Context) -> Message:
-        return coded(message, context, lambda: handler(message, context))
+        informed = as_told(message, context)
+        return coded(message, informed, lambda: handler(message, informed))
 
     return guarded
 

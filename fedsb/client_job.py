@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from copy import copy
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from socket import gethostname
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedsb.arrays import quantise
 from fedsb.assembly import anchored, client_features, home, model_of, peopled, run_folder, task_of, use_threads
@@ -39,7 +39,7 @@ def config_of(overrides: str, *, real: bool = False) -> Config:
     """Return the configuration that a message's run has, composed once.
 
     Raises:
-        UserError: the folder of a resumed run is not there, and the client is simulated.
+        UserError: the folder of a resumed run is not there.
     """
     given = split_overrides(overrides)
     config = anchored(load(given), launch_folder())
@@ -49,10 +49,8 @@ def config_of(overrides: str, *, real: bool = False) -> Config:
         raise UserError("federation.partition.kind=natural is for simulations; name the clients: federation.names=[…]")
     if config.resume is None or Path(config.resume).is_dir():
         return resumed(config, given)
-    if not real:
-        # Nobody has held the overrides alone against the run: what they leave out would be a default.
-        raise UserError(f"resume={config.resume}: that folder is not there on {gethostname()}; share it with every machine of the run")
-    return replace(config, resume=None)
+    # What the overrides alone leave out would be a default: a real node is told those that the run was begun with.
+    raise UserError(f"resume={config.resume}: that folder is not there on {gethostname()}; share it with every machine of the run")
 
 
 def config_in(context: Context) -> Config:
@@ -62,6 +60,16 @@ def config_in(context: Context) -> Config:
         UserError: see :func:`config_of`.
     """
     return config_of(str(context.run_config["overrides"]), real=is_real(context))
+
+
+def as_told(message: Message, context: Context) -> Context:
+    """Return the context with the overrides that come with a message of a resumed run: a real node does not see that run's folder."""
+    told = (message.content.config_records.get("config") or ConfigRecord()).get("overrides")
+    if told is None or not is_real(context):
+        return context
+    changed = copy(context)
+    changed.run_config = {**context.run_config, "overrides": str(told)}
+    return changed
 
 
 def is_real(context: Context) -> bool:

@@ -35,6 +35,7 @@ class Instruction:
         flats: the packed state as received, by group.
         digest: digest of the state's layout on the sender's side.
         bundle: frozen deltas that the client is thought to lack.
+        overrides: of a resumed run, for a real node, which does not see its folder; read by :func:`fedsb.client_job.as_told`.
     """
 
     client: str
@@ -45,6 +46,7 @@ class Instruction:
     flats: Mapping[str, Tensor] = field(default_factory=dict)
     digest: int = 0
     bundle: Bundle | None = None
+    overrides: str | None = None
 
     def state(self, layout: Layout) -> State:
         """Unpack the state.
@@ -137,6 +139,7 @@ def encode_instruction(instruction: Instruction, cargo: Cargo) -> RecordDict:
         "labels": json.dumps(instruction.labels),
         "layout": instruction.digest,
         **cargo.config,
+        **({} if instruction.overrides is None else {"overrides": instruction.overrides}),
     }
     return RecordDict({"arrays": cargo.arrays, "config": ConfigRecord(config)})  # type: ignore[arg-type]
 

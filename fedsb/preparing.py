@@ -49,8 +49,13 @@ class Prepared:
         return list(self.plans.values()) if self.server_plan is None else [self.server_plan]
 
 
-def prepare(config: Config, snapshot: Snapshot | None = None) -> Prepared:
+def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None = None) -> Prepared:
     """Load data and model, check that they fit, and build the strategy, to go on after ``snapshot``; writes nothing.
+
+    Args:
+        config: the whole configuration.
+        snapshot: what to go on after.
+        told: the overrides that real nodes must be told; None where they see them, or nobody knows them.
 
     Raises:
         UserError: they do not fit.
@@ -83,6 +88,8 @@ def prepare(config: Config, snapshot: Snapshot | None = None) -> Prepared:
             min_replies=federation.min_replies,
             wait=federation.wait,
             replace_nodes=federation.replace_nodes,
+            overrides=told,
+            resumed=config.resume is not None,
             say=partial(say_early, progress=config.progress),
             evaluate=federation.evaluate_clients,
             evaluated=evaluated_rounds(config.eval.every, federation.num_rounds),

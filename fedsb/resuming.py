@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from fedsb.schema import Config, RuntimeConfig
 FREE = (
     "resume", "output", "keep_checkpoints", "progress", "cost", "runtime.kind", "runtime.workers", "runtime.cpus", "runtime.gpus",
     "runtime.address", "runtime.max_retries", "runtime.client_timeout",
+    "federation.min_replies", "federation.replace_nodes", "federation.wait", "federation.timeout",
 )  # fmt: skip
-SEAL = "# fingerprint "
+PATHS = ("data.path", "data.test_path", "data.public_path", "model.name", "model.tokenizer")  # absolute where the run was begun
+SEAL, BEGUN = "# fingerprint ", "# begun with "
 
 
 def resumed(config: Config, overrides: Sequence[str]) -> Config:
@@ -54,26 +56,54 @@ def resumed(config: Config, overrides: Sequence[str]) -> Config:
         shown = ", ".join(f"{key}={differ[key][0]} (that run: {differ[key][1]})" for key in sorted(said or differ)[:3])
         raise UserError(f"resume={folder}: {shown}; leave out what differs, or begin another run")
     own = {key: getattr(config, key) for key in ("keep_checkpoints", "progress") if _leaves({key}, config) & chosen}
-    return replace(stored, resume=str(folder), output=str(folder), runtime=_runtime(config, stored, named), **own)
+    patience = {key: getattr(config.federation, key) for key in _named("federation", named) if _is_free(f"federation.{key}")}
+    federation = replace(stored.federation, **patience)
+    return replace(stored, resume=str(folder), output=str(folder), runtime=_runtime(config, stored, named), federation=federation, **own)
 
 
 def _runtime(config: Config, stored: Config, named: Set[str]) -> RuntimeConfig:
     """Return where a run goes on: where it was, or where the overrides say; with its own threads and stack."""
     moved = "runtime" in named and config.runtime.kind != stored.runtime.kind
-    leaves = [key for group, _, key in (name.partition(".") for name in named) if group == "runtime" and key]
+    leaves = _named("runtime", named)
     base = replace(config.runtime, threads=stored.runtime.threads, stack=stored.runtime.stack) if moved else stored.runtime
     return replace(base, **{key: getattr(config.runtime, key) for key in leaves})
 
 
-def check_nodes_agree(config: Config, given: Config, *, real: bool) -> None:
-    """Hold that real nodes, which see the overrides and not the run's folder, will train as that run did.
+def _named(group: str, named: Set[str]) -> list[str]:
+    """Return the keys of a group that are named one by one."""
+    return [key for above, _, key in (name.partition(".") for name in named) if above == group and key]
 
-    Raises:
-        UserError: the overrides alone say something else.
+
+def for_nodes(config: Config, overrides: Sequence[str], compose: Callable[[list[str]], Config]) -> list[str] | None:
+    """Return the overrides that make a real node, which does not see the folder of a resumed run, train as that run did.
+
+    Args:
+        config: of the run.
+        overrides: as given beside ``resume``.
+        compose: makes a configuration of overrides.
+
+    Returns:
+        Those that the run was begun with, or the given ones; None where neither make the run's configuration: nobody must train with
+        defaults for want of them.
     """
-    if real and (differ := differences(given, config)):
-        missing = ", ".join(f"{key}={other}" for key, (_, other) in list(differ.items())[:5])
-        raise UserError(f"resume={config.resume} on real nodes, which don't see that folder: give the run's own overrides too ({missing})")
+    own = [override for override in overrides if not _is_free(override.split("=")[0].lstrip("+~"))]
+    begun = _begun_with(Path(config.resume or "") / "config.yaml")
+    return next((each for each in (begun, own) if each is not None and _makes(each, config, compose)), None)
+
+
+def _makes(overrides: list[str], config: Config, compose: Callable[[list[str]], Config]) -> bool:
+    """Tell whether nodes train as ``config`` says with these overrides; where relative paths begin is each node's own matter."""
+    try:
+        differ = differences(compose(overrides), config)
+    except UserError:
+        return False
+    return all(key in PATHS and str(there).endswith(f"/{here}") for key, (here, there) in differ.items())
+
+
+def _begun_with(path: Path) -> list[str] | None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found: list[str] | None = next((json.loads(line.removeprefix(BEGUN)) for line in lines[1:2] if line.startswith(BEGUN)), None)
+    return found
 
 
 def differences(config: Config, other: Config, *, only: set[str] | None = None) -> dict[str, tuple[Any, Any]]:
@@ -89,9 +119,10 @@ def fingerprint(config: Config) -> str:
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def sealed(config: Config) -> str:
-    """Return the YAML of a configuration below a line with its fingerprint."""
-    return f"{SEAL}{fingerprint(config)}: a run goes on only with what stands below\n{as_yaml(config)}"
+def sealed(config: Config, overrides: Sequence[str] | None = None) -> str:
+    """Return the YAML of a configuration below a line with its fingerprint, and one with what it was composed from, if that is known."""
+    begun = "" if overrides is None else f"{BEGUN}{json.dumps([each for each in overrides if not each.startswith('output=')])}\n"
+    return f"{SEAL}{fingerprint(config)}: a run goes on only with what stands below\n{begun}{as_yaml(config)}"
 
 
 def unsealed(path: Path) -> Config:

@@ -8,8 +8,10 @@ from fedsb.runtime.fab import launch_folder, prefer_submitted_code
 prefer_submitted_code()
 
 import logging
+import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ from fedsb.report.progress import Progress
 from fedsb.report.records import RunFolder
 from fedsb.report.report import write_report
 from fedsb.report.summary import build_summary
-from fedsb.resuming import check_nodes_agree, fingerprint, resumed, sealed
+from fedsb.resuming import fingerprint, for_nodes, resumed, sealed
 from fedsb.schedule import evaluated_rounds
 from fedsb.schema import Config
 from fedsb.state import State, sha256, unpack
@@ -57,9 +59,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run configuration describes; the run fails where the federation does."""
     try:
         overrides = split_overrides(str(context.run_config["overrides"]))
-        given = peopled(anchored(load(overrides), launch_folder()))
-        config = resumed(given, overrides)
-        serve(config, grid, run_folder(config, str(context.run_id)), given=given)
+        config = resumed(composed(overrides), overrides)
+        serve(config, grid, run_folder(config, str(context.run_id)), overrides=overrides)
     except (UserError, RunError) as error:
         # Flower logs what it is raised with its traceback; a user's mistake is one line.
         print(f"error: {error}", flush=True)
@@ -67,14 +68,19 @@ def main(grid: Grid, context: Context) -> None:
         raise
 
 
-def serve(config: Config, grid: Grid, output: Path, *, given: Config | None = None) -> dict[str, Any]:
+def composed(overrides: Sequence[str]) -> Config:
+    """Return the configuration that overrides make here, with its paths and clients."""
+    return peopled(anchored(load(overrides), launch_folder()))
+
+
+def serve(config: Config, grid: Grid, output: Path, *, overrides: Sequence[str] | None = None) -> dict[str, Any]:
     """Run a federation over any grid and leave its outputs in a folder; one that ``config.resume`` names goes on.
 
     Args:
         config: the whole configuration.
         grid: Flower's, or one of :mod:`fedsb.runtime`.
         output: folder of the run.
-        given: of a resumed run, what the overrides alone say, which is all that real nodes see.
+        overrides: what the configuration was composed from; a run without them can't be resumed on real nodes.
 
     Returns:
         The summary.
@@ -87,15 +93,15 @@ def serve(config: Config, grid: Grid, output: Path, *, given: Config | None = No
     if config.resume is None:
         prepared = planned(prepare(config), grid)
         folder = RunFolder(output)
-        folder.write_config(sealed(config))
+        folder.write_config(sealed(config, overrides))
         with folder.held():
             return _run(prepared, grid, folder)
     folder = RunFolder(output, resumed=True)
     with folder.held():
         check_ledgers(config, folder.path)
         snapshot = last_snapshot(config, folder)
-        prepared = planned(prepare(config, snapshot), grid)
-        check_nodes_agree(config, given or config, real=prepared.strategy.connect(grid).real)
+        told = for_nodes(config, overrides or [], composed)
+        prepared = planned(prepare(config, snapshot, None if told is None else shlex.join(told)), grid)
         return _run(prepared, grid, folder, snapshot)
 
 

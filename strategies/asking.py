@@ -43,11 +43,11 @@ class Questions:
     Args:
         labels: class names, which nodes need to read their data.
         timeout: seconds to wait for a node's answer.
-        overrides: of the run that is resumed, for nodes that don't see its folder; empty for another run.
+        overrides: of the run that is resumed, for nodes that don't see its folder; None for another run.
     """
 
-    def __init__(self, labels: Sequence[str], timeout: float, overrides: str = "") -> None:
-        self._told = {"labels": json.dumps(tuple(labels))} | ({"overrides": overrides} if overrides else {})
+    def __init__(self, labels: Sequence[str], timeout: float, overrides: str | None = None) -> None:
+        self._told = {"labels": json.dumps(tuple(labels))} | ({} if overrides is None else {"overrides": overrides})
         self._timeout = min(timeout, DESCRIBE_S)
         self._pending: dict[str, tuple[int, float]] = {}  # node and deadline by message
         self._notices: dict[str, float] = {}  # deadline by message; the answers say nothing

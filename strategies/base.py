@@ -265,7 +265,7 @@ class LowRankStrategy(Strategy):
 
     def _connect(self, grid: Grid) -> Transport:
         if self._transport is None or self._transport.grid is not grid:
-            questions = Questions(self.labels, self._timeout, self.participation.overrides or "")
+            questions = Questions(self.labels, self._timeout, self.participation.overrides)
             roster = Roster(self.participation, questions, self.counts)
             self._transport = Transport(grid, roster, self.frozen, self.held)
         return self._transport

@@ -53,6 +53,11 @@ class Roster:
         self._strangers: dict[int, str] = {}  # nodes that name no client of this run
         self._order = {client: place for place, client in enumerate(self.clients)}
 
+    @property
+    def overrides(self) -> str | None:
+        """The overrides that nodes must be told with each message; None where they know them, or see the run's folder."""
+        return self._p.overrides if self._real else None
+
     def remarks(self) -> list[str]:
         """Return what has happened to the places since this was last asked; records must tell it."""
         found, self._places.remarks = self._places.remarks, []

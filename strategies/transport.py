@@ -76,8 +76,8 @@ class Transport:
 
     def requests(self, clients: Sequence[str], kind: str, instruction: Instruction, arrays: ArrayRecord, tally: Tally) -> list[Request]:
         """Return one request a client, based on the frozen log as it stands."""
-        head = self._frozen.head
-        return [Request(replace(instruction, client=client, frozen=head), kind, arrays, tally) for client in clients]
+        told = replace(instruction, frozen=self._frozen.head, overrides=self.roster.overrides)
+        return [Request(replace(told, client=client), kind, arrays, tally) for client in clients]
 
     def address(self, requests: Sequence[Request], failed: dict[str, str]) -> list[Message]:
         """Return the messages for the clients that are connected; note the others in ``failed``."""

@@ -28,15 +28,17 @@ from fedsb.cli import main
 from fedsb.client_stack import answer_together
 from fedsb.config import load
 from fedsb.errors import RunError, UserError
+from fedsb.privacy.codes import CODES
 from fedsb.privacy.randomness import simulated_streams
 from fedsb.report.records import RoundRecord, RunFolder, read_run
 from fedsb.report.report import write_report
-from fedsb.resuming import check_nodes_agree, resumed, sealed
+from fedsb.resuming import for_nodes, resumed, sealed
 from fedsb.rng import numpy_generator
 from fedsb.runtime.local import LocalGrid
 from fedsb.server_app import serve
 from fedsb.stack_size import stack_size
-from tests.strategies.private_runs import CLIENT, EXAMPLE, small
+from tests.strategies.federations import named
+from tests.strategies.private_runs import CLIENT, EXAMPLE, small, write_table
 
 RUNS = {
     "fed_sb": ("init.kind=gradient", "init.num_examples=8", "init.power_iterations=0"),
@@ -302,25 +304,69 @@ def test_the_same_overrides_beside_resume_are_welcome(stopped: Path, tiny_bert: 
     given = [*small(tiny_bert, tmp_path, "init.kind=weight_svd", "federation.num_rounds=3"), f"resume={stopped}"]
     config = resumed(load(given), given)
     assert config.federation.num_rounds == 3
-    check_nodes_agree(config, load(given), real=True)
-    alone = [f"resume={stopped}"]
-    check_nodes_agree(config, load(alone), real=False)
-    with pytest.raises(UserError, match=r"on real nodes, which don't see that folder: give the run's own overrides too \(.*rank=2"):
-        check_nodes_agree(config, load(alone), real=True)
+    # What is sent to nodes is the run's own overrides, or as many beside; never what would leave a default in their place.
+    assert for_nodes(config, given, load) == [each for each in given[:-1] if not each.startswith("federation.wait=")]
+    assert for_nodes(config, [f"resume={stopped}"], load) is None
+
+
+def test_how_long_and_for_how_many_to_wait_may_change(stopped: Path) -> None:
+    given = [f"resume={stopped}", "federation.min_replies=2", "federation.wait=7", "federation.replace_nodes=true"]
+    federation = resumed(load(given), given).federation
+    assert (federation.min_replies, federation.wait, federation.replace_nodes, federation.num_rounds) == (2, 7.0, True, 3)
+
+
+def on_nodes(folder: Path, tiny_bert: Path, tmp_path: Path, *given: str, life: int = 10**9, own: bool = True) -> dict[str, Any]:
+    """Run on two real nodes, which a resumed run finds no folder on."""
+    nodes = {}
+    for number, client in enumerate(("client-0", "client-1"), start=1):
+        if not (path := tmp_path / f"{client}.csv").exists():
+            write_table(path, 20)
+        nodes[number] = named(client, **{"data-path": str(path)})
+    overrides = list(given) or small(tiny_bert, tmp_path, *ON_NODES)
+    config = resumed(load(overrides), overrides)
+    seen = [override if not override.startswith("resume=") else f"resume={tmp_path / 'nowhere'}" for override in overrides]
+    grid = Mortal(client_app.app, {"overrides": join(seen)}, nodes)
+    grid.life = life
+    return serve(config, grid, folder, overrides=overrides if own else None)
+
+
+ON_NODES = ("method=fedex_lora", "federation.num_clients=2", "federation.num_rounds=3", "train.lr=0.01")
+
+
+def test_real_nodes_go_on_with_what_the_run_was_begun_with(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    whole = on_nodes(tmp_path / "whole", tiny_bert, tmp_path)
+    folder = tmp_path / "run"
+    with pytest.raises(Killed):
+        on_nodes(folder, tiny_bert, tmp_path, life=6)
+    again = on_nodes(folder, tiny_bert, tmp_path, f"resume={folder}")
+    assert again["factors_sha256"] == whole["factors_sha256"]
+    assert again["failures"] == 0
+
+
+def test_real_nodes_are_refused_where_nobody_knows_their_configuration(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "run"
+    with pytest.raises(Killed):
+        on_nodes(folder, tiny_bert, tmp_path, life=6, own=False)
+    with pytest.raises(UserError, match=r"^resume on real nodes, which don't see the run's folder: .*give its own overrides too$"):
+        on_nodes(folder, tiny_bert, tmp_path, f"resume={folder}")
+    assert on_nodes(folder, tiny_bert, tmp_path, *small(tiny_bert, tmp_path, *ON_NODES), f"resume={folder}")["failures"] == 0
 
 
 @pytest.mark.parametrize("given", [("resume=gone",), (*EXAMPLE, "resume=gone")], ids=["plain", "private"])
 def test_a_machine_without_the_folder_trains_with_no_other_configuration(given: tuple[str, ...], tiny_bert: Path, tmp_path: Path) -> None:
-    """Only real nodes go by the overrides: the server holds those against the run."""
     overrides = join(small(tiny_bert, tmp_path, *given))
-    nodes: dict[int, dict[str, Any]] = {1: {"partition-id": 0, "num-partitions": 1}, 2: {"client": "client-1"}}
+    nodes: dict[int, dict[str, Any]] = {1: {"partition-id": 0, "num-partitions": 1}, 2: {"client": "client-1", "data-path": str(tmp_path)}}
     asked = RecordDict({"config": ConfigRecord({"clients": '["client-0"]', "labels": '["film", "sport", "trade"]'})})
     grid = LocalGrid(client_app.app, {"overrides": overrides}, nodes)
     simulated, real = grid.send_and_receive([Message(asked, node, "query.describe") for node in nodes])
     assert re.search(
         rf"UserError: resume=.*gone: that folder is not there on {re.escape(gethostname())}; share it", str(simulated.error.reason)
     )
-    assert real.content.config_records["config"]["client"] == "client-1"
+    assert real.content.metric_records["metrics"]["code"] == CODES["refused"].number
 
 
 def test_a_run_that_dies_at_its_report_goes_on_to_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,7 +209,7 @@ def _run_job(given: Config, overrides: list[str], output: Path) -> int:
     folder = Path(config.resume or output)
     grid = grid_for(config, {"overrides": shlex.join(overrides), "output": str(folder)})
     try:
-        serve(config, grid, folder, given=given)
+        serve(config, grid, folder, overrides=overrides)
     except KeyboardInterrupt:
         if (folder / "checkpoints").is_dir():
             print(f"go on with: fedsb run {shlex.quote(f'resume={folder}')}", file=sys.stderr)
