@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from fedsb.data import (
     Corpus,
     Examples,
+    PrivateRows,
     hold_out,
     limit_of,
     load_corpus,
@@ -34,7 +35,7 @@ from fedsb.errors import UserError
 from fedsb.loading import load_tokenizer, resolve_device
 from fedsb.logs import speech
 from fedsb.models import AdaptedModel, cached_model
-from fedsb.private_site import at_site, private_count, private_features
+from fedsb.private_site import at_site, private_count, private_features, private_rows
 from fedsb.report.progress import PROGRESS, Progress
 from fedsb.rng import numpy_generator
 from fedsb.rules import check, client_names
@@ -140,6 +141,9 @@ def client_examples(config: Config, client: str, data_path: str | None, labels: 
     Raises:
         UserError: the client is not part of the simulation, or its data cannot be read.
     """
+    if _is_private_site(data_path, config):
+        rows = _private_rows(config, data_path, labels).examples
+        return rows, rows.take(())
     if data_path is not None:
         examples = _once("site", (config.data, data_path, labels), lambda: at_site(lambda: load_site(config.data, data_path, labels)))
     else:
@@ -156,9 +160,17 @@ def num_examples(config: Config, client: str, data_path: str | None, labels: tup
     Raises:
         UserError: see :func:`client_examples`.
     """
-    if data_path is None or config.privacy.unit != "example":
-        return len(client_examples(config, client, data_path, labels)[0])
-    return private_count(config.data, data_path)
+    if _is_private_site(data_path, config):
+        return private_count(config.data, data_path)
+    return len(client_examples(config, client, data_path, labels)[0])
+
+
+def _is_private_site(data_path: str | None, config: Config) -> TypeGuard[str]:
+    return data_path is not None and config.privacy.unit == "example"
+
+
+def _private_rows(config: Config, data_path: str, labels: tuple[str, ...]) -> PrivateRows:
+    return _once("private site", (config.data, data_path, labels), lambda: private_rows(config.data, data_path, labels, task_of(config)))
 
 
 def client_features(config: Config, client: str, data_path: str | None, labels: tuple[str, ...]) -> tuple[Features, Features]:
@@ -167,14 +179,11 @@ def client_features(config: Config, client: str, data_path: str | None, labels: 
     # As many clients as there are: together they hold the data once, and one that was dropped would be tokenised again each round.
     known: dict[tuple[str, str | None], tuple[Features, Features]] = _once("features", key, dict)
     if (client, data_path) not in known:
-        if data_path is not None and config.privacy.unit == "example":
-            task, most = task_of(config), config.train.max_length
-            features = private_features(
-                config.data, data_path, labels, task=task, max_length=most, tokenised=lambda examples: features_of(config, examples)
-            )
-            known[client, data_path] = features, []
+        train, held_out = client_examples(config, client, data_path, labels)
+        if _is_private_site(data_path, config):
+            rows = _private_rows(config, data_path, labels)
+            known[client, data_path] = private_features(rows, config.train.max_length, lambda e: features_of(config, e)), []
         else:
-            train, held_out = client_examples(config, client, data_path, labels)
             known[client, data_path] = features_of(config, train), features_of(config, held_out)
     return known[client, data_path]
 

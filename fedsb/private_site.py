@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from fedsb.data import Examples, count_rows, read_private_rows
+from fedsb.data import Examples, PrivateRows, count_rows, read_private_rows
 from fedsb.errors import UserError
 from fedsb.privacy.codes import key_of
 from fedsb.schema import DataConfig
@@ -38,25 +39,26 @@ def private_count(cfg: DataConfig, data_path: str) -> int:
     return at_site(lambda: count_rows(cfg, data_path))
 
 
-def private_features(
-    cfg: DataConfig, data_path: str, labels: tuple[str, ...], *, task: Task, max_length: int, tokenised: Callable[[Examples], Features]
-) -> Features:
-    """Return an example for each row; one that cannot be used is a single token without a loss.
-
-    Args:
-        cfg: names the columns.
-        data_path: the operator's own data.
-        labels: class names as the server sent them.
-        task: says what target has no loss.
-        max_length: tokens that are read of a text.
-        tokenised: puts tokens and targets of examples together.
+def private_rows(cfg: DataConfig, data_path: str, labels: tuple[str, ...], task: Task) -> PrivateRows:
+    """Return a private client's rows, each in its place.
 
     Raises:
         UserError: see :func:`fedsb.data.read_private_rows`.
     """
-    longest = max_length * MOST_CHARACTERS
-    rows = at_site(lambda: read_private_rows(cfg, data_path, labels, no_target=task.no_target, longest=longest))
-    features = tokenised(rows.examples)
+    return at_site(lambda: read_private_rows(cfg, data_path, labels, no_target=task.no_target))
+
+
+def private_features(rows: PrivateRows, max_length: int, tokenised: Callable[[Examples], Features]) -> Features:
+    """Return an example for each row; one that cannot be used is a single token without a loss.
+
+    Args:
+        rows: of the client.
+        max_length: tokens that are read of a text; a gigantic one is cut before it costs more than a long one.
+        tokenised: puts tokens and targets of examples together.
+    """
+    most, held = max_length * MOST_CHARACTERS, rows.examples
+    pairs = None if held.pairs is None else tuple(text[:most] for text in held.pairs)
+    features = tokenised(replace(held, texts=tuple(text[:most] for text in held.texts), pairs=pairs))
     for place in rows.unusable:
         features[place] = {key: value[:1] if isinstance(value, list) else value for key, value in features[place].items()}
     return features

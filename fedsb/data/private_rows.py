@@ -11,7 +11,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def count_rows(cfg: DataConfig, path: str | Path) -> int:
     return _counted(table, path)
 
 
-def read_private_rows(cfg: DataConfig, path: str | Path, labels: Sequence[str], *, no_target: float, longest: int) -> PrivateRows:
+def read_private_rows(cfg: DataConfig, path: str | Path, labels: Sequence[str], *, no_target: float) -> PrivateRows:
     """Read the training part of one client of a real federation.
 
     Args:
@@ -66,7 +65,6 @@ def read_private_rows(cfg: DataConfig, path: str | Path, labels: Sequence[str], 
         path: a file or folder of the client's own.
         labels: names of the classes of the run, in order.
         no_target: the task's target of an example without a loss.
-        longest: characters of a text that are kept: a gigantic one costs no more than a long one.
 
     Raises:
         UserError: no table, no rows, or a header without a column that the configuration names.
@@ -76,7 +74,7 @@ def read_private_rows(cfg: DataConfig, path: str | Path, labels: Sequence[str], 
     first, second = text_columns(cfg)
     label = None if cfg.task == "causal_lm" else label_column(cfg)
     _check_header(table, ("data.text", first), ("data.text", second), ("data.label", label))
-    readers: dict[str, Reader] = {name: partial(_text, longest) for name in (first, second) if name}
+    readers: dict[str, Reader] = {name: _text for name in (first, second) if name}
     if label:
         readers[label] = _TARGETS[cfg.task](label, table.features.get(label), labels)
     rows = [_row({name: table[name][i] for name in readers}, readers) for i in range(len(table))]
@@ -112,13 +110,12 @@ def _row(values: Mapping[str, Any], readers: Mapping[str, Reader]) -> dict[str, 
         return str(error)
 
 
-def _text(longest: int, value: Any) -> str:
+def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise _UnusableError("no text" if value is None else "a text that is none")
-    cut = value[:longest]
-    if not cut.strip() or is_torn(cut):
-        raise _UnusableError("an empty text" if not cut.strip() else "half of a character")
-    return cut
+    if not value.strip() or is_torn(value):
+        raise _UnusableError("an empty text" if not value.strip() else "half of a character")
+    return value
 
 
 def _class_of(column: str, feature: Any, labels: Sequence[str]) -> Reader:

@@ -53,7 +53,7 @@ def configured(tiny_bert: Path) -> Configure:
 
 def features(config: Config, path: Path) -> list[dict[str, Any]]:
     """Return a client's features as a process reads them that has read nothing yet."""
-    for kind in ("features", "site"):
+    for kind in ("features", "private site"):
         _MEMO.pop(kind, None)
     train, held_out = client_features(config, "a", str(path), LABELS)
     assert not held_out
@@ -163,7 +163,7 @@ def test_what_can_be_used_is_read_as_it_is_without_privacy(configured: Configure
     classes = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(LABELS))})
     datasets.Dataset.from_dict({"text": texts, "label": labels}, features=classes).save_to_disk(tmp_path / "saved")
     for name in ("a.csv", "a.jsonl", "a.parquet", "saved"):
-        found = read_private_rows(cfg, tmp_path / name, LABELS, no_target=IGNORED, longest=1000)
+        found = read_private_rows(cfg, tmp_path / name, LABELS, no_target=IGNORED)
         assert found.examples == load_site(cfg, tmp_path / name, LABELS)
         assert not found.unusable
         assert count_rows(cfg, tmp_path / name) == 7
@@ -180,7 +180,7 @@ def test_what_no_row_decides_is_refused(configured: Configure, tmp_path: Path) -
     for name, (content, message) in cases.items():
         (tmp_path / name).write_text(content)
         with pytest.raises(UserError, match=message):
-            read_private_rows(cfg, tmp_path / name, LABELS, no_target=IGNORED, longest=1000)
+            read_private_rows(cfg, tmp_path / name, LABELS, no_target=IGNORED)
 
 
 def test_an_example_without_a_target_has_no_loss_and_no_gradient() -> None:

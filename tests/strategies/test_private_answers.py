@@ -52,7 +52,8 @@ def answers(bert: Path, folder: Path, number: int, task: str, line: str | None) 
             message, Context(number, context.node_id, context.node_config, context.state, context.run_config)
         )
     )
-    _MEMO.pop("features", None)
+    for kind in ("features", "private site"):
+        _MEMO.pop(kind, None)
     overrides = [word for word in small(bert, folder, *EXAMPLE, *more) if not word.startswith("data.path")]
     run_privately([*overrides, *one], folder / "run", app=watch, nodes={1: named("a", **{"data-path": str(folder / "a.jsonl")})})
     return [(message.metadata.message_type, set(reply.content), metrics_of(reply)) for message, reply in watch.seen]
