@@ -89,6 +89,8 @@ class FlatClipping(DPOptimizer):  # type: ignore[misc]
         self.log = ClippingLog()
         # For each trained tensor, how many examples have a part in the step's sum.
         self.reached: list[int] = [0] * len(self.params)
+        # How many rows at the end of the batch are no examples: their gradients are zero, and they are not counted.
+        self.blank = 0
         # The step's sums before they are rounded to ``summed_grad``, which has its parameter's precision.
         self._sums: list[Tensor] = []
         self.observers: list[Callable[[], None]] = [self._note_signal]
@@ -103,11 +105,14 @@ class FlatClipping(DPOptimizer):  # type: ignore[misc]
         norms = torch.where(usable, norms, 0.0)
         factors = self.factors(norms)
         factors = torch.where(usable & (factors >= SMALLEST), factors, 0.0)
-        self._note(factors, norms)
+        counted = norms.shape[1] - self.blank
+        usable[counted:] = False
+        factors[:, counted:] = 0.0
+        self._note(factors[:, :counted], norms[:, :counted])
         if self.params[0].summed_grad is None:
             self._sums = [torch.zeros_like(p, dtype=torch.float64, requires_grad=False) for p in self.params]
         for p, total, sample, factor in zip(self.params, self._sums, samples, factors.float(), strict=True):
-            if not bool(usable.all()):
+            if self.blank or not bool(usable.all()):
                 sample = torch.where(usable[:, None], sample, 0.0)
             total += (factor @ sample).view_as(p)
             p.summed_grad = total.to(p.dtype)
@@ -162,8 +167,9 @@ class AdaptiveClipping(FlatClipping):
 
     def factors(self, norms: Tensor) -> Tensor:
         """See :meth:`FlatClipping.factors`; also counts the norms that lie below C."""
-        below = int((norms.norm(dim=0) <= self.max_grad_norm).sum())
-        self._count += below - 0.5 * norms.shape[1]
+        counted = norms.shape[1] - self.blank
+        below = int((norms[:, :counted].norm(dim=0) <= self.max_grad_norm).sum())
+        self._count += below - 0.5 * counted
         return super().factors(norms)
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> Any:

@@ -7,30 +7,29 @@ over a batch's tokens would let one example change the others' gradients, and th
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from opacus.grad_sample import GradSampleHooks
 from opacus.utils.batch_memory_manager import BatchSplittingSampler
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch import Tensor, nn
 
-from clients import grad_samplers  # noqa: F401  (its samplers take the place of Opacus')
 from clients.clipping import CLIPPINGS, Clipping, FlatClipping
+from clients.company import SHORT, Company, made_up
+from clients.physical import Asked, Room, RoomySampler, filled
+from clients.sampling import padded_length, sample_backward, sampled_gradients
 from clients.self_checks import FirstRound
 from fedsb.models import AdaptedModel
 from fedsb.privacy.accounting import Entry
-from fedsb.privacy.codes import SelfCheckFailed
+from fedsb.privacy.codes import CODES, SelfCheckFailed
 from fedsb.privacy.models import hold_unmixed
 from fedsb.privacy.randomness import Streams
 from fedsb.rng import global_generators
 from fedsb.schema import TrainConfig
 from fedsb.state import Name
 from fedsb.tasks import Batch, Task
-from fedsb.training import OPTIMIZERS, Features, Lesson, Site, autocast, collate, rate_factor, taught
+from fedsb.training import OPTIMIZERS, Features, Lesson, Site, rate_factor, taught
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Mechanism:
         steps: noised optimiser steps.
         max_batch: examples in memory at once.
         functorch: compute per-example gradients with functorch and not with Opacus' hooks.
+        constant_time: take as many physical batches of one size in every step, whatever is drawn.
     """
 
     clipping: Clipping
@@ -50,6 +50,7 @@ class Mechanism:
     steps: int
     max_batch: int = 32
     functorch: bool = False
+    constant_time: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,21 +92,28 @@ def private_fit(
     Raises:
         SelfCheckFailed: training is not what the ledger says it is.
     """
+    trained = adapted.trainable()
+
+    def forward(batch: Batch) -> Tensor:
+        return task.forward(adapted.model, batch)
+
+    def backward(asked: Features) -> float:
+        assert isinstance(asked, Asked)
+        return sample_backward(adapted, task, asked, train=train, parameters=list(trained.values()))
+
     lesson = private_lesson(
-        adapted,
-        adapted.trainable(),
-        lambda batch: task.forward(adapted.model, batch),
-        task,
-        features,
-        train=train,
-        site=site,
-        mechanism=mechanism,
-        streams=streams,
-        charged=charged,
-    )
-    parameters = list(adapted.trainable().values())
-    with sampled_gradients(adapted.model, mechanism.functorch), global_generators(streams.dropout):
-        return taught(lesson, lambda examples: _backward(adapted, task, examples, train=train, parameters=parameters))
+        adapted, trained, forward, task, features, train=train, site=site, mechanism=mechanism, streams=streams, charged=charged
+    )  # fmt: skip
+    try:
+        with sampled_gradients(adapted.model, mechanism.functorch), global_generators(streams.dropout):
+            return taught(lesson, backward)
+    except SelfCheckFailed as failed:
+        if failed.code is not CODES["company"] or mechanism.functorch:
+            raise
+        company = Company(adapted, task, trained, forward, like=features[0], length=padded_length(adapted, train))
+        company.hold_outputs()
+        with sampled_gradients(adapted.model, functorch=True):
+            raise (SelfCheckFailed("hooks") if company.is_kept(backward) else failed) from failed
 
 
 def private_lesson(
@@ -145,17 +153,31 @@ def private_lesson(
     sampler = UniformWithReplacementSampler(
         num_samples=len(features), sample_rate=mechanism.sampling_rate, steps=mechanism.steps, generator=streams.sampling
     )
-    first = FirstRound(adapted, trained, optimizer, charged) if charged else None
-    if first is not None:
-        made = collate([_made_up(features[0])], adapted, task)
-        first.depends(lambda: forward(made))
-    return _private_steps(optimizer, sampler, features, first, train=train, site=site, mechanism=mechanism)
+    length = padded_length(adapted, train)
+    fill = made_up(adapted, features[0], min(SHORT, length)) if mechanism.constant_time else None
+    if charged is None:
+        return _private_steps(optimizer, sampler, features, fill, None, train=train, site=site, mechanism=mechanism)
+    first = FirstRound(adapted, trained, optimizer, clipping=clipping, charged=charged)
+    company = Company(adapted, task, trained, forward, like=features[0], length=length)
+    first.depends(lambda: forward(company.longest()))
+    company.hold_outputs()
+    return _checked(company, _private_steps(optimizer, sampler, features, fill, first, train=train, site=site, mechanism=mechanism))
+
+
+def _checked(company: Company, steps: Lesson[PrivateFit]) -> Lesson[PrivateFit]:
+    """Ask for the gradients of made-up examples first, of whoever teaches the steps."""
+    with company.moved():
+        yield company.asked
+        company.hold_gradients()
+    result = yield from steps
+    return result
 
 
 def _private_steps(
     optimizer: FlatClipping,
     sampler: UniformWithReplacementSampler,
     features: Features,
+    fill: dict[str, Any] | None,
     first: FirstRound | None,
     *,
     train: TrainConfig,
@@ -164,14 +186,15 @@ def _private_steps(
 ) -> Lesson[PrivateFit]:
     anchors = [p.detach().clone() for p in optimizer.params] if train.prox_mu else []
     steps, loss = 0, 0.0
-    # Each sample in order of length, so that what is padded together is of like length.
-    samples = (sorted(drawn, key=lambda i: (len(features[i]["input_ids"]), i)) for drawn in sampler)
-    for indices in BatchSplittingSampler(sampler=samples, max_batch_size=mechanism.max_batch, optimizer=optimizer):
+    for asked in _batches(optimizer, sampler, features, fill, mechanism):
         optimizer.zero_grad(set_to_none=True)
-        loss += yield [features[i] for i in indices]
+        loss += yield asked
+        optimizer.blank = asked.blank
         if first is not None:
-            first.pulled()
+            first.pulled(asked.counted)
         if not optimizer.pre_step():
+            if first is not None:
+                first.accumulated()
             continue
         share = rate_factor(train, step=steps, steps=mechanism.steps, round_number=site.round, num_rounds=site.num_rounds)
         _step(optimizer, train=train, rate=train.lr * share, anchors=anchors)
@@ -183,76 +206,21 @@ def _private_steps(
     return PrivateFit(steps, _diagnostics(optimizer, loss))
 
 
-def _made_up(like: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an example of the same columns that says nothing of the data: a few different tokens, as one alone attends to itself."""
-    fill = {"input_ids": list(range(1, 7)), "attention_mask": [1] * 6}
-    return {key: like[key] * 0 if key == "target" else fill.get(key, [0] * 6) for key in like}
-
-
-@contextmanager
-def sampled_gradients(model: nn.Module, functorch: bool = False) -> Iterator[None]:
-    """Let every trained parameter collect per-example gradients inside the block."""
-    hooks = GradSampleHooks(model, batch_first=True, loss_reduction="sum", force_functorch=functorch)
-    model.train()
-    try:
-        with warnings.catch_warnings():
-            # True of the first adapted layer, whose input has no gradient, and harmless: only the output's gradient is used.
-            warnings.filterwarnings(
-                "ignore", message="Full backward hook is firing when gradients are computed with respect to module outputs"
-            )
-            yield
-    finally:
-        model.eval()
-        hooks.cleanup()
-        _forget(model)
-
-
-def _forget(model: nn.Module) -> None:
-    """Drop what Opacus leaves: a forward pass that failed before its backward pass would be counted to the next one's examples."""
-    kept = [(module, name) for module in model.modules() for name in ("activations", "max_batch_len")]
-    kept += [(p, "summed_grad") for p in model.parameters()]  # type: ignore[misc]
-    for owner, name in kept:
-        if name in vars(owner):
-            delattr(owner, name)
-
-
-def _backward(adapted: AdaptedModel, task: Task, examples: Features, *, train: TrainConfig, parameters: Sequence[nn.Parameter]) -> float:
-    """Collect the per-example gradients of a physical batch; return the sum of its finite losses."""
-    if not examples:
-        return nothing_sampled(parameters)
-    batch = collate(examples, adapted, task)
-    with autocast(train, adapted.device):
-        losses = task.losses(task.forward(adapted.model, batch), batch)
-    if losses.requires_grad:
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-    for p in parameters:
-        check_sampled(p, len(examples))
-    return finite_sum(losses)
-
-
-def nothing_sampled(parameters: Iterable[nn.Parameter]) -> float:
-    """Leave the per-example gradients of an empty sample; return its loss."""
-    for p in parameters:
-        p.grad_sample = p.new_zeros((0, *p.shape))  # type: ignore[attr-defined]
-    return 0.0
-
-
-def check_sampled(p: nn.Parameter, examples: int) -> None:
-    """Hold that a parameter has the gradient of each example.
-
-    Raises:
-        SelfCheckFailed: ``dependence``, or ``examples`` where a layer folds tokens into its first dimension.
-    """
-    found = getattr(p, "grad_sample", None)
-    if found is None:
-        raise SelfCheckFailed("dependence")
-    if not isinstance(found, Tensor) or len(found) != examples:
-        raise SelfCheckFailed("examples")
-
-
-def finite_sum(losses: Tensor) -> float:
-    """Return the sum of the losses that are finite."""
-    return float(losses.detach().nan_to_num(0.0, 0.0, 0.0).sum())
+def _batches(
+    optimizer: FlatClipping,
+    sampler: UniformWithReplacementSampler,
+    features: Features,
+    fill: dict[str, Any] | None,
+    mechanism: Mechanism,
+) -> Iterable[Asked]:
+    """Give the physical batches of a round, filled up to one size where their number and size may not tell what was drawn."""
+    if fill is None:
+        split = BatchSplittingSampler(sampler=sampler, max_batch_size=mechanism.max_batch, optimizer=optimizer)
+        yield from (Asked(features[i] for i in indices) for indices in split)
+        return
+    room = Room.of(len(features), mechanism.sampling_rate, mechanism.max_batch)
+    for indices in RoomySampler(sampler, room, optimizer):
+        yield filled([features[i] for i in indices], fill, room.rows)
 
 
 def _step(optimizer: FlatClipping, *, train: TrainConfig, rate: float, anchors: Sequence[Tensor]) -> None:

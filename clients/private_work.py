@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from clients.clipping import Clipping
+from clients.company import SHORT, TOLERANCE, Company, made_up
+from clients.physical import Room, filled
 from clients.private import Mechanism, PrivateFit, private_fit
 from clients.private_evidence import add_noise, clipped_sketch, poisson_sample
-from fedsb.adapters.starts import SIDES, Sketch
+from clients.sampling import padded_length
+from fedsb.adapters.starts import SIDES, Side, Sketch
 from fedsb.arrays import quantise
 from fedsb.errors import UserError
 from fedsb.exactness import encoding_error
@@ -18,14 +24,16 @@ from fedsb.frozen import Frozen
 from fedsb.models import AdaptedModel
 from fedsb.privacy.account import Account
 from fedsb.privacy.accounting import Entry
+from fedsb.privacy.codes import SelfCheckFailed
 from fedsb.privacy.models import hold_unmixed
 from fedsb.privacy.randomness import Streams
 from fedsb.schema import PrivacyConfig, TrainConfig
-from fedsb.state import State
+from fedsb.state import State, squared_norm, subtract
 from fedsb.tasks import Batch, Task
 from fedsb.training import Features, Site, collate
 
 TRAIN = "train"
+UNBOUNDED = 1e30  # a norm that nothing is clipped to
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,14 @@ def mechanism_of(privacy: PrivacyConfig, entry: Entry) -> Mechanism:
         quantile_lr=privacy.quantile_lr,
         count_noise=privacy.count_noise,
     )
-    functorch = privacy.grad_sample_mode == "functorch"
-    return Mechanism(clipping, entry.sampling_rate, entry.steps, max_batch=privacy.max_batch, functorch=functorch)
+    return Mechanism(
+        clipping,
+        entry.sampling_rate,
+        entry.steps,
+        max_batch=privacy.max_batch,
+        functorch=privacy.grad_sample_mode == "functorch",
+        constant_time=privacy.constant_time,
+    )
 
 
 def mechanism_in(account: Account, privacy: PrivacyConfig, round_number: int) -> Mechanism:
@@ -176,6 +190,7 @@ def private_evidence(
     stage: str,
     number: int,
     probes: State,
+    train: TrainConfig,
     privacy: PrivacyConfig,
     micro_batch: int,
     account: Account,
@@ -192,7 +207,8 @@ def private_evidence(
         probes: as received; empty in the first exchange.
         micro_batch: examples in memory at once.
         number: of the exchange, from 0; each is a release of its own.
-        privacy: clipping norm of a sketch.
+        train: how long a text is.
+        privacy: clipping norm of a sketch, and whether its time is constant.
         account: plan and ledger.
         streams: noise and sample.
 
@@ -208,18 +224,19 @@ def private_evidence(
     if entry is None or number >= account.plan.exchanges:
         raise UserError("this client's plan has no such exchange of a private start")
     hold_unmixed(adapted.model)
-    account.charge(key, entry)
-    drawn = [features[i] for i in poisson_sample(len(features), entry.sampling_rate, streams.sampling)]
-    drawn.sort(key=lambda f: len(f["input_ids"]))
-    batches = [collate(drawn[i : i + micro_batch], adapted, task) for i in range(0, len(drawn), micro_batch)]
-
-    def losses(model: nn.Module, batch: Batch) -> Tensor:
-        return task.losses(task.forward(model, batch), batch)
-
     probes = probes if len(probes) else sketch.probes(adapted.shapes)
-    norm = privacy.init_norm
+    side, norm, length = SIDES[stage], privacy.init_norm, padded_length(adapted, train)
+    if number == 0:
+        _hold_company(adapted, task, features[0], probes, side, length)
+    account.charge(key, entry)
+    sample = poisson_sample(len(features), entry.sampling_rate, streams.sampling)
+    room = Room.of(len(features), entry.sampling_rate, micro_batch) if privacy.constant_time else None
+    pieces = room.split(sample) if room else [sample[i : i + micro_batch] for i in range(0, len(sample), micro_batch)]
+    fill = made_up(adapted, features[0], min(SHORT, length))
+    asked = [filled([features[i] for i in piece], fill, room.rows if room else 0) for piece in pieces]
+    batches = [(collate(each, adapted, task, length), each.counted) for each in asked]
     total = clipped_sketch(
-        adapted.model, batches, losses, probes=probes, side=SIDES[stage], max_norm=norm, normalise=privacy.init_normalise
+        adapted.model, batches, partial(_counted_losses, task), probes=probes, side=side, max_norm=norm, normalise=privacy.init_normalise
     )  # fmt: skip
     expected = entry.sampling_rate * len(features)
     upload = add_noise(total, noise_multiplier=entry.noise_multiplier, max_norm=norm, expected=expected, generator=streams.sampling)
@@ -227,3 +244,26 @@ def private_evidence(
     answer = Answer(upload, account.metrics(entry))
     account.ledger.keep(key, answer.state, answer.metrics)
     return answer
+
+
+def _counted_losses(task: Task, model: nn.Module, batch: tuple[Batch, int]) -> Tensor:
+    """Return the losses of a batch, those of its fillers zero."""
+    padded, counted = batch
+    losses = task.losses(task.forward(model, padded), padded)
+    return torch.cat([losses[:counted], 0.0 * losses[counted:]])
+
+
+def _hold_company(adapted: AdaptedModel, task: Task, like: dict[str, Any], probes: State, side: Side, length: int) -> None:
+    """Hold that each of two made-up examples adds to a sketch what it adds alone.
+
+    Raises:
+        SelfCheckFailed: ``company``.
+    """
+    company = Company(adapted, task, adapted.trainable(), lambda batch: task.forward(adapted.model, batch), like=like, length=length)
+    company.hold_outputs()
+    alone, together = (
+        clipped_sketch(adapted.model, batches, partial(_counted_losses, task), probes=probes, side=side, max_norm=UNBOUNDED).sum
+        for batches in company.batches()
+    )
+    if not squared_norm(subtract(together, alone)) <= TOLERANCE**2 * squared_norm(alone):
+        raise SelfCheckFailed("company")

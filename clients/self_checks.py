@@ -6,7 +6,6 @@ says nothing (it is empty, its texts have no gradient, or one that is not finite
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,14 +14,13 @@ import torch
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch import Tensor, nn
 
-from clients.clipping import FlatClipping
+from clients.clipping import Clipping, FlatClipping
+from clients.mechanism_checks import Bounds, Noises, hold_mechanism
 from fedsb.models import AdaptedModel
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.codes import SelfCheckFailed
 from fedsb.state import HEAD, Name
 
-# Below a tenth of its standard deviation the noise of so many values never lies: once in 1e13 tensors.
-ENOUGH_VALUES = 16
 # An empty sum where examples pull decides after so many steps, or at once with so many examples.
 CANCEL, MANY = 2, 8
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -35,18 +33,31 @@ class FirstRound:
         adapted: the model in training.
         trained: its trained tensors, or those of one that shares its frozen weights.
         optimizer: the private optimiser over its trained tensors.
+        clipping: what it was made with.
         charged: what the ledger holds for the round: rate, noise and steps are those of this entry, or the claim is not true.
+
+    Raises:
+        SelfCheckFailed: ``bound``, ``steps`` or ``noise``: the optimiser does not clip, or adds no noise, as it should.
     """
 
-    def __init__(self, adapted: AdaptedModel, trained: Mapping[Name, nn.Parameter], optimizer: FlatClipping, charged: Entry) -> None:
+    def __init__(
+        self,
+        adapted: AdaptedModel,
+        trained: Mapping[Name, nn.Parameter],
+        optimizer: FlatClipping,
+        *,
+        clipping: Clipping,
+        charged: Entry,
+    ) -> None:
+        hold_mechanism(optimizer, clipping, charged.noise_multiplier)
         self._adapted = adapted
         self._trained = trained
         self._optimizer = optimizer
         self._charged = charged
         self._base = fingerprint(adapted)
         self._watching = True
-        self._noised = 0
-        self._noise, self._values = 0.0, 0
+        self._noises = Noises(optimizer, charged.noise_multiplier)
+        self._bounds = Bounds(optimizer)
         self._pulled: set[Name] = set()  # in the step under way
         self._arrived: set[Name] = set()
         self._owed: Counter[Name] = Counter()
@@ -68,11 +79,20 @@ class FirstRound:
         if any(g is None or not bool(g.any()) for g in gradients):
             raise SelfCheckFailed("dependence")
 
-    def pulled(self) -> None:
-        """Note, after a backward pass, which trained tensors the examples have a gradient for."""
+    def pulled(self, examples: int) -> None:
+        """Note, after a backward pass, which trained tensors that many examples have a gradient for."""
+        self._bounds.given(examples)
         # An example that is broken in one tensor is left out of all sums.
         if all(p.grad is None or bool(p.grad.isfinite().all()) for p in self._trained.values()):
             self._pulled |= {name for name, p in self._trained.items() if p.grad is not None and bool(p.grad.any())}
+
+    def accumulated(self) -> None:
+        """Hold that a batch which does not end its step adds no more than its examples may.
+
+        Raises:
+            SelfCheckFailed: ``bound``.
+        """
+        self._bounds.added(last=False)
 
     def stepped(self) -> None:
         """Hold, once a step is taken, that the base did not move.
@@ -89,34 +109,21 @@ class FirstRound:
         """Hold at the end of the round that what was done is what was charged.
 
         Raises:
-            SelfCheckFailed: ``clipped_sum``, ``steps`` or ``sampler``.
+            SelfCheckFailed: ``clipped_sum``, ``steps``, ``noise`` or ``sampler``.
         """
         if any(count >= CANCEL for name, count in self._owed.items() if name not in self._arrived):
             raise SelfCheckFailed("clipped_sum")
-        if not steps == self._noised == self._charged.steps or not self._noise_is_large():
+        if not steps == self._noises.steps == self._charged.steps:
             raise SelfCheckFailed("steps")
+        self._noises.finish()
         # A subclass may draw as it likes.
         if type(sampler) is not UniformWithReplacementSampler or sampler.sample_rate != self._charged.sampling_rate:
             raise SelfCheckFailed("sampler")
 
     def _noise_added(self) -> None:
-        noised = [self._is_noised(p) for p in self._optimizer.params]
-        self._noised += all(noised)
+        self._bounds.added(last=True)
+        self._noises.add()
         self._sum_arrived()
-
-    def _is_noised(self, p: nn.Parameter) -> bool:
-        """Tell whether a tensor has noise, and add it to what the round has altogether, in units of σ C."""
-        o = self._optimizer
-        noise = (p.grad * o.expected_batch_size - p.summed_grad).double()  # type: ignore[attr-defined]
-        scale = (self._charged.noise_multiplier * o.max_grad_norm) ** 2
-        square = float(noise.square().sum()) / scale if scale else float(p.numel())
-        self._noise += square
-        self._values += p.numel()
-        return p.numel() < ENOUGH_VALUES or square >= 0.01 * p.numel()
-
-    def _noise_is_large(self) -> bool:
-        """Hold the round's noise against what was charged: with N values its square is N at least, within six deviations of √(2N)."""
-        return self._noise >= self._values - 6 * math.sqrt(2 * self._values)
 
     def _sum_arrived(self) -> None:
         """Hold that what the examples have a gradient for gets a clipped sum.

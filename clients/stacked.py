@@ -10,7 +10,9 @@ import torch
 from opacus.grad_sample import GradSampleHooks
 from torch import Tensor
 
-from clients.private import check_sampled, finite_sum, nothing_sampled, sampled_gradients
+from clients.physical import Asked
+from clients.sampling import check_sampled, finite_sum, nothing_sampled, padded_length, sampled_gradients
+from fedsb.dropout import undisturbed
 from fedsb.errors import UserError
 from fedsb.schema import TrainConfig
 from fedsb.stack import Part, Stack
@@ -52,6 +54,7 @@ def taught_together(
             while waiting:
                 for member, loss in waiting.items():
                     _go_on(member, lessons[member], loss, asked, results)
+                _probe(stack, task, lessons, asked, results, train)
                 waiting = dict(one_pass(stack, task, asked, train)) if asked else {}
                 asked = {}
     finally:
@@ -69,19 +72,33 @@ def _go_on(member: int, lesson: Lesson[Any], loss: float | None, asked: dict[int
         results[member] = error
 
 
+def _probe(
+    stack: Stack, task: Task, lessons: Mapping[int, Lesson[Any]], asked: dict[int, Features], results: dict[int, Any], train: TrainConfig
+) -> None:
+    """Compute made-up examples first and by themselves: clients that check nothing must not fall behind those that do."""
+    probes = {member: asked.pop(member) for member, examples in [*asked.items()] if isinstance(examples, Asked) and examples.probe}
+    if probes:
+        with undisturbed():
+            losses = _private_pass(stack, task, probes, train, probe=True)
+        for member, loss in losses.items():
+            _go_on(member, lessons[member], loss, asked, results)
+
+
 def _plain_pass(stack: Stack, task: Task, asked: Mapping[int, Features], train: TrainConfig) -> dict[int, float]:
-    losses, _ = _losses(stack, task, asked, train, task.loss)
+    losses, _ = _losses(stack, task, asked, autocast(train, stack.adapted.device), task.loss)
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
     return {member: float(loss.detach()) for member, loss in losses.items()}
 
 
-def _private_pass(stack: Stack, task: Task, asked: Mapping[int, Features], train: TrainConfig) -> dict[int, float]:
+def _private_pass(stack: Stack, task: Task, asked: Mapping[int, Features], train: TrainConfig, *, probe: bool = False) -> dict[int, float]:
     """Leave each member's per-example gradients on its own parameters: Opacus collects them on the model's."""
     found = {member: nothing_sampled(stack.members[member].values()) for member, examples in asked.items() if not examples}
     present = {member: examples for member, examples in asked.items() if examples}
     if not present:
         return found
-    losses, parts = _losses(stack, task, present, train, task.losses)
+    mixed = nullcontext() if probe else autocast(train, stack.adapted.device)
+    losses, parts = _losses(stack, task, present, mixed, task.losses, length=padded_length(stack.adapted, train))
+    losses = {member: each[: _counted(present[member])] for member, each in losses.items()}
     total = torch.cat(list(losses.values())).sum()
     if total.requires_grad:
         total.backward()  # type: ignore[no-untyped-call]
@@ -89,19 +106,29 @@ def _private_pass(stack: Stack, task: Task, asked: Mapping[int, Features], train
     return found | {member: finite_sum(each) for member, each in losses.items()}
 
 
+def _counted(examples: Features) -> int:
+    return examples.counted if isinstance(examples, Asked) else len(examples)
+
+
 def _losses(
-    stack: Stack, task: Task, asked: Mapping[int, Features], train: TrainConfig, loss: Losses
+    stack: Stack,
+    task: Task,
+    asked: Mapping[int, Features],
+    mixed: AbstractContextManager[Any],
+    loss: Losses,
+    *,
+    length: int | None = None,
 ) -> tuple[dict[int, Tensor], Sequence[Part]]:
     """Return each member's loss of its own examples: of the shape, too, that they would have alone."""
-    parts = [Part(member, len(examples), max(len(f["input_ids"]) for f in examples)) for member, examples in asked.items()]
-    joint = collate([f for examples in asked.values() for f in examples], stack.adapted, task)
+    parts = [Part(member, len(examples), length or max(len(f["input_ids"]) for f in examples)) for member, examples in asked.items()]
+    joint = collate([f for examples in asked.values() for f in examples], stack.adapted, task, length)
     tokens = joint["input_ids"].shape[1]
     rows = [part.rows for part in parts]
     split = {
         key: torch.split(value, rows) for key, value in joint.items() if len(value)
     }  # a language model has no targets beside its tokens
     batches = [joint | {key: pieces[i] for key, pieces in split.items()} for i in range(len(parts))]
-    with stack.among(parts), autocast(train, stack.adapted.device):
+    with stack.among(parts), mixed:
         outputs = task.forward(stack.adapted.model, joint)
         losses = {
             part.client: loss(out[:, : part.length] if out.ndim > 2 else out, {k: _cut(v, part.length, tokens) for k, v in batch.items()})

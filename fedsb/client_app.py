@@ -185,6 +185,7 @@ def _give_privately(job: Job, sketch: Sketch, stage: str, number: int, probes: S
         stage=stage,
         number=number,
         probes=probes,
+        train=job.config.train,
         privacy=job.config.privacy,
         micro_batch=job.config.init.micro_batch,
         account=job.account,

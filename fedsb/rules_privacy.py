@@ -28,7 +28,7 @@ PRIVACY_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 def _noise_is_given_once(config: Config) -> None:
     p = config.privacy
     given = [key for key in ("epsilon", "noise_multiplier") if getattr(p, key) is not None]
-    wanted = given or [key for key in ("max_epsilon", "init_fraction", "init_normalise") if getattr(p, key)]
+    wanted = given or [key for key in ("max_epsilon", "init_fraction", "init_normalise", "constant_time") if getattr(p, key)]
     if p.unit == "none" and wanted:
         raise UserError(f"privacy.{wanted[0]} is given, but privacy.unit=none adds no noise; choose privacy=example or privacy=client")
     if p.unit != "none" and len(given) != 1:
@@ -83,7 +83,7 @@ def _budget_covers_the_target(config: Config) -> None:
 
 def _example_keys_have_their_unit(config: Config) -> None:
     p = config.privacy
-    given = next((key for key in ("max_epsilon", "init_normalise") if getattr(p, key)), None)
+    given = next((key for key in ("max_epsilon", "init_normalise", "constant_time") if getattr(p, key)), None)
     if p.unit == "client" and given:
         raise UserError(
             f"privacy.{given}={getattr(p, given)} is for privacy.unit=example, where the clients themselves charge and clip; "

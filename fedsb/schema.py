@@ -178,6 +178,7 @@ class PrivacyConfig:
     count_noise: float
     grad_sample_mode: str
     max_batch: int
+    constant_time: bool
     init_fraction: float
     init_norm: float
     init_normalise: bool

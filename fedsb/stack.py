@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from fedsb.adapters.layer import LowRankLayer
 from fedsb.batched import batched_linear, batched_lora
-from fedsb.dropout import fill_noise
+from fedsb.dropout import fill_noise, is_off
 from fedsb.errors import UserError
 from fedsb.models import AdaptedModel
 from fedsb.rng import Turns, generator_states
@@ -201,7 +201,7 @@ class _OwnNumbers(TorchFunctionMode):
         return function(*args, **given) if own is None else own(self, *args, **given)
 
     def dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        if not training or p == 0.0:
+        if not training or p == 0.0 or is_off():
             return input
         if len(input) != sum(part.rows for part in self._parts):
             raise UserError("this model's dropout folds tokens into the batch, which clients side by side cannot do; set runtime.stack=1")
@@ -231,8 +231,8 @@ class _OwnNumbers(TorchFunctionMode):
         **options: Any,
     ) -> Tensor:
         whole: Any = F.scaled_dot_product_attention
-        if dropout_p == 0.0:
-            out: Tensor = whole(query, key, value, attn_mask, dropout_p, *args, **options)
+        if dropout_p == 0.0 or is_off():
+            out: Tensor = whole(query, key, value, attn_mask, 0.0, *args, **options)
             return out
         if self._can_attend_at_once(query, key, attn_mask, args, options):
             return self._attend(query, key, value, attn_mask, dropout_p, options.get("scale"))

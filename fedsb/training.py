@@ -104,10 +104,10 @@ def plan_batches(lengths: Sequence[int], train: TrainConfig, site: Site) -> list
     return batches[: train.local_steps]
 
 
-def collate(features: Features, adapted: AdaptedModel, task: Task) -> dict[str, Tensor]:
-    """Pad a batch of tokenised examples to its longest and put it on the model's device."""
+def collate(features: Features, adapted: AdaptedModel, task: Task, length: int | None = None) -> dict[str, Tensor]:
+    """Pad a batch of tokenised examples to its longest, or to ``length`` tokens, and put it on the model's device."""
     assert adapted.tokenizer is not None
-    batch = pad([{k: v for k, v in f.items() if k != "target"} for f in features], adapted.tokenizer)
+    batch = pad([{k: v for k, v in f.items() if k != "target"} for f in features], adapted.tokenizer, length)
     if "target" in features[0]:
         batch["targets"] = task.target_tensor([f["target"] for f in features])
     return {key: value.to(adapted.device) for key, value in batch.items()}

@@ -123,7 +123,9 @@ def subject(seed: int) -> Subject:
     labels = tuple(str(i) for i in range(LABELS))
     adapted = build_model(model, config.adapter, family="lora_sb", task=TASK, labels=labels, seed=seed)
     # All that batches ask of a tokeniser.
-    adapted.tokenizer = cast(PreTrainedTokenizerBase, SimpleNamespace(pad_token_id=0, pad_token_type_id=0, eos_token_id=None))
+    adapted.tokenizer = cast(
+        PreTrainedTokenizerBase, SimpleNamespace(pad_token_id=0, pad_token_type_id=0, eos_token_id=None, model_max_length=LENGTH)
+    )
     drawn = orthogonal(adapted.shapes, RANK, seed)
     start, frozen = adapted.initial.pick(HEAD).merge(drawn.pick("R")), Frozen(drawn.pick(*BASIS))
     adapted.install(start, frozen)

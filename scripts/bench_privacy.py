@@ -2,8 +2,9 @@
 
 Run as ``python scripts/bench_privacy.py [--quick] [--json PATH]`` on an installed project. MiniLM, all linear layers, batches of 16
 articles of 64 tokens, the same on both sides; the real training of a round on both, in turn, one thread, CPU time, medians. A sampling
-rate of 1 makes every Poisson sample the whole batch. Exit status 1 if a figure is above its bound. Accuracy by epsilon is
-``bench_private_accuracy.py``.
+rate of 1 makes every Poisson sample the whole batch. Then what it costs to hide lengths and sizes: the padding to one length against that
+to the longest of the batch, on these texts and on some of 8 to 64 tokens, and ``privacy.constant_time``. Exit status 1 if a figure is above
+its bound. Accuracy by epsilon is ``bench_private_accuracy.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +28,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "5")
 import torch
 from bench_figures import MIB, Figure, peak_bytes, show
 
+import clients.sampling
 from clients.clipping import Clipping
 from clients.private import Mechanism, private_fit
 from fedsb.adapters import write
@@ -55,7 +59,8 @@ class Rival:
         labels = corpus_of(self.config).labels
         self.adapted: AdaptedModel = model_of(self.config, labels)
         features = client_features(self.config, "client-0", None, labels)[0]
-        self.features: list[dict[str, Any]] = [f for f in features if len(f["input_ids"]) == TOKENS][:BATCH]
+        self.many: list[dict[str, Any]] = [f for f in features if len(f["input_ids"]) == TOKENS]
+        self.features = self.many[:BATCH]
         self.site = Site(0, "client-0", 1, 1)
         self.begin()
 
@@ -72,10 +77,14 @@ class Rival:
 
     def private(self) -> None:
         """Train with privacy: per-example gradients, clipping, noise."""
-        mechanism = Mechanism(Clipping("flat", 1.0, 1.0), sampling_rate=1.0, steps=STEPS)
+        self.step_on(self.features)
+
+    def step_on(self, features: list[dict[str, Any]], rate: float = 1.0, *, constant_time: bool = False) -> None:
+        """Train with privacy on Poisson samples of some texts."""
+        mechanism = Mechanism(Clipping("flat", 1.0, 1.0), sampling_rate=rate, steps=STEPS, constant_time=constant_time)
         streams = Streams(*(torch.Generator().manual_seed(number) for number in (1, 2, 3)))
         private_fit(
-            self.adapted, task_of(self.config), self.features, train=self.config.train, site=self.site, mechanism=mechanism, streams=streams
+            self.adapted, task_of(self.config), features, train=self.config.train, site=self.site, mechanism=mechanism, streams=streams
         )  # fmt: skip
 
     def weights(self) -> int:
@@ -112,15 +121,64 @@ def figures(repeats: int) -> Iterator[Figure]:
         yield Figure(f"{name}: peak above the weights, MiB, private", private / MIB)
 
 
+@contextmanager
+def padded_to_the_longest() -> Iterator[None]:
+    """Pad private batches as plain ones inside the block, which is not private: to see what the one length costs."""
+    own = clients.sampling.padded_length
+    clients.sampling.padded_length = lambda *_: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        clients.sampling.padded_length = own
+
+
+def prices(repeats: int) -> Iterator[Figure]:
+    """Measure what hiding costs, one method for all: nearly all of a step is the frozen model's."""
+    rival = Rival(CASES["fed_sb r = 16"][0])
+
+    def longest(features: list[dict[str, Any]]) -> None:
+        with padded_to_the_longest():
+            rival.step_on(features)
+
+    lengths = [8 + (TOKENS - 8) * i // (BATCH - 1) for i in range(BATCH)]
+    mixed = [{k: v if k == "target" else v[:n] for k, v in f.items()} for f, n in zip(rival.features, lengths, strict=True)]
+    short = [{k: v if k == "target" else v[:8] for k, v in f.items()} for f in rival.features]
+    for name, texts in (("64 tokens each", rival.features), ("8 to 64 tokens", mixed), ("8 tokens each", short)):
+        ways = {"longest": partial(longest, texts), "constant": partial(rival.step_on, texts)}
+        yield from ratios(f"texts of {name}: CPU of padding to one length over to the batch's longest", rival, ways, repeats)
+    for count, rate in ((64, 1 / 4), (256, 1 / 16)):
+        drawn = rival.many[:count]
+        ways = {"off": partial(rival.step_on, drawn, rate), "on": partial(rival.step_on, drawn, rate, constant_time=True)}
+        yield from ratios(f"n = {len(drawn)}, q = {rate:g}: CPU of constant_time over without", rival, ways, repeats)
+
+
+def ratios(name: str, rival: Rival, ways: Mapping[str, Callable[[], None]], repeats: int) -> Iterator[Figure]:
+    """Measure the second way over the first, in turn: the median, the lowest and the highest."""
+    found = []
+    for turn in range(repeats + 1):
+        taken = {}
+        for way in sorted(ways, reverse=bool(turn % 2)):
+            rival.begin()
+            taken[way] = seconds(ways[way])
+        first, second = (taken[way] for way in ways)
+        found.append(second / first)
+    yield Figure(name, median(found[1:]))
+    yield Figure(f"{name}, lowest", min(found[1:]))
+    yield Figure(f"{name}, highest", max(found[1:]))
+
+
 def main() -> int:
     """Measure, print and keep the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer repeats")
+    parser.add_argument("--prices", action="store_true", help="what hiding lengths and sizes costs, alone")
     parser.add_argument("--json", type=Path, metavar="PATH")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    results = [show(figure) for figure in figures(3 if options.quick else 9)]
+    repeats = 3 if options.quick else 9
+    results = [] if options.prices else [show(figure) for figure in figures(repeats)]
+    results += [show(figure) for figure in prices(repeats)]
     if options.json:
         options.json.write_text(json.dumps([figure.as_json() for figure in results], indent=2) + "\n")
     return 0 if all(figure.holds for figure in results) else 1

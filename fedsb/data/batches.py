@@ -91,7 +91,7 @@ def whole_ids(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, ends: b
 
 def limit_of(tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
     """Return how many tokens of an example are read: ``max_length``, or the model's own limit where that is lower."""
-    return min(max_length, int(tokenizer.model_max_length))
+    return min(max_length, int(getattr(tokenizer, "model_max_length", max_length)))
 
 
 def _encoded(examples: Examples, tokenizer: PreTrainedTokenizerBase, **options: Any) -> dict[str, list[list[int]]]:
@@ -126,17 +126,18 @@ def made_row(tokenizer: PreTrainedTokenizerBase, length: int) -> list[int]:
     return [*before, *(words[i % len(words)] for i in range(length - len(before) - len(after))), *after]
 
 
-def pad(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-    """Pad features on the right to the longest of them.
+def pad(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase, length: int | None = None) -> dict[str, Tensor]:
+    """Pad features on the right to the longest of them, or to a length that does not depend on them.
 
     Args:
         features: what :func:`tokenise` gave, at least one.
         tokenizer: names the padding token; see :func:`pad_id`.
+        length: tokens of every row, whatever the features are; one that is longer is cut.
 
     Returns:
         int64 tensors of shape (batch, longest): the features' own keys and ``attention_mask``, 1 where there is a token.
     """
-    longest = max(len(feature["input_ids"]) for feature in features)
+    longest = length or max(len(feature["input_ids"]) for feature in features)
     padding = {"input_ids": pad_id(tokenizer), "token_type_ids": tokenizer.pad_token_type_id}
     batch = {name: _stack([feature[name] for feature in features], longest, padding[name]) for name in features[0]}
     batch["attention_mask"] = _stack([[1] * len(feature["input_ids"]) for feature in features], longest, 0)
@@ -153,4 +154,4 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _stack(rows: Sequence[list[int]], longest: int, value: int) -> Tensor:
-    return torch.tensor([row + [value] * (longest - len(row)) for row in rows], dtype=torch.int64)
+    return torch.tensor([row[:longest] + [value] * (longest - len(row)) for row in rows], dtype=torch.int64)

@@ -11,7 +11,10 @@ ATTACKS = (
     "the tuning of hyper-parameters, attacks on floating-point noise or on a generator that is not cryptographic; no secure aggregation"
 )
 NOT_COVERED = {
-    "example": f"a person with several examples or at several clients, runs on the same data without privacy=example, {ATTACKS}",
+    "example": (
+        "a person with several examples or at several clients, runs on the same data without privacy=example, the time of a reply, "
+        f"{ATTACKS}"
+    ),
     "client": f"a person at several clients, {ATTACKS}",
 }
 NO_MECHANISM = "no privacy mechanism"

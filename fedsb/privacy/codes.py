@@ -45,6 +45,10 @@ CODES: dict[str, Code] = {
     "steps": Code(14, "self-check: optimiser steps, noised sums and ledger entries differ in number", stops=True),
     "sampler": Code(15, "self-check: the sampler is not Poisson at the charged rate", stops=True),
     "examples": Code(16, "self-check: a trained layer does not see one example a row, so gradients cannot be told apart", stops=True),
+    "company": Code(17, "self-check: another example changes an example's output or gradient", stops=True),
+    "hooks": Code(18, "self-check: a trained layer's hooks give a wrong gradient; set privacy.grad_sample_mode=functorch", stops=True),
+    "bound": Code(19, "self-check: an example counts for more than the norm that it is clipped to", stops=True),
+    "noise": Code(20, "self-check: a tensor has less noise than was charged, or two steps have the same", stops=True),
 }
 BY_NUMBER: dict[int, Code] = {code.number: code for code in CODES.values()}
 UNKNOWN = Code(0, "the client answered with a code that this version does not know")

@@ -131,7 +131,7 @@ def clipped_sum(gradients: Sequence[Gradient], max_norm: float, kind: str = "fla
 
 def mechanism(max_norm: float = 1.0, *, sigma: float = 0.0, rate: float = 1.0, steps: int = 1, **options: Any) -> Mechanism:
     """Return a mechanism; without noise unless told. Options are those of :class:`Clipping` and :class:`Mechanism`."""
-    own = {key: options.pop(key) for key in ("max_batch", "functorch") if key in options}
+    own = {key: options.pop(key) for key in ("max_batch", "functorch", "constant_time") if key in options}
     return Mechanism(Clipping(options.pop("kind", "flat"), max_norm, sigma, **options), rate, steps, **own)
 
 

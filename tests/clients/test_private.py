@@ -199,7 +199,7 @@ def test_dropout_is_drawn_from_its_own_stream_alone(tiny_bert: Path) -> None:
     adapted.install(case.state, case.frozen)
     adapted.model.train()
     with torch_stream(0, "dropout", SITE.client, SITE.round):
-        batch = collate(sorted(case.features, key=lambda f: len(f["input_ids"])), adapted, task)
+        batch = collate(case.features, adapted, task, TRAIN.max_length)
         loss = task.losses(task.forward(adapted.model, batch), batch).sum()
     adapted.model.eval()
     names, parameters = zip(*adapted.trainable().items(), strict=True)

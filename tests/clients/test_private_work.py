@@ -198,6 +198,7 @@ def give(case: Case, held: Account, privacy: PrivacyConfig, number: int, feature
         stage="range",
         number=number,
         probes=State(),
+        train=TRAIN,
         privacy=privacy,
         micro_batch=4,
         account=held,
@@ -243,7 +244,7 @@ def test_an_example_more_moves_an_exchange_by_the_clipping_norm_and_no_further(
 
 
 def test_an_adaptive_bound_goes_on_where_the_last_round_left_it(case: Case, privacy: PrivacyConfig, tmp_path: Path) -> None:
-    adaptive = replace(privacy, clipping="adaptive", max_grad_norm=50.0)
+    adaptive = replace(privacy, clipping="adaptive", max_grad_norm=50.0, count_noise=0.6)
     train(case, account(tmp_path), adaptive, 1)
     first = noted_first(tmp_path)
     train(case, account(tmp_path), adaptive, 2)

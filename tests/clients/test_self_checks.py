@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
+from scipy.stats import chi2
 from torch import Tensor, nn
 
 import clients.private
-from clients.clipping import CLIPPINGS, FlatClipping
+from clients.clipping import CLIPPINGS, FlatClipping, PerLayerClipping
+from clients.mechanism_checks import NEVER, too_small
 from clients.private import Mechanism
 from fedsb.privacy.codes import CODES, SelfCheckFailed
 from fedsb.state import HEAD
@@ -258,10 +260,16 @@ class OneStepLess(FlatClipping):
         self.signal_skip_step(do_skip=True)
 
 
-@pytest.mark.parametrize("fault", [OnceWithoutNoise, HeadWithoutNoise, TooLittleNoise, NoNoise, HalfTheNoise, OneStepLess])
-def test_steps(case: Case, monkeypatch: Patch, fault: type[FlatClipping]) -> None:
+NOISE = {
+    **dict.fromkeys([OnceWithoutNoise, HeadWithoutNoise, TooLittleNoise, NoNoise, HalfTheNoise], "noise"),
+    OneStepLess: "steps",
+}
+
+
+@pytest.mark.parametrize(("fault", "wanted"), NOISE.items())
+def test_noise_and_steps(case: Case, monkeypatch: Patch, fault: type[FlatClipping], wanted: str) -> None:
     monkeypatch.setitem(CLIPPINGS, "flat", fault)
-    assert code(case) == "steps"
+    assert code(case) == wanted
 
 
 class Shuffled(UniformWithReplacementSampler):
@@ -301,3 +309,100 @@ def test_a_node_refuses_layers_that_mix_examples(case: Case) -> None:
             fit(case, SOUND, check=False)
     finally:
         del case.adapted.model.planted
+
+
+class BareBias(FlatClipping):
+    """A tensor of three values."""
+
+    def add_noise(self) -> None:
+        super().add_noise()
+        for p in self.params:
+            p.grad = p.summed_grad.clone() if p.numel() < 16 else p.grad
+
+
+class SameNoise(FlatClipping):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kept = self.generator.get_state()
+
+    def add_noise(self) -> None:
+        self.generator.set_state(self.kept)
+        super().add_noise()
+
+
+class NoClipping(FlatClipping):
+    def factors(self, norms: Tensor) -> Tensor:
+        return torch.ones_like(norms)
+
+
+class HeadUnclipped(FlatClipping):
+    def factors(self, norms: Tensor) -> Tensor:
+        head = torch.tensor([p.shape in {(3, 32), (3,)} for p in self.params])
+        return torch.where(head[:, None], 1.0, super().factors(norms[~head])[:1])
+
+
+class TenTimesTheBound(FlatClipping):
+    def factors(self, norms: Tensor) -> Tensor:
+        return (10 * self.max_grad_norm / norms.norm(dim=0)).clamp(max=1.0).expand_as(norms)
+
+
+class EveryExampleTwice(FlatClipping):
+    def clip_and_accumulate(self) -> None:
+        super().clip_and_accumulate()
+        super().clip_and_accumulate()
+
+
+class NoRoot(PerLayerClipping):
+    """Each tensor has all of C to itself."""
+
+    def factors(self, norms: Tensor) -> Tensor:
+        return (self.max_grad_norm / norms.clamp(min=1e-30)).clamp(max=1.0)
+
+
+class NotFinite(FlatClipping):
+    def clip_and_accumulate(self) -> None:
+        super().clip_and_accumulate()
+        self.params[0].summed_grad[...] = math.nan
+
+
+PLANTED = {
+    BareBias: "noise",
+    SameNoise: "noise",
+    NoClipping: "bound",
+    HeadUnclipped: "bound",
+    TenTimesTheBound: "bound",
+    EveryExampleTwice: "bound",
+    NoRoot: "bound",
+    NotFinite: "bound",
+}
+
+
+@pytest.mark.parametrize(("fault", "wanted"), PLANTED.items())
+def test_the_mechanism_is_held_whatever_the_data(case: Case, monkeypatch: Patch, fault: type[FlatClipping], wanted: str) -> None:
+    """Also where no example is long enough to be clipped, in a single step."""
+    kind = "per_layer" if issubclass(fault, PerLayerClipping) else "flat"
+    monkeypatch.setitem(CLIPPINGS, kind, fault)
+    for max_norm in (0.5, 1e4):
+        assert code(case, mechanism(max_norm, kind=kind, sigma=1.0, rate=0.4)) == wanted
+
+
+def test_what_a_batch_adds_is_held_in_the_round(case: Case, monkeypatch: Patch) -> None:
+    """A fault that shows in real examples alone, in a batch that ends no step."""
+
+    class Sometimes(FlatClipping):
+        def clip_and_accumulate(self) -> None:
+            super().clip_and_accumulate()
+            if self.log.examples == 2:
+                self.params[0].summed_grad.add_(2.5 * self.max_grad_norm / math.sqrt(self.params[0].numel()))
+
+    monkeypatch.setitem(CLIPPINGS, "flat", Sometimes)
+    assert code(case, mechanism(0.5, sigma=1.0, max_batch=2)) == "bound"
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 16, 1000])
+def test_noise_is_too_small_as_rarely_as_promised(count: int) -> None:
+    """Against the distribution itself, and never for a typical square."""
+    exact = chi2.ppf(NEVER, count)
+    assert not too_small(exact * (1 + 1e-6), count)
+    assert too_small(exact / 3, count)
+    assert not too_small(0.5 * count, count)
