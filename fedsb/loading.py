@@ -87,17 +87,18 @@ def _load(model: ModelConfig, task: Task, labels: Sequence[str], seed: int, wher
             raise _load_error(model, source, error) from None
     _check_body(network, info, task, source)
     drawn = drawn_names(network, info)
-    note(network, drawn, _fit_head(network, model, task, labels, drawn))
+    note(network, drawn, _fit_head(network, model, task, labels, info) if task.has_head and labels else "")
     loaded: nn.Module = network
     return loaded
 
 
-def _fit_head(network: nn.Module, model: ModelConfig, task: Task, labels: Sequence[str], drawn: Sequence[str]) -> str:
+def _fit_head(network: nn.Module, model: ModelConfig, task: Task, labels: Sequence[str], info: Mapping[str, Any]) -> str:
     """Bring the checkpoint's head to the labels, if it has one; return what was done."""
-    known = AutoConfig.from_pretrained(locate(model), revision=model.revision).id2label
-    body, own = f"{network.base_model_prefix}.", [name for name, _ in network.named_parameters()]
-    if not labels or all(name in drawn for name in own if not name.startswith(body)):
+    body = f"{network.base_model_prefix}."
+    absent = {*info["missing_keys"]} - {key for key, *_ in info["mismatched_keys"]}
+    if all(name in absent for name, _ in network.named_parameters() if not name.startswith(body)):
         return ""
+    known = AutoConfig.from_pretrained(locate(model), revision=model.revision).id2label
 
     def label_rows() -> list[str]:
         wider: Any = copy.deepcopy(network.config)

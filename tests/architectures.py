@@ -67,4 +67,5 @@ def checkpoint(name: str, folder: Path, **edits: Any) -> Path:
         model = {**ENCODERS, **DECODERS, **LANGUAGE_MODELS}[name]()
     for key, value in edits.items():
         setattr(model.config, key, value)
+    model.tie_weights()
     return save(model, tokenizer, folder)

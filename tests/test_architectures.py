@@ -35,9 +35,9 @@ CASES = [*((name, HEAD) for name in (*ENCODERS, *DECODERS)), *((name, WORDS) for
 class Built:
     """A model of an architecture, whose adapters and head do something."""
 
-    def __init__(self, name: str, task: Task, folder: Path) -> None:
-        self.task, self.base = task, checkpoint(name, folder / "base")
-        self.config: Config = load(["model=pretrained", f"model.name='{self.base}'", "rank=3", f"data.task={task.name}"])
+    def __init__(self, name: str, task: Task, folder: Path, *overrides: str, **edits: Any) -> None:
+        self.task, self.base = task, checkpoint(name, folder / "base", **edits)
+        self.config: Config = load(["model=pretrained", f"model.name='{self.base}'", "rank=3", f"data.task={task.name}", *overrides])
         model, adapter = self.config.model, self.config.adapter
         self.adapted: AdaptedModel = build_model(model, adapter, family="lora_sb", task=task, labels=LABELS, seed=0)
         stream = torch.Generator().manual_seed(5)
@@ -77,6 +77,11 @@ def apart(one: list[Tensor], other: list[Tensor]) -> float:
 
 
 def test_the_run_its_adapter_and_its_merged_model_are_one_model(built: Built, tmp_path: Path) -> None:
+    agree(built, tmp_path)
+
+
+def agree(built: Built, tmp_path: Path) -> None:
+    """Hold that what others load computes what the run does."""
     kind: Any = built.task.auto_class
     ours = built.logits(built.adapted.model, 2)
     merged_copy(built.adapted.model).save_pretrained(tmp_path / "merged")  # type: ignore[operator]
@@ -104,3 +109,18 @@ def test_every_trained_tensor_is_moved(built: Built) -> None:
     assert not [name for name, p in trained.items() if p.grad is None or not p.grad.any()]
     for p in trained.values():
         p.grad = None
+
+
+TIED = {
+    "llama": ("llama", WORDS, "model.embed_tokens.weight", {"tie_word_embeddings": True}),
+    "gpt2": ("gpt2", WORDS, "transformer.wte.weight", {}),
+    "t5": ("t5", HEAD, "transformer.shared.weight", {}),
+    "bart": ("bart", HEAD, "model.shared.weight", {}),
+}
+
+
+@pytest.mark.parametrize("case", TIED)
+def test_tied_embeddings_that_are_trained_stay_one(case: str, tmp_path: Path) -> None:
+    name, task, head, edits = TIED[case]
+    patterns = [head, "classification_head*"] if task is HEAD else [head]
+    agree(Built(name, task, tmp_path, f"model.head={patterns}", **edits), tmp_path)

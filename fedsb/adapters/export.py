@@ -122,6 +122,13 @@ def _with_ties(model: nn.Module, head: State) -> State:
     return State({Name(name, HEAD): tensors[id(p)] for name, p in every if id(p) in tensors})
 
 
+def _ties_an_embedding(model: nn.Module, saved: list[str]) -> bool:
+    """Tell whether the input embedding is saved and is the output's too, which PEFT then keeps so."""
+    ends = [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
+    weights = {id(getattr(end, "weight", None)) for end in ends}
+    return None not in ends and len(weights) == 1 and any(model.get_submodule(name) in ends for name in saved)
+
+
 def _modules_to_save(model: nn.Module, head: State, task_type: str) -> list[str]:
     """Name the outermost modules that hold nothing but head parameters, and those that PEFT saves anyway."""
     own = {name.module for name in head}
@@ -177,6 +184,7 @@ def _peft_config(
         alpha_pattern=dict(others),
         target_modules=sorted(ranks),
         modules_to_save=saved or None,
+        ensure_weight_tying=_ties_an_embedding(model, saved),
         fan_in_fan_out=any(isinstance(adapted[name].base, Conv1D) for name in ranks),
     )
     # JSON has no sets; sorted lists keep the file the same from run to run.

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fedsb.adapters.layer import layers
-from fedsb.adapters.linear import OUT_IN, is_adaptable
+from fedsb.adapters.linear import OUT_IN, is_adaptable, shape_of
 from fedsb.errors import UserError
 
 ALL_LINEAR = "all-linear"
@@ -41,7 +41,8 @@ def match_targets(
     names = [name for name in names if not any(_matches(name, pattern) for pattern in exclude)]
     patterns = (targets,) if isinstance(targets, str) else tuple(targets)
     if patterns == (ALL_LINEAR,):
-        chosen = set(names) - by_hand
+        # A gate of one value has no lower rank.
+        chosen = {name for name in names if min(shape_of(model.get_submodule(name))) > 1} - by_hand
         if not chosen:
             raise UserError(f"adapter.targets '{ALL_LINEAR}' matches no linear layer: {_what_there_is(model)}")
         return sorted(chosen)
