@@ -7,13 +7,14 @@ earlier rounds are in both and cancel; the head counts as its change since the f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedsb.adapters import AdapterSpec
+from fedsb.held import HeldWeights
 from fedsb.state import HEAD, Name, State, WeightedSum, squared_norm, subtract
 
 Term = tuple[Tensor, Tensor]
@@ -81,10 +82,8 @@ class ExactnessMeter:
             lost: weighted mean of ``‖ΔW_i − ΔW_i as decoded‖_F``, which a coarse wire took from the uploads before they came here;
                 it is added to the difference, an upper bound by the triangle inequality.
         """
-        mean = self._sum.mean() if self._sum.total_weight and (self._linear or len(self._start_head)) else State()
-        head = mean.pick(HEAD)
-        difference = squared_norm(subtract(head, held))
-        update = squared_norm(subtract(head, self._start_head))
+        mean = self._mean()
+        difference, update = self._head_squares(mean, held)
         for module in held.modules:
             wanted = self._wanted(module, mean)
             given = [self._product(module, held, 1.0)]
@@ -93,6 +92,30 @@ class ExactnessMeter:
             update += low_rank_squared_norm(wanted)
             difference += self._linear_difference(module, mean, held) if self._linear else low_rank_squared_norm(_minus(given, wanted))
         return Gap(difference**0.5 + lost, update**0.5)
+
+    def measure_held(self, held: State, weights: HeldWeights, residuals: Mapping[str, Tensor], *, lost: float = 0.0) -> Gap:
+        """Compare the weights that clients will compute with, rounded as they are, over the modules that ``weights`` holds and the head.
+
+        Args:
+            held: as clients will decode it.
+            weights: the frozen ones, told of this round's beginning.
+            residuals: what clients will add to them, with this round's share.
+            lost: see :meth:`measure`; of all modules, and so an upper bound for a sample too.
+        """
+        mean = self._mean()
+        difference, update = self._head_squares(mean, held)
+        for module in weights.modules:
+            wanted = self._wanted(module, mean)
+            difference += weights.squared_difference(module, residuals, _minus([self._product(module, held, 1.0)], wanted))
+            update += low_rank_squared_norm(wanted)
+        return Gap(difference**0.5 + lost, update**0.5)
+
+    def _mean(self) -> State:
+        return self._sum.mean() if self._sum.total_weight and (self._linear or len(self._start_head)) else State()
+
+    def _head_squares(self, mean: State, held: State) -> tuple[float, float]:
+        head = mean.pick(HEAD)
+        return squared_norm(subtract(head, held)), squared_norm(subtract(head, self._start_head))
 
     def _wanted(self, module: str, mean: State) -> list[Term]:
         if self._linear:

@@ -13,6 +13,7 @@ from fedsb.assembly import corpus_of, model_of, parts_of, task_of, test_features
 from fedsb.checkpoint import Snapshot
 from fedsb.errors import UserError
 from fedsb.frozen import FrozenLog
+from fedsb.held import HeldWeights
 from fedsb.logs import say_early
 from fedsb.models import AdaptedModel
 from fedsb.privacy.models import refuse_mixing_layers
@@ -101,6 +102,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
         wire_dtype=federation.wire_dtype,
         # Measured from the uploads as they are, it is no function of their noised sum.
         exactness=federation.exactness and server_plan is None,
+        held_weights=HeldWeights(adapted.weights(), config.seed),
         start=start,
     )
     if snapshot is not None:

@@ -200,6 +200,7 @@ def _finish(prepared: Prepared, folder: RunFolder, listener: Recorder, state: St
         records=listener.records,
         factors_sha256=sha256(state, *strategy.frozen.deltas()),
         wall_s=wall_s,
+        held_modules=strategy.gap.sample,
         epsilon=listener.claim.final(simulated=strategy.simulated),
         epsilon_reason=listener.claim.why_none(),
         partition=_partition(prepared),

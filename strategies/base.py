@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedsb.adapters import AdapterSpec
 from fedsb.arrays import decode_arrays, encode_arrays, quantise
 from fedsb.frozen import FrozenLog
+from fedsb.held import HeldWeights
 from fedsb.messages import Instruction
 from fedsb.report.records import RoundRecord
 from fedsb.rules import cohort_size
@@ -52,6 +53,7 @@ class LowRankStrategy(Strategy):
         wire_dtype: ``float32`` or ``bfloat16``.
         start: runs before round 1 and returns the first arrays (a gradient start); None keeps the initial ones.
         exactness: whether to measure the exactness gap each round.
+        held_weights: the frozen weights, to measure that of what clients compute with too.
         listener: is told each round's record, state and frozen log.
     """
 
@@ -70,6 +72,7 @@ class LowRankStrategy(Strategy):
         wire_dtype: str = "float32",
         start: Start | None = None,
         exactness: bool = True,
+        held_weights: HeldWeights | None = None,
         listener: Listener | None = None,
     ) -> None:
         self.spec = spec
@@ -85,7 +88,7 @@ class LowRankStrategy(Strategy):
         self.wire_dtype = wire_dtype
         self.start_phase = start
         self.listener = listener
-        self.gap = GapMeter(spec, scale, on=exactness)
+        self.gap = GapMeter(spec, scale, on=exactness, weights=held_weights)
         self.rounds_done: int | None = None  # None: not even the start; otherwise `start` is given what they led to
         self.held: dict[str, int] = {}  # the version of the frozen log that each client holds
         self.counts: dict[str, int] = {}  # training examples that each client has
@@ -139,7 +142,7 @@ class LowRankStrategy(Strategy):
         private = p.client_privacy
         self._reducer = private.reducer(self.decode, cohort, server_round, real=not self.simulated) if private else self.new_reducer()
         self._reducer.begin(self._current)
-        self.gap.begin(self.frozen.view().basis, self._current)
+        self.gap.begin(self.frozen.view().basis, self._current, self.frozen.view().residuals)
         return transport.address(requests, self._round.failed)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -289,4 +292,5 @@ class LowRankStrategy(Strategy):
             state = self.decode(state)
             self._round.extras["server_step"] = squared_norm(subtract(state, mean)) ** 0.5
         self.frozen.append(aggregate.residual)
+        self._round.held_gap = self.gap.measure_held(mean, self.frozen.view().residuals, lost=self._round.encoding_error())
         return state

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from fedsb.adapters import AdapterSpec
 from fedsb.exactness import ExactnessMeter
+from fedsb.held import HeldWeights
 from fedsb.state import HEAD, State
 
 
@@ -14,20 +19,30 @@ class GapMeter:
         spec: the adapter family.
         scale: s.
         on: whether to measure.
+        weights: the frozen weights, to measure what clients compute with too; None: factors alone.
     """
 
-    def __init__(self, spec: AdapterSpec, scale: float, *, on: bool) -> None:
+    def __init__(self, spec: AdapterSpec, scale: float, *, on: bool, weights: HeldWeights | None = None) -> None:
         self._spec = spec
         self._scale = scale
         self._on = on
+        self._weights = weights
+        self._gap: float | None = None
         self._meter: ExactnessMeter | None = None
         self.first_head = State()
 
-    def begin(self, basis: State, current: State) -> None:
+    @property
+    def sample(self) -> tuple[str, ...] | None:
+        """The modules whose held weights are measured; None where all are, or none."""
+        return self._weights.modules if self._weights and self._weights.sampled else None
+
+    def begin(self, basis: State, current: State, residuals: Mapping[str, Tensor]) -> None:
         """Start a round from ``current``; the head's change is measured from that of the first one."""
         if self._on:
             self._meter = self._meter or self.measure_from(current)
             self._meter.begin(basis)
+        if self._on and self._weights:
+            self._weights.begin(residuals)
 
     def measure_from(self, state: State) -> ExactnessMeter:
         """Measure the head's change from that of ``state``: a run that is resumed keeps its first one."""
@@ -42,4 +57,14 @@ class GapMeter:
 
     def measure(self, held: State, residual: State, *, lost: float) -> float | None:
         """Return the round's gap, or None where it is not measured; for the arguments see :meth:`ExactnessMeter.measure`."""
-        return self._meter.measure(held, residual, lost=lost).relative if self._on and self._meter else None
+        self._gap = self._meter.measure(held, residual, lost=lost).relative if self._on and self._meter else None
+        return self._gap
+
+    def measure_held(self, held: State, residuals: Mapping[str, Tensor], *, lost: float) -> float | None:
+        """Return the gap of the weights that clients compute with, or None where it is not measured; call :meth:`measure` first.
+
+        Where nothing is ever added to W0, that is the gap of factors; for the arguments see :meth:`ExactnessMeter.measure_held`.
+        """
+        if not self._weights or not self._meter or not residuals:
+            return self._gap if self._weights else None
+        return self._meter.measure_held(held, self._weights, residuals, lost=lost).relative if self._on else None

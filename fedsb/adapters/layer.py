@@ -20,6 +20,11 @@ from fedsb.errors import UserError
 from fedsb.state import Name, State, laid_out
 
 
+def with_residual(weight: Tensor, residual: Tensor) -> Tensor:
+    """Return what a layer computes with that holds a residual: their sum in the dtype of the weight, which rounds it."""
+    return weight + residual.to(weight)
+
+
 class LowRankLayer(nn.Module):
     """``base(x) + s · B(R(A(dropout(x))))`` around a frozen linear layer.
 
@@ -101,7 +106,7 @@ class LowRankLayer(nn.Module):
         if residual is None:
             weight.data = self._pristine
         else:
-            weight.data = self._pristine + out_in(self.base, residual.to(self._pristine))
+            weight.data = with_residual(self._pristine, out_in(self.base, residual))
 
     @property
     def residual(self) -> Tensor | None:

@@ -35,7 +35,8 @@ class RoundRecord:
         train_loss: mean over the clients' local training.
         payload_up, payload_down, payload_one_off: what the protocol moves; one-off is what is delivered once, such as B and A.
         overhead: the rest of the serialised messages.
-        exactness_gap: relative distance between the held and the mean weight change.
+        exactness_gap: relative distance between the held and the mean weight change, from factors.
+        held_gap: the same of the weights that clients compute with, rounded as they are.
         extras: what only some methods have, such as ``residual_rank``.
         accounts: what private clients said in this round, by name; it goes into ``epsilon``.
         epsilon: of the run so far, as in the summary, the list over clients included; None without privacy, or where none can be claimed.
@@ -56,6 +57,7 @@ class RoundRecord:
     payload_one_off: int = 0
     overhead: int = 0
     exactness_gap: float | None = None
+    held_gap: float | None = None
     extras: Mapping[str, float] = field(default_factory=dict)
     accounts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     epsilon: Mapping[str, Any] | None = None

@@ -14,7 +14,7 @@ from fedsb.report.plots import plot_run
 from fedsb.report.privacy import account_rows, accounts_of, claim_text
 from fedsb.report.records import RoundRecord, Run, finite, read_run
 from fedsb.report.series import final_metrics, largest_gap, mean_over_clients, metric_names, totals
-from fedsb.report.table import gap_text, human_bytes, human_seconds, number, plural
+from fedsb.report.table import gap_text, gaps_text, human_bytes, human_seconds, number, plural
 
 # Label, and the settings that it shows; one that the run's configuration lacks is left out.
 SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -49,6 +49,10 @@ CAPTIONS = {
 EXACTNESS = (
     "The largest exactness gap of any round is {gap}: the relative distance between the weight change that the clients hold after a round "
     "and the true weighted mean of theirs, before any server optimiser, clipping or noise. Float32 rounding alone stays below 1e-5."
+)
+HELD = (
+    "That is of the factors. Of the weights that clients compute with it is {gap}, measured {where}: what is added to frozen weights is "
+    "rounded to their dtype."
 )
 
 
@@ -156,7 +160,7 @@ def _round(record: RoundRecord, metrics: list[str], on_clients: list[str], extra
         len(record.clients),
         len(record.failed),
         *map(human_bytes, counts),
-        "–" if record.exactness_gap is None else gap_text(record.exactness_gap),
+        "–" if record.exactness_gap is None else gaps_text(record.exactness_gap, record.held_gap),
         *(f"{record.extras[name]:.4g}" if name in record.extras else "–" for name in extras),
         human_seconds(record.wall_s),
     ]
@@ -183,8 +187,15 @@ def _communication(run: Run) -> str:
 
 
 def _exactness(run: Run) -> str:
-    gap = largest_gap(run.records)
-    return "The exactness gap was not measured." if gap is None else EXACTNESS.format(gap=f"**{gap_text(gap)}**")
+    gap, held = largest_gap(run.records), largest_gap(run.records, "held_gap")
+    if gap is None:
+        return "The exactness gap was not measured."
+    text = EXACTNESS.format(gap=f"**{gap_text(gap)}**")
+    if held is None:
+        return text
+    names = (run.summary or {}).get("held_gap_modules")
+    where = "on all adapted layers" if names is None else f"on {plural(len(names), 'layer')} drawn by the seed: {', '.join(names)}"
+    return f"{text}\n\n{HELD.format(gap=f'**{gap_text(held)}**', where=where)}"
 
 
 def _privacy(run: Run, images: Sequence[str] = ()) -> str:

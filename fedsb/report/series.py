@@ -46,9 +46,12 @@ def cumulative(records: Sequence[RoundRecord], *keys: str) -> list[int]:
     return list(accumulate(sum(getattr(record, key) for key in keys) for record in records))
 
 
-def largest_gap(records: Sequence[RoundRecord]) -> float | None:
-    """Return the largest exactness gap of any round, or None where none was measured; a NaN wins, since it hides the largest."""
-    gaps = [record.exactness_gap for record in records if record.exactness_gap is not None]
+def largest_gap(records: Sequence[RoundRecord], kind: str = "exactness_gap") -> float | None:
+    """Return the largest gap of any round, or None where none was measured; a NaN wins, since it hides the largest.
+
+    ``kind`` is ``exactness_gap`` or ``held_gap``.
+    """
+    gaps = [gap for record in records if (gap := getattr(record, kind)) is not None]
     return max(gaps, key=lambda gap: math.inf if math.isnan(gap) else gap, default=None)
 
 

@@ -45,11 +45,14 @@ def build_summary(
     records: Sequence[RoundRecord],
     factors_sha256: str,
     wall_s: float,
+    held_modules: Sequence[str] | None = None,
     epsilon: Mapping[str, Any] | None = None,
     epsilon_reason: str | None = NO_MECHANISM,
     partition: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Gather the summary of a run; ``rank`` is None without adapters. ``epsilon_reason`` says why ``epsilon`` is None, else is dropped.
+    """Gather the summary of a run; ``rank`` is None without adapters, ``epsilon_reason`` says why ``epsilon`` is None, else is dropped.
+
+    ``held_modules`` are those that the held gap was measured on; None stands for all of them.
 
     ``partition`` is how a simulation's examples are dealt out (:meth:`fedsb.data.skew.Skew.as_dict`), where it may be told.
 
@@ -73,6 +76,8 @@ def build_summary(
         "partition": None if partition is None else dict(partition),
         **totals(records),
         "exactness_gap": largest_gap(records),
+        "held_gap": largest_gap(records, "held_gap"),
+        "held_gap_modules": None if held_modules is None else list(held_modules),
         "failures": sum(len(record.failed) for record in records),
         "factors_sha256": factors_sha256,
         "epsilon": None if epsilon is None else dict(epsilon),

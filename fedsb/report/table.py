@@ -54,6 +54,12 @@ def gap_text(gap: float | None) -> str:
     return "not measured" if gap is None else f"{gap:.1e}"
 
 
+def gaps_text(gap: float | None, held: float | None) -> str:
+    """Write an exactness gap, and that of the held weights where it is another."""
+    text = gap_text(gap)
+    return text if held is None or gap_text(held) == text else f"{text}, held {gap_text(held)}"
+
+
 def plural(count: int, noun: str) -> str:
     """Write a count with its noun."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
@@ -81,7 +87,7 @@ def round_line(record: RoundRecord, num_rounds: int) -> str:
     payloads = {"up": record.payload_up, "down": record.payload_down, "one-off": record.payload_one_off}
     parts += [f"{way} {human_bytes(count)}" for way, count in payloads.items() if count]
     if record.exactness_gap is not None:
-        parts.append(f"gap {gap_text(record.exactness_gap)}")
+        parts.append(f"gap {gaps_text(record.exactness_gap, record.held_gap)}")
     if record.epsilon is not None:
         parts.append(f"epsilon {bound(record.epsilon['max'])}")
     return "  ".join([*parts, human_seconds(record.wall_s)])
@@ -150,7 +156,7 @@ ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("one-off", lambda s: human_bytes(s["payload_one_off"])),
     ("total", lambda s: f"{human_bytes(s['payload_total'])}, without the one-off {human_bytes(s['payload_total_without_one_off'])}"),
     ("overhead", lambda s: human_bytes(s["overhead"])),
-    ("exactness gap", lambda s: gap_text(s["exactness_gap"])),
+    ("exactness gap", lambda s: gaps_text(s["exactness_gap"], s.get("held_gap"))),
     ("epsilon", epsilon_text),
     ("noise", noise_text),
     ("not covered", uncovered_text),

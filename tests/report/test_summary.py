@@ -30,6 +30,8 @@ KEYS = {
     "payload_one_off",
     "overhead",
     "exactness_gap",
+    "held_gap",
+    "held_gap_modules",
     "factors_sha256",
     "epsilon",
     "epsilon_reason",

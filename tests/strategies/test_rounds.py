@@ -602,6 +602,18 @@ def test_a_bfloat16_wire_halves_the_bytes_and_tells_its_gap(options: Options, pl
         assert gap * (1 - 2**-7) <= coarse.records[number].exactness_gap <= 3 * gap + 2**-6
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_held_gap_counts_what_is_rounded_where_a_residual_is_added(plain: Plain, method: str) -> None:
+    """Only FedEx adds to frozen weights; what others hold is their factors."""
+    records = plain("tiny_bert", method).records[1:]
+    assert records
+    for record in records:
+        if method == "fedex_lora":
+            assert record.exactness_gap < record.held_gap < 1e-4
+        else:
+            assert record.held_gap == record.exactness_gap
+
+
 def test_a_run_is_evaluated_at_its_start_every_so_often_and_at_its_end(options: Options) -> None:
     more = ["federation.num_rounds=5", "federation.evaluate_clients=true", "data.client_test_fraction=0.3", "train.local_steps=1"]
     rare, always = (federate(options("tiny_bert", "fedavg_lora", *more, f"eval.every={every}")) for every in (2, 1))
