@@ -25,6 +25,7 @@ from fedsb.privacy.accounting import Entry
 from fedsb.privacy.codes import CODES, SelfCheckFailed
 from fedsb.privacy.models import hold_unmixed
 from fedsb.privacy.randomness import Streams
+from fedsb.privacy.sampling import drawn_rate
 from fedsb.rng import global_generators
 from fedsb.schema import TrainConfig
 from fedsb.state import Name
@@ -148,11 +149,10 @@ def private_lesson(
     """
     hold_unmixed(adapted.model)
     plain = OPTIMIZERS[train.optimizer](list(trained.values()), train)
-    clipping, expected = mechanism.clipping, mechanism.sampling_rate * len(features)
+    clipping, rate = mechanism.clipping, drawn_rate(mechanism.sampling_rate)
+    expected = rate * len(features)
     optimizer = CLIPPINGS[clipping.kind](plain, clipping, expected_batch=expected, generator=streams.noise)
-    sampler = UniformWithReplacementSampler(
-        num_samples=len(features), sample_rate=mechanism.sampling_rate, steps=mechanism.steps, generator=streams.sampling
-    )
+    sampler = UniformWithReplacementSampler(num_samples=len(features), sample_rate=rate, steps=mechanism.steps, generator=streams.sampling)
     length = padded_length(adapted, train)
     fill = made_up(adapted, features[0], min(SHORT, length)) if mechanism.constant_time else None
     if charged is None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from clients.evidence import PRODUCTS, Batch, Tap, backward, make_taps, tapped
 from fedsb.adapters.starts import Side
 from fedsb.privacy.adaptive import MARGIN
+from fedsb.privacy.sampling import drawn_rate
 from fedsb.state import Name, State
 
 
@@ -109,7 +110,7 @@ def add_noise(total: ClippedSum, *, noise_multiplier: float, max_norm: float, ex
 
 
 def poisson_sample(num_examples: int, rate: float, generator: torch.Generator) -> list[int]:
-    """Draw each of the indices below ``num_examples`` independently with probability ``rate``; ascending, perhaps none.
+    """Draw each of the indices below ``num_examples`` independently with probability :func:`drawn_rate` of ``rate``; ascending.
 
     Raises:
         ValueError: ``rate`` isn't a probability.
@@ -122,7 +123,7 @@ def poisson_sample(num_examples: int, rate: float, generator: torch.Generator) -
     if num_examples == 0:
         return []
     # Despite its name nothing is drawn twice in a step.
-    sampler = UniformWithReplacementSampler(num_samples=num_examples, sample_rate=rate, generator=generator, steps=1)
+    sampler = UniformWithReplacementSampler(num_samples=num_examples, sample_rate=drawn_rate(rate), generator=generator, steps=1)
     drawn: list[int] = next(iter(sampler))
     return drawn
 

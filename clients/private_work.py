@@ -177,7 +177,8 @@ def private_round(
 
 def _went_well(account: Account) -> bool:
     """Tell whether this run's last training was finished: one that failed may have failed its checks."""
-    trained = [key for key, _ in account.ledger.charges() if key.run == account.run and key.exchange == TRAIN]
+    mine = account.key(0, TRAIN)
+    trained = [key for key, _ in account.ledger.charges() if key._replace(round=0) == mine]
     return bool(trained) and account.ledger.kept(trained[-1]) is not None
 
 

@@ -121,6 +121,7 @@ def train(message: Message, context: Context) -> Message:
     if job.config.privacy.unit == "example":
         return Message(_train_privately(job), reply_to=message)
     frozen = job.frozen()
+    job.leave_unnoised("train")
     upload, result = train_round(
         job.adapted, job.task, job.train, state=job.state(), frozen=frozen, train=job.config.train, site=job.site()
     )
@@ -161,6 +162,8 @@ def evidence(message: Message, context: Context) -> Message:
         if unnoised_start(config.privacy, start_kind(config), config.init.evidence) is None:
             return Message(_give_privately(job, sketch, stage, int(number), probes), reply_to=message)
         job.account.charge_unnoised(instruction.stage)
+    else:
+        job.leave_unnoised("evidence")
     examples = draw_evidence(job.train, config.init.num_examples, seed=config.seed, client=instruction.client)
     state = give_evidence(
         job.adapted,
@@ -203,5 +206,6 @@ def evaluate(message: Message, context: Context) -> Message:
         raise UserError("metrics on a client's examples have no noise; they do not leave it under privacy.unit=example")
     if not job.held_out:
         raise UserError(f"'{job.instruction.client}' holds nothing out; set data.client_test_fraction above 0")
+    job.leave_unnoised("evaluate")
     metrics = evaluate_round(job.adapted, job.task, job.held_out, state=job.state(), frozen=job.frozen(), train=job.config.train)
     return Message(encode_reply(State(), len(job.held_out), metrics), reply_to=message)

@@ -19,15 +19,18 @@ from fedsb.exactness import encoding_error
 from fedsb.frozen import Frozen, FrozenMissing, FrozenStore
 from fedsb.messages import Instruction, decode_instruction, encode_code, encode_missing, encode_reply
 from fedsb.node_policy import is_operated, read_policy
-from fedsb.privacy.account import LEDGERS, Account, allowed, ledger_folder
+from fedsb.privacy.account import LEDGERS, Account, allowed, charge_unnoised
 from fedsb.privacy.codes import BudgetExceeded, code_of, key_of
-from fedsb.privacy.ledger import SIMULATION, Ledger
+from fedsb.privacy.ledger import SIMULATION, Key, Ledger
+from fedsb.privacy.naming import client_folder, name_of_data
 from fedsb.privacy.plan import Plan
 from fedsb.privacy.randomness import Streams, secret_streams, simulated_streams
-from fedsb.private_run import plan_of, reason_of, save_plans, saved_plan
+from fedsb.privacy.shelf import Shelf
+from fedsb.private_run import add_plan, plan_of, reason_of, saved_plan
 from fedsb.resuming import fingerprint, resumed
 from fedsb.runtime.fab import launch_folder
 from fedsb.schema import Config
+from fedsb.site_rows import rows_of
 from fedsb.state import State
 from fedsb.training import FitResult, Site
 
@@ -150,35 +153,54 @@ class Job:
         return Site(c.seed, i.client, i.round, c.federation.num_rounds)
 
     @cached_property
-    def account(self) -> Account:
-        """The client's plan in this run and its ledger: in the run's folder in a simulation, in the node's own home otherwise."""
-        privacy, client = self.config.privacy, self.instruction.client
-        given, run = self._context.run_config.get("output"), str(self._context.run_id)
-        parent = home() if self.real else run_folder(self.config, run, None if given is None else str(given))
-        folder = ledger_folder(parent / LEDGERS, client, self.data_path)
-        simulated = {"client": client, "privacy": as_dict(privacy), "run": fingerprint(self.config)}
-        header = {"unit": privacy.unit} | ({} if self.real else simulated)
-        ledger = Ledger(folder, header)
-        plan = self._plan(folder if self.real else parent / LEDGERS, run)
-        return Account(ledger, plan, privacy.accountant, privacy.max_epsilon, run if self.real else SIMULATION, not self.real)
+    def ledger(self) -> Ledger:
+        """The client's ledger: in the run's folder in a simulation, and in the node's own home, named after the data, otherwise."""
+        client = self.instruction.client
+        if self.real:
+            shelf = Shelf(home() / LEDGERS)
+            rows = rows_of(self.config, client, self.data_path, self.instruction.labels, shelf.salt)
+            return shelf.open(name_of_data(client, self.data_path, self.policy.ledger if self.policy else None), rows)
+        privacy = self.config.privacy
+        header = {"unit": privacy.unit, "client": client, "privacy": as_dict(privacy), "run": fingerprint(self.config)}
+        return Ledger(self._run_folder() / LEDGERS / client_folder(client), header)
 
-    def _plan(self, folder: Path, run: str) -> Plan:
-        """Return the plan that lies in ``folder``, a real node's under its run: a message may have a process of its own."""
+    @cached_property
+    def account(self) -> Account:
+        """The client's plan in this run, and its ledger."""
+        privacy, run = self.config.privacy, str(self._context.run_id)
+        most, name = privacy.max_epsilon, self.instruction.client
+        if self.real:
+            plan = self._plan(self.ledger.folder, f"{run}/{name}")
+            return Account(self.ledger, plan, privacy.accountant, most, run, client=name)
+        return Account(self.ledger, self._plan(self._run_folder() / LEDGERS, name), privacy.accountant, most, SIMULATION, repeatable=True)
+
+    def _run_folder(self) -> Path:
+        given = self._context.run_config.get("output")
+        return run_folder(self.config, str(self._context.run_id), None if given is None else str(given))
+
+    def _plan(self, folder: Path, name: str) -> Plan:
+        """Return the plan that lies in ``folder``; a message may have a process of its own, and calibrating takes seconds."""
         client, count = self.instruction.client, len(self.train)
-        name = run if self.real else client
         plan = saved_plan(folder, name)
         if plan is None or plan.num_examples != count:
             plan = plan_of(self.config, client, count)
             if self.real:
-                save_plans(folder, {name: plan})
+                add_plan(folder, name, plan)
         if self.policy is not None:
             self.policy.admit_noise(plan.training.noise_multiplier, plan.start.noise_multiplier if plan.start else None)
         return plan
+
+    def leave_unnoised(self, exchange: str) -> None:
+        """Note in a real node's ledger, once a run, that what leaves now has no noise: no later run on that data may claim an epsilon."""
+        if self.real:
+            charge_unnoised(self.ledger, Key(str(self._context.run_id), 0, exchange, self.instruction.client))
 
     def streams(self, exchange: str) -> Streams:
         """Return the generators of noise and samples: nobody but a real node may be able to repeat them."""
         if self.real:
             return secret_streams(self.adapted.device)
+        if "partition-id" not in self._context.node_config:
+            LOG.warning("this node names no client: its noise comes from the public seed and protects nobody; see --node-config in README")
         i = self.instruction
         return simulated_streams(self.config.seed, i.client, i.round, exchange, self.adapted.device)
 

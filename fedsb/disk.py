@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 
-def create_whole(path: Path, text: str) -> None:
+def create_whole(path: Path, text: str, *, mode: int = 0o666) -> None:
     """Make a file that is not there yet: nobody sees a part of it, and of several who try one succeeds.
+
+    Args:
+        path: of the file.
+        text: all that it holds.
+        mode: its permissions, less what the process masks.
 
     Raises:
         FileExistsError: it is there.
     """
     scratch = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
-        with scratch.open("x", encoding="utf-8") as file:
+        with open(scratch, "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -35,8 +41,37 @@ def _name(scratch: Path, path: Path) -> None:
     except FileExistsError:
         raise
     except OSError:  # the file system knows no hard links
-        path.touch(exist_ok=False)
+        path.touch(mode=0o600, exist_ok=False)
         scratch.replace(path)
+
+
+def replace_whole(path: Path, content: bytes | str) -> None:
+    """Write a file in place of what is there: a reader sees the old one or the new one, and of several writers the last one counts."""
+    scratch = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    try:
+        with scratch.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def make_folder(folder: Path, *, mode: int = 0o700) -> None:
+    """Make a folder with a mode, and those above it, and bring each new name to the disk."""
+    missing = [each for each in (folder, *folder.parents) if not each.is_dir()]
+    folder.mkdir(mode=mode, parents=True, exist_ok=True)
+    for each in missing:
+        sync_folder(each.parent)
+
+
+def append_line(file: BinaryIO, record: Mapping[str, Any]) -> None:
+    """Append a record to a file of lines, which :func:`locked` gave; when this returns it is on the disk."""
+    file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextmanager

@@ -7,13 +7,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from fedsb.config import as_dict
+from fedsb.disk import make_folder, replace_whole
 from fedsb.errors import UserError
 from fedsb.logs import say_early
 from fedsb.privacy.account import LEDGERS, charged_account
-from fedsb.privacy.accounting import Entry
 from fedsb.privacy.claim import Claim
+from fedsb.privacy.entries import Entry
 from fedsb.privacy.forecast import forecast_snr
 from fedsb.privacy.ledger import SIMULATION, Key, Ledger, read_header
 from fedsb.privacy.notices import forecast_line, privacy_lines
@@ -25,6 +27,7 @@ from fedsb.schema import Config
 from fedsb.sketching import sketch_of
 
 PLANS = "plans.json"
+KEPT_PLANS = 8  # beside one ledger of a real node
 
 
 def client_plans(config: Config, sizes: Mapping[str, int]) -> dict[str, Plan]:
@@ -41,21 +44,29 @@ def client_plans(config: Config, sizes: Mapping[str, int]) -> dict[str, Plan]:
 
 def save_plans(folder: Path, plans: Mapping[str, Plan]) -> None:
     """Leave the plans of a simulation where its clients find them: each process would calibrate them anew, seconds a client."""
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f"{PLANS}.part"
-    scratch.write_text(json.dumps({client: asdict(plan) for client, plan in plans.items()}), encoding="utf-8")
-    scratch.replace(folder / PLANS)
+    make_folder(folder)
+    replace_whole(folder / PLANS, json.dumps({name: asdict(plan) for name, plan in plans.items()}))
 
 
-def saved_plan(folder: Path, client: str) -> Plan | None:
-    """Return a simulated client's plan as the server left it; None where it left none."""
-    path = folder / PLANS
-    found = json.loads(path.read_text(encoding="utf-8")).get(client) if path.is_file() else None
+def add_plan(folder: Path, name: str, plan: Plan) -> None:
+    """Leave a real client's plan beside its ledger, and there the plans that came before it, the last few."""
+    earlier = {other: held for other in _saved(folder) if other != name and (held := saved_plan(folder, other)) is not None}
+    save_plans(folder, {**dict(list(earlier.items())[-KEPT_PLANS + 1 :]), name: plan})
+
+
+def saved_plan(folder: Path, name: str) -> Plan | None:
+    """Return a client's plan as it was left; None where there is none."""
+    found = _saved(folder).get(name)
     if found is None:
         return None
     start = found.pop("start")
     fields = {**found, "training": Entry(**found["training"]), "rounds": tuple(found["rounds"])}
     return Plan(**fields, start=Entry(**start) if start else None)
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    path = folder / PLANS
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def plan_of(config: Config, client: str, num_examples: int) -> Plan:

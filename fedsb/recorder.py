@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from fedsb.checkpoint import Memory, Snapshot, save_checkpoint
 from fedsb.frozen import FrozenLog
@@ -99,9 +100,15 @@ class Recorder:
             self.claim.note(self._server_accounts(), ())
         simulated = self._simulated()
         uncovered = {**record.simulation_only, **self._diagnosed(record)} if simulated else {}
-        epsilon = self.claim.epsilon(simulated=simulated)
-        reason = self.claim.why_none()
-        return replace(record, accounts={}, train_loss=None, simulation_only=uncovered, epsilon=epsilon, epsilon_reason=reason)
+        # In dispatch order they would be ranked by their numbers of examples.
+        names: dict[str, Any] = {"clients": tuple(sorted(record.clients)), "failed": dict(sorted(record.failed.items()))}
+        times: dict[str, Any] = {} if simulated else {"wall_s": None, "cpu_s": None}
+        shown: dict[str, Any] = {
+            "epsilon": self.claim.epsilon(simulated=simulated),
+            "epsilon_reason": self.claim.why_none(),
+            "simulation_only": uncovered,
+        }
+        return replace(record, accounts={}, train_loss=None, **shown, **names, **times)
 
     def _diagnosed(self, record: RoundRecord) -> dict[str, float]:
         """Return the means of what the simulated clients noted for themselves."""

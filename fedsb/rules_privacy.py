@@ -12,7 +12,7 @@ from fedsb.schema import Config
 # As in fedsb/rules.py: key -> (condition, what is allowed).
 PRIVACY_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "privacy.epsilon": (lambda v: v > 0, "above 0"),
-    "privacy.noise_multiplier": (lambda v: v > 0, "above 0"),
+    "privacy.noise_multiplier": (lambda v: 1e-6 <= v <= 1e6, "in [1e-6, 1e6]"),
     "privacy.delta": (lambda v: 0 < v < 1, "between 0 and 1"),
     "privacy.max_epsilon": (lambda v: v > 0, "above 0"),
     "privacy.max_grad_norm": (lambda v: v >= LEAST_NORM, f"at least {LEAST_NORM:g}"),

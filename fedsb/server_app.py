@@ -129,7 +129,7 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
             raise
     assert result.arrays is not None
     state = unpack(decode_arrays(result.arrays), prepared.adapted.layout)
-    wall_s = time.monotonic() - begun + sum(record.wall_s for record in records)
+    wall_s = time.monotonic() - begun + sum(record.wall_s or 0.0 for record in records)
     summary = _finish(prepared, folder, listener, state, wall_s)
     progress.finish(summary, folder.path)
     return summary

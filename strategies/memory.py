@@ -19,7 +19,9 @@ def remember(strategy: LowRankStrategy) -> Memory:
     if strategy.server_optimizer is not None:
         states[OPTIMIZER] = strategy.server_optimizer.moments()
     private = strategy.participation.client_privacy
-    facts = {HELD: dict(strategy.held), COUNTS: dict(strategy.counts), WEIGHTS: strategy.weighting.memory()}
+    # Sorted: in dispatch order they would be ranked by their numbers of examples, which under this privacy nothing may tell.
+    counts = {} if private and not strategy.simulated else dict(sorted(strategy.counts.items()))
+    facts = {HELD: dict(sorted(strategy.held.items())), COUNTS: counts, WEIGHTS: strategy.weighting.memory()}
     return Memory(states, facts | ({CLIP: private.bound.value} if private else {}))
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedsb.disk import cut_torn, locked
-from fedsb.privacy.accounting import Entry, epsilon_of
+from fedsb.privacy.accounting import epsilon_of
 from fedsb.privacy.codes import BudgetExceeded
+from fedsb.privacy.entries import UNNOISED, Entry
 from fedsb.privacy.ledger import Key, Ledger, read_entries
+from fedsb.privacy.naming import client_folder
 from fedsb.privacy.plan import Plan
 
 LEDGERS = "ledgers"
@@ -35,6 +35,7 @@ class Account:
         max_epsilon: the client's budget over the whole ledger; None sets none.
         run: names the run in the ledger.
         repeatable: the noise of a key comes from the seed, as in a simulation: what is computed again is the same release.
+        client: named in the keys of a ledger that several clients may share, as a real node's; empty in a simulation.
     """
 
     ledger: Ledger
@@ -43,10 +44,11 @@ class Account:
     max_epsilon: float | None
     run: str
     repeatable: bool = False
+    client: str = ""
 
     def key(self, round_number: int, exchange: str) -> Key:
         """Name a release of this run."""
-        return Key(self.run, round_number, exchange)
+        return Key(self.run, round_number, exchange, self.client)
 
     def charged(self, key: Key) -> Entry:
         """Return what the ledger holds for a release, read back from the disk: what is done is held against it."""
@@ -76,12 +78,14 @@ class Account:
         return epsilon_of(entries, self.plan.delta, self.accountant)
 
     def charge_unnoised(self, exchange: str) -> None:
-        """Enter what leaves without noise: from then on the ledger's epsilon is infinite, in this run and in every later one.
+        """Enter what leaves without noise, once a run: from then on the ledger's epsilon is infinite, in this run and in every later one.
 
         Raises:
             BudgetExceeded: there is a budget, which nothing un-noised fits.
         """
-        self.charge(self.key(0, exchange), Entry("gaussian", 1.0, 0.0, 1))
+        key = self.key(0, exchange)
+        if not self.ledger.holds(key, (UNNOISED,)):
+            self.charge(key, UNNOISED)
 
     def metrics(self, entry: Entry) -> dict[str, float]:
         """Return what the reply to a release says: its entry, and epsilon of all that the ledger holds."""
@@ -97,12 +101,20 @@ class Account:
         """Keep what only the client may know of a round beside its ledger."""
         with locked(self.ledger.folder / DIAGNOSTICS) as file:
             cut_torn(file)
-            file.write(json.dumps({"run": key.run, "round": key.round, "exchange": key.exchange, **diagnostics}).encode() + b"\n")
+            named = {name: value for name, value in key._asdict().items() if value != ""}
+            file.write(json.dumps({**named, **diagnostics}).encode() + b"\n")
 
     def last_clip_norm(self, exchange: str, before: int) -> float | None:
         """Return where adaptive clipping left C in the run's last round ahead of ``before``: a noised release, so it may be used on."""
-        rows = [row for row in _noted(self.ledger.folder) if row["run"] == self.run and row["exchange"] == exchange]
+        mine = (self.run, exchange, self.client)
+        rows = [row for row in _noted(self.ledger.folder) if (row["run"], row["exchange"], row.get("client", "")) == mine]
         return next((float(row["clip_norm"]) for row in reversed(rows) if row["round"] < before and "clip_norm" in row), None)
+
+
+def charge_unnoised(ledger: Ledger, key: Key) -> None:
+    """Enter what leaves without noise, once for ``key``: from then on the ledger's epsilon is infinite."""
+    if not ledger.holds(key, (UNNOISED,)):
+        ledger.charge(key, (UNNOISED,))
 
 
 def allowed(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -112,7 +124,7 @@ def allowed(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def charged_account(ledgers: Path, client: str, plan: Plan | None, accountant: str) -> dict[str, float] | None:
     """Return the account of a simulated client off its ledger, for one that was charged and did not answer; None where it has none."""
-    path = ledger_folder(ledgers, client, None)
+    path = ledgers / client_folder(client)
     if plan is None or not (path / "ledger.jsonl").is_file():
         return None
     entries = read_entries(path)
@@ -140,14 +152,3 @@ def _noted(folder: Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     # A client killed while it wrote leaves a last line without its line feed.
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def ledger_folder(parent: Path, client: str, data_path: str | None) -> Path:
-    """Return the folder of a ledger: a real node's is named after where its data lies, and a simulated client's after the client.
-
-    Neither the data's content names it, as one more row would start a new account for the rows that were there before, nor the name under
-    which the data is served.
-    """
-    digest = hashlib.sha256(os.path.realpath(data_path or client).encode() if data_path else client.encode()).hexdigest()[:12]
-    readable = "".join(c if c.isalnum() or c in "-_" else "_" for c in (Path(data_path).name if data_path else client))[:48]
-    return parent / (f"{readable}-{digest}" if data_path or readable != client else client)

@@ -12,14 +12,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
 from fedsb.errors import UserError, unknown
+from fedsb.privacy.entries import MOST_STEPS, Entry
 
-MECHANISMS = ("gaussian",)
+__all__ = ["ACCOUNTANTS", "Entry", "calibrate", "epsilon_of"]
 # RDP's orders; Opacus' binomials overflow above 1029. Its series for orders between the integers needs millions of terms at a sampling
 # rate near a half: there the whole orders have to do, which costs up to 2 percent where epsilon is below 30.
 WHOLE_ORDERS = (*range(2, 64), 72, 80, 96, 128, 192, 256, 384, 512, 768, 1000)
@@ -31,48 +31,20 @@ LARGEST_LOSS = 600.0
 # PRV: its stated error relative to the RDP bound, and as many mesh points as fit a second.
 PRV_ERROR = 0.003
 PRV_POINTS = 2**20
-# PLD: the mesh relative to the RDP bound.
+# PLD: the mesh relative to the RDP bound, and the steps beyond which it takes minutes.
 PLD_MESH = 2e-4
+PLD_STEPS = 10**6
 # Bounds within which a noise multiplier is sought, and how closely: relative, in the noise and in epsilon.
 SMALLEST_NOISE, LARGEST_NOISE = 1e-2, 1e4
 NOISE_TOLERANCE = 0.005
 EPSILON_TOLERANCE = 0.008
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Releases of one kind: ``steps`` sums over a Poisson sample of the examples, each clipped, with Gaussian noise on the sum.
-
-    Attributes:
-        mechanism: ``gaussian``, the Poisson-subsampled Gaussian mechanism.
-        sampling_rate: probability in (0, 1] with which each example enters a sum; 1 means that nothing is sampled.
-        noise_multiplier: standard deviation of the noise over the clipping bound; 0 protects nothing.
-        steps: number of sums released, each with a sample and noise of its own.
-
-    Raises:
-        ValueError: a value is outside its range.
-    """
-
-    mechanism: str
-    sampling_rate: float
-    noise_multiplier: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        if self.mechanism not in MECHANISMS:
-            raise ValueError(f"mechanism is '{self.mechanism}'; it must be one of {', '.join(MECHANISMS)}")
-        if not 0 < self.sampling_rate <= 1:
-            raise ValueError(f"sampling rate is {self.sampling_rate}; it must lie in (0, 1]")
-        if not 0 <= self.noise_multiplier < math.inf:
-            raise ValueError(f"noise multiplier is {self.noise_multiplier}; it must be finite and at least 0")
-        if not (isinstance(self.steps, int) and self.steps >= 0):
-            raise ValueError(f"steps are {self.steps}; they must be a whole number of at least 0")
-
-
 def epsilon_of(entries: Sequence[Entry], delta: float, accountant: str = "prv") -> float:
     """Return an upper bound of the epsilon at ``delta`` of all entries together, whatever their order.
 
-    0 where nothing was released, infinity where something was released without noise.
+    0 where nothing was released, infinity where something was released without noise, or where no accountant finds a bound. No list of
+    entries makes it fail.
 
     Args:
         entries: all releases that one example took part in.
@@ -87,18 +59,21 @@ def epsilon_of(entries: Sequence[Entry], delta: float, accountant: str = "prv") 
         raise ValueError(f"delta is {delta}; it must lie in (0, 1)")
     if accountant not in ACCOUNTANTS:
         raise unknown("accountant", accountant, ACCOUNTANTS)
-    merged = _merged(entries)
-    if not merged:
-        return 0.0
-    if any(entry.noise_multiplier == 0 for entry in merged):
+    released = [entry for entry in entries if entry.steps]
+    if any(entry.noise_multiplier == 0 for entry in released) or sum(entry.steps for entry in released) > MOST_STEPS:
         return math.inf
-    return _computed(merged, delta, accountant)
+    return _computed(_merged(released), delta, accountant) if released else 0.0
 
 
 @lru_cache(maxsize=1024)
 def _computed(merged: tuple[Entry, ...], delta: float, accountant: str) -> float:
     # Clients of one size have one account between them, and a PRV takes half a second.
-    return max(0.0, ACCOUNTANTS[accountant](merged, delta))
+    for name in dict.fromkeys((accountant, "rdp")):
+        with suppress(ArithmeticError, ValueError, RuntimeError, MemoryError):
+            epsilon = ACCOUNTANTS[name](merged, delta)
+            if not math.isnan(epsilon):
+                return max(0.0, epsilon)
+    return math.inf
 
 
 def calibrate(
@@ -182,10 +157,13 @@ def _bracket(excess: Callable[[float], float], start: float) -> tuple[tuple[floa
 
 
 def _merged(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    """Sum up the steps of equal mechanisms, in one order whatever that of the entries."""
+    """Sum up the steps of equal mechanisms, in one order whatever that of the entries.
+
+    More noise than is ever sought counts as that: it costs next to nothing, and PRV has minutes of work with it.
+    """
     steps: dict[tuple[str, float, float], int] = {}
     for entry in entries:
-        kind = (entry.mechanism, entry.sampling_rate, entry.noise_multiplier)
+        kind = (entry.mechanism, entry.sampling_rate, min(entry.noise_multiplier, LARGEST_NOISE))
         steps[kind] = steps.get(kind, 0) + entry.steps
     return tuple(Entry(*kind, count) for kind, count in sorted(steps.items()) if count)
 
@@ -229,11 +207,11 @@ def _prv(entries: Sequence[Entry], delta: float) -> float:
 
 
 def _pld(entries: Sequence[Entry], delta: float) -> float:
-    """The bound of PLD; that of RDP where the privacy loss is beyond :data:`LARGEST_LOSS`."""
+    """The bound of PLD; that of RDP beyond :data:`LARGEST_LOSS` or :data:`PLD_STEPS`."""
     import dp_accounting
     from dp_accounting.pld import PLDAccountant
 
-    if not _rdp(entries, delta / 4000, ROUGH_ORDERS) < LARGEST_LOSS:
+    if sum(entry.steps for entry in entries) > PLD_STEPS or not _rdp(entries, delta / 4000, ROUGH_ORDERS) < LARGEST_LOSS:
         return _rdp(entries, delta)
     # A mesh for the epsilon at hand: the default takes gigabytes for a large one, and is coarse for a small one.
     mesh = min(max(PLD_MESH * _rdp(entries, delta, ROUGH_ORDERS), 1e-6), 1e-2)

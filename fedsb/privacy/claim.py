@@ -10,12 +10,11 @@ from typing import Any
 ATTACKS = (
     "the tuning of hyper-parameters, attacks on floating-point noise or on a generator that is not cryptographic; no secure aggregation"
 )
+# A node's ledger knows earlier runs on its data; the server's is of one run.
 NOT_COVERED = {
-    "example": (
-        "a person with several examples or at several clients, runs on the same data without privacy=example, the time of a reply, "
-        f"{ATTACKS}"
-    ),
-    "client": f"a person at several clients, {ATTACKS}",
+    "example": "a person with several examples or at several clients, what left the data past the node's ledger (under another FEDSB_HOME, "
+    f"before rows were edited), the time of a reply, {ATTACKS}",
+    "client": f"a person at several clients, other runs with the same clients (each claims for itself alone), {ATTACKS}",
 }
 NO_MECHANISM = "no privacy mechanism"
 

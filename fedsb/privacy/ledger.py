@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,10 +20,10 @@ from typing import Any, BinaryIO, NamedTuple
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fedsb.disk import cut_torn, locked, sync_folder
+from fedsb.disk import append_line, cut_torn, locked, make_folder, replace_whole, sync_folder
 from fedsb.errors import UserError
-from fedsb.privacy.accounting import Entry
 from fedsb.privacy.codes import BudgetExceeded
+from fedsb.privacy.entries import Entry, read_entry
 from fedsb.state import Name, State, sha256
 
 FORMAT = 1
@@ -34,11 +33,21 @@ SIMULATION = "simulation"
 
 
 class Key(NamedTuple):
-    """What a charge was made for: the run, the round (0 is the start) and the exchange within it."""
+    """What a charge was made for: the run, the round (0 is the start), the exchange within it, and the client.
+
+    The client is empty where a ledger has one only, and in ledgers of earlier versions.
+    """
 
     run: str
     round: int
     exchange: str
+    client: str = ""
+
+    @property
+    def written(self) -> tuple[str | int, ...]:
+        """The key as files hold it."""
+        key = (self.run, self.round, self.exchange)
+        return (*key, self.client) if self.client else key
 
 
 class Ledger:
@@ -56,10 +65,10 @@ class Ledger:
         self.folder = folder
         self.path = folder / "ledger.jsonl"
         self._header: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **header}))
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         with locked(self.path) as file:
             if not cut_torn(file):
-                _append(file, self._header)
+                append_line(file, self._header)
                 sync_folder(folder)
                 sync_folder(folder.parent)
             self._read(file)
@@ -92,7 +101,7 @@ class Ledger:
                 raise BudgetExceeded(f"the budget of '{self.folder}' does not allow exchange '{key.exchange}' of round {key.round}")
             attempt = 1 + sum(earlier == key for earlier, _ in charges)
             covered = {} if clients is None else {"clients": list(clients)}
-            _append(file, {"key": key, "attempt": attempt, "entries": [asdict(entry) for entry in entries], **covered})
+            append_line(file, {"key": key.written, "attempt": attempt, "entries": [asdict(entry) for entry in entries], **covered})
 
     def holds(self, key: Key, entries: Sequence[Entry]) -> bool:
         """Tell whether ``key`` was charged before.
@@ -124,7 +133,7 @@ class Ledger:
             file.seek(0)
             records = [json.loads(line) for line in file.read().split(b"\n")[1:-1]]
         covering = [record for record in records if client in record.get("clients", [client])]
-        return tuple(Entry(**entry) for record in covering for entry in record["entries"])
+        return tuple(read_entry(entry) for record in covering for entry in record["entries"])
 
     def keep(self, key: Key, state: State, metrics: Mapping[str, float]) -> None:
         """Keep the finished reply to ``key``, atomically, in place of an earlier one.
@@ -136,7 +145,7 @@ class Ledger:
             for leftover in self.folder.glob("reply-*.part"):
                 leftover.unlink()
             number = 1 + max((int(path.name.split("-")[1]) for path in self._replies()), default=0)
-            _write(self.folder / f"reply-{number:010d}-{_digest(key)}.safetensors", _encode(key, state, metrics))
+            replace_whole(self.folder / f"reply-{number:010d}-{_digest(key)}.safetensors", _encode(key, state, metrics))
             earlier = self._replies()[:-1]
             others = [path for path in earlier if path not in self._replies(key)]
             for path in earlier:
@@ -163,7 +172,7 @@ class Ledger:
                 if number == 1:
                     self._compare(dict(record))
                 else:
-                    charges.append((Key(*record["key"]), tuple(Entry(**entry) for entry in record["entries"])))
+                    charges.append((Key(*record["key"]), tuple(read_entry(entry) for entry in record["entries"])))
             except UserError:
                 raise
             except (ValueError, KeyError, TypeError) as error:
@@ -178,8 +187,13 @@ class Ledger:
 
 
 def read_entries(folder: Path) -> tuple[Entry, ...]:
-    """Return the releases that a ledger holds, whatever its header says."""
-    return Ledger(folder, read_header(folder)).entries()
+    """Return the releases that a ledger holds, whatever its header says; none where there is no ledger, or it has no first line yet.
+
+    Raises:
+        UserError: a line cannot be read.
+    """
+    header = read_header(folder) if (folder / "ledger.jsonl").is_file() else {}
+    return Ledger(folder, header).entries() if header else ()
 
 
 def read_header(folder: Path) -> dict[str, Any]:
@@ -202,31 +216,15 @@ def _flat(charges: Sequence[tuple[Key, tuple[Entry, ...]]]) -> tuple[Entry, ...]
     return tuple(entry for _, entries in charges for entry in entries)
 
 
-def _append(file: BinaryIO, record: Mapping[str, Any]) -> None:
-    file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _write(path: Path, content: bytes) -> None:
-    scratch = path.with_suffix(".part")
-    with scratch.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    sync_folder(path.parent)
-
-
 def _digest(key: Key) -> str:
     """A name for ``key`` that any file system takes: what a run is called is the sender's choice."""
-    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(key.written).encode()).hexdigest()[:32]
 
 
 def _encode(key: Key, state: State, metrics: Mapping[str, float]) -> bytes:
     # Copied, as safetensors refuses tensors that share memory.
     tensors = {f"{name.role}|{name.module}": t.detach().cpu().contiguous().clone() for name, t in state.items()}
-    return save(tensors, {"key": json.dumps(key), "metrics": json.dumps(dict(metrics)), "sha256": sha256(state)})
+    return save(tensors, {"key": json.dumps(key.written), "metrics": json.dumps(dict(metrics)), "sha256": sha256(state)})
 
 
 def _decode(path: Path, key: Key) -> tuple[State, dict[str, float]] | None:
@@ -234,7 +232,7 @@ def _decode(path: Path, key: Key) -> tuple[State, dict[str, float]] | None:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             state = State({Name(*reversed(name.split("|", 1))): file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        if (metadata["key"], metadata["sha256"]) != (json.dumps(key), sha256(state)):
+        if (metadata["key"], metadata["sha256"]) != (json.dumps(key.written), sha256(state)):
             return None
         return state, json.loads(metadata["metrics"])
     except (OSError, SafetensorError, KeyError, ValueError, TypeError):

@@ -40,6 +40,7 @@ def privacy_lines(
     if noises := sorted(plan.training.noise_multiplier for plan in plans if plan.training.noise_multiplier):
         spread = f"{noises[0]:.3g}" if noises[0] == noises[-1] else f"{noises[0]:.3g} to {noises[-1]:.3g}"
         lines.append(f"privacy: noise multiplier {spread}, {'calibrated to the whole schedule' if calibrated else 'as given'}")
+    lines += _large_delta(plans)
     if reason is not None:
         lines.append(f"privacy: no epsilon will be claimed: {reason}")
     elif start is not None and (start != "gradient" or evidence == "public"):
@@ -51,6 +52,18 @@ def privacy_lines(
             f"privacy: a client refuses what takes its ledger above epsilon {budget:g}; advisory on a real node, whose app comes from here"
         )
     return lines
+
+
+def _large_delta(plans: Collection[Plan | ServerPlan]) -> list[str]:
+    """Warn of a delta that is allowed and says little: publishing one of a hundred outright satisfies one of 1/100."""
+    largest = max(plans, key=lambda plan: plan.delta * plan.count, default=None)
+    if largest is None or not largest.delta * largest.count > 0.1 * (1 + 1e-9):
+        return []
+    whose = f"{largest.count} {'examples of a client' if isinstance(largest, Plan) else 'clients'}"
+    return [
+        f"privacy: warning: delta {largest.delta:.3g} is above 0.1/n for the {whose}: to publish one of them with probability "
+        f"{min(1.0, largest.delta * largest.count):.2g} satisfies it; privacy.delta=null takes at most 0.1/n"
+    ]
 
 
 def forecast_line(snr: float, noise_multiplier: float) -> str:

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedsb.errors import UserError
-from fedsb.privacy.accounting import Entry, calibrate, epsilon_of
+from fedsb.privacy.accounting import calibrate, epsilon_of
 from fedsb.privacy.adaptive import sum_multiplier
+from fedsb.privacy.entries import MOST_STEPS, Entry
+from fedsb.privacy.sampling import drawn_rate
 from fedsb.schema import PrivacyConfig, TrainConfig
 
 GAUSSIAN = "gaussian"
@@ -33,6 +35,11 @@ class Plan:
     rounds: tuple[int, ...]
     start: Entry | None = None
     exchanges: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many there are that one of is protected."""
+        return self.num_examples
 
     @property
     def start_entries(self) -> tuple[Entry, ...]:
@@ -60,7 +67,7 @@ def choose_delta(given: float | None, count: int, whose: str) -> float:
 
 
 def sampling(train: TrainConfig, num_examples: int, client: str) -> tuple[float, int]:
-    """Return q and the steps of a round: as many as a pass without privacy has.
+    """Return q, as it is drawn, and the steps of a round: as many as a pass without privacy has.
 
     Raises:
         UserError: the client has fewer examples than a batch.
@@ -71,7 +78,7 @@ def sampling(train: TrainConfig, num_examples: int, client: str) -> tuple[float,
             "lower train.batch_size, or deal the data out more evenly (federation.partition.kind=iid)"
         )
     steps = train.local_steps or train.local_epochs * math.ceil(num_examples / train.batch_size)
-    return train.batch_size / num_examples, steps
+    return drawn_rate(train.batch_size / num_examples), steps
 
 
 def make_plan(
@@ -96,13 +103,18 @@ def make_plan(
         evidence_examples: expected size of each exchange's Poisson sample.
 
     Raises:
-        UserError: δ is too large, the client is too small, or no noise below 1e4 reaches the target.
+        UserError: δ is too large, the client is too small, the steps are too many, or no noise below 1e4 reaches the target.
     """
     delta = choose_delta(privacy.delta, num_examples, f"'{client}'")
     rate, steps = sampling(train, num_examples, client)
+    if steps * max(1, len(rounds)) > MOST_STEPS:
+        raise UserError(
+            f"'{client}' would take {steps * len(rounds):.3g} noised steps, and no more than {MOST_STEPS:.0e} can be accounted for; "
+            "lower train.local_steps"
+        )
     start = None
     if exchanges:
-        start_rate = min(1.0, evidence_examples / num_examples)
+        start_rate = drawn_rate(min(1.0, evidence_examples / num_examples))
         start = Entry(GAUSSIAN, start_rate, _start_noise(privacy, delta, start_rate, exchanges), 1)
     before = (start,) * exchanges if start else ()
     noise = privacy.noise_multiplier or 0.0
@@ -138,6 +150,11 @@ class ServerPlan:
     rounds: Mapping[str, tuple[int, ...]]
     start: Entry | None = None
     exchanges: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many there are that one of is protected."""
+        return len(self.rounds)
 
     def account(self, entries: Sequence[Entry], accountant: str) -> dict[str, float]:
         """Return the account of a client whom ``entries`` of the ledger cover."""

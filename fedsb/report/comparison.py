@@ -12,7 +12,7 @@ from fedsb.report.labels import flatten, run_labels, varying
 from fedsb.report.markdown import document, or_dash, table, write
 from fedsb.report.plots import compare
 from fedsb.report.records import Run, read_run
-from fedsb.report.series import final_metrics, largest_gap, metric_names, totals
+from fedsb.report.series import final_metrics, largest_gap, metric_names, total_or_none, totals
 from fedsb.report.table import bound, epsilon_text, gap_text, human_bytes, human_seconds, number, plural
 
 PAYLOADS = ("payload_up", "payload_down", "payload_one_off", "payload_total")
@@ -51,7 +51,7 @@ def _csv_row(run: Run, keys: Sequence[str], metrics: Sequence[str]) -> list[obje
     return [
         run.method, *(run.setting(key) for key in keys), run.summary is not None, run.records[-1].round,
         *(final.get(name) for name in metrics), *(sums[key] for key in PAYLOADS), largest_gap(run.records), epsilon.get("max"),
-        sum(record.wall_s for record in run.records), run.path,
+        total_or_none([record.wall_s for record in run.records]), run.path,
     ]  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def _result(run: Run, label: str, metrics: Sequence[str]) -> list[object]:
         f"{summary['trained_params']:,}" if summary else "–",
         "–" if gap is None else gap_text(gap),
         epsilon_text(summary) if summary else "–",
-        human_seconds(sum(record.wall_s for record in run.records)),
+        human_seconds(total_or_none([record.wall_s for record in run.records])),
         f"`{run.path}`",
     ]
 

@@ -75,7 +75,8 @@ class Progress:
     def end(self, record: RoundRecord) -> None:
         """Finish a round with its line."""
         self.close()
-        self.pace.end(record.wall_s)
+        if record.wall_s is not None:
+            self.pace.end(record.wall_s)
         self.show(record)
 
     def show(self, record: RoundRecord) -> None:
@@ -125,9 +126,10 @@ class JsonProgress(Progress):
                 "clients": len(record.clients),
                 "failed": len(record.failed),
                 "metrics": dict(record.metrics),
-                "examples_per_s": self._rate,
+                # A run that leaves out its rounds' times must not say them otherwise.
+                "examples_per_s": None if record.wall_s is None else self._rate,
                 "wall_s": record.wall_s,
-                "eta_s": self.pace.eta_s(),
+                "eta_s": None if record.wall_s is None else self.pace.eta_s(),
                 "memory_bytes": self.pace.memory_bytes(),
             }
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from fedsb.disk import create_whole
+from fedsb.disk import create_whole, make_folder, replace_whole
 from fedsb.errors import UserError
 
 # A folder with one of these belongs to a run.
@@ -42,7 +42,7 @@ class RoundRecord:
         epsilon: of the run so far, as in the summary, the list over clients included; None without privacy, or where none can be claimed.
         epsilon_reason: why there is no epsilon, in a run with privacy.
         simulation_only: what no reader of a real private run may see: clip rate, signal-to-noise, training loss.
-        wall_s, cpu_s: seconds the round took.
+        wall_s, cpu_s: seconds the round took; None in a private run on real nodes, where a reply's time may tell of the data.
     """
 
     round: int
@@ -63,8 +63,8 @@ class RoundRecord:
     epsilon: Mapping[str, Any] | None = None
     epsilon_reason: str | None = None
     simulation_only: Mapping[str, float] = field(default_factory=dict)
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
+    wall_s: float | None = 0.0
+    cpu_s: float | None = 0.0
 
     def to_json(self) -> str:
         """Return one line of JSON; NaN and infinity, which JSON lacks, become null."""
@@ -110,7 +110,7 @@ class RunFolder:
         if taken is not None:
             raise UserError(f"output '{self.path}' already holds a run ({taken}); choose another output=…")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path, mode=0o777)
         except OSError as error:
             raise UserError(f"output '{self.path}' can't be made ({error.strerror}); choose another output=…") from error
 
@@ -177,9 +177,7 @@ class RunFolder:
     def cut(self, last: int) -> list[RoundRecord]:
         """Drop the records of rounds after ``last``, which will be run again, and return the others."""
         kept = [record for record in _read_records(self.metrics) if record.round <= last]
-        draft = self.metrics.with_suffix(".part")
-        draft.write_text("".join(record.to_json() + "\n" for record in kept), encoding="utf-8")
-        draft.replace(self.metrics)
+        replace_whole(self.metrics, "".join(record.to_json() + "\n" for record in kept))
         return kept
 
     def append(self, record: RoundRecord) -> None:
@@ -191,13 +189,7 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary whole or not at all."""
-        draft = self.path / "summary.json.tmp"
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(finite(summary), file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self.summary)
+        replace_whole(self.summary, json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,8 @@ def _lead(run: Run) -> str:
     planned = run.setting("federation.num_rounds") or last.round
     if run.summary is None:
         return f"**This run did not finish**: its folder holds {last.round} of {planned} rounds and no summary. Last: {result}."
-    return f"{run.method}, {last.round} of {plural(planned, 'round')} in {human_seconds(run.summary['wall_s'])}: {result}."
+    took = "" if run.summary["wall_s"] is None else f" in {human_seconds(run.summary['wall_s'])}"
+    return f"{run.method}, {last.round} of {plural(planned, 'round')}{took}: {result}."
 
 
 def _what_ran(run: Run) -> str:

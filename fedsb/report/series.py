@@ -55,6 +55,12 @@ def largest_gap(records: Sequence[RoundRecord], kind: str = "exactness_gap") -> 
     return max(gaps, key=lambda gap: math.inf if math.isnan(gap) else gap, default=None)
 
 
+def total_or_none(parts: Sequence[float | None]) -> float | None:
+    """Return the sum, or None where a part of it is not told."""
+    told = [part for part in parts if part is not None]
+    return sum(told) if len(told) == len(parts) else None
+
+
 def mean_over_clients(record: RoundRecord) -> dict[str, float]:
     """Return the plain mean of each client metric."""
     rows: list[Mapping[str, float]] = list(record.client_metrics.values())

@@ -12,7 +12,7 @@ import fedsb
 from fedsb.privacy.claim import NO_MECHANISM
 from fedsb.report.clients import client_spread
 from fedsb.report.records import RoundRecord
-from fedsb.report.series import final_metrics, largest_gap, totals
+from fedsb.report.series import final_metrics, largest_gap, total_or_none, totals
 
 PACKAGES = ("torch", "flwr", "transformers", "datasets", "opacus", "peft", "safetensors", "numpy", "ray")
 
@@ -55,6 +55,7 @@ def build_summary(
     ``held_modules`` are those that the held gap was measured on; None stands for all of them.
 
     ``partition`` is how a simulation's examples are dealt out (:meth:`fedsb.data.skew.Skew.as_dict`), where it may be told.
+    A run whose rounds do not tell their times does not tell its own.
 
     Raises:
         ValueError: neither epsilon nor a reason for its absence is given.
@@ -82,7 +83,7 @@ def build_summary(
         "factors_sha256": factors_sha256,
         "epsilon": None if epsilon is None else dict(epsilon),
         "epsilon_reason": epsilon_reason if epsilon is None else None,
-        "wall_s": wall_s,
-        "cpu_s": sum(record.cpu_s for record in records),
+        "wall_s": None if any(record.wall_s is None for record in records) else wall_s,
+        "cpu_s": total_or_none([record.cpu_s for record in records]),
         "versions": versions(),
     }

@@ -26,8 +26,10 @@ def human_bytes(count: float) -> str:
     return f"{count / 1000**power:.{1 if power else 0}f} {UNITS[power]}"
 
 
-def human_seconds(seconds: float) -> str:
-    """Write a duration: ``0.4 s``, ``21 s``, ``3 min 5 s``, ``2 h 10 min``."""
+def human_seconds(seconds: float | None) -> str:
+    """Write a duration: ``0.4 s``, ``21 s``, ``3 min 5 s``, ``2 h 10 min``; a dash where it is not told."""
+    if seconds is None:
+        return "–"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -90,7 +92,7 @@ def round_line(record: RoundRecord, num_rounds: int) -> str:
         parts.append(f"gap {gaps_text(record.exactness_gap, record.held_gap)}")
     if record.epsilon is not None:
         parts.append(f"epsilon {bound(record.epsilon['max'])}")
-    return "  ".join([*parts, human_seconds(record.wall_s)])
+    return "  ".join([*parts, *([] if record.wall_s is None else [human_seconds(record.wall_s)])])
 
 
 def epsilon_text(summary: Mapping[str, Any]) -> str:
@@ -161,7 +163,7 @@ ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("noise", noise_text),
     ("not covered", uncovered_text),
     ("failures", lambda s: str(s["failures"])),
-    ("time", lambda s: human_seconds(s["wall_s"])),
+    ("time", lambda s: "" if s["wall_s"] is None else human_seconds(s["wall_s"])),
     ("factors sha256", lambda s: str(s["factors_sha256"])),
 )
 

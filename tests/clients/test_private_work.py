@@ -86,7 +86,7 @@ def test_metrics_are_the_account_and_nothing_else(case: Case, privacy: PrivacyCo
     assert set(second.metrics) == {*own, "encoding-error"} <= ALLOWED
     epsilons = [epsilon_of((ENTRY,) * n, 1e-3, "rdp") for n in (1, 2)]
     assert [first.metrics["epsilon"], second.metrics["epsilon"]] == epsilons
-    assert [first.metrics[key] for key in ("sampling-rate", "noise-multiplier", "steps", "delta")] == [0.4, 1.1, 3, 1e-3]
+    assert [first.metrics[key] for key in ("sampling-rate", "noise-multiplier", "steps", "delta")] == [ENTRY.sampling_rate, 1.1, 3, 1e-3]
     noted = [json.loads(line) for line in (tmp_path / DIAGNOSTICS).read_text().splitlines()]
     assert [row["round"] for row in noted] == [1, 2]
     assert all(math.isfinite(row[key]) for row in noted for key in ("loss", "clip_rate", "signal_to_noise", "clip_norm"))

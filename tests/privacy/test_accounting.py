@@ -6,6 +6,7 @@ import math
 import time
 
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
@@ -13,6 +14,8 @@ from scipy.special import log_ndtr
 
 from fedsb.errors import UserError
 from fedsb.privacy.accounting import ACCOUNTANTS, PRV_ERROR, Entry, calibrate, epsilon_of
+from fedsb.privacy.entries import LARGEST_MULTIPLIER, MOST_STEPS, SMALLEST_MULTIPLIER, UNNOISED, read_entry
+from fedsb.privacy.sampling import GRID, SMALLEST_RATE, drawn_rate
 
 # Sampling rate, noise, steps, delta: fine-tuning with epsilon between 0.5 and 10. Below that RDP's excess has no bound: its conversion
 # leaves a constant over the order, so the ratio is claimed for this regime and no other.
@@ -86,7 +89,7 @@ def test_nothing_released_costs_nothing_and_no_noise_costs_everything(name: str)
 
 @pytest.mark.parametrize("name", sorted(ACCOUNTANTS))
 @pytest.mark.parametrize(
-    ("q", "noise", "steps"), [(0.1, 1e-3, 1), (1.0, 0.6, 2000), (0.01, 0.05, 100), (0.01, 100.0, 1), (1.0, 1e-9, 10**6)]
+    ("q", "noise", "steps"), [(0.1, 1e-3, 1), (1.0, 0.6, 2000), (0.01, 0.05, 100), (0.01, 100.0, 1), (1.0, 1e-6, 10**6)]
 )
 def test_extremes_neither_crash_nor_hang(name: str, q: float, noise: float, steps: int) -> None:
     begun = time.process_time()
@@ -103,8 +106,8 @@ def test_extremes_neither_crash_nor_hang(name: str, q: float, noise: float, step
         ("laplace", 0.1, 1.0, 1),
         *(("gaussian", q, 1.0, 1) for q in (0.0, -0.1, 1.1, math.nan)),
         *(("gaussian", 0.1, noise, 1) for noise in (-1.0, math.nan, math.inf)),
-        ("gaussian", 0.1, 1.0, -1),
-        ("gaussian", 0.1, 1.0, 1.5),
+        *(("gaussian", 0.1, noise, 1) for noise in (9e-7, 1.1e6)),
+        *(("gaussian", 0.1, 1.0, steps) for steps in (-1, 1.5, 10**9 + 1)),
     ],
 )
 def test_what_is_no_release_is_refused(mechanism: str, q: float, noise: float, steps: int) -> None:
@@ -181,3 +184,84 @@ def test_a_target_out_of_reach_is_said_in_one_line() -> None:
 def test_calibration_of_nothing_is_refused(target: float, releases: list[tuple[float, int]]) -> None:
     with pytest.raises(ValueError, match=r"must be positive and finite|nothing to release"):
         calibrate(target, 1e-5, releases)
+
+
+def edges(least: float, most: float) -> st.SearchStrategy[float]:
+    """Draw from a range by its logarithm, its ends and whole powers of ten among the first."""
+    logs = st.floats(math.log(least), math.log(most)).map(lambda x: min(max(math.exp(x), least), most))
+    return st.one_of(st.sampled_from([least, most]), logs)
+
+
+held_entries = st.builds(
+    gaussian,
+    st.one_of(edges(SMALLEST_RATE, 1.0), st.sampled_from([0.5, 0.47])),
+    edges(SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER),
+    edges(1, MOST_STEPS).map(int),
+)
+
+
+def check_an_epsilon(name: str, entries: list[Entry], delta: float) -> None:
+    epsilon = epsilon_of(entries, delta, name)
+    assert epsilon >= 0
+    # One release without sampling is a lower bound of any list that holds it.
+    least = min((entry.noise_multiplier for entry in entries if entry.sampling_rate == 1), default=math.inf)
+    assert least > 10 or epsilon >= 0.99 * exact_gaussian(max(least, 0.05), delta)
+
+
+whatever = st.lists(held_entries, min_size=1, max_size=3), st.sampled_from([1e-9, 1e-5, 1e-2])
+
+
+@settings(max_examples=30, deadline=None)
+@given(*whatever)
+def test_whatever_a_ledger_can_hold_has_an_epsilon(entries: list[Entry], delta: float) -> None:
+    check_an_epsilon("rdp", entries, delta)
+
+
+@pytest.mark.parametrize("name", ["prv", "pld"])
+@settings(max_examples=4, deadline=None)
+@given(*whatever)
+def test_whatever_a_ledger_can_hold_has_a_tight_epsilon(name: str, entries: list[Entry], delta: float) -> None:
+    check_an_epsilon(name, entries, delta)
+
+
+def test_an_accountant_that_fails_leaves_it_to_another_and_one_that_finds_no_number_to_infinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(entries: object, delta: float) -> float:
+        raise ZeroDivisionError
+
+    entries = [gaussian(0.123, 3.21, 4)]
+    monkeypatch.setitem(ACCOUNTANTS, "prv", fails)
+    assert epsilon_of(entries, 1e-5, "prv") == epsilon_of(entries, 1e-5, "rdp") > 0
+    monkeypatch.setitem(ACCOUNTANTS, "pld", lambda entries, delta: math.nan)
+    monkeypatch.setitem(ACCOUNTANTS, "rdp", lambda entries, delta: math.nan)
+    assert epsilon_of([gaussian(0.123, 3.22, 4)], 1e-5, "pld") == math.inf
+
+
+def test_more_steps_than_can_be_accounted_for_protect_nothing() -> None:
+    assert epsilon_of([gaussian(0.1, 10.0, MOST_STEPS)] * 2, 1e-5, "rdp") == math.inf
+
+
+@given(st.floats(2**-30, 1.0))
+def test_the_rate_that_is_drawn_is_the_next_on_the_grid(rate: float) -> None:
+    found = drawn_rate(rate)
+    assert found >= rate
+    assert found - rate < SMALLEST_RATE
+    assert float(torch.tensor(found, dtype=torch.float32)) == found == drawn_rate(found)
+
+
+def test_the_sampler_draws_at_the_rate_that_is_accounted_for() -> None:
+    """Every uniform that float32 has on the grid around q, held against q by Opacus' own comparison."""
+    for rate in (1.6e-7, 1.6e-5, 10 / 60_001, 1 / 3, 0.7):
+        accounted = drawn_rate(rate)
+        uniforms = torch.arange(max(0, int(rate * GRID) - 50), int(rate * GRID) + 50, dtype=torch.float64) / GRID
+        drawn = int((uniforms.float() < accounted).sum()) + max(0, int(rate * GRID) - 50)
+        assert drawn / GRID == accounted
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal((draws := torch.rand(10**6, generator=generator).double() * GRID), draws.round())
+
+
+@settings(max_examples=50)
+@given(st.floats(5e-324, 1.0), st.floats(0, 1e300), st.integers(0, 10**12))
+def test_an_entry_of_an_earlier_version_is_what_it_was_or_protects_nothing(rate: float, noise: float, steps: int) -> None:
+    entry = read_entry({"mechanism": "gaussian", "sampling_rate": rate, "noise_multiplier": noise, "steps": steps})
+    inside = (noise == 0 or SMALLEST_MULTIPLIER <= noise <= LARGEST_MULTIPLIER) and steps <= MOST_STEPS
+    assert entry == (gaussian(drawn_rate(rate), noise, steps) if inside else UNNOISED)

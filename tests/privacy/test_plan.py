@@ -15,6 +15,7 @@ from fedsb.config import load
 from fedsb.errors import UserError
 from fedsb.privacy.accounting import Entry, epsilon_of
 from fedsb.privacy.plan import Plan, ServerPlan, choose_delta, make_plan, make_server_plan, sampling, unnoised_start
+from fedsb.privacy.sampling import drawn_rate
 from fedsb.private_run import drawn_rounds, plan_of, save_plans, saved_plan, server_plan_of
 from fedsb.schema import Config
 
@@ -56,8 +57,8 @@ def test_a_round_has_the_steps_of_a_pass_without_privacy(batch: int, examples: i
         ):
             sampling(train, examples, "a")
     else:
-        assert sampling(train, examples, "a") == (batch / examples, epochs * math.ceil(examples / batch))
-        assert sampling(replace(train, local_steps=7), examples, "a") == (batch / examples, 7)
+        assert sampling(train, examples, "a") == (drawn_rate(batch / examples), epochs * math.ceil(examples / batch))
+        assert sampling(replace(train, local_steps=7), examples, "a") == (drawn_rate(batch / examples), 7)
 
 
 @settings(max_examples=6, deadline=None)

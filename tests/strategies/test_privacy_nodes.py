@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from fedsb.assembly import home
 from fedsb.client_app import app as client_app
 from fedsb.errors import RunError
 from fedsb.privacy.codes import CODES
+from tests.conftest import TOPICS
 from tests.strategies.federations import ClientCall, named
-from tests.strategies.private_runs import CLIENT, EXAMPLE, Finished, run_privately, small, write_table
+from tests.strategies.private_runs import CLIENT, EXAMPLE, Finished, Rewrite, run_privately, small, write_table
 
 FEWER = "federation.min_replies=1"
 TWO = ("federation.num_clients=2", "federation.names=[a,b]")
@@ -29,9 +31,14 @@ def run(bert: Path, folder: Path, name: str, *more: str) -> Finished:
     nodes = {}
     for number, client in enumerate("ab", start=1):
         if not (path := folder / f"{client}.csv").exists():
-            write_table(path, 20)
+            write_table(path, 20, own_text(client))
         nodes[number] = named(client, **{"data-path": str(path)})
     return run_privately(small(bert, folder, *TWO, *more), folder / name, app=in_run(len(list(folder.glob("*/config.yaml")))), nodes=nodes)
+
+
+def own_text(client: str) -> Rewrite:
+    """Return texts that no other client has: shared rows would make one account of two."""
+    return lambda i, label: f"{client}{i} {TOPICS[label][i % 5]}"
 
 
 def in_run(number: int) -> ClientCall:
@@ -46,7 +53,8 @@ def in_run(number: int) -> ClientCall:
 def test_a_ledger_outlives_the_run_and_a_start_without_noise_is_never_forgotten(tiny_bert: Path, tmp_path: Path) -> None:
     first, second = (run(tiny_bert, tmp_path, name, *EXAMPLE) for name in ("one", "two"))
     assert first.claim.epsilon(simulated=False)["max"] < second.claim.epsilon(simulated=False)["max"]
-    assert len(list((home() / "ledgers").glob("a_csv-*/ledger.jsonl"))) == 1
+    headers = [json.loads(path.read_text().splitlines()[0]) for path in (home() / "ledgers").glob("*/ledger.jsonl")]
+    assert sorted(header["data"] for header in headers) == ["a.csv", "b.csv"]
     bare = run(tiny_bert, tmp_path, "bare", *EXAMPLE, "init.kind=gradient", "init.num_examples=4", "federation.num_rounds=1")
     assert "without noise" in bare.claim.why_none()
     after = run(tiny_bert, tmp_path, "after", *EXAMPLE)

@@ -37,11 +37,14 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
 
 
-def answers(bert: Path, folder: Path, number: int, task: str, line: str | None) -> list[tuple[str, set[str], dict[str, Any]]]:
+def answers(
+    bert: Path, folder: Path, number: int, task: str, line: str | None, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[str, set[str], dict[str, Any]]]:
     """Return the kind, the records and the figures of each reply of a node's first run on its data, one line of them replaced."""
     more, targets = TASKS[task]
     folder = folder / str(number)
     folder.mkdir()
+    monkeypatch.setenv("FEDSB_HOME", str(folder / "home"))  # a home of its own: rows that are shared make one account
     lines = [json.dumps({"text": f"a new goal {i}", "label": targets[i % 3]}) for i in range(20)]
     (folder / "a.jsonl").write_text("".join(f"{row}\n" for row in [*lines[:7], lines[7] if line is None else line, *lines[8:]]))
     test = folder / "test.jsonl"
@@ -60,14 +63,16 @@ def answers(bert: Path, folder: Path, number: int, task: str, line: str | None) 
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_row_flipped_to_anything_changes_no_kind_and_no_figure_of_a_reply(task: str, tiny_bert: Path, tmp_path: Path) -> None:
-    said = answers(tiny_bert, tmp_path, 1, task, None)
+def test_a_row_flipped_to_anything_changes_no_kind_and_no_figure_of_a_reply(
+    task: str, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = answers(tiny_bert, tmp_path, 1, task, None, monkeypatch)
     assert [kind for kind, *_ in said] == ["query.describe", "train"]
     assert said[0][2] == {"num-examples": [20]}
     assert said[1][1] == {"arrays", "metrics"}
     odd = [json.dumps(row) for what, row in ODD.items() if task == "classification" or what in NUMBERS]
     for number, row in enumerate((*odd, "{"), start=2):
-        assert answers(tiny_bert, tmp_path, number, task, row) == said
+        assert answers(tiny_bert, tmp_path, number, task, row, monkeypatch) == said
 
 
 def test_a_question_about_labels_is_answered_with_the_number_of_rows(tmp_path: Path) -> None:

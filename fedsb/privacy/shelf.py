@@ -1,0 +1,132 @@
+"""All ledgers of a real node's home, and which of them are one account because they are of the same data.
+
+``joined.jsonl`` beside the ledgers is only ever appended to: a line joins two of them. It is written, and on the disk, before anything is
+charged to the one on account of the other; so a crash can only leave two joined that need not be. Ledgers that are joined, over others
+too, are one account: its releases are those of all. Its lock is that of the whole shelf.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from fedsb.disk import append_line, cut_torn, locked, make_folder, sync_folder
+from fedsb.errors import UserError
+from fedsb.privacy.entries import Entry
+from fedsb.privacy.ledger import Key, Ledger, read_entries
+from fedsb.privacy.naming import DataName
+from fedsb.privacy.rows import Hashes, add_hashes, read_hashes, read_salt
+
+LOG = logging.getLogger(__name__)
+JOINED, SALT, ROWS = "joined.jsonl", "salt", "rows"
+
+
+class Shelf:
+    """The folder of a home's ledgers. Any number of processes and threads may work on one.
+
+    Args:
+        folder: made if need be.
+
+    Raises:
+        UserError: the salt of the hashes that lie there is gone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        make_folder(folder)
+        self.folder = folder
+        self.joined = folder / JOINED
+        if not (folder / SALT).is_file() and any(folder.glob(f"*/{ROWS}")):
+            raise UserError(f"'{folder / SALT}' is gone, and without it no row is known again; restore the file")
+        self.salt = read_salt(folder / SALT)
+
+    def open(self, name: DataName, rows: Hashes) -> NodeLedger:
+        """Return the ledger of data, joined to all that are of some of its rows, or of the same data under another name.
+
+        Args:
+            name: of the data.
+            rows: of all its rows, by :func:`fedsb.privacy.rows.hash_rows` with :attr:`salt`.
+
+        Raises:
+            UserError: a ledger or ``joined.jsonl`` cannot be read.
+        """
+        ledger = NodeLedger(self, name)
+        with locked(self.joined) as file:
+            if not cut_torn(file):
+                sync_folder(self.folder)
+            fresh = rows[~np.isin(rows, read_hashes(ledger.folder / ROWS), assume_unique=True)]
+            self._join(file, name, {*name.others, *self._earlier(name)})
+            if len(fresh):
+                self._join(file, name, self._sharing(fresh), rows=True)
+                add_hashes(ledger.folder / ROWS, fresh)
+                sync_folder(ledger.folder)
+        return ledger
+
+    def _earlier(self, name: DataName) -> list[str]:
+        """Return the folders that earlier versions made for the same data."""
+        return [path.name for ending in name.endings for path in self.folder.glob(f"*{ending}") if path.is_dir()]
+
+    def _sharing(self, rows: Hashes) -> list[str]:
+        return [path.parent.name for path in self.folder.glob(f"*/{ROWS}") if np.isin(rows, read_hashes(path)).any()]
+
+    def _join(self, file: BinaryIO, name: DataName, others: Collection[str], *, rows: bool = False) -> None:
+        for other in sorted(others):
+            if other in self._group(file, name.folder):
+                continue
+            if rows:
+                LOG.warning("rows of '%s' are in the data of ledger '%s' too: from now on the two are one account", name.readable, other)
+            append_line(file, {"ledgers": [name.folder, other]})
+
+    def beside(self, file: BinaryIO, folder: str) -> tuple[Entry, ...]:
+        """Return the releases of all ledgers that one is joined to; ``file`` is the shelf's lock."""
+        others = sorted(self._group(file, folder) - {folder})
+        return tuple(entry for other in others for entry in read_entries(self.folder / other))
+
+    def _group(self, file: BinaryIO, folder: str) -> set[str]:
+        """Return a ledger and all that are joined to it, however far."""
+        group, pairs = {folder}, self._pairs(file)
+        while more := {other for pair in pairs if pair & group for other in pair} - group:
+            group |= more
+        return group
+
+    def _pairs(self, file: BinaryIO) -> list[set[str]]:
+        file.seek(0)
+        pairs = []
+        for number, line in enumerate(file.read().split(b"\n")[:-1], start=1):
+            try:
+                one, other = json.loads(line)["ledgers"]
+                pairs.append({str(one), str(other)})
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"'{self.joined}', line {number} joins no two ledgers; restore the file") from error
+        return pairs
+
+
+class NodeLedger(Ledger):
+    """A ledger on a shelf: what is joined to it counts in its account."""
+
+    def __init__(self, shelf: Shelf, name: DataName) -> None:
+        super().__init__(shelf.folder / name.folder, {"unit": "example", "data": name.readable})
+        self._shelf = shelf
+
+    def charge(
+        self,
+        key: Key,
+        entries: Sequence[Entry],
+        *,
+        limit: Callable[[tuple[Entry, ...]], bool] | None = None,
+        clients: Sequence[str] | None = None,
+    ) -> None:
+        """Enter releases; ``limit`` gets those of the whole account."""
+        with locked(self._shelf.joined) as file:
+            beside = self._shelf.beside(file, self.folder.name)
+            allowed = None if limit is None else (lambda own: limit((*beside, *own)))
+            super().charge(key, entries, limit=allowed, clients=clients)
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return the releases of the whole account."""
+        with locked(self._shelf.joined) as file:
+            return (*self._shelf.beside(file, self.folder.name), *super().entries())
