@@ -19,7 +19,7 @@ from clients import draw_evidence, evaluate_round, give_evidence, train_round
 from clients.faults import Faults, drawn, suffer
 from fedsb.adapters.starts import Sketch
 from fedsb.assembly import num_examples
-from fedsb.client_job import Job, as_told, coded, config_in, data_path_of, is_real
+from fedsb.client_job import Job, as_told, coded, config_in, data_path_of, is_real, own_log
 from fedsb.errors import UserError
 from fedsb.memory import keep_large_blocks
 from fedsb.messages import encode_reply
@@ -88,7 +88,8 @@ def _named(handler: Handler) -> Handler:
 def notice(message: Message, context: Context) -> Message:
     """Write a line of the server's to this node's own log."""
     told = str(message.content.config_records["config"]["notice"])
-    LOG.warning("run %d: %s", context.run_id, "".join(c if c.isprintable() else " " for c in told)[:MOST_TOLD])
+    with own_log(context):
+        LOG.warning("run %d: %s", context.run_id, "".join(c if c.isprintable() else " " for c in told)[:MOST_TOLD])
     return Message(RecordDict({}), reply_to=message)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from fedsb.config import as_dict, load, split_overrides
 from fedsb.errors import UserError
 from fedsb.exactness import encoding_error
 from fedsb.frozen import Frozen, FrozenMissing, FrozenStore
+from fedsb.logs import node_log
 from fedsb.messages import Instruction, decode_instruction, encode_code, encode_missing, encode_reply
 from fedsb.node_policy import is_operated, read_policy
 from fedsb.privacy.account import LEDGERS, Account, allowed, charge_unnoised
@@ -90,18 +92,24 @@ def coded(message: Message, context: Context, answer: Callable[[], Message]) -> 
 
     The text goes to the node's own log. A simulated client without privacy says it all.
     """
-    try:
-        _admit(context)
-        return answer()
-    except FrozenMissing:
-        return Message(encode_missing(), reply_to=message)
-    except Exception as error:
-        if not is_real(context) and config_in(context).privacy.unit == "none":
-            raise
-        # Expected refusals are a line, faults of ours a traceback; neither leaves this machine.
-        expected = isinstance(error, (BudgetExceeded, UserError))
-        LOG.warning("%s: %s", _asked(message, context), error, exc_info=not expected)
-        return Message(encode_code(code_of(error).number, key_of(error)), reply_to=message)
+    with own_log(context):
+        try:
+            _admit(context)
+            return answer()
+        except FrozenMissing:
+            return Message(encode_missing(), reply_to=message)
+        except Exception as error:
+            if not is_real(context) and config_in(context).privacy.unit == "none":
+                raise
+            # Expected refusals are a line, faults of ours a traceback; neither leaves this machine.
+            expected = isinstance(error, (BudgetExceeded, UserError))
+            LOG.warning("%s: %s", _asked(message, context), error, exc_info=not expected)
+            return Message(encode_code(code_of(error).number, key_of(error)), reply_to=message)
+
+
+def own_log(context: Context) -> AbstractContextManager[None]:
+    """Return what writes a real node's own log while a message is answered; a simulated client's lines go to the log of the run."""
+    return node_log(home() / "node.log") if is_real(context) else nullcontext()
 
 
 def _admit(context: Context) -> None:
@@ -171,7 +179,8 @@ class Job:
         most, name = privacy.max_epsilon, self.instruction.client
         if self.real:
             plan = self._plan(self.ledger.folder, f"{run}/{name}")
-            return Account(self.ledger, plan, privacy.accountant, most, run, client=name)
+            own = self.policy.limit(plan.delta) if self.policy else None
+            return Account(self.ledger, plan, privacy.accountant, most, run, client=name, own=own)
         return Account(self.ledger, self._plan(self._run_folder() / LEDGERS, name), privacy.accountant, most, SIMULATION, repeatable=True)
 
     def _run_folder(self) -> Path:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsb.errors import UserError, nearest
+from fedsb.privacy.limit import Limit
 from fedsb.schema import Config
 
 SIMULATED = frozenset({"partition-id", "num-partitions"})  # what Flower's simulation tells a node
@@ -70,6 +71,10 @@ class NodePolicy:
         if unnoised is not None:
             raise PolicyError(f"privacy.init_fraction={config.privacy.init_fraction:g}: this node gives nothing without noise ({unnoised})")
         self.admit_noise(config.privacy.noise_multiplier)
+
+    def limit(self, delta: float) -> Limit | None:
+        """Return the operator's budget in a run whose δ is ``delta``: judged there, or at ``max-delta`` where that is smaller."""
+        return None if self.max_epsilon is None else Limit(self.max_epsilon, min(delta, self.max_delta or delta), "max-epsilon")
 
     def admit_noise(self, *multipliers: float | None) -> None:
         """Hold noise multipliers, those that are known, against the least that the operator allows.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from shlex import join
 from typing import Any
 
@@ -16,6 +17,7 @@ from fedsb.messages import Reply, decode_reply
 from fedsb.node_policy import KEYS, NodeConfigError, NodePolicy, read_policy
 from fedsb.privacy.codes import CODES, shown
 from fedsb.privacy.codes import KEYS as SAID
+from fedsb.privacy.limit import Limit
 from tests.strategies.federations import KeepingGrid
 
 BASE = {"client": "a", "data-path": "/data/absent.csv"}
@@ -59,6 +61,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path))
+
+
 @pytest.mark.parametrize("case", MISTAKES)
 def test_what_cannot_be_read_is_said_to_every_message_by_a_code_and_in_the_nodes_own_log(
     case: str, caplog: pytest.LogCaptureFixture
@@ -100,10 +107,26 @@ def test_a_configuration_that_the_node_cannot_compose_is_a_code_too() -> None:
     assert answer(BASE, "no.such.key=1").code == CODES["refused"].number
 
 
+def test_what_a_node_refuses_stands_in_a_log_of_its_own(tmp_path: Path) -> None:
+    """Under Flower nothing else writes a warning of ours down."""
+    answer(STRICT)
+    [line] = (tmp_path / "node.log").read_text(encoding="utf-8").splitlines()
+    assert "privacy.unit=none: this node answers privacy=example alone" in line
+    assert "'query.describe' of run 1, round 1, client 'a' (overrides: data=files" in line
+
+
 def test_numbers_are_read_from_strings_and_numbers() -> None:
     for most in ("3", 3, 3.0):
         assert read_policy({**STRICT, "max-epsilon": most}) == NodePolicy("a", "/data/absent.csv", "example", max_epsilon=3.0)
     assert read_policy({"client": 7, "data-path": "package"}) == NodePolicy("7", None)
+
+
+def test_the_operators_budget_is_judged_at_the_smaller_delta() -> None:
+    policy = read_policy({**STRICT, "max-epsilon": 3, "max-delta": "1e-6"})
+    assert policy is not None
+    assert policy.limit(1e-5) == Limit(3.0, 1e-6, "max-epsilon")
+    assert policy.limit(1e-7) == Limit(3.0, 1e-7, "max-epsilon")
+    assert NodePolicy("a", None, "example").limit(1e-5) is None
 
 
 def test_a_simulated_node_has_no_policy() -> None:

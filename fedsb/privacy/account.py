@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from fedsb.privacy.accounting import epsilon_of
 from fedsb.privacy.codes import BudgetExceeded
 from fedsb.privacy.entries import UNNOISED, Entry
 from fedsb.privacy.ledger import Key, Ledger, read_entries
+from fedsb.privacy.limit import Limit
 from fedsb.privacy.naming import client_folder
 from fedsb.privacy.plan import Plan
 
@@ -36,6 +37,7 @@ class Account:
         run: names the run in the ledger.
         repeatable: the noise of a key comes from the seed, as in a simulation: what is computed again is the same release.
         client: named in the keys of a ledger that several clients may share, as a real node's; empty in a simulation.
+        own: the budget of the node's operator, held beside the run's.
     """
 
     ledger: Ledger
@@ -45,6 +47,7 @@ class Account:
     run: str
     repeatable: bool = False
     client: str = ""
+    own: Limit | None = None
 
     def key(self, round_number: int, exchange: str) -> Key:
         """Name a release of this run."""
@@ -58,24 +61,33 @@ class Account:
         """Enter a release before it is computed; one that was entered before is not entered again where it is ``repeatable``.
 
         Raises:
-            BudgetExceeded: it would take epsilon above ``max_epsilon``; nothing is entered.
+            BudgetExceeded: it would take epsilon above the run's budget or the operator's; nothing is entered.
             UserError: another release was entered under that key.
         """
         if self.repeatable and self.ledger.holds(key, (entry,)):
             return
-        most = self.max_epsilon
-        allowed = None if most is None else (lambda entries: self._epsilon(entries) <= most)
+        limits = self._limits()
+
+        def over(entries: Sequence[Entry]) -> Iterator[Limit]:
+            return (limit for limit in limits if self._epsilon(entries, limit.delta) > limit.epsilon)
+
         try:
-            self.ledger.charge(key, (entry,), limit=allowed)
+            self.ledger.charge(key, (entry,), limit=(lambda entries: next(over(entries), None) is None) if limits else None)
         except BudgetExceeded:
             spent = self.ledger.entries()
+            broken = next(over((*spent, entry)), limits[0])
+            before, after = (self._epsilon(entries, broken.delta) for entries in (spent, (*spent, entry)))
             raise BudgetExceeded(
-                f"privacy.max_epsilon={most:g} would be exceeded: '{self.ledger.folder}' holds epsilon {self._epsilon(spent):.3f}, and "
-                f"{self._epsilon((*spent, entry)):.3f} with {key.exchange} of round {key.round}"
+                f"{broken.key}={broken.epsilon:g} would be exceeded: '{self.ledger.folder}' holds epsilon {before:.3f} at delta "
+                f"{broken.delta:g}, and {after:.3f} with {key.exchange} of round {key.round}"
             ) from None
 
-    def _epsilon(self, entries: Sequence[Entry]) -> float:
-        return epsilon_of(entries, self.plan.delta, self.accountant)
+    def _limits(self) -> tuple[Limit, ...]:
+        run = () if self.max_epsilon is None else (Limit(self.max_epsilon, self.plan.delta, "privacy.max_epsilon"),)
+        return run if self.own is None else (*run, self.own)
+
+    def _epsilon(self, entries: Sequence[Entry], delta: float | None = None) -> float:
+        return epsilon_of(entries, self.plan.delta if delta is None else delta, self.accountant)
 
     def charge_unnoised(self, exchange: str) -> None:
         """Enter what leaves without noise, once a run: from then on the ledger's epsilon is infinite, in this run and in every later one.

@@ -35,7 +35,7 @@ class Code:
 
 CODES: dict[str, Code] = {
     "failed": Code(1, "the client failed; its own log says why"),
-    "budget": Code(2, "refused: the request would exceed the client's privacy.max_epsilon"),
+    "budget": Code(2, "refused: the request would exceed the client's budget (privacy.max_epsilon, or max-epsilon of its node)"),
     "refused": Code(3, "refused: the request does not fit the client's data or ledger; its own log says why"),
     "policy": Code(4, "refused: the operator of the node does not allow what the run asks for; its own log says why"),
     "node_config": Code(5, "the node's own configuration (--node-config) cannot be used; its own log says why"),

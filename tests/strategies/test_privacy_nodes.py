@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import Context, Message
@@ -26,13 +28,13 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
 
 
-def run(bert: Path, folder: Path, name: str, *more: str) -> Finished:
+def run(bert: Path, folder: Path, name: str, *more: str, policy: Mapping[str, Any] | None = None) -> Finished:
     """Run over two nodes, each with 20 rows of its own."""
     nodes = {}
     for number, client in enumerate("ab", start=1):
         if not (path := folder / f"{client}.csv").exists():
             write_table(path, 20, own_text(client))
-        nodes[number] = named(client, **{"data-path": str(path)})
+        nodes[number] = named(client, **{"data-path": str(path), **(policy or {})})
     return run_privately(small(bert, folder, *TWO, *more), folder / name, app=in_run(len(list(folder.glob("*/config.yaml")))), nodes=nodes)
 
 
@@ -68,6 +70,20 @@ def test_a_budget_is_held_over_all_runs(tiny_bert: Path, tmp_path: Path) -> None
     again = run(tiny_bert, tmp_path, "two", *EXAMPLE, f"privacy.max_epsilon={spent * 1.01}")
     assert isinstance(again.error, RunError)
     assert CODES["budget"].text in str(again.error)
+
+
+def test_the_operators_budget_holds_whatever_the_run_says(tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """At the operator's delta: the run's own, a larger one, would make the same releases fit."""
+    loose = (*EXAMPLE, "federation.num_rounds=1", "privacy.delta=0.01")
+    found = run(tiny_bert, tmp_path, "one", *loose).claim.epsilon(simulated=False)["max"]
+    strict = {"privacy": "example", "max-epsilon": found * 2.5, "max-delta": "1e-9"}
+    again = run(tiny_bert, tmp_path, "two", *loose, policy=strict)
+    assert isinstance(again.error, RunError)
+    assert CODES["budget"].text in str(again.error)
+    assert f"max-epsilon={found * 2.5:g} would be exceeded" in caplog.text
+    assert "at delta 1e-09" in caplog.text
+    wide = run(tiny_bert, tmp_path, "three", *loose, policy={**strict, "max-delta": 0.01})
+    assert wide.error is None
 
 
 def test_the_plans_follow_what_the_nodes_hold(tiny_bert: Path, tmp_path: Path) -> None:
