@@ -208,7 +208,9 @@ def _privacy(run: Run, images: Sequence[str] = ()) -> str:
 
 def _failures(run: Run) -> str:
     body = [(record.round, name, reason) for record in run.records for name, reason in record.failed.items()]
-    return table(("round", "client", "reason"), body) if body else "No reply was lost or dropped."
+    lost = table(("round", "client", "reason"), body) if body else "No reply was lost or dropped."
+    told = [f"- Round {record.round}: {remark}" for record in run.records for remark in record.remarks]
+    return "\n\n".join([lost, "\n".join(told)] if told else [lost])
 
 
 def _versions(run: Run) -> str:

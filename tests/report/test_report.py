@@ -127,6 +127,11 @@ def test_a_reason_with_a_pipe_or_a_line_break_stays_in_its_cell(make_run: Maker)
     assert ["1", r"a\|b", r"bad \| value"] in table_after("Failures", report_text(read_run(make_run(records=records))))
 
 
+def test_what_happened_to_the_nodes_is_told_below_the_failures(make_run: Maker) -> None:
+    records = [RoundRecord(1, metrics={"accuracy": 0.5}, remarks=("a: node 2 serves it in place of node 1, which has gone",))]
+    assert "No reply was lost or dropped.\n\n- Round 1: a: node 2 serves it in place" in report_text(read_run(make_run(records=records)))
+
+
 def test_runs_are_compared_in_one_figure(make_run: Maker, tmp_path: Path) -> None:
     folders = [make_run("a"), make_run("b", "fedavg_lora", rank=8, shift=0.03), make_run("c", "fedex_lora", rank=8, finished=False)]
     path = compare(folders, tmp_path / "new" / "comparison.png")
