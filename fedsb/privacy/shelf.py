@@ -58,6 +58,7 @@ class Shelf:
         with locked(self.joined) as file:
             if not cut_torn(file):
                 sync_folder(self.folder)
+            self._pairs(file)
             fresh = rows[~np.isin(rows, read_hashes(ledger.folder / ROWS), assume_unique=True)]
             self._join(file, name, {*name.others, *self._earlier(name)})
             if len(fresh):
