@@ -166,10 +166,13 @@ class AdaptiveClipping(FlatClipping):
         self._count = 0.0
 
     def factors(self, norms: Tensor) -> Tensor:
-        """See :meth:`FlatClipping.factors`; also counts the norms that lie below C."""
-        counted = norms.shape[1] - self.blank
-        below = int((norms[:, :counted].norm(dim=0) <= self.max_grad_norm).sum())
-        self._count += below - 0.5 * counted
+        """See :meth:`FlatClipping.factors`; also counts the norms that lie below C.
+
+        A gradient of zero counts for nothing, as an example that is not there: zeroing one out moves the count by 1/2, not by 1.
+        """
+        joint = norms[:, : norms.shape[1] - self.blank].norm(dim=0)
+        there = joint > 0
+        self._count += int((there & (joint <= self.max_grad_norm)).sum()) - 0.5 * int(there.sum())
         return super().factors(norms)
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> Any:

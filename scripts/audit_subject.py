@@ -1,39 +1,39 @@
-"""What is audited: the client's own private training on a tiny model, with canaries, whole or broken on purpose.
+"""What is audited: a tiny model with canaries, and the gradients that the adversary, who is the server, works out beforehand.
 
 Canaries are examples of a class each, in as many classes again as there are canaries: their gradients are nearly orthogonal, and ten
 times as long as the clipping bound or more. A canary that is out keeps its place, with the target that the loss leaves out: its gradient
-is zero, which is the neighbouring relation of the claim.
+is zero, which is the neighbouring relation of the claim. Of its text a token is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from clients.clipping import CLIPPINGS, Clipping, FlatClipping
-from clients.private import Mechanism, private_fit
+from clients.clipping import Clipping, FlatClipping
+from clients.private import Mechanism, PrivateFit, private_fit
 from fedsb.adapters.starts import orthogonal
 from fedsb.config import load
 from fedsb.frozen import BASIS, Frozen
 from fedsb.models import AdaptedModel, build_model
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.randomness import Streams
-from fedsb.rng import numpy_generator, torch_generator
+from fedsb.rng import torch_generator
 from fedsb.schema import TrainConfig
 from fedsb.state import HEAD, State
-from fedsb.tasks import IGNORED, TASKS
+from fedsb.tasks import IGNORED, TASKS, Task
 from fedsb.training import Site, collate
 
-CANARIES, LABELS, TOKENS, LENGTH, RANK = 64, 128, 32, 6, 8
+CANARIES, LABELS, TOKENS, LENGTH, RANK = 64, 128, 80, 6, 8
 TASK = TASKS["classification"]
+# Every canary begins with a token of its own, from here on, by which its being drawn is seen. Those below are the project's made-up text.
+FIRST_TOKEN = 8
 # The shortest canary's gradient over the clipping bound.
 EXCESS = 10.0
 # Of the adapters: with it a quarter of a canary's squared gradient is theirs (up to a half), the rest the head's.
@@ -52,40 +52,13 @@ NETWORK = {
 }
 # Plain steps at a small rate: the difference of two states is the sum of what was released, and gradients stay what they were.
 TRAIN = ("optimizer=sgd", "lr=0.05", "momentum=0", "weight_decay=0", "schedule=constant", "warmup=0", "clip_norm=null", "autocast=null")
-
-
-class NoNoise(FlatClipping):
-    """Forgets the noise."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.noise_multiplier = 0.0
-
-
-class NoClipping(FlatClipping):
-    """Lets every gradient through at its own length."""
-
-    def factors(self, norms: Tensor) -> Tensor:
-        """Return ones."""
-        return torch.ones_like(norms)
-
-
-class HeadLeftOut(FlatClipping):
-    """Clips the adapters' gradients by their own norm and never touches the head's: the optimiser does not know which are which."""
-
-    head: Tensor
-
-    def factors(self, norms: Tensor) -> Tensor:
-        """Return ones for the head."""
-        return torch.where(self.head[:, None], 1.0, super().factors(norms[~self.head])[:1])
-
-
-FAULTS: dict[str, type[FlatClipping]] = {"no noise": NoNoise, "no clipping": NoClipping, "head left out of the clipping": HeadLeftOut}
+# Makes a class that clips with one fault of one that does without.
+Breaks = Callable[[type[FlatClipping]], type[FlatClipping]]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model, the client's examples, and what the adversary, who is the server, works out of them beforehand.
+    """The model, the client's examples, and what the adversary works out of them beforehand.
 
     Attributes:
         adapted: the model.
@@ -94,7 +67,7 @@ class Subject:
         train: the client's training.
         canaries: all of the client's examples.
         max_norm: C.
-        filters: (canaries, parameters): turns a release into a score for each canary, noise of equal size and uncorrelated on all.
+        gradients: (canaries, parameters), of each canary alone.
     """
 
     adapted: AdaptedModel
@@ -103,37 +76,44 @@ class Subject:
     train: TrainConfig
     canaries: list[dict[str, Any]]
     max_norm: float
-    filters: Tensor
+    gradients: Tensor
 
-    def scores(self, entry: Entry, bits: np.ndarray[Any, Any], *, clipping: str, seed: int, run: int) -> Tensor:
-        """Train once on the canaries whose bit is set and score all of them on the state that comes back."""
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of values of each trained tensor, by a short name, in the order of :func:`flat`."""
+        return {short(f"{name.module}.{name.role}"): p.numel() for name, p in self.adapted.trainable().items()}
+
+    def train_once(
+        self, data: list[dict[str, Any]], clipping: Clipping, entry: Entry, streams: Streams, *, task: Task = TASK, site: Site, **how: Any
+    ) -> PrivateFit:
+        """Train a round as the client does."""
         self.adapted.install(self.start, self.frozen)
-        data = [c if bit else {**c, "target": IGNORED} for c, bit in zip(self.canaries, bits, strict=True)]
-        mechanism = Mechanism(Clipping(clipping, self.max_norm, entry.noise_multiplier), entry.sampling_rate, entry.steps)
-        streams = Streams(*(torch_generator(seed, purpose, clipping, run) for purpose in ("noise", "poisson", "dropout")))
-        site = Site(seed, "audited", 1, 1)
-        private_fit(self.adapted, TASK, data, train=self.train, site=site, mechanism=mechanism, streams=streams)
-        return self.filters @ (flat(self.start) - flat(self.adapted.trained()))
+        charged = how.pop("charged", None)
+        mechanism = Mechanism(clipping, entry.sampling_rate, entry.steps, **how)
+        return private_fit(self.adapted, task, data, train=self.train, site=site, mechanism=mechanism, streams=streams, charged=charged)
 
 
 def subject(seed: int) -> Subject:
     """Draw model and canaries, and set the clipping bound to a tenth of the shortest gradient."""
-    config = load(["method=fed_sb", f"rank={RANK}", f"adapter.alpha={ALPHA}", *(f"train.{value}" for value in TRAIN)])
-    model = replace(config.model, kind="config", name="tiny", path=None, config=NETWORK)
-    labels = tuple(str(i) for i in range(LABELS))
-    adapted = build_model(model, config.adapter, family="lora_sb", task=TASK, labels=labels, seed=seed)
+    words = torch.randint(1, TOKENS, (CANARIES, LENGTH - 1), generator=torch_generator(seed, "canaries")).tolist()
+    canaries = [{"input_ids": [FIRST_TOKEN + i, *more], "target": i} for i, more in enumerate(words)]
+    return prepared(NETWORK, canaries, labels=LABELS, max_length=LENGTH, excess=EXCESS, seed=seed)
+
+
+def prepared(network: dict[str, Any], canaries: list[dict[str, Any]], *, labels: int, max_length: int, excess: float, seed: int) -> Subject:
+    """Build a tiny model with adapters and a head, and set the clipping bound ``excess`` times below the shortest gradient."""
+    own = (f"rank={RANK}", f"adapter.alpha={ALPHA}", f"train.max_length={max_length}", *(f"train.{value}" for value in TRAIN))
+    config = load(["method=fed_sb", *own])
+    model = replace(config.model, kind="config", name="tiny", path=None, config=network)
+    adapted = build_model(model, config.adapter, family="lora_sb", task=TASK, labels=tuple(str(i) for i in range(labels)), seed=seed)
     # All that batches ask of a tokeniser.
-    adapted.tokenizer = cast(
-        PreTrainedTokenizerBase, SimpleNamespace(pad_token_id=0, pad_token_type_id=0, eos_token_id=None, model_max_length=LENGTH)
-    )
+    asked = SimpleNamespace(pad_token_id=0, pad_token_type_id=0, eos_token_id=None, model_max_length=max_length)
+    adapted.tokenizer = cast(PreTrainedTokenizerBase, asked)
     drawn = orthogonal(adapted.shapes, RANK, seed)
     start, frozen = adapted.initial.pick(HEAD).merge(drawn.pick("R")), Frozen(drawn.pick(*BASIS))
     adapted.install(start, frozen)
-    words = numpy_generator(seed, "canaries")
-    canaries = [{"input_ids": words.integers(1, TOKENS, LENGTH).tolist(), "target": i} for i in range(CANARIES)]
     gradients = torch.stack([gradient(adapted, canary) for canary in canaries])
-    bound = float(gradients.norm(dim=1).min()) / EXCESS
-    return Subject(adapted, start, frozen, config.train, canaries, bound, whitened(gradients).float())
+    return Subject(adapted, start, frozen, config.train, canaries, float(gradients.norm(dim=1).min()) / excess, gradients)
 
 
 def gradient(adapted: AdaptedModel, canary: dict[str, Any]) -> Tensor:
@@ -143,40 +123,18 @@ def gradient(adapted: AdaptedModel, canary: dict[str, Any]) -> Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(adapted.trainable().values()))]).double()
 
 
-def whitened(gradients: Tensor) -> Tensor:
-    """Return the orthonormal rows closest to the gradients' directions: noise of equal size, uncorrelated, on every score."""
-    left, _, right = torch.linalg.svd(gradients / gradients.norm(dim=1, keepdim=True), full_matrices=False)
-    rows: Tensor = left @ right
-    return rows
-
-
 def flat(state: State) -> Tensor:
     """Return a state as one vector."""
     return torch.cat([tensor.flatten() for tensor in state.values()])
 
 
-@contextmanager
-def planted(fault: str | None, audited: Subject) -> Iterator[str]:
-    """Give the kind of clipping to train with: the real one, or a broken one that the client knows inside the block."""
-    if fault is None:
-        yield "flat"
-        return
-    is_head = torch.tensor([name.role == HEAD for name in audited.adapted.trainable()])
-    CLIPPINGS[fault] = type(fault, (FAULTS[fault],), {"head": is_head})
-    try:
-        yield fault
-    finally:
-        del CLIPPINGS[fault]
+def zeroed(examples: Sequence[dict[str, Any]], present: Any) -> list[dict[str, Any]]:
+    """Return examples, zeroed out where they are not present: the first token is left, by which the audit knows them."""
+    blank = [{**e, "input_ids": e["input_ids"][:1], "target": IGNORED} for e in examples]
+    return [e if there else without for e, without, there in zip(examples, blank, present, strict=True)]
 
 
-def experiment(audited: Subject, entry: Entry, fault: str | None, *, runs: int, seed: int, tell: Callable[[int], None]) -> tuple[Any, Any]:
-    """Return scores and bits of many runs, (runs, canaries) each: fair coins, noise and samples are drawn anew for every run."""
-    bits = numpy_generator(seed, "bits", fault or "", entry.steps).integers(0, 2, (runs, CANARIES)).astype(bool)
-    scores = np.empty(bits.shape)
-    with planted(fault, audited) as clipping:
-        for run in range(runs):
-            scores[run] = audited.scores(entry, bits[run], clipping=clipping, seed=seed, run=run).numpy()
-            tell(run + 1)
-    if not np.isfinite(scores).all():
-        raise SystemExit("a release was not finite; nothing can be said about its privacy")
-    return scores, bits
+def short(name: str) -> str:
+    """Return the end of a module's path, which tells the tensors of a tiny model apart."""
+    parts = [part for part in name.split(".") if part not in ("dense", "bert", "encoder", "layer", "0", "head")]
+    return ".".join(parts)

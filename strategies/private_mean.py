@@ -180,7 +180,8 @@ class PrivateMeanReducer:
         self._weight = weight
         # Widened before the difference: that of two float32 values may overflow.
         norm = self._total.add(subtract(upload.map(torch.Tensor.double), self._current))
-        self._within += [norm <= self._bound.value] if math.isfinite(norm) else []
+        # An update of zero counts for nothing, as a client that is not there: zeroing one out moves the count by 1/2, not by 1.
+        self._within += [norm <= self._bound.value] if 0 < norm < math.inf else []
 
     def finish(self) -> Aggregate:
         """Return the next state and move the bound. The extras are public or private themselves."""

@@ -110,7 +110,7 @@ def test_c_does_not_go_below_what_noise_can_cover() -> None:
     found = optimizer(Clipping("adaptive", 1e-6, 1.0, quantile_lr=5.0, quantile=0.9), (1,))
     for _ in range(9):
         found.zero_grad(set_to_none=True)
-        found.params[0].grad_sample = torch.zeros(50, 1)
+        found.params[0].grad_sample = torch.full((50, 1), 1e-12)
         found.pre_step()
         assert found.max_grad_norm >= 1e-6
 
@@ -158,6 +158,20 @@ def test_c_goes_to_the_quantile(small: Case, start: float) -> None:
     how = mechanism(start * ordered[5], sigma=0.5, kind="adaptive", quantile=0.5, count_noise=0.5, rate=0.8, steps=60)
     found = fit(small, how, lr=1e-9).diagnostics["clip_norm"]
     assert found == pytest.approx(ordered[5], rel=0.1)
+
+
+@pytest.mark.parametrize("gone", [0.2, 3.0, math.nan])
+def test_zeroing_one_example_out_moves_the_count_by_a_half_at_most(gone: float) -> None:
+    """What the noise on the count is scaled to; a gradient of zero is that of an example that is not there."""
+    counts = []
+    for values in ([0.3, 5.0, gone], [0.3, 5.0, 0.0], [0.3, 5.0]):
+        found = optimizer(Clipping("adaptive", 1.0, 1.0, quantile_lr=1.0, quantile=0.5, count_noise=7.0), (1,), expected=100.0)
+        found.zero_grad(set_to_none=True)
+        found.params[0].grad_sample = torch.tensor(values)[:, None]
+        found.pre_step()
+        counts.append(-math.log(found.max_grad_norm) * 100)
+    assert abs(counts[0] - counts[1]) == pytest.approx(0.0 if math.isnan(gone) else 0.5, abs=1e-9)
+    assert counts[1] == pytest.approx(counts[2], abs=1e-9)
 
 
 def test_noise_of_the_count_is_drawn_with_its_deviation() -> None:

@@ -299,6 +299,17 @@ def test_one_client_moves_the_count_by_a_half(inside: int, outside: int, quantil
     assert math.log(plain.value / more.value) == pytest.approx(0.6 * half / cohort, rel=1e-6)
 
 
+@pytest.mark.parametrize("gone", [0.2, 3.0])
+def test_a_client_that_is_zeroed_out_counts_as_one_that_does_not_answer(gone: float) -> None:
+    current, reached = State({A: torch.zeros(1, 1)}), []
+    for norms in ([0.3, 5.0, gone], [0.3, 5.0, 0.0], [0.3, 5.0]):
+        bound = ClippingBound(1.0, quantile=0.5, rate=1.0, count_noise=7.0)
+        run(reducer(bound, 1.0, 3), current, [State({A: torch.tensor([[norm]])}) for norm in norms])
+        reached.append(-3 * math.log(bound.value))
+    assert abs(reached[0] - reached[1]) == pytest.approx(0.5)
+    assert reached[1] == pytest.approx(reached[2], abs=1e-12)
+
+
 def followed(quantile: float, *, clients: int = 24, answering: int = 24) -> float:
     """Return the share of log-normal norms below the bound, averaged over the last 50 of 100 rounds."""
     norms = np.exp(np.random.default_rng(5).normal(size=clients))
