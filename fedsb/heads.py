@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 
@@ -13,6 +17,27 @@ def drawn_names(network: nn.Module, info: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the sorted names of the parameters that the checkpoint lacks, by what transformers says of loading it."""
     missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     return tuple(sorted(name for name, _ in network.named_parameters() if name in missing))
+
+
+def absent_names(network: nn.Module, folder: Path, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return the parameters of the body with names like ``patterns`` that a checkpoint lacks, without reading it.
+
+    Nothing where its tensors are not to be looked up, as those of a hub's model that is not here.
+    """
+    held = _tensor_names(folder)
+    body = f"{network.base_model_prefix}."
+    names = [name for name, _ in network.named_parameters() if name.startswith(body) and any(fnmatchcase(name, p) for p in patterns)]
+    return tuple(sorted(name for name in names if held and not held & {name, name.removeprefix(body)}))
+
+
+def _tensor_names(folder: Path) -> set[str]:
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    if not whole.is_file():
+        return set()
+    with safe_open(whole, "pt") as file:
+        return set(file.keys())
 
 
 def note(network: nn.Module, drawn: Sequence[str], *remarks: str) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from fedsb.errors import UserError
-from fedsb.heads import drawn_names, fit_head, note, rows_by_label
+from fedsb.heads import absent_names, drawn_names, fit_head, note, rows_by_label
 from fedsb.logs import HUB_LOGGERS, speaking_from
 from fedsb.rng import torch_stream
 from fedsb.schema import ModelConfig
@@ -71,7 +71,10 @@ def _load(model: ModelConfig, task: Task, labels: Sequence[str], seed: int, wher
     options = task.model_options(labels)
     with torch_stream(seed, "model"), _quiet():
         if where == "meta" or model.kind == "config":
-            return _from_config(model, task, options, where)
+            made = _from_config(model, task, options, where)
+            if not model.config:
+                note(made, absent_names(made, Path(locate(model)), POOLERS))
+            return made
         source = locate(model)
         try:
             # A checkpoint's own head may have another number of classes: it is then drawn anew, like a missing one.

@@ -111,6 +111,13 @@ def test_every_trained_tensor_is_moved(built: Built) -> None:
         p.grad = None
 
 
+def test_shapes_alone_tell_what_is_trained(built: Built) -> None:
+    """What a run costs is foretold on the meta device, where no layer computes anything."""
+    model, adapter = built.config.model, built.config.adapter
+    shapes = build_model(model, adapter, family="lora_sb", task=built.task, labels=LABELS, seed=0, device="meta")
+    assert shapes.layout == built.adapted.layout
+
+
 TIED = {
     "llama": ("llama", WORDS, "model.embed_tokens.weight", {"tie_word_embeddings": True}),
     "gpt2": ("gpt2", WORDS, "transformer.wte.weight", {}),

@@ -299,3 +299,27 @@ def test_an_input_changed_in_place_is_refused() -> None:
     model = adapt(Overwriting(nn.Linear, (5, 4, 3)))
     with pytest.raises(RuntimeError, match="changes the input of 'first' in place"):
         sketch_gradients(model, micro(torch.ones(2, 3, 5), 2), square_loss, probes=probes_for(model, "left"), side="left")
+
+
+class Written(nn.Module):
+    """Divides a view of what its first layer gives, in place; the layer sees a constant alone, as relative positions are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 4), nn.Linear(4, 3)
+        self.register_buffer("constant", torch.randn(2, 5, generator=torch_generator(0, "constant")))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(self.constant)
+        y.view(2, 2, 2)[:] /= 3.0
+        return self.second(torch.tanh(y) + x)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_model_may_write_into_a_view_of_what_a_layer_gives(side: Side) -> None:
+    with torch_stream(0, "written"):
+        model = adapt(Written())
+    batch = torch.randn(3, 2, 4, generator=torch_generator(0, "batch"))
+    probes = probes_for(model, side)
+    found = sketch_gradients(model, micro(batch, 1, 2), square_loss, probes=probes, side=side)
+    assert_products(found, oracle(model, square_loss, batch), probes, side)
