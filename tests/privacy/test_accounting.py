@@ -255,8 +255,8 @@ def test_the_sampler_draws_at_the_rate_that_is_accounted_for() -> None:
         uniforms = torch.arange(max(0, int(rate * GRID) - 50), int(rate * GRID) + 50, dtype=torch.float64) / GRID
         drawn = int((uniforms.float() < accounted).sum()) + max(0, int(rate * GRID) - 50)
         assert drawn / GRID == accounted
-    generator = torch.Generator().manual_seed(0)
-    assert torch.equal((draws := torch.rand(10**6, generator=generator).double() * GRID), draws.round())
+    draws = torch.rand(10**6, generator=torch.Generator().manual_seed(0)).double() * GRID
+    assert torch.equal(draws, draws.round())
 
 
 @settings(max_examples=50)
