@@ -156,12 +156,12 @@ def refused_start_budget(case: Case, privacy: PrivacyConfig, folder: Path) -> No
     ("request_", "error", "message"),
     [
         (refused_round, UserError, "round 3 is not among those"),
-        (refused_budget, BudgetExceeded, r"holds epsilon 0.000, and \d.* with train of round 1"),
+        (refused_budget, BudgetExceeded, r"holds epsilon 0.000 at delta .*, and \d.* with train of round 1"),
         (refused_frozen, FrozenMissing, "head"),
         (refused_count_noise, UserError, "count_noise=0.5 must be above half"),
         (refused_exchange, UserError, "no such exchange"),
         (refused_start, UserError, "no such exchange"),
-        (refused_start_budget, BudgetExceeded, r"holds epsilon 0.000, and \d.* with evidence-0 of round 0"),
+        (refused_start_budget, BudgetExceeded, r"holds epsilon 0.000 at delta .*, and \d.* with evidence-0 of round 0"),
     ],
 )
 def test_what_is_refused_is_neither_charged_nor_computed(
