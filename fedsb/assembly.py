@@ -5,7 +5,6 @@ What is expensive (data, tokens, model) is made once a process and reused by eve
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,6 +31,7 @@ from fedsb.data import (
 )
 from fedsb.data.skew import Skew, skew_of
 from fedsb.errors import UserError
+from fedsb.folders import home
 from fedsb.loading import load_tokenizer, resolve_device
 from fedsb.logs import speech
 from fedsb.models import AdaptedModel, cached_model
@@ -269,11 +269,6 @@ def run_folder(config: Config, run: str, given: str | None = None) -> Path:
     return Path(config.resume or given or config.output or home() / "runs" / run)
 
 
-def home() -> Path:
-    """Return ``$FEDSB_HOME``, by default ``~/.fedsb``: frozen cache and the folders of runs under Flower."""
-    return Path(os.environ.get("FEDSB_HOME") or Path.home() / ".fedsb")
-
-
 def anchored(config: Config, folder: Path) -> Config:
     """Resolve relative paths of data, model and output against ``folder``; hub ids stay as they are.
 
@@ -281,7 +276,7 @@ def anchored(config: Config, folder: Path) -> Config:
     """
 
     def absolute(value: str | None) -> str | None:
-        return str(folder / value) if value is not None and (folder / value).exists() else value
+        return str(folder / value) if value and (folder / value).exists() else value
 
     data = replace(
         config.data,

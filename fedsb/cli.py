@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
+from fedsb.commands.flags import has_flag
 from fedsb.commands.outcome import MISTAKE, guarded
+from fedsb.commands.pages import USAGE, page
+from fedsb.commands.signals import heeding_sigterm
+from fedsb.commands.streams import hand_on, spell_out
 from fedsb.errors import UserError, unknown
-
-USAGE = """usage: fedsb COMMAND …
-
-  fedsb run [key=value …] [-m] [--cfg job]   run a federation in this process (Hydra overrides; -m sweeps)
-  fedsb cost [key=value …]                   parameters and bytes of every method for a model, without its weights
-  fedsb report FOLDER [FOLDER …]             write report.md and plots for a run, or a comparison of several
-  fedsb export FOLDER [OUT]                  write the merged model of a finished run"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 1 the run failed, 2 a mistake in what was given."""
+    """Run a command and exit: 0 done, 1 the run failed, 2 a mistake in what was given, 128 and more: a signal ended it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    spell_out()
+    with heeding_sigterm():
+        status = guarded(lambda: _dispatch(arguments))
+    raise SystemExit(hand_on(status))
+
+
+def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
-        raise SystemExit(0 if arguments else MISTAKE)
-    raise SystemExit(guarded(lambda: _dispatch(arguments[0], arguments[1:])))
-
-
-def _dispatch(command: str, arguments: list[str]) -> int:
+        return 0 if arguments else MISTAKE
+    if arguments[0] in ("--version", "-V", "version"):
+        print(f"fedsb {version('fedsb')} (flwr {version('flwr')}, torch {version('torch')})")
+        return 0
+    command, *rest = arguments
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
-    return COMMANDS[command](arguments)
+    if has_flag(rest, ("-h", "--help")):
+        print(page(command))
+        return 0
+    return COMMANDS[command](rest)
 
 
 def run(arguments: list[str]) -> int:

@@ -13,10 +13,11 @@ from socket import gethostname
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedsb.arrays import quantise
-from fedsb.assembly import anchored, client_features, home, model_of, peopled, run_folder, task_of, use_threads
+from fedsb.assembly import anchored, client_features, model_of, peopled, run_folder, task_of, use_threads
 from fedsb.config import as_dict, load, split_overrides
 from fedsb.errors import UserError
 from fedsb.exactness import encoding_error
+from fedsb.folders import home
 from fedsb.frozen import Frozen, FrozenMissing, FrozenStore
 from fedsb.logs import node_log
 from fedsb.messages import Instruction, decode_instruction, encode_code, encode_missing, encode_reply

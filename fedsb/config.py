@@ -24,7 +24,9 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
+from fedsb.adapters import SPECS
 from fedsb.errors import UserError, nearest, unknown
+from fedsb.overrides import check_single, readable
 from fedsb.rules import check, partition_kind, start_kind
 from fedsb.schema import Config
 
@@ -56,6 +58,15 @@ def default_clients(names: Sequence[str] | None, partition: str | None, otherwis
 
 
 OmegaConf.register_new_resolver("fedsb_clients", default_clients, replace=True)
+
+
+def free_start(adapter: str) -> str | None:
+    """Return the first start of an adapter family that looks at no data; None where there is nothing to start."""
+    starts = SPECS[adapter].starts if adapter in SPECS else ()
+    return next((kind for kind in starts if kind != "gradient"), None)
+
+
+OmegaConf.register_new_resolver("fedsb_free_start", free_start, replace=True)
 OmegaConf.register_new_resolver("fedsb_sweep", default_sweep, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("fedsb_output", default_output, use_cache=True, replace=True)
 
@@ -88,11 +99,31 @@ def compose_dict(overrides: Sequence[str]) -> DictConfig:
         UserError: see :func:`load`.
     """
     GlobalHydra.instance().clear()
+    overrides = [readable(text) for text in overrides]
+    check_single(overrides)
+    _check_groups(overrides)
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose(ROOT, overrides=list(overrides))
+            return compose(ROOT, overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from None
+
+
+def composed_yaml(overrides: Sequence[str]) -> str:
+    """Return what ``conf/config.yaml`` and overrides make, as YAML, its references as they are written.
+
+    Raises:
+        UserError: see :func:`load`.
+    """
+    return OmegaConf.to_yaml(compose_dict(overrides))
+
+
+def _check_groups(overrides: Sequence[str]) -> None:
+    for text in overrides:
+        key, _, value = text.lstrip("+").partition("=")
+        if not value and key in _groups() and not text.startswith("~"):
+            options = sorted(path.stem for path in (conf_dir() / key).glob("*.yaml"))
+            raise UserError(f"{key}= names none of its files; choose from {', '.join(options)}")
 
 
 def typed(composed: DictConfig) -> Config:

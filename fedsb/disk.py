@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
+
+
+def reason_of(error: Exception) -> str:
+    """Say in half a line what the machine did not let happen, and where; empty for what is no error of a file.
+
+    safetensors reports an error of the system as a text with its number.
+    """
+    found = re.search(r"os error (\d+)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+    if number is None:
+        return ""
+    place = getattr(error, "filename", None)
+    return f"{os.strerror(number).lower()}{f' ({place})' if place else ''}"
+
+
+def is_full(error: Exception) -> bool:
+    """Tell whether an error is of a disk without room."""
+    return reason_of(error).startswith(tuple(os.strerror(number).lower() for number in (errno.ENOSPC, errno.EDQUOT)))
 
 
 def create_whole(path: Path, text: str, *, mode: int = 0o666) -> None:

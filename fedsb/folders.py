@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
+from itertools import chain, count
 from pathlib import Path
 
 from fedsb.errors import UserError
+
+
+def home() -> Path:
+    """Return ``$FEDSB_HOME``, by default ``~/.fedsb``: frozen cache and the folders of runs under Flower.
+
+    Raises:
+        UserError: the user has no home, as in some containers.
+    """
+    try:
+        return Path(os.environ.get("FEDSB_HOME") or Path.home() / ".fedsb")
+    except RuntimeError:
+        raise UserError("this user has no home folder; set FEDSB_HOME to a folder that outlives the run") from None
 
 
 def check_makeable(path: Path, said: str) -> None:
@@ -30,3 +44,31 @@ def check_makeable(path: Path, said: str) -> None:
         for folder in missing:
             with suppress(OSError):
                 folder.rmdir()
+    if not missing and not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"{said}: '{path}' can't be written; choose another folder")
+
+
+def claim(path: Path) -> Path:
+    """Make a folder that was not there: ``path``, or the first of ``path-1``, ``path-2``, … that nobody else has made.
+
+    Raises:
+        UserError: the machine does not let it be made.
+    """
+    names = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(1)))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for free in names:
+            with suppress(FileExistsError):
+                free.mkdir()
+                return free
+    except OSError as error:
+        raise UserError(f"'{path}' can't be made ({error.strerror}); name another folder with output=…") from None
+    raise AssertionError("there are always more numbers")
+
+
+def forget_empty(folder: Path) -> None:
+    """Remove a folder that was made before anyone had looked at what was asked for, and that of its date, where they are empty."""
+    with suppress(OSError):
+        folder.rmdir()
+        if folder.parent.parent.name in ("outputs", "multirun"):
+            folder.parent.rmdir()

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fedsb.disk import reason_of
 from fedsb.errors import RunError
 from fedsb.state import LINE, Layout, Name, State, laid_out, non_finite, sha256
 
@@ -157,9 +158,20 @@ class FrozenStore:
         self._view = Frozen()
 
     def receive(self, bundle: Bundle) -> None:
-        """Keep a bundle on disk, atomically; a known one is not written again."""
+        """Keep a bundle on disk, atomically; a known one is not written again.
+
+        Raises:
+            RunError: the disk does not take it.
+        """
         if self._readable(bundle.head, bundle.parent):
             return
+        try:
+            self._write(bundle)
+        except (OSError, SafetensorError) as error:
+            reason = reason_of(error) or str(error)
+            raise RunError(f"the frozen cache can't be written: {reason}; make room, or set FEDSB_HOME to another folder") from None
+
+    def _write(self, bundle: Bundle) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"{name.role}|{name.module}": t.detach().to(torch.float32).contiguous() for name, t in bundle.state.items()}
         metadata = {"parent": bundle.parent, "head": bundle.head, "sha256": sha256(bundle.state), "padding": ""}

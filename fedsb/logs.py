@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -41,10 +42,45 @@ def say_early(line: str, *, progress: str) -> None:
     print(json.dumps({"remark": line}) if speech(progress) == "json" else line, flush=True)
 
 
+FORMAT = "%(asctime)s %(levelname)s %(message)s"
+IN_FILE_ALONE = {"in_file_alone": True}  # `extra` of a record that people see otherwise
+
+
+class _Screen(logging.Handler):
+    """Writes to standard error as it is at that moment: while a bar is shown, what is written there goes above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+class _Lenient(logging.FileHandler):
+    """A file that may be on a full disk: what the run itself can't write there ends it, and its log need not tell that twice."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Do without the record."""
+
+    def close(self) -> None:
+        """Close the file; what can't be written any more is lost."""
+        with suppress(OSError):
+            super().close()
+
+
+def log_to_screen() -> None:
+    """Send warnings to standard error; the run's folder has the whole log."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    screen = _Screen(logging.WARNING)
+    screen.setFormatter(logging.Formatter(FORMAT))
+    screen.addFilter(lambda record: not getattr(record, "in_file_alone", False))
+    root.addHandler(screen)
+
+
 @contextmanager
-def run_log(path: Path) -> Iterator[None]:
-    """Append what the project's packages log, from INFO on, to ``path`` while the block runs."""
-    with _handling(logging.FileHandler(path)), speaking_from(logging.INFO, *PACKAGES):
+def run_log(path: Path, level: str = "info") -> Iterator[None]:
+    """Append what the project's packages log, from a level on, to ``path`` while the block runs."""
+    handler = _Lenient(path, encoding="utf-8", errors="backslashreplace")
+    with _handling(handler), speaking_from(logging.getLevelNamesMapping()[level.upper()], *PACKAGES):
         yield
 
 
@@ -66,7 +102,7 @@ def node_log(path: Path) -> Iterator[None]:
 def _handling(*handlers: logging.Handler) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in PACKAGES]
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(logging.Formatter(FORMAT))
         for logger in loggers:
             logger.addHandler(handler)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,8 +13,10 @@ from fedsb.privacy.account import LEDGERS, read_diagnostics
 from fedsb.privacy.claim import Claim
 from fedsb.report.progress import Progress
 from fedsb.report.records import RoundRecord, RunFolder
+from fedsb.report.table import round_line
 from fedsb.state import State
 
+LOG = logging.getLogger(__name__)
 DIAGNOSED = {"loss": "train_loss", "clip_rate": "clip_rate", "signal_to_noise": "signal_to_noise", "clip_norm": "clip_norm"}
 
 ACCOUNTS, SILENT = "accounts", "silent"
@@ -61,28 +64,44 @@ class Recorder:
         self.claim.accounts = {client: dict(account) for client, account in memory.facts[ACCOUNTS].items()}
         self.claim.silent = set(memory.facts[SILENT])
 
+    def say(self, line: str) -> None:
+        """Show a line, and log it."""
+        LOG.info(line)
+        self._progress.say(line)
+
     def begin(self, round_number: int, clients: Sequence[str], stage: str) -> None:
         """Show that an exchange begins; those of the start have a line each, since their round's line comes late."""
         if stage:
-            self._progress.say(f"{stage}, {len(clients)} clients")
+            self.say(f"{stage}, {len(clients)} clients")
+        LOG.debug("round %d asks %s", round_number, ", ".join(clients))
         self._progress.begin(round_number, clients)
 
     def reply(self, client: str, ok: bool) -> None:
         """Show a reply."""
+        LOG.debug("reply of %s %s", client, "counts" if ok else "does not count")
         self._progress.reply(client, ok)
 
     def stopped(self, record: RoundRecord | None) -> None:
         """Append the record of a round that stopped the run: its failures count like any other's."""
         if record is not None:
-            self._folder.append(self._with_privacy(record))
+            record = self._with_privacy(record)
+            self._tell(record)
+            self._folder.append(record)
 
     def end(self, record: RoundRecord, state: State, frozen: FrozenLog) -> None:
         """Append the record, save a checkpoint, print the round's line."""
         record = self._with_privacy(record)
         self.records.append(record)
+        self._tell(record)
         self._folder.append(record)
         self._save(record.round, state, frozen)
         self._progress.end(record)
+
+    def _tell(self, record: RoundRecord) -> None:
+        """Log a round, and why each of its failures was none of its replies."""
+        LOG.info(round_line(record, self._progress.num_rounds))
+        for client, reason in record.failed.items():
+            LOG.info("round %d: %s failed: %s", record.round, client, reason)
 
     def _save(self, number: int, state: State, frozen: FrozenLog) -> None:
         memory = self._memory()

@@ -242,3 +242,4 @@ class Config:
     resume: str | None
     keep_checkpoints: int
     progress: str
+    log_level: Literal["debug", "info", "warning"]

@@ -31,6 +31,7 @@ from fedsb.assembly import (
     use_threads,
 )
 from fedsb.checkpoint import Snapshot, load_checkpoint
+from fedsb.commands.streams import spell_out
 from fedsb.config import load, split_overrides
 from fedsb.errors import RunError, UserError
 from fedsb.evaluation import evaluate
@@ -48,6 +49,7 @@ from fedsb.resuming import fingerprint, for_nodes, resumed, sealed
 from fedsb.schedule import evaluated_rounds
 from fedsb.schema import Config
 from fedsb.state import State, sha256, unpack
+from fedsb.story import ending_in_one_line, told
 from strategies.memory import remember
 
 LOG = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run configuration describes; the run fails where the federation does."""
+    spell_out()
     try:
         overrides = split_overrides(str(context.run_config["overrides"]))
         config = resumed(composed(overrides), overrides)
@@ -87,9 +90,14 @@ def serve(config: Config, grid: Grid, output: Path, *, overrides: Sequence[str] 
 
     Raises:
         UserError: the configuration does not fit the data or the model, or the folder holds another run.
-        RunError: too few clients answered.
+        RunError: too few clients answered, or what the run writes can't be written.
     """
     use_threads(config)
+    with ending_in_one_line(output):
+        return _serve(config, grid, output, overrides)
+
+
+def _serve(config: Config, grid: Grid, output: Path, overrides: Sequence[str] | None) -> dict[str, Any]:
     if config.resume is None:
         prepared = planned(prepare(config), grid)
         folder = RunFolder(output)
@@ -109,16 +117,16 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
     """Run what is left of a federation: all of it without a ``snapshot``."""
     begun, config = time.monotonic(), prepared.config
     records = folder.cut(snapshot.round if snapshot else -1)
-    with run_log(folder.log), progress_of(config) as progress:
+    with run_log(folder.log, config.log_level), told(config, folder.path), progress_of(config) as progress:
         listener = recorder(prepared, folder, progress)
         if snapshot is not None:
             listener.resume(records, snapshot.memory)
         if config.resume:
-            progress.say(f"resumed after round {snapshot.round}" if snapshot else "no checkpoint is there yet: the run begins anew")
-        told = (*prepared.adapted.remarks, *opening_lines(config, prepared.every_plan, prepared.adapted.shapes))
+            listener.say(f"resumed after round {snapshot.round}" if snapshot else "no checkpoint is there yet: the run begins anew")
+        more = (*prepared.adapted.remarks, *opening_lines(config, prepared.every_plan, prepared.adapted.shapes))
         skew = None if prepared.strategy.connect(grid).real else skew_in(config)
-        for line in opening_remarks(config, grid, prepared.labels, (*([skew.line()] if skew else []), *told)):
-            progress.say(line)
+        for line in opening_remarks(config, grid, prepared.labels, (*([skew.line()] if skew else []), *more)):
+            listener.say(line)
         prepared.strategy.listener = listener
         first = encode_arrays(prepared.initial, config.federation.wire_dtype)
         rounds, timeout = config.federation.num_rounds, config.federation.timeout
@@ -127,11 +135,11 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
         except RunError:
             listener.stopped(prepared.strategy.unfinished())
             raise
-    assert result.arrays is not None
-    state = unpack(decode_arrays(result.arrays), prepared.adapted.layout)
-    wall_s = time.monotonic() - begun + sum(record.wall_s or 0.0 for record in records)
-    summary = _finish(prepared, folder, listener, state, wall_s)
-    progress.finish(summary, folder.path)
+        assert result.arrays is not None
+        state = unpack(decode_arrays(result.arrays), prepared.adapted.layout)
+        wall_s = time.monotonic() - begun + sum(record.wall_s or 0.0 for record in records)
+        summary = _finish(prepared, folder, listener, state, wall_s)
+        progress.finish(summary, folder.path)
     return summary
 
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fedsb.commands.outcome import DONE, FAILED, INTERRUPTED, MISTAKE
+from fedsb.commands.outcome import DONE, FAILED, MISTAKE, by_signal, ended_line, status_of
+from fedsb.commands.signals import how_ended
 from fedsb.disk import cut_torn, locked
 from fedsb.errors import RunError, UserError
 from fedsb.logs import say_early, speech
@@ -100,8 +101,10 @@ def _outcome(run: Callable[[], object]) -> tuple[int, str]:
         return _told(MISTAKE, f"error: {error}", str(error))
     except RunError as error:
         return _told(FAILED, f"error: the run stopped: {error}", str(error))
-    except KeyboardInterrupt:
-        return _told(INTERRUPTED, "interrupted", "interrupted")
+    except KeyboardInterrupt as error:
+        return _told(status_of(error), ended_line(error), how_ended(error))
+    except BrokenPipeError:  # nobody reads of this job or the next
+        raise
     except Exception as error:  # a fault of ours: the other jobs go on
         return _told(FAILED, traceback.format_exc(), f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     return DONE, ""
@@ -135,7 +138,7 @@ def tell(folder: Path, jobs: Sequence[Job], arguments: Sequence[str], *, progres
 
 def _row(job: Job, ending: Ending | None, folder: Path) -> dict[str, object]:
     finished = (folder / "summary.json").is_file()
-    state = "finished" if finished else "not run" if ending is None else "interrupted" if ending.status == INTERRUPTED else "failed"
+    state = "finished" if finished else "not run" if ending is None else "interrupted" if by_signal(ending.status) else "failed"
     metrics = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["metrics"] if finished else {}
     note = ending.reason if ending and not finished else "finished before" if ending and ending.skipped else ""
     return {"job": job.number, "varies": job.label, "state": state, "metrics": metrics, "status": ending and ending.status, "note": note}

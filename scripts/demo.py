@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
+from fedsb.commands.streams import spell_out
 from fedsb.runtime.flower import FlowerError, LocalFlower, RunStatus
 from fedsb.runtime.staging import stage_app
 
@@ -29,6 +30,7 @@ def run(overrides: list[str], folder: Path) -> RunStatus:
 
 def main() -> int:
     """Run, and return the exit status."""
+    spell_out()
     signal.signal(signal.SIGTERM, _interrupt)
     print("starting Flower's simulation (some 20 seconds) …", flush=True)
     try:

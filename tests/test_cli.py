@@ -15,8 +15,9 @@ import pytest
 
 from fedsb import cli
 from fedsb.cli import main
-from fedsb.commands.run import flags_in, overrides_in, sweep_jobs
+from fedsb.commands.flags import flags_in, overrides_in
 from fedsb.errors import UserError
+from fedsb.overrides import sweep_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 Call = Callable[..., tuple[int, str, str]]
@@ -162,7 +163,8 @@ def test_a_run_leaves_its_folder_and_another_one_does_not_touch_it(call: Call, q
 def test_a_run_says_how_many_texts_it_cuts(call: Call, quick: list[str], tokens: int, told: bool) -> None:
     status, out, _ = call("run", *quick, "federation.num_rounds=1", f"train.max_length={tokens}")
     assert status == 0
-    assert (f"% of the test texts fill train.max_length={tokens} tokens" in out) is told
+    assert "3 classes: 'film', 'sport', 'trade'" in out
+    assert (f"% of the training texts fill train.max_length={tokens} tokens" in out) is told
 
 
 @pytest.mark.parametrize(("terminal", "asked", "speaks"), [

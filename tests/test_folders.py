@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from fedsb.cli import main
 from fedsb.errors import UserError
 from fedsb.exporting import export_merged
-from fedsb.folders import check_makeable
+from fedsb.folders import check_makeable, claim, forget_empty
 
 
 def test_a_folder_that_can_be_made_is_not_made(tmp_path: Path) -> None:
@@ -34,3 +35,21 @@ def test_what_the_machine_refuses_is_one_line(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit, match="2"):
         main(["run", "output=/proc/none"])
     assert capsys.readouterr().err.startswith("error: output=/proc/none: it can't be made (")
+
+
+def test_nobody_gets_a_folder_that_another_has(tmp_path: Path) -> None:
+    wanted = tmp_path / "outputs" / "2026-01-02" / "03-04-05"
+    with ThreadPoolExecutor(8) as threads:
+        given = list(threads.map(lambda _: claim(wanted), range(40)))
+    assert {path.name for path in given} == {"03-04-05", *(f"03-04-05-{number}" for number in range(1, 40))}
+    for path in given[1:]:
+        forget_empty(path)
+    (given[0] / "config.yaml").touch()
+    forget_empty(given[0])
+    assert [path.name for path in wanted.parent.iterdir()] == [given[0].name]
+
+
+def test_a_folder_that_cannot_be_claimed_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "outputs").touch()
+    with pytest.raises(UserError, match=r"can't be made \(.*\); name another folder with output=…$"):
+        claim(tmp_path / "outputs" / "today" / "now")

@@ -1,1 +1,1 @@
-"""What the command line does, a file a command."""
+"""What the command line does: a file a command, and help pages, flags, signals and streams."""

@@ -2,42 +2,63 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
 import os
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fedsb.commands.outcome import INTERRUPTED, guarded
+from fedsb.commands.flags import SHOWING, SWEEP, flags_in, has_flag, overrides_in
+from fedsb.commands.outcome import by_signal, guarded
+from fedsb.commands.signals import heed_sigterm
 from fedsb.errors import UserError
-from fedsb.folders import check_makeable
-from fedsb.logs import say_early, speaking_to
+from fedsb.folders import check_makeable, claim, forget_empty, home
+from fedsb.logs import log_to_screen, say_early, speaking_to
+from fedsb.overrides import readable, sweep_jobs
 from fedsb.schema import Config
 from fedsb.sweep import CUT, NEW, Ending, Job, endings, going_on, label_jobs, run_noted, state_of, tell
-
-SWEEP = ("-m", "--multirun")
-FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 
 
 def run(arguments: list[str]) -> int:
     """Run one federation, or with ``-m`` one for each combination of the swept values."""
-    overrides = overrides_in(arguments)
-    if any(flag in arguments for flag in SWEEP):
-        return run_sweep(arguments, label_jobs(sweep_jobs(overrides)))
-    check_job(overrides)
+    from fedsb.config import default_output
+
+    flags, overrides = flags_in(arguments), [readable(text) for text in overrides_in(arguments)]
+    if has_flag(flags, SWEEP):
+        jobs = label_jobs(sweep_jobs(overrides))
+        return show_sweep(flags, jobs) if has_flag(flags, SHOWING) else run_sweep([*flags, *overrides], jobs)
+    config = check_job(overrides)
     statuses: list[int] = []
 
     def job_main(composed: DictConfig) -> None:
         statuses.append(guarded(lambda: _run_afresh(composed)))
 
-    _through_hydra([*flags_in(arguments), *overrides], job_main)
+    named = config.output or config.resume or has_flag(flags, SHOWING) or any(text.startswith("hydra.run.dir=") for text in overrides)
+    folder = None if named else claim(Path(default_output(None, None)))
+    try:
+        _through_hydra([*flags, *overrides, *([f"hydra.run.dir='{folder}'"] if folder else [])], job_main)
+    finally:
+        if folder:
+            forget_empty(folder)
     return max(statuses, default=0)
+
+
+def show_sweep(flags: Sequence[str], jobs: Sequence[Job]) -> int:
+    """Print the configuration of each job.
+
+    Raises:
+        UserError: another view of it is asked for.
+    """
+    from fedsb.config import composed_yaml
+
+    if not has_flag(flags, ("--cfg", "-c")) or not {"job", "--cfg=job"} & set(flags):
+        raise UserError("with -m only --cfg job can be shown; leave -m out for the others")
+    for job in jobs:
+        print(f"# job {job.number + 1} of {len(jobs)}: {job.label}\n{composed_yaml(job.overrides)}")
+    return 0
 
 
 def check_job(overrides: Sequence[str], sweep: Path | None = None, number: int = 0) -> Config:
@@ -66,21 +87,24 @@ def run_sweep(arguments: list[str], jobs: tuple[Job, ...]) -> int:
     given = dict(text.split("=", 1) for text in overrides_in(arguments) if text.startswith(("output=", "hydra.sweep.dir=")))
     output = given.get("hydra.sweep.dir", given.get("output"))
     folder = Path(default_sweep(output and output.strip("'\"")))
-    checked = [check_job(job.overrides, folder, job.number) for job in jobs]
+    checked = [check_job(job.overrides, folder if output else None, job.number) for job in jobs]
+    if output is None:
+        folder = claim(folder)
 
     def job_main(composed: DictConfig) -> None:
-        if _run_of_sweep(composed, folder, jobs).status == INTERRUPTED:
-            raise SystemExit(INTERRUPTED)  # and no other job of the sweep
+        ending = _run_of_sweep(composed, folder, jobs)
+        if by_signal(ending.status):
+            raise SystemExit(ending.status)  # and no other job of the sweep
 
     try:
-        _through_hydra([*flags_in(arguments), *overrides_in(arguments), f"hydra.sweep.dir='{folder}'"], job_main, sweep=True)
+        _through_hydra([*flags_in(arguments), *overrides_in(arguments), f"hydra.sweep.dir='{folder}'"], job_main)
     finally:
         with speaking_to(people=_to_people()):
             tell(folder, jobs, arguments, progress=checked[0].progress)
     return max((ending.status for ending in endings(folder).values()), default=0)
 
 
-def _through_hydra(arguments: Sequence[str], job_main: Callable[[DictConfig], None], *, sweep: bool = False) -> None:
+def _through_hydra(arguments: Sequence[str], job_main: Callable[[DictConfig], None]) -> None:
     import hydra
     from hydra.core.utils import env_override
 
@@ -90,8 +114,8 @@ def _through_hydra(arguments: Sequence[str], job_main: Callable[[DictConfig], No
     # Hydra's parser takes flags in front of overrides, or behind them, but not in between.
     sys.argv = ["fedsb", *arguments]
     try:
-        # In a sweep Hydra is to hand on what a job has raised, and not to print it and exit.
-        with env_override({"HYDRA_FULL_ERROR": "1"} if sweep else {}):
+        # Hydra is to hand on what is raised, and not to print it and exit.
+        with env_override({"HYDRA_FULL_ERROR": "1"}):
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=ROOT)(job_main)()
     finally:
         sys.argv = argv
@@ -130,54 +154,8 @@ def _run_afresh(composed: DictConfig) -> int:
     try:
         return run_job(peopled(anchored(typed(composed), Path.cwd())), list(HydraConfig.get().overrides.task), folder)
     except UserError:
-        _forget_folder(folder)
+        forget_empty(folder)
         raise
-
-
-def _forget_folder(folder: Path) -> None:
-    """Remove a folder that Hydra made before anyone had looked at what was asked for, and that of its date."""
-    with suppress(OSError):
-        folder.rmdir()
-        if folder.parent.parent.name in ("outputs", "multirun"):
-            folder.parent.rmdir()
-
-
-def overrides_in(arguments: Sequence[str]) -> list[str]:
-    """Return the overrides among Hydra's arguments: what is neither a flag nor the value of one."""
-    return [a for a, is_flag in _marked(arguments) if not is_flag]
-
-
-def flags_in(arguments: Sequence[str]) -> list[str]:
-    """Return the flags among Hydra's arguments, each with its value."""
-    return [a for a, is_flag in _marked(arguments) if is_flag]
-
-
-def _marked(arguments: Sequence[str]) -> list[tuple[str, bool]]:
-    values = [i + 1 for i, argument in enumerate(arguments) if argument in FLAGS_WITH_VALUE]
-    return [(a, a.startswith("-") or i in values) for i, a in enumerate(arguments)]
-
-
-def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
-    """Expand ``a=1,2 b=3`` into one list of overrides a job, so that all are checked before the first runs.
-
-    Raises:
-        UserError: an override that Hydra cannot parse.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    choices: list[list[str]] = []
-    for text in overrides:
-        try:
-            override = OverridesParser.create().parse_override(text)
-        except HydraException as error:
-            raise UserError(f"cannot read '{text}': {' '.join(str(error).split())[:120]}") from None
-        key = override.get_key_element()
-        try:
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()] if override.is_sweep_override() else [text])
-        except HydraException as error:
-            raise UserError(f"cannot sweep over '{text}': name the values, as in {key}=a,b ({' '.join(str(error).split())[:80]})") from None
-    return [list(job) for job in itertools.product(*choices)]
 
 
 def run_job(given: Config, overrides: list[str], output: Path) -> int:
@@ -205,15 +183,13 @@ def _run_job(given: Config, overrides: list[str], output: Path) -> int:
     from fedsb.runtime.grids import grid_for
     from fedsb.server_app import serve
 
-    _log_to_screen()
+    log_to_screen()
     folder = Path(config.resume or output)
+    _check_home(config)
     grid = grid_for(config, {"overrides": shlex.join(overrides), "output": str(folder)})
+    heed_sigterm()
     try:
         serve(config, grid, folder, overrides=overrides)
-    except KeyboardInterrupt:
-        if (folder / "checkpoints").is_dir():
-            print(f"go on with: fedsb run {shlex.quote(f'resume={folder}')}", file=sys.stderr)
-        raise
     finally:
         grid.close()
     return 0
@@ -226,12 +202,15 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"transformers|torch")
 
 
-def _log_to_screen() -> None:
-    """Send warnings to standard error; the run's folder has the whole log."""
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-    screen = logging.StreamHandler()
-    screen.setLevel(logging.WARNING)
-    screen.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    root.addHandler(screen)
+def _check_home(config: Config) -> None:
+    """Hold that what clients keep of the frozen log can be written, where the method has one.
+
+    Raises:
+        UserError: it can't.
+    """
+    from fedsb.adapters import SPECS
+    from strategies import STRATEGIES
+
+    grows = STRATEGIES[config.method.name].residual_rank(2, config.adapter.rank, coarse=True)
+    if SPECS[config.method.adapter].frozen or grows:
+        check_makeable(home() / "frozen", f"FEDSB_HOME={home()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,12 @@ from fedsb.report.records import RoundRecord
 from fedsb.report.table import human_bytes, human_seconds, print_summary, round_line
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the command line end it, in place of rich."""
+        raise BrokenPipeError
+
+
 class Progress:
     """Shows the rounds of a run. Leave it through ``with`` or :meth:`close`, so that a failed run gives the terminal back.
 
@@ -31,7 +38,7 @@ class Progress:
     def __init__(self, num_rounds: int, console: Console | None = None, examples: float | None = None) -> None:
         self.num_rounds = num_rounds
         self.pace = Pace(num_rounds, examples)
-        self._console = console or Console()
+        self._console = console or _Console()
         self._bar: Bar | None = None
         self._task = TaskID(0)
         self._failed = 0
@@ -50,7 +57,9 @@ class Progress:
         self._failed, self._last_failed = 0, ""
         if self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-            self._bar = Bar(*columns, TimeElapsedColumn(), console=self._console, transient=True)
+            # Lines of the log go above the bar, but not out of a file that standard error was sent to.
+            shared = sys.stderr is not None and sys.stderr.isatty()
+            self._bar = Bar(*columns, TimeElapsedColumn(), console=self._console, transient=True, redirect_stderr=shared)
             self._task = self._bar.add_task(f"round {round}/{self.num_rounds}", total=len(clients), note=self._note())
             self._bar.start()
 

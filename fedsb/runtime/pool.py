@@ -5,6 +5,7 @@ A pool outlives the run that made it, so the next job of a sweep finds Ray, the 
 
 from __future__ import annotations
 
+import logging
 import os
 import pkgutil
 import time
@@ -20,12 +21,14 @@ from torch import nn
 
 from fedsb import loading
 from fedsb.errors import UserError
+from fedsb.logs import last_line
 from fedsb.models import forget_models
 from fedsb.runtime.cluster import start_ray
 from fedsb.runtime.fab import LAUNCH_FOLDER, launch_folder
 from fedsb.runtime.grid import answered, claim_identity, context_of
 from fedsb.runtime.sharing import join, share_arrays, split
 
+LOG = logging.getLogger(__name__)
 # A client reads these from its process, which started with those of the run that started Ray.
 HANDED_ON = ("FEDSB_HOME", "HF_HUB_OFFLINE", "HF_HOME")
 LATE_S = 180.0  # to start an actor takes a few seconds, on a busy machine half a minute
@@ -172,7 +175,8 @@ class Pool:
             actor = self._coming.pop(ref)
             try:
                 ray.get(ref)
-            except RayError:
+            except RayError as error:
+                LOG.info("a worker died while it started and is replaced: %s", last_line(str(error)))
                 self.replace(actor)
                 self._failures += 1
                 if self._failures > MOST_FAILURES:

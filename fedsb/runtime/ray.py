@@ -7,6 +7,7 @@ O(workers), not O(clients).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ from fedsb.logs import last_line
 from fedsb.runtime.grid import QUERY, TRAIN, SimulationGrid, failure, simulated_nodes
 from fedsb.runtime.pool import Pool
 
+LOG = logging.getLogger(__name__)
 AHEAD = 4  # messages an actor that may be handed out beyond the oldest open one
 LOOK_S = 1.0  # between two looks at what hangs
 
@@ -51,6 +53,12 @@ class Task:
     def ids(self) -> set[str]:
         """The ids of its messages."""
         return {message.metadata.message_id for message in self.messages}
+
+    @property
+    def clients(self) -> str:
+        """Whom its messages are for."""
+        told = [message.content.config_records.get("config") for message in self.messages]
+        return ", ".join("all clients" if config is None else str(config.get("client", "all clients")) for config in told)
 
     def stacks_with(self, other: Task) -> bool:
         """Tell whether two can be answered together: training messages of one push, on their first try."""
@@ -202,7 +210,8 @@ class RayGrid(SimulationGrid):
         except RayTaskError as error:  # out of the actor's own code, which lives
             self._pool.give_back(task.actor, failed=True)
             yield from task.failures(last_line(str(error)))
-        except RayError:  # it died, by itself, by Ray's memory monitor, or with its machine
+        except RayError as error:  # it died, by itself, by Ray's memory monitor, or with its machine
+            LOG.info("the worker of %s died in try %d (%s) and is replaced", task.clients, task.tries, last_line(str(error)))
             self._pool.replace(task.actor)
             if task.tries < self._max_retries:
                 self._waiting.appendleft(task)
@@ -220,6 +229,7 @@ class RayGrid(SimulationGrid):
         for ref, task in [(ref, task) for ref, task in self._running.items() if task.deadline <= now]:
             assert task.actor is not None
             del self._running[ref]
+            LOG.info("the worker of %s has hung for runtime.client_timeout=%g s and is replaced", task.clients, self._client_timeout)
             self._pool.replace(task.actor)
             if len(task.messages) > 1:
                 self._apart(task)

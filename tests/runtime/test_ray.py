@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from shlex import join
@@ -414,26 +414,38 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("runtime", [("runtime=local",), ("runtime=ray", "runtime.workers=2", "runtime.cpus=0.5")], ids=["local", "ray"])
+@pytest.mark.parametrize(
+    ("send", "number", "status", "how"),
+    [(os.killpg, signal.SIGINT, 130, "interrupted"), (os.kill, signal.SIGTERM, 143, "ended by SIGTERM")],
+    ids=["ctrl-c", "sigterm"],
+)
 def test_interrupted_it_leaves_a_checkpoint_and_no_process(
-    runtime: tuple[str, ...], tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    send: Callable[[int, int], None], number: int, status: int, how: str, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C in a terminal reaches the whole group of processes."""
+    """Ctrl-C in a terminal reaches the whole group of processes; SIGTERM the one that it is sent to, where Ray has a handler of its own."""
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
     overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd", "federation.num_rounds=40")
     whole, folder = federate(tmp_path / "whole", overrides), tmp_path / "run"
     command = [sys.executable, "-m", "fedsb.cli", "run"]
-    given = [*overrides, *runtime, "progress=lines", f"output={folder}", f"hydra.run.dir={folder}"]
+    given = [
+        *overrides,
+        "runtime=ray",
+        "runtime.workers=2",
+        "runtime.cpus=0.5",
+        "progress=lines",
+        f"output={folder}",
+        f"hydra.run.dir={folder}",
+    ]
     with subprocess.Popen(
         [*command, *given], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed_interrupts
     ) as process:
         assert process.stdout is not None
         next(line for line in process.stdout if re.match("round +1/", line))
         below = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, signal.SIGINT)
+        send(process.pid, number)
         _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert said.splitlines()[-2:] == [f"go on with: fedsb run resume={folder}", "interrupted"]
+    assert process.returncode == status
+    assert said.splitlines()[-1] == f"{how}; go on with: fedsb run resume={folder}"
     assert "Traceback" not in said
     assert not (folder / "summary.json").exists()
     assert not psutil.wait_procs(below, timeout=30)[1]

@@ -10,10 +10,11 @@ import pytest
 from flwr.app import Context, Message
 from flwr.common.serde import recorddict_to_proto
 
-from fedsb.assembly import _MEMO, home
+from fedsb.assembly import _MEMO
 from fedsb.client_app import app as client_app
 from fedsb.client_job import _store
 from fedsb.errors import RunError
+from fedsb.folders import home
 from fedsb.messages import encode_code
 from fedsb.privacy.account import ALLOWED
 from fedsb.privacy.codes import CODES

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from fedsb.assembly import _MEMO, home
+from fedsb.assembly import _MEMO
 from fedsb.client_app import app as client_app
+from fedsb.folders import home
 from tests.strategies.federations import KeepingGrid, named
 from tests.strategies.private_runs import EXAMPLE, Watch, metrics_of, run_privately, small
 

@@ -1,0 +1,40 @@
+"""Hydra's flags among the arguments of ``fedsb run``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedsb.errors import unknown
+
+SWEEP = ("-m", "--multirun")
+SHOWING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
+WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+FLAGS = (*SWEEP, *SHOWING, *WITH_VALUE, "--resolve", "--run", "-r", "--experimental-rerun")
+
+
+def overrides_in(arguments: Sequence[str]) -> list[str]:
+    """Return the overrides among Hydra's arguments: what is neither a flag nor the value of one."""
+    return [a for a, is_flag in _marked(arguments) if not is_flag]
+
+
+def flags_in(arguments: Sequence[str]) -> list[str]:
+    """Return the flags among Hydra's arguments, each with its value.
+
+    Raises:
+        UserError: Hydra has no such flag.
+    """
+    flags = [a for a, is_flag in _marked(arguments) if is_flag]
+    for flag in (a.partition("=")[0] for a in flags if a.startswith("-")):
+        if flag not in FLAGS:
+            raise unknown("flag", flag, (*SWEEP, "--cfg", "--help", "--hydra-help"))
+    return flags
+
+
+def has_flag(arguments: Sequence[str], names: Sequence[str]) -> bool:
+    """Tell whether one of the flags is given."""
+    return any(flag.partition("=")[0] in names for flag in arguments)
+
+
+def _marked(arguments: Sequence[str]) -> list[tuple[str, bool]]:
+    values = [i + 1 for i, argument in enumerate(arguments) if argument in WITH_VALUE]
+    return [(a, a.startswith("-") or i in values) for i, a in enumerate(arguments)]

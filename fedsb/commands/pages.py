@@ -1,0 +1,76 @@
+"""The help of the command line: a page for all of it, and one a command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+USAGE = """usage: fedsb COMMAND …
+
+  fedsb run [key=value …] [-m] [--cfg job]   run a federation in this process (Hydra overrides; -m sweeps)
+  fedsb cost [key=value …]                   parameters and bytes of every method for a model, without its weights
+  fedsb report FOLDER [FOLDER …]             write report.md and plots for a run, or a comparison of several
+  fedsb export FOLDER [OUT]                  write the merged model of a finished run
+
+fedsb COMMAND --help says more; fedsb --version says which one this is."""
+
+OVERRIDES = """KEY=VALUE sets any key of the configuration, GROUP=OPTION chooses a file of it; conf/ has them all, with a comment each.
+A value with a comma, bracket or quote of its own is quoted twice: "data.path='/data/a,b.csv'"."""
+
+PAGES: Mapping[str, str] = {
+    "run": f"""usage: fedsb run [KEY=VALUE …] [GROUP=OPTION …] [-m] [--cfg job]
+
+Run a federation in this process, and leave its records, checkpoints, adapter and report in a folder.
+
+  fedsb run experiment=quick                                   a first look: a minute
+  fedsb run method=fedex_lora rank=8 federation.num_rounds=5   another method
+  fedsb run data=files data.path=my.csv data.text=review data.label=stars
+  fedsb run -m method=fedavg_lora,fed_sb seed=0,1              a sweep: one run for each combination
+  fedsb run resume=outputs/…                                   go on with a run that was ended
+
+{OVERRIDES}
+
+  output=FOLDER     where to write; by default outputs/DATE/TIME (a sweep: multirun/DATE/TIME)
+  -m, --multirun    take values that commas set apart for a sweep
+  --cfg job         show the configuration, or with -m that of each job, and run nothing
+  --hydra-help      flags of Hydra's own
+
+Exit status: 0 done, 1 the run failed, 2 a mistake in what was given, 130 Ctrl-C, 143 SIGTERM, 141 nobody reads the output any more.
+After 1, 130, 141 and 143 the run goes on with resume=FOLDER.""",
+    "cost": f"""usage: fedsb cost [KEY=VALUE …] [GROUP=OPTION …]
+
+Show what every method would train and move, for a model's configuration alone: nothing is run, and no weights are read.
+
+  fedsb cost model=mistral_7b federation.num_clients=25 rank=32 cost.rank.fed_sb=200
+
+{OVERRIDES}
+
+  cost.rank.METHOD=N   the rank of one method, where the others take rank=…""",
+    "report": """usage: fedsb report FOLDER [FOLDER …]
+
+Write report.md and plots into the folder of a run, finished or not; several folders are compared.
+
+  fedsb report outputs/2026-11-22/10-00-00
+  fedsb report multirun/2026-11-22/10-00-00/*""",
+    "export": """usage: fedsb export FOLDER [OUT]
+
+Write the merged model of a run and its tokenizer, to load with transformers; into FOLDER/merged, or into OUT, which must be empty.
+
+  fedsb export outputs/2026-11-22/10-00-00 my-model""",
+}
+
+
+def page(command: str) -> str:
+    """Return the help of a command; that of one that takes overrides ends with the groups there are."""
+    return PAGES[command] + (f"\n\n{_groups()}" if OVERRIDES in PAGES[command] else "")
+
+
+def _groups() -> str:
+    # Hydra takes a moment to import.
+    from fedsb.config import conf_dir
+
+    def options(group: Path) -> str:
+        return ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
+
+    folders = sorted(path for path in conf_dir().iterdir() if path.is_dir() and list(path.glob("*.yaml")))
+    return "\n".join(["Groups and their options:", *(f"  {folder.name + '=':<14}{options(folder)}" for folder in folders)])
