@@ -79,9 +79,9 @@ class Rival:
         """Train with privacy: per-example gradients, clipping, noise."""
         self.step_on(self.features)
 
-    def step_on(self, features: list[dict[str, Any]], rate: float = 1.0, *, constant_time: bool = False) -> None:
+    def step_on(self, features: list[dict[str, Any]], rate: float = 1.0, *, max_batch: int = 32, constant_time: bool = False) -> None:
         """Train with privacy on Poisson samples of some texts."""
-        mechanism = Mechanism(Clipping("flat", 1.0, 1.0), sampling_rate=rate, steps=STEPS, constant_time=constant_time)
+        mechanism = Mechanism(Clipping("flat", 1.0, 1.0), rate, STEPS, max_batch=max_batch, constant_time=constant_time)
         streams = Streams(*(torch.Generator().manual_seed(number) for number in (1, 2, 3)))
         private_fit(
             self.adapted, task_of(self.config), features, train=self.config.train, site=self.site, mechanism=mechanism, streams=streams
@@ -136,15 +136,16 @@ def prices(repeats: int) -> Iterator[Figure]:
     """Measure what hiding costs, one method for all: nearly all of a step is the frozen model's."""
     rival = Rival(CASES["fed_sb r = 16"][0])
 
-    def longest(features: list[dict[str, Any]]) -> None:
+    def longest(features: list[dict[str, Any]], max_batch: int) -> None:
         with padded_to_the_longest():
-            rival.step_on(features)
+            rival.step_on(features, max_batch=max_batch)
 
     lengths = [8 + (TOKENS - 8) * i // (BATCH - 1) for i in range(BATCH)]
     mixed = [{k: v if k == "target" else v[:n] for k, v in f.items()} for f, n in zip(rival.features, lengths, strict=True)]
     short = [{k: v if k == "target" else v[:8] for k, v in f.items()} for f in rival.features]
-    for name, texts in (("64 tokens each", rival.features), ("8 to 64 tokens", mixed), ("8 tokens each", short)):
-        ways = {"longest": partial(longest, texts), "constant": partial(rival.step_on, texts)}
+    cases = (("64 tokens each", rival.features, 32), ("8 to 64 tokens, four at once by length", mixed, 4), ("8 tokens each", short, 32))
+    for name, texts, at_once in cases:
+        ways = {"longest": partial(longest, texts, at_once), "constant": partial(rival.step_on, texts, max_batch=at_once)}
         yield from ratios(f"texts of {name}: CPU of padding to one length over to the batch's longest", rival, ways, repeats)
     for count, rate in ((64, 1 / 4), (256, 1 / 16)):
         drawn = rival.many[:count]

@@ -89,6 +89,14 @@ def test_hooks_that_are_wrong_are_named_where_functorch_is_right(case: Case, mon
     assert code(case) == "hooks"
 
 
+def test_functorch_is_held_too(case: Case) -> None:
+    how = replace(SOUND, functorch=True)
+    assert fit(case, how, check=True).steps == how.steps
+    layer_of(case).register_forward_hook(in_the_backward_pass_alone)
+    with pytest.raises(SelfCheckFailed, match="another example changes"):
+        fit(case, how, check=True)
+
+
 def test_hooks_that_are_wrong_in_a_factor_without_a_gradient_are_caught(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of LoRA's A, which has none as long as B is zero."""
     right = GradSampleHooks.GRAD_SAMPLERS[nn.Linear]
