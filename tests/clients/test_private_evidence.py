@@ -271,7 +271,7 @@ def test_noise_is_added_to_the_sum_in_sorted_order_and_divided_by_the_expected_n
     names = [Name("b", "Y"), Name("a", "Y")]
     total = ClippedSum(State({name: torch.full((3, 2), 6.0) for name in names}), 0, 5)
     drawn = torch_generator(1, "noise")
-    wanted = {name: (6.0 + 0.5 * torch.randn(3, 2, generator=drawn)) / 4.0 for name in sorted(names)}
+    wanted = {name: ((6.0 + 0.5 * torch.randn(3, 2, generator=drawn, dtype=torch.float64)) / 4.0).float() for name in sorted(names)}
     found = add_noise(total, noise_multiplier=0.25, max_norm=2.0, expected=4.0, generator=torch_generator(1, "noise"))
     assert all(torch.equal(found[name], t) for name, t in wanted.items())
     for bad in ({"noise_multiplier": -1.0}, {"noise_multiplier": math.nan}, {"max_norm": -1.0}, {"expected": 0.0}):
