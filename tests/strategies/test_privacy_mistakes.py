@@ -52,7 +52,10 @@ MISTAKES = {
         "privacy.init_normalise=true is for the noised sketches of a start, and privacy.init_fraction=0 has none; set privacy.init_frac",
     ),
     "normalised sketches and no unit": (["privacy.init_normalise=true"], "privacy.init_normalise is given, but privacy.unit=none adds no"),
-    "no noise": (["privacy=example", "privacy.noise_multiplier=0"], "privacy.noise_multiplier=0.0 is out of range; it must be above 0"),
+    "no noise": (
+        ["privacy=example", "privacy.noise_multiplier=0"],
+        "privacy.noise_multiplier=0.0 is out of range; it must be in [1e-6, 1e6]",
+    ),
     "a clipping norm of no normal number": (
         [*EXAMPLE, "init.kind=gradient", "privacy.init_fraction=0.3", "privacy.init_norm=1e-44"],
         "privacy.init_norm=1e-44 is out of range; it must be at least 1e-06",
