@@ -164,7 +164,7 @@ def test_a_run_says_how_many_texts_it_cuts(call: Call, quick: list[str], tokens:
     status, out, _ = call("run", *quick, "federation.num_rounds=1", f"train.max_length={tokens}")
     assert status == 0
     assert "3 classes: 'film', 'sport', 'trade'" in out
-    assert (f"% of the training texts fill train.max_length={tokens} tokens" in out) is told
+    assert (f"% of the training texts are longer than train.max_length={tokens} tokens" in out) is told
 
 
 @pytest.mark.parametrize(("terminal", "asked", "speaks"), [
