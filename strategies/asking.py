@@ -65,6 +65,11 @@ class Questions:
         """Whether every question is answered, and every notice has arrived: what is under way when a run ends is lost."""
         return not self._pending and all(deadline <= time.monotonic() for deadline in self._notices.values())
 
+    def unanswered(self) -> dict[int, float]:
+        """Return the nodes that have been asked and have not answered, each with the seconds since."""
+        now = time.monotonic()
+        return {node: now - (deadline - self._timeout) for node, deadline in self._pending.values()}
+
     def ask(self, grid: Grid, nodes: Sequence[int], clients: Sequence[str]) -> None:
         """Ask those of ``nodes`` whose turn it is whom they serve; a simulated one counts the examples of ``clients``."""
         asked = {node for node, _ in self._pending.values()}

@@ -23,6 +23,7 @@ LOG = logging.getLogger(__name__)
 POLL_S = (0.02, 1.0)  # between two looks for nodes and answers: first, and at most
 SHOW_S = 10.0  # between two lines about who is missing
 SHOWN = 8  # names in one line
+UNNAMED = "no node that has answered names it"
 NOT_TOLD = "resume on real nodes, which don't see the run's folder: it does not say what the run was begun with; give its own overrides too"
 
 
@@ -189,13 +190,17 @@ class Roster:
     def why(self, client: str) -> str:
         """Tell why no node serves a client."""
         refusing = [f"node {n}, {said.trouble}" for n, said in self._idle(self._troubled) if said.client == client]
-        return "".join(refusing[:1]) or self._places.why(client) or "not connected"
+        return "".join(refusing[:1]) or self._places.why(client) or (UNNAMED if self._silent() else "not connected")
+
+    def _silent(self) -> list[tuple[int, float]]:
+        """Return the nodes that are there and have not said anything yet, with the seconds since they were asked."""
+        return [(node, seconds) for node, seconds in self._idle(self._questions.unanswered()) if node not in self._troubled]
 
     def _idle(self, nodes: Mapping[int, Said]) -> list[tuple[int, Said]]:
         return [(node, said) for node, said in nodes.items() if node in self._online]
 
     def missing(self, clients: Sequence[str]) -> str:
-        """Name the clients that nobody serves, each with the reason, and the nodes that are there and serve nobody."""
+        """Name the clients that nobody serves, each with the reason, and the nodes that are there and serve nobody or have not answered."""
         absent: dict[str, list[str]] = {}
         for client in clients:
             if self.node_of(client) is None:
@@ -207,4 +212,5 @@ class Roster:
             for node, said in self._idle(self._troubled)
             if not said.client
         ]
+        idle += [f"node {node} was asked and has not answered yet (for {seconds:.0f} s)" for node, seconds in self._silent()]
         return "; ".join([", ".join(named[:SHOWN]), *idle[:SHOWN]])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +206,49 @@ def test_who_is_waited_for_is_shown(tiny_bert, tiny_csv, tables, capsys, monkeyp
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("waiting for ")]
     assert len(shown) == 4
     assert all(line.startswith("waiting for client-1 (not connected); node 3 names 'clinet-1', which is no client") for line in shown)
+
+
+class Slow(Nodes):
+    """Named nodes of which one, which reads its data for a long time, has its answer arrive at a late look only."""
+
+    def __init__(self, app: ClientCall, config: dict[str, Any], nodes: Mapping[int, tuple[dict[str, Any], range]], slow: int, look: float):
+        super().__init__(app, config, nodes)
+        self._slow, self._look = slow, look
+        self._held: list[Message] = []
+        self._looks = 0
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        arrived = super().pull_messages(message_ids)
+        self._held += [reply for reply in arrived if reply.metadata.src_node_id == self._slow and "clients" in asked_with(self, reply)]
+        self._looks += bool(self._held)
+        kept = [reply for reply in arrived if reply not in self._held]
+        return [*kept, *self._held] if self._looks == self._look else kept
+
+
+def asked_with(grid: KeepingGrid, reply: Message) -> ConfigRecord:
+    return grid._pushed[reply.metadata.reply_to_message_id].content.config_records["config"]
+
+
+def test_a_node_that_is_still_answering_is_named_beside_who_is_missing(tiny_bert, tiny_csv, tables, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(roster, "SHOW_S", 0.0)
+    nodes = {1: (site("client-0", tables[20]), ALWAYS), 2: (site("client-1", tables[20]), ALWAYS)}
+    overrides = [*classification(tiny_bert, tiny_csv), *TWO, "init.kind=weight_svd", "federation.num_rounds=1"]
+    found = federate(overrides, grid=lambda app, config: Slow(app, config, nodes, slow=2, look=4))
+    assert not found.records[1].failed
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("waiting for ")]
+    assert shown
+    told = r"waiting for client-1 \(no node that has answered names it\); node 2 was asked and has not answered yet \(for \d s\); \d s of "
+    assert all(re.match(told, line) for line in shown)
+
+
+def test_a_record_says_that_an_answer_is_awaited(tiny_bert, tiny_csv, tables) -> None:
+    nodes = {1: (site("client-0", tables[20]), ALWAYS), 2: (site("client-1", tables[20]), range(2, 9))}
+    overrides = [*classification(tiny_bert, tiny_csv), *TWO, "init.kind=weight_svd", "federation.num_rounds=2", FEWER]
+    found = federate(overrides, grid=lambda app, config: Slow(app, config, nodes, slow=2, look=math.inf))
+    assert [record.failed for record in found.records[1:]] == [
+        {"client-1": "not connected"},
+        {"client-1": "no node that has answered names it"},
+    ]
 
 
 def test_a_notice_is_one_plain_line(caplog: pytest.LogCaptureFixture) -> None:
