@@ -3,75 +3,155 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from shlex import join
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from fedsb.arrays import decode_arrays
 from fedsb.assembly import _MEMO
 from fedsb.client_app import app as client_app
 from fedsb.folders import home
+from fedsb.runtime.grid import context_of
 from tests.strategies.federations import KeepingGrid, named
 from tests.strategies.private_runs import EXAMPLE, Watch, metrics_of, run_privately, small
 
-TASKS: dict[str, tuple[tuple[str, ...], list[Any]]] = {
-    "classification": (("data.labels=[film,sport,trade]",), ["film", "sport", "trade"]),
-    "regression": (("data.task=regression",), [0.5, -100.0, 3]),
+ROWS = 8
+START = ("init.kind=gradient", "init.power_iterations=0", "init.num_examples=8", "privacy.init_fraction=0.3")
+TASKS: dict[str, tuple[str, ...]] = {
+    "classification": ("data.labels=[film,sport,trade]",),
+    "regression": ("data.task=regression",),
+    "causal_lm": ("data.task=causal_lm", "data.label=null"),
 }
-ODD: dict[str, Any] = {
-    "another label": {"text": "he said", "label": "hiv"},
-    "no label": {"text": "he said", "label": None},
-    "an empty text": {"text": "", "label": "film"},
-    "a number": {"text": 3, "label": 3},
-    "not a number": {"text": "he said", "label": float("nan")},
-    "beyond float32": {"text": "he said", "label": 1e300},
-    "gigantic": {"text": "goal " * 200_000, "label": "film"},
-    "no object": "he said",
-}
-NUMBERS = ("no label", "not a number", "beyond float32")
+TARGETS: dict[str, Sequence[Any]] = {"classification": ("film", "sport", "trade"), "regression": (0.5, -100.0, 3), "causal_lm": ("",)}
+ODD: dict[str, str] = {
+    "another label": '{"text": "he said", "label": "hiv"}',
+    "no label": '{"text": "he said", "label": null}',
+    "a list for a label": '{"text": "he said", "label": ["film"]}',
+    "an empty text": '{"text": "", "label": "film"}',
+    "a list for a text": '{"text": ["he", "said"], "label": 3}',
+    "numbers": '{"text": 3, "label": 3}',
+    "not a number": '{"text": "he said", "label": NaN}',
+    "the largest number": '{"text": "he said", "label": 3.4e38}',
+    "beyond float32": '{"text": "he said", "label": 1e300}',
+    "beyond a tensor": '{"text": "he said", "label": %s}' % ("9" * 400),
+    "gigantic": json.dumps({"text": "goal " * 200_000, "label": "film"}),
+    "nothing that is a word": json.dumps({"text": "\u200b\x00\ufffd", "label": "film"}),
+    "half of a character": '{"text": "\\ud800", "label": "film"}',
+    "no object": '"he said"',
+    "no JSON": "{",
+    "nothing": "",
+}  # fmt: skip
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+CELLS = st.one_of(JSON, st.sampled_from(["film", "[PAD]", "</s>", "he said", -0.5, math.inf, 3e38, -3e38, 1e-45]))
+LINES = st.text().map(lambda text: text.replace("\n", " ")) | st.fixed_dictionaries({"text": CELLS, "label": CELLS}).map(json.dumps)
+Said = tuple[str, tuple[str, ...], dict[str, Any], dict[str, tuple[int, ...]]]
 
 
-def answers(
-    bert: Path, folder: Path, number: int, task: str, line: str | None, monkeypatch: pytest.MonkeyPatch
-) -> list[tuple[str, set[str], dict[str, Any]]]:
-    """Return the kind, the records and the figures of each reply of a node's first run on its data, one line of them replaced."""
-    more, targets = TASKS[task]
-    folder = folder / str(number)
-    folder.mkdir()
-    monkeypatch.setenv("FEDSB_HOME", str(folder / "home"))  # a home of its own: rows that are shared make one account
-    lines = [json.dumps({"text": f"a new goal {i}", "label": targets[i % 3]}) for i in range(20)]
-    (folder / "a.jsonl").write_text("".join(f"{row}\n" for row in [*lines[:7], lines[7] if line is None else line, *lines[8:]]))
-    test = folder / "test.jsonl"
-    test.write_text("".join(f"{row}\n" for row in lines))
-    one = ("federation.num_clients=1", "federation.names=[a]", "federation.num_rounds=1", f"data.test_path='{test}'", "data.path=null")
-    watch = Watch(
-        lambda message, context: client_app(
-            message, Context(number, context.node_id, context.node_config, context.state, context.run_config)
-        )
-    )
-    for kind in ("features", "private site"):
-        _MEMO.pop(kind, None)
-    overrides = [word for word in small(bert, folder, *EXAMPLE, *more) if not word.startswith("data.path")]
-    with pytest.MonkeyPatch.context() as patch:
-        # A node of its own: rows that lie at two paths of one node have one account.
-        patch.setenv("FEDSB_HOME", str(folder / "home"))
-        run_privately([*overrides, *one], folder / "run", app=watch, nodes={1: named("a", **{"data-path": str(folder / "a.jsonl")})})
-    return [(message.metadata.message_type, set(reply.content), metrics_of(reply)) for message, reply in watch.seen]
+def rows_of(task: str) -> list[str]:
+    targets = TARGETS[task]
+    return [json.dumps({"text": f"a new goal {'said ' * i}", "label": targets[i % len(targets)]}) for i in range(ROWS)]
+
+
+def written(folder: Path, task: str, place: int = 0, line: str | None = None) -> Path:
+    lines = rows_of(task)
+    lines[place] = lines[place] if line is None else line
+    (folder / "a.jsonl").write_bytes("".join(f"{row}\n" for row in lines).encode("utf-8", "surrogatepass"))
+    return folder / "a.jsonl"
+
+
+def said_in(reply: Message) -> Said:
+    """Return what a reply says beside its noise: the kind of message, its records, its metrics, and how large its arrays are."""
+    records = reply.content.array_records
+    shapes = {key: tuple(flat.shape) for key, flat in decode_arrays(records["arrays"]).items()} if records else {}
+    return reply.metadata.message_type, tuple(sorted(reply.content)), metrics_of(reply), shapes
+
+
+@dataclass(frozen=True)
+class Play:
+    """A node's run: what it is asked for, and what it says where all of its rows can be used."""
+
+    task: str
+    overrides: str
+    asked: tuple[Message, ...]
+    said: tuple[Said, ...]
+
+    def again(self, place: int, line: str) -> tuple[Said, ...]:
+        """Return what a node says whose data have one row replaced; it has a home of its own, and a process that has read nothing yet."""
+        for kind in ("features", "private site"):
+            _MEMO.pop(kind, None)
+        with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FEDSB_HOME", f"{folder}/home")
+            node = named("a", **{"data-path": str(written(Path(folder), self.task, place, line))})
+            context = context_of(1, node, {"overrides": self.overrides})
+            return tuple(said_in(client_app(message, context)) for message in self.asked)
+
+
+@pytest.fixture(scope="module")
+def played(tiny_bert: Path, tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Play]:
+    @cache
+    def play(task: str) -> Play:
+        folder = tmp_path_factory.mktemp(task)
+        data = written(folder, task)
+        one = ("federation.num_clients=1", "federation.names=[a]", "federation.num_rounds=1", f"data.test_path='{data}'", "data.path=null")
+        # Every example is in every batch: what a row does, it does.
+        sizes = (f"train.batch_size={ROWS}", "train.local_steps=1", "init.micro_batch=3", *TASKS[task], *one)
+        whole = small(tiny_gpt2 if task == "causal_lm" else tiny_bert, folder, *EXAMPLE, *START, *sizes)
+        overrides = [word for word in whole if not word.startswith("data.path='")]
+        watch = Watch(client_app)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FEDSB_HOME", str(folder / "home"))
+            run = run_privately(overrides, folder / "run", app=watch, nodes={1: named("a", **{"data-path": str(data)})})
+            assert run.error is None
+            asked, said = zip(*watch.seen, strict=True)
+            evaluate = Message(asked[-1].content, dst_node_id=1, message_type="evaluate")
+            refused = client_app(evaluate, context_of(1, named("a", **{"data-path": str(data)}), {"overrides": join(overrides)}))
+        return Play(task, join(overrides), (*asked, evaluate), tuple(map(said_in, (*said, refused))))
+
+    return play
 
 
 @pytest.mark.parametrize("task", TASKS)
+def test_a_node_answers_each_question(task: str, played: Callable[[str], Play]) -> None:
+    described, first, second, trained, refused = played(task).said
+    assert described == ("query.describe", ("config", "metrics"), {"num-examples": [ROWS]}, {})
+    for kind, records, metrics, shapes in (first, second, trained):
+        assert kind in ("train.evidence", "train")
+        assert records == ("arrays", "metrics")
+        assert metrics["num-examples"] == ROWS
+        assert metrics["epsilon"] > 0
+        assert shapes
+    assert set(refused[2]) == {"code"}
+
+
+@pytest.mark.parametrize("what", ODD)
+@pytest.mark.parametrize("task", TASKS)
+def test_an_odd_row_changes_no_kind_and_no_figure_of_a_reply(task: str, what: str, played: Callable[[str], Play]) -> None:
+    play = played(task)
+    assert play.again(0, ODD[what]) == play.said
+
+
+@pytest.mark.parametrize("task", TASKS)
+@settings(max_examples=8)
+@given(place=st.integers(0, ROWS - 1), line=LINES)
 def test_a_row_flipped_to_anything_changes_no_kind_and_no_figure_of_a_reply(
-    task: str, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: str, place: int, line: str, played: Callable[[str], Play]
 ) -> None:
-    said = answers(tiny_bert, tmp_path, 1, task, None, monkeypatch)
-    assert [kind for kind, *_ in said] == ["query.describe", "train"]
-    assert said[0][2] == {"num-examples": [20]}
-    assert said[1][1] == {"arrays", "metrics"}
-    odd = [json.dumps(row) for what, row in ODD.items() if task == "classification" or what in NUMBERS]
-    for number, row in enumerate((*odd, "{"), start=2):
-        assert answers(tiny_bert, tmp_path, number, task, row, monkeypatch) == said
+    play = played(task)
+    assert play.again(place, line) == play.said
 
 
 def test_a_question_about_labels_is_answered_with_the_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
