@@ -243,8 +243,8 @@ def public_features(config: Config) -> Features:
     return features_of(config, public)
 
 
-def model_of(config: Config, labels: tuple[str, ...]) -> AdaptedModel:
-    """Return the process's model with its adapters."""
+def model_of(config: Config, labels: tuple[str, ...], device: str | None = None) -> AdaptedModel:
+    """Return the process's model with its adapters, on the configured device or another one."""
     return cached_model(
         config.model,
         config.adapter,
@@ -252,7 +252,7 @@ def model_of(config: Config, labels: tuple[str, ...]) -> AdaptedModel:
         task=task_of(config),
         labels=labels,
         seed=config.seed,
-        device=resolve_device(config.device),
+        device=resolve_device(device or config.device),
     )
 
 

@@ -62,8 +62,9 @@ def load_network(model: ModelConfig, task: Task, labels: Sequence[str], seed: in
     where = device if device == "meta" else resolve_device(device)
     if device == "meta":
         return _load(model, task, labels, seed, where)
-    key = json.dumps([asdict(model), task.name, labels, seed, where], default=str)
-    network = _networks(key, lambda: _load(model, task, labels, seed, where))
+    # No word of the device: what is drawn is drawn on the CPU, the same for each, and workers move what the driver has laid out.
+    key = json.dumps([asdict(model), task.name, labels, seed], default=str)
+    network = _networks(key, lambda: _load(model, task, labels, seed, "cpu"))
     return network.to(where).eval()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from fedsb.assembly import cut_texts
 from fedsb.pooling import pooling_remark
 from fedsb.report.classes import class_lines
+from fedsb.runtime.grid import SimulationGrid
 from fedsb.schema import Config
 from fedsb.stack_size import stack_remark
 
@@ -21,5 +22,6 @@ def opening_remarks(config: Config, grid: Any, labels: Sequence[str], told: Sequ
         labels: names of the classes, in order.
         told: further lines.
     """
-    lines = (*class_lines(labels), cut_texts(config), pooling_remark(config.model.pooling, "this run"), stack_remark(config, grid), *told)
+    runtime = (stack_remark(config, grid), grid.remark if isinstance(grid, SimulationGrid) else "")
+    lines = (*class_lines(labels), cut_texts(config), pooling_remark(config.model.pooling, "this run"), *runtime, *told)
     yield from filter(None, lines)

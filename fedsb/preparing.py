@@ -50,13 +50,14 @@ class Prepared:
         return list(self.plans.values()) if self.server_plan is None else [self.server_plan]
 
 
-def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None = None) -> Prepared:
+def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None = None, *, device: str | None = None) -> Prepared:
     """Load data and model, check that they fit, and build the strategy, to go on after ``snapshot``; writes nothing.
 
     Args:
         config: the whole configuration.
         snapshot: what to go on after.
         told: the overrides that real nodes must be told; None where they see them, or nobody knows them.
+        device: where the server computes; None: as configured.
 
     Raises:
         UserError: they do not fit.
@@ -66,7 +67,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
     corpus = corpus_of(config)
     parts_of(config)
     test_features(config)  # before the weights, which may take long
-    adapted = model_of(config, corpus.labels)
+    adapted = model_of(config, corpus.labels, device)
     server_plan = server_plan_of(config) if config.privacy.unit == "client" else None
     if config.privacy.unit == "example":
         refuse_mixing_layers(adapted.model)
@@ -114,7 +115,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
 def planned(prepared: Prepared, grid: Grid) -> Prepared:
     """Add the clients' plans under ``privacy.unit=example``, once they have said how many examples they have; writes nothing."""
     if isinstance(grid, SimulationGrid):
-        check_stack(prepared.config, prepared.adapted, task_of(prepared.config))
+        check_stack(prepared.config, prepared.adapted, task_of(prepared.config), grid.seat)
     if prepared.config.privacy.unit != "example":
         return prepared
     return replace(prepared, plans=client_plans(prepared.config, prepared.strategy.connect(grid).num_examples))

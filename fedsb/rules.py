@@ -95,7 +95,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "runtime.stack": (lambda v: v == "auto" or v >= 1, "auto, or at least 1"),
     "runtime.workers": (lambda v: v >= 1, "at least 1"),
     "runtime.cpus": (lambda v: v > 0, "above 0"),
-    "runtime.gpus": (lambda v: v >= 0, "at least 0"),
+    "runtime.gpus": (lambda v: 0 <= v <= 1 or v == int(v) > 0, "in [0, 1], or a whole number"),
     "runtime.max_retries": (lambda v: v >= 0, "at least 0"),
     "runtime.client_timeout": (lambda v: v > 0, "above 0"),
 }

@@ -1,4 +1,4 @@
-"""Joint rules on what is learnt: a task and the columns that it reads."""
+"""Joint rules on what is learnt, and on which device: a task and the columns that it reads, workers and their GPUs."""
 
 from __future__ import annotations
 
@@ -17,4 +17,13 @@ def _language_reads_one_text(config: Config) -> None:
         )
 
 
-TASK_RULES: tuple[Callable[[Config], None], ...] = (_language_reads_one_text,)
+def _workers_see_their_gpu(config: Config) -> None:
+    if config.runtime.kind != "ray" or not config.device.startswith("cuda"):
+        return
+    if ":" in config.device:
+        raise UserError(f"device={config.device} with runtime=ray: each worker sees the GPU that Ray gives it alone; use device=cuda")
+    if config.runtime.gpus == 0:
+        raise UserError("device=cuda with runtime.gpus=0: workers that reserve no GPU see none; leave it out, or give a share as in 0.25")
+
+
+TASK_RULES: tuple[Callable[[Config], None], ...] = (_language_reads_one_text, _workers_see_their_gpu)

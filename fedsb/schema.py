@@ -193,7 +193,7 @@ class RuntimeConfig:
     stack: int | Literal["auto"]
     workers: int | None
     cpus: float | None
-    gpus: float
+    gpus: float | None
     address: str | None
     max_retries: int
     client_timeout: float | None

@@ -46,6 +46,7 @@ from fedsb.report.records import RunFolder
 from fedsb.report.report import write_report
 from fedsb.report.summary import build_summary
 from fedsb.resuming import fingerprint, for_nodes, resumed, sealed
+from fedsb.runtime.grid import SimulationGrid
 from fedsb.schedule import evaluated_rounds
 from fedsb.schema import Config
 from fedsb.state import State, sha256, unpack
@@ -99,7 +100,7 @@ def serve(config: Config, grid: Grid, output: Path, *, overrides: Sequence[str] 
 
 def _serve(config: Config, grid: Grid, output: Path, overrides: Sequence[str] | None) -> dict[str, Any]:
     if config.resume is None:
-        prepared = planned(prepare(config), grid)
+        prepared = planned(prepare(config, device=_device(grid)), grid)
         folder = RunFolder(output)
         folder.write_config(sealed(config, overrides))
         with folder.held():
@@ -109,8 +110,13 @@ def _serve(config: Config, grid: Grid, output: Path, overrides: Sequence[str] | 
         check_ledgers(config, folder.path)
         snapshot = last_snapshot(config, folder)
         told = for_nodes(config, overrides or [], composed)
-        prepared = planned(prepare(config, snapshot, None if told is None else shlex.join(told)), grid)
+        prepared = planned(prepare(config, snapshot, None if told is None else shlex.join(told), device=_device(grid)), grid)
         return _run(prepared, grid, folder, snapshot)
+
+
+def _device(grid: Grid) -> str | None:
+    """Return where the server computes; None: as configured."""
+    return grid.device if isinstance(grid, SimulationGrid) else None
 
 
 def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot | None = None) -> dict[str, Any]:

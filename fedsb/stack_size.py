@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from fedsb.memory import available_bytes
 from fedsb.models import AdaptedModel
 from fedsb.rules import cohort_size
 from fedsb.runtime.grid import SimulationGrid
+from fedsb.runtime.placement import Seat
 from fedsb.schema import Config
 from fedsb.stack import Part, Stack
 from fedsb.state import Name
@@ -54,8 +54,8 @@ def stack_remark(config: Config, grid: object) -> str:
     return f"runtime.stack=auto: {stack_size(config)} side by side, at up to {tokens} tokens a client and step"
 
 
-def check_stack(config: Config, adapted: AdaptedModel, task: Task) -> None:
-    """Hold a stack against the memory that is free.
+def check_stack(config: Config, adapted: AdaptedModel, task: Task, seat: Seat | None = None) -> None:
+    """Hold a stack against the memory that is free where clients compute: at ``seat``, or alone beside the server's model.
 
     Raises:
         UserError: it does not fit, its clients are to compute their gradients in another way, or the model would mix them or draws numbers
@@ -66,8 +66,8 @@ def check_stack(config: Config, adapted: AdaptedModel, task: Task) -> None:
         return
     if config.privacy.unit == "example" and config.privacy.grad_sample_mode != "hooks":
         raise UserError(f"runtime.stack={size} needs privacy.grad_sample_mode=hooks; set runtime.stack=1 for functorch")
-    workers = workers_beside(config)
-    each, free = client_bytes(config, adapted, task), free_bytes(adapted.device)
+    workers, device = (1, adapted.device) if seat is None else (seat.workers, torch.device(seat.device))
+    each, free = client_bytes(config, adapted, task), free_bytes(device, own=device == adapted.device)
     if workers * size * each > free:
         rows, beside = rows_of_step(config), f" in each of {workers} workers" if workers > 1 else ""
         asked = f"{AUTO} ({size} side by side)" if config.runtime.stack == AUTO else size
@@ -83,14 +83,6 @@ def _what_fits(clients: int) -> str:
     if clients > 1:
         return f"at most {clients} fit"
     return "one fits; set runtime.stack=1" if clients else "not even one does; lower train.max_length or the batch"
-
-
-def workers_beside(config: Config) -> int:
-    """Return how many workers share this machine's memory; what machines a cluster has nobody knows before it is joined."""
-    runtime = config.runtime
-    if runtime.kind != "ray" or runtime.address is not None:
-        return 1
-    return runtime.workers or max(1, int((psutil.cpu_count() or 1) / (runtime.cpus or runtime.threads)))
 
 
 @torch.no_grad()
@@ -177,6 +169,11 @@ def example_bytes(config: Config, adapted: AdaptedModel, task: Task) -> int:
     return sum(kept.values())
 
 
-def free_bytes(device: torch.device) -> int:
-    """Return the memory that is free where the model is."""
-    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes())
+def free_bytes(device: torch.device, *, own: bool = True) -> int:
+    """Return the memory that is free on a device; of a card that is not this process's own, all that it has.
+
+    To ask another's card what is free would take hundreds of MiB of it.
+    """
+    if device.type != "cuda":
+        return available_bytes()
+    return int(torch.cuda.mem_get_info(device)[0] if own else torch.cuda.get_device_properties(device).total_memory)

@@ -16,6 +16,7 @@ from fedsb.config import load
 from fedsb.errors import UserError
 from fedsb.models import AdaptedModel, build_model
 from fedsb.runtime.local import LocalGrid
+from fedsb.runtime.placement import Seat
 from fedsb.schema import Config
 from fedsb.stack import Part, Stack
 from fedsb.stack_size import check_stack, client_bytes, stack_remark, stack_size
@@ -70,7 +71,7 @@ def test_too_many_are_refused_with_what_fits(
 ) -> None:
     config = config_of(tiny_bert, "runtime.stack=8")
     each = client_bytes(config, adapted, TASK)
-    monkeypatch.setattr(module, "free_bytes", lambda device: (fit + 0.5) * each)
+    monkeypatch.setattr(module, "free_bytes", lambda device, own: (fit + 0.5) * each)
     with pytest.raises(
         UserError, match=r"^runtime.stack=8 needs about .* GiB at 4 x 16 tokens a client, and .* GiB are free: " + said + "$"
     ):
@@ -80,14 +81,14 @@ def test_too_many_are_refused_with_what_fits(
 
 
 def test_workers_share_the_memory(adapted: AdaptedModel, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of(tiny_bert, "runtime=ray", "runtime.workers=4", "runtime.stack=3")
-    monkeypatch.setattr(module, "free_bytes", lambda device: 9 * client_bytes(config, adapted, TASK))
+    config = config_of(tiny_bert, "runtime.stack=3")
+    monkeypatch.setattr(module, "free_bytes", lambda device, own: 9 * client_bytes(config, adapted, TASK))
     with pytest.raises(UserError, match=r"^runtime.stack=3 in each of 4 workers needs about .* at most 2 fit$"):
-        check_stack(config, adapted, TASK)
+        check_stack(config, adapted, TASK, Seat("cpu", 4))
 
 
 def test_what_auto_chose_is_named_where_it_does_not_fit(adapted: AdaptedModel, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "free_bytes", lambda device: 1)
+    monkeypatch.setattr(module, "free_bytes", lambda device, own: 1)
     with pytest.raises(UserError, match=r"^runtime.stack=auto \(8 side by side\) needs about"):
         check_stack(config_of(tiny_bert, "runtime.stack=auto"), adapted, TASK)
 

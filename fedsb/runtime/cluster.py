@@ -8,9 +8,11 @@ import socket
 import sys
 
 import ray
+import torch
 
 from fedsb.errors import RunError, UserError
 from fedsb.logs import last_line
+from fedsb.runtime.placement import Placement, place
 
 RAY_SWITCHES = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -20,8 +22,23 @@ RAY_SWITCHES = {
 }
 
 
-def start_ray(address: str | None) -> None:
-    """Start Ray on this machine, or join a cluster.
+def start_placed(address: str | None, device: str, share: float | None, workers: int | None) -> Placement:
+    """Start Ray or join a cluster, and say where workers and driver compute; for the arguments see :func:`fedsb.runtime.placement.place`.
+
+    Raises:
+        UserError, RunError: see :func:`start_ray`.
+    """
+    cards = torch.cuda.device_count() if address is None and not ray.is_initialized() else 0
+    if cards:
+        placement = place(device, share, workers, cards, own=True)
+        start_ray(None, placement.cards)
+        return placement
+    start_ray(address)
+    return place(device, share, workers, int(ray.cluster_resources().get("GPU", 0)), own=False)
+
+
+def start_ray(address: str | None, cards: int | None = None) -> None:
+    """Start Ray on this machine, with as many GPUs to hand out as ``cards`` says (None: all that it finds), or join a cluster.
 
     Raises:
         UserError: there is no cluster at the address.
@@ -34,9 +51,10 @@ def start_ray(address: str | None) -> None:
     # Ray pastes the interpreter's path into a shell line.
     quoted = shlex.quote(sys.executable)
     runtime_env = {} if quoted == sys.executable or address else {"py_executable": quoted}
+    given = {"runtime_env": runtime_env} | ({} if cards is None or address else {"num_gpus": cards})
     try:
         _knock(address)
-        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", runtime_env=runtime_env)
+        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", **given)
     except Exception as error:  # Ray has no class for it, and raises bare ones where its processes die or are late
         if address is None:
             raise RunError(f"Ray does not start on this machine: {last_line(str(error))}") from error

@@ -16,6 +16,8 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedsb.runtime.placement import Seat
+
 CLIENT_RAISED = 2  # Flower's code for an exception in the ClientApp
 RUN_ID = 1
 TRAIN = "train"  # the messages that several clients can answer at once
@@ -50,6 +52,11 @@ def failure(message: Message, reason: str) -> Message:
 class SimulationGrid(Grid):
     """Messages to simulated nodes. A subclass says how they are answered.
 
+    Attributes:
+        device: where the server computes; None: as configured.
+        remark: a line about where clients and server compute, or nothing.
+        seat: the memory that a client's computation shares with others; None: the server's own.
+
     Args:
         run_config: what a client's context carries as run configuration.
         node_configs: one node configuration a node, by node id.
@@ -58,6 +65,9 @@ class SimulationGrid(Grid):
     def __init__(self, run_config: dict[str, Any], node_configs: dict[int, dict[str, Any]]) -> None:
         claim_identity()
         self.pushes = 0
+        self.device: str | None = None
+        self.seat: Seat | None = None
+        self.remark = ""
         self.run_config = run_config
         self.node_configs = node_configs
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedsb.runtime.grid import SimulationGrid
 from fedsb.runtime.local import LocalGrid
-from fedsb.schema import Config, RuntimeConfig
+from fedsb.schema import Config
 from fedsb.stack_size import stack_size
 
 CLIENT = "fedsb.client_app:app"
@@ -22,21 +22,24 @@ def grid_for(config: Config, run_config: dict[str, Any]) -> SimulationGrid:
         UserError: what it needs is not there.
         RunError: Ray does not start on this machine.
     """
-    return GRIDS[config.runtime.kind](config.runtime, run_config, stack_size(config))
+    return GRIDS[config.runtime.kind](config, run_config, stack_size(config))
 
 
-def _local(runtime: RuntimeConfig, run_config: dict[str, Any], stack: int) -> SimulationGrid:
+def _local(config: Config, run_config: dict[str, Any], stack: int) -> SimulationGrid:
     together = pkgutil.resolve_name(TOGETHER) if stack > 1 else None
     return LocalGrid.simulation(pkgutil.resolve_name(CLIENT), run_config, stack=stack, together=together)
 
 
-def _ray(runtime: RuntimeConfig, run_config: dict[str, Any], stack: int) -> SimulationGrid:
+def _ray(config: Config, run_config: dict[str, Any], stack: int) -> SimulationGrid:
     # Ray takes a second to import.
     from fedsb.runtime.pool import PoolSettings, pool_for
     from fedsb.runtime.ray import RayGrid
 
+    runtime = config.runtime
     cpus = float(runtime.threads) if runtime.cpus is None else runtime.cpus
-    settings = PoolSettings(CLIENT, TOGETHER, workers=runtime.workers, cpus=cpus, gpus=runtime.gpus, address=runtime.address)
+    settings = PoolSettings(
+        CLIENT, TOGETHER, workers=runtime.workers, cpus=cpus, gpus=runtime.gpus, device=config.device, address=runtime.address
+    )
     return RayGrid.simulation(
         pool_for(settings),
         run_config,
@@ -46,4 +49,4 @@ def _ray(runtime: RuntimeConfig, run_config: dict[str, Any], stack: int) -> Simu
     )
 
 
-GRIDS: dict[str, Callable[[RuntimeConfig, dict[str, Any], int], SimulationGrid]] = {"local": _local, "ray": _ray}
+GRIDS: dict[str, Callable[[Config, dict[str, Any], int], SimulationGrid]] = {"local": _local, "ray": _ray}

@@ -23,9 +23,10 @@ from fedsb import loading
 from fedsb.errors import UserError
 from fedsb.logs import last_line
 from fedsb.models import forget_models
-from fedsb.runtime.cluster import start_ray
+from fedsb.runtime.cluster import start_placed
 from fedsb.runtime.fab import LAUNCH_FOLDER, launch_folder
 from fedsb.runtime.grid import answered, claim_identity, context_of
+from fedsb.runtime.placement import fitting
 from fedsb.runtime.sharing import join, share_arrays, split
 
 LOG = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ class PoolSettings:
         together: the same of what answers several training messages at once.
         workers: number of actors; None takes as many as the cluster holds.
         cpus: number of CPUs that each one reserves.
-        gpus: share of a GPU that each one reserves.
+        gpus: share of a GPU that each one reserves; None: one where there are any.
+        device: as configured; the driver's follows from it and from what workers leave.
         address: of an existing cluster; None starts Ray on this machine.
     """
 
@@ -53,7 +55,8 @@ class PoolSettings:
     together: str = ""
     workers: int | None = None
     cpus: float = 1.0
-    gpus: float = 0.0
+    gpus: float | None = None
+    device: str = "auto"
     address: str | None = None
 
 
@@ -78,7 +81,10 @@ class Work:
 class Worker:
     """In the actor's process: a ClientApp, and base models mapped from the object store."""
 
-    def __init__(self, client: str, together: str) -> None:
+    def __init__(self, client: str, together: str, cards: bool = True) -> None:
+        if not cards:
+            # Ray leaves all of them visible to an actor that reserves none.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         claim_identity()
         share_arrays()
         self._client = pkgutil.resolve_name(client)
@@ -122,6 +128,8 @@ class Pool:
 
     Attributes:
         size: number of actors.
+        placement: where they and this process compute.
+        seat: the memory that a worker shares with others.
 
     Raises:
         UserError: no cluster at the address, or it cannot hold so many workers.
@@ -129,10 +137,15 @@ class Pool:
     """
 
     def __init__(self, settings: PoolSettings) -> None:
-        start_ray(settings.address)
+        self.placement = start_placed(settings.address, settings.device, settings.gpus, settings.workers)
         share_arrays()
         self._settings = settings
-        self.size = _fitting(settings)
+        try:
+            self.size = fitting(settings.workers, settings.cpus, self.placement.share, ray.cluster_resources())
+        except UserError:
+            close_pools()
+            raise
+        self.seat = self.placement.seat(self.size, own=settings.address is None)
         self._idle: list[ActorHandle] = []
         self._coming: dict[ray.ObjectRef, ActorHandle] = {}
         self.networks: dict[str, list[ray.ObjectRef]] = {}
@@ -146,8 +159,8 @@ class Pool:
             self._start()
 
     def _start(self) -> None:
-        options = {"num_cpus": self._settings.cpus, "num_gpus": self._settings.gpus, "max_restarts": 0, "max_task_retries": 0}
-        actor = ray.remote(**options)(Worker).remote(self._settings.client, self._settings.together)
+        options = {"num_cpus": self._settings.cpus, "num_gpus": self.placement.share, "max_restarts": 0, "max_task_retries": 0}
+        actor = ray.remote(**options)(Worker).remote(self._settings.client, self._settings.together, self.placement.share > 0)
         self._coming[actor.__ray_ready__.remote()] = actor
 
     @property
@@ -269,21 +282,3 @@ def close_pools() -> None:
 def _with(message: Message, content: RecordDict) -> Message:
     """Return a message with other content, and the id that the first one has."""
     return Message(content=content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]
-
-
-def _fitting(settings: PoolSettings) -> int:
-    """Return the number of workers, held against what the cluster has.
-
-    Raises:
-        UserError: it cannot hold so many, or not one.
-    """
-    held = ray.cluster_resources()
-    needs = {"CPU": settings.cpus, "GPU": settings.gpus}
-    most = min(int(held.get(kind, 0.0) / share + 1e-9) for kind, share in needs.items() if share) if any(needs.values()) else 1
-    wanted = settings.workers or max(1, most)
-    if wanted > most:
-        has = ", ".join(f"{held.get(kind, 0.0):g} {kind}s" for kind, share in needs.items() if share)
-        each = ", ".join(f"runtime.{kind.lower()}s={share:g}" for kind, share in needs.items() if share)
-        close_pools()
-        raise UserError(f"{wanted} workers with {each} each do not fit ({has}); lower runtime.workers, or the share of each")
-    return wanted

@@ -94,6 +94,7 @@ class RayGrid(SimulationGrid):
     ) -> None:
         super().__init__(run_config, node_configs)
         self._pool = pool
+        self.device, self.seat, self.remark = pool.placement.driver, pool.seat, pool.placement.remark(pool.size)
         self._max_retries = max_retries
         self._client_timeout = client_timeout
         self._stack = stack
