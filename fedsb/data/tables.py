@@ -255,6 +255,6 @@ def read_table(path: Path, cfg: DataConfig, wanted: Collection[str]) -> Table:
         raise UserError(f"{path} cannot be read as {suffix} ({one_line(error)}); correct the file or its suffix") from error
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Return what an error says in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -127,6 +128,52 @@ def test_the_hub_loader_takes_a_local_folder(data_config, table, tmp_path, monke
     raw = read_raw(data_config(kind="hub", path=str(tmp_path / "set"), test_split="test"))
     assert raw.train.to_list() == ROWS
     assert raw.test.to_list() == ROWS[:1]
+
+
+OTHERS = [(1, 2), ("a", "b")]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_no_other_column_of_a_folder_stops_the_hub_loader(suffix, data_config, tmp_path, monkeypatch):
+    """Two files of one table whose other column holds numbers in one and words in the other."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for i, others in enumerate(OTHERS):
+        frame = pandas.DataFrame({"other": others, "text": [f"p{i}", f"q{i}"], "label": ["a", "b"]})
+        write = {".csv": lambda path, frame=frame: frame.to_csv(path, index=False), ".parquet": frame.to_parquet}[suffix]
+        write(folder / f"train-{i:05d}-of-00002{suffix}")
+    train = read_raw(data_config(kind="hub", path=str(folder))).train
+    assert train.to_list() == [{"text": f"{word}{i}", "label": label} for i in (0, 1) for word, label in (("p", "a"), ("q", "b"))]
+    gc.collect()  # the CSV file that datasets leaves open is warned of here
+
+
+def test_a_column_that_a_folder_does_not_have_is_named_beside_those_that_it_has(data_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    pandas.DataFrame(ROWS).to_parquet(tmp_path / "set" / "train.parquet")
+    with pytest.raises(UserError, match=r"data.text=txt: .* \(did you mean 'text'\?\); it has text, label"):
+        load_corpus(data_config(kind="hub", path=str(tmp_path / "set"), text="txt"), 0)
+
+
+def test_what_the_hub_loader_cannot_pass_over_is_said_with_the_way_round_it(data_config, table, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for i, others in enumerate(OTHERS):
+        table([{**row, "other": others[0]} for row in ROWS], f"set/train-{i:05d}-of-00002.jsonl")
+    with pytest.raises(UserError, match=r"cannot be loaded \(Failed to parse string: 'a' .* read the folder with data=files, which looks"):
+        read_raw(data_config(kind="hub", path=str(tmp_path / "set")))
+    assert len(read_path(tmp_path / "set" / "train-00001-of-00002.jsonl", data_config())) == len(ROWS)
+
+
+@pytest.mark.parametrize("kind", ["files", "hub"])
+def test_pictures_beside_the_texts_of_a_saved_data_set_are_not_decoded(kind, data_config, tmp_path):
+    columns = {"text": ["p", "q"], "label": ["a", "b"], "picture": [{"bytes": b"no picture", "path": None}] * 2}
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.Value("string"), "picture": datasets.Image()})
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path)
+    train = read_raw(data_config(kind=kind, path=str(tmp_path))).train
+    assert list(train["text"]) == ["p", "q"]
+    assert train.column_names == ["text", "label"]
 
 
 def test_a_hub_id_without_a_network_is_one_line(data_config, monkeypatch):
