@@ -10,7 +10,7 @@ from fedsb.assembly import corpus_of, task_of
 from fedsb.checkpoint import load_checkpoint
 from fedsb.config import read
 from fedsb.errors import UserError
-from fedsb.folders import check_makeable
+from fedsb.folders import check_makeable, filled_whole
 from fedsb.loading import locate
 from fedsb.models import AdaptedModel, build_model
 from fedsb.pooling import pooling_remark
@@ -25,7 +25,8 @@ def export_run(config: Config, adapted: AdaptedModel, folder: RunFolder) -> None
         export_head(head, folder.head)
         return
     base = config.model.name if config.model.kind == "config" else locate(config.model)
-    export_peft(adapted.model, folder.adapter, base_model=base, task_type=task_of(config).peft_type, head=head)
+    with filled_whole(folder.adapter) as scratch:
+        export_peft(adapted.model, scratch, base_model=base, task_type=task_of(config).peft_type, head=head)
 
 
 def export_merged(folder: Path, out: Path) -> tuple[Path, str]:
@@ -35,7 +36,7 @@ def export_merged(folder: Path, out: Path) -> tuple[Path, str]:
 
     Args:
         folder: the run's folder, with ``config.yaml`` and ``checkpoints/``.
-        out: where to write; must not hold anything yet.
+        out: where to write; must not hold anything yet, and does not where the export fails.
 
     Returns:
         Where it was written, and a remark for whoever loads it; empty where there is nothing to say.
@@ -59,7 +60,8 @@ def export_merged(folder: Path, out: Path) -> tuple[Path, str]:
     merged: Any = merged_copy(adapted.model)
     if config.model.pooling != "own":
         merged.config.fedsb_pooling = config.model.pooling
-    merged.save_pretrained(out)
-    if adapted.tokenizer is not None:
-        adapted.tokenizer.save_pretrained(out)
+    with filled_whole(out) as scratch:
+        merged.save_pretrained(scratch)
+        if adapted.tokenizer is not None:
+            adapted.tokenizer.save_pretrained(scratch)
     return out, pooling_remark(config.model.pooling, str(out))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
+from uuid import uuid4
 
 from fedsb.errors import UserError
 
@@ -64,6 +67,40 @@ def claim(path: Path) -> Path:
     except OSError as error:
         raise UserError(f"'{path}' can't be made ({error.strerror}); name another folder with output=…") from None
     raise AssertionError("there are always more numbers")
+
+
+@contextmanager
+def filled_whole(path: Path) -> Iterator[Path]:
+    """Give a scratch folder whose files come to ``path`` once the block has ended well; what fails leaves ``path`` as it was.
+
+    Args:
+        path: a folder, or the place of one. Files that lie in it stay, but for those of the same names.
+
+    Raises:
+        OSError: the machine does not let it be written.
+    """
+    place = path.resolve()
+    missing = [folder for folder in place.parents if not folder.exists()]
+    # Beside a folder that is there nobody may be allowed to write, or it is a file system of its own.
+    scratch = (place if place.is_dir() else place.parent) / f".{place.name}.{uuid4().hex}.part"
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch
+        _bring(scratch, place)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _bring(source: Path, place: Path) -> None:
+    """Move a file, or a folder into one that is there, file by file."""
+    if not (source.is_dir() and place.is_dir()):
+        source.replace(place)
+        return
+    for each in sorted(source.iterdir()):
+        _bring(each, place / each.name)
 
 
 def forget_empty(folder: Path) -> None:

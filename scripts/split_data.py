@@ -16,7 +16,9 @@ from pathlib import Path
 from fedsb.assembly import peopled
 from fedsb.config import load
 from fedsb.data import Examples, load_corpus, partition
+from fedsb.disk import reason_of
 from fedsb.errors import UserError
+from fedsb.folders import filled_whole
 from fedsb.rules import client_names
 from fedsb.schema import DataConfig
 
@@ -33,14 +35,16 @@ def write_rows(path: Path, examples: Examples, cfg: DataConfig, *, labels: Seque
 
 
 def split(out: Path, overrides: Sequence[str]) -> None:
-    """Load, partition and write."""
+    """Load, partition and write, all of it or nothing; what lies in ``out`` and has another name stays."""
     config = peopled(load(overrides))
     dealing = config.federation.partition
     corpus = load_corpus(config.data, config.seed, dealing.column if dealing.kind == "natural" else None)
-    for name, indices in partition(corpus.train, dealing, client_names(config), config.seed).items():
-        write_rows(out / name / "train.jsonl", corpus.train.take(indices), config.data, labels=corpus.labels)
-    write_rows(out / "server" / "test.jsonl", corpus.test, config.data, labels=corpus.labels)
-    (out / "labels.txt").write_text("".join(f"{label}\n" for label in corpus.labels), encoding="utf-8")
+    parts = partition(corpus.train, dealing, client_names(config), config.seed)
+    with filled_whole(out) as scratch:
+        for name, indices in parts.items():
+            write_rows(scratch / name / "train.jsonl", corpus.train.take(indices), config.data, labels=corpus.labels)
+        write_rows(scratch / "server" / "test.jsonl", corpus.test, config.data, labels=corpus.labels)
+        (scratch / "labels.txt").write_text("".join(f"{label}\n" for label in corpus.labels), encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -53,6 +57,9 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"split_data.py: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"split_data.py: {reason_of(error)}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -154,3 +154,18 @@ def test_a_sweep_shows_the_configuration_of_each_job(call: Call, tmp_path: Path)
     ]  # fmt: skip
     assert call("run", "-m", "--info", "config", "seed=3,4")[0] == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_disk_refuses_leaves_no_half_of_an_export_and_no_report_in_pieces(call: Call, small: list[str], tmp_path: Path) -> None:
+    assert call("run", *small, "federation.num_rounds=1", "output=run")[0] == 0
+    (tmp_path / "there").mkdir()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with files_no_larger_than(5000):
+        for command in (["export", "run", "new/out"], ["export", "run", "there"], ["report", "run"]):
+            status, _, err = call(*command)
+            assert (status, err.splitlines()) == (1, ["error: file too large"])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "there", "home"}
+    for place in ("new/out", "there"):
+        assert call("export", "run", place)[0] == 0
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in (tmp_path / place).iterdir()}

@@ -10,7 +10,7 @@ import pytest
 from fedsb.cli import main
 from fedsb.errors import UserError
 from fedsb.exporting import export_merged
-from fedsb.folders import check_makeable, claim, forget_empty
+from fedsb.folders import check_makeable, claim, filled_whole, forget_empty
 
 
 def test_a_folder_that_can_be_made_is_not_made(tmp_path: Path) -> None:
@@ -53,3 +53,42 @@ def test_a_folder_that_cannot_be_claimed_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "outputs").touch()
     with pytest.raises(UserError, match=r"can't be made \(.*\); name another folder with output=…$"):
         claim(tmp_path / "outputs" / "today" / "now")
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def fill(place: Path, *, fails: bool) -> None:
+    with filled_whole(place) as scratch:
+        (scratch / "deep").mkdir()
+        (scratch / "deep" / "a").write_text("new")
+        (scratch / "b").write_text("new")
+        if fails:
+            raise OSError("no room")
+
+
+def test_a_folder_is_filled_whole_or_is_as_it_was(tmp_path: Path) -> None:
+    place = tmp_path / "some" / "where" / "out"
+    with pytest.raises(OSError, match="no room"):
+        fill(place, fails=True)
+    assert list(tmp_path.iterdir()) == []
+    fill(place, fails=False)
+    assert files_of(tmp_path) == {"some/where/out/b": "new", "some/where/out/deep/a": "new"}
+    (place / "deep" / "a").write_text("old")
+    (place / "mine").write_text("old")
+    before = files_of(tmp_path)
+    with pytest.raises(OSError, match="no room"):
+        fill(place, fails=True)
+    assert files_of(tmp_path) == before
+    fill(place, fails=False)
+    assert files_of(tmp_path) == {**before, "some/where/out/deep/a": "new"}
+    assert [path.name for path in place.parent.iterdir()] == ["out"]
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    fill(tmp_path / "out", fails=False)
+    assert (tmp_path / "out").is_symlink()
+    assert files_of(tmp_path / "disk") == {"b": "new", "deep/a": "new"}

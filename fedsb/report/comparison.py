@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fedsb.folders import filled_whole
 from fedsb.report.labels import flatten, run_labels, varying
 from fedsb.report.markdown import document, or_dash, table, write
 from fedsb.report.plots import compare
@@ -26,14 +27,20 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path | None = Non
     """
     runs = [read_run(folder) for folder in folders]
     where = runs[0].path.parent if out is None else Path(out)
-    plot = compare(folders, where / "comparison.png")
-    write_csv(runs, where / "comparison.csv")
+    with filled_whole(where) as scratch:
+        plot = compare(folders, scratch / "comparison.png")
+        write_csv(runs, scratch / "comparison.csv")
+        written = write(scratch / "comparison.md", _text(runs, plot))
+    return where / written.name
+
+
+def _text(runs: Sequence[Run], plot: Path) -> str:
     sections = {"Results": f"{_results(runs)}\n\n![The runs side by side]({plot.name})"}
     if seeds := _over_seeds(runs):
         sections["Over seeds"] = seeds
     sections["Settings that differ"] = _differences(runs)
     lead = f"{plural(len(runs), 'run')}; bytes are summed over clients and rounds. The same figures are in `comparison.csv`."
-    return write(where / "comparison.md", document("Comparison of runs", lead, sections))
+    return document("Comparison of runs", lead, sections)
 
 
 def write_csv(runs: Sequence[Run], path: Path) -> Path:

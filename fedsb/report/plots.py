@@ -30,15 +30,15 @@ LOG_SPREAD = 10.0
 DPI = 150
 
 
-def plot_run(folder: str | Path) -> list[Path]:
-    """Draw the plots of a run into its folder and return them; one whose data the run lacks is left out.
+def plot_run(folder: str | Path, out: Path | None = None) -> list[Path]:
+    """Draw the plots of a run into its folder, or into ``out``, and return them; one whose data the run lacks is left out.
 
     Raises:
         UserError: the folder holds no run.
     """
     run = read_run(folder)
     figures = {name: draw(run) for name, draw in PLOTS.items()}
-    return [_save(figure, run.path / f"{name}.png") for name, figure in figures.items() if figure is not None]
+    return [_save(figure, (out or run.path) / f"{name}.png") for name, figure in figures.items() if figure is not None]
 
 
 def compare(folders: Sequence[str | Path], path: str | Path) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedsb.folders import filled_whole
 from fedsb.report.clients import UNMEASURED, client_rows, partition_text, spread_rows
 from fedsb.report.comparison import write_comparison
 from fedsb.report.markdown import document, or_dash, table, write
@@ -90,7 +91,9 @@ def write_report(folder: str | Path, summary: Mapping[str, Any] | None = None) -
     run = read_run(folder)
     if summary is not None:
         run = replace(run, summary=finite(summary))
-    return write(run.path / "report.md", report_text(run, plot_run(folder)))
+    with filled_whole(run.path) as scratch:
+        written = write(scratch / "report.md", report_text(run, plot_run(folder, scratch)))
+    return run.path / written.name
 
 
 def report_text(run: Run, plots: Sequence[Path] = ()) -> str:

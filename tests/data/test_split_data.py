@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import runpy
 from pathlib import Path
 
@@ -52,6 +53,22 @@ def test_rows_carry_label_names(main, table, tmp_path):
     assert main([str(tmp_path / "out"), *COMMON, f"data.path={table(rows)}"]) == 0
     written = [json.loads(line) for line in (tmp_path / "out" / "client-0" / "train.jsonl").read_text().splitlines()]
     assert all(set(row) == {"review", "stars"} and row["stars"] in ("no", "yes") for row in written)
+
+
+def test_what_a_disk_refuses_leaves_the_parts_that_were_there(main, table, tmp_path, capsys):
+    out, arguments = tmp_path / "out", [*COMMON, f"data.path={table(ROWS)}", "federation.partition.kind=iid"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for found in ({}, None):
+        if found is None:
+            assert main([str(out), *arguments, "seed=6"]) == 0
+            found = {path: path.read_bytes() for path in out.rglob("*.*")}
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+        try:
+            assert main([str(out), *arguments]) == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert capsys.readouterr().err == "split_data.py: file too large\n"
+        assert {path: path.read_bytes() for path in out.rglob("*.*")} == found
 
 
 def test_a_mistake_is_one_line_and_status_2(main, tmp_path, capsys):
