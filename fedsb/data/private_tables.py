@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from fedsb.data.tables import BYTE_ORDER_MARKS, HEADER, SEPARATORS, Rows, Table, named_columns, parsed, separator_of
+from fedsb.data.tables import BYTE_ORDER_MARKS, HEADER, SEPARATORS, Rows, Table, parsed, separator_of
 from fedsb.errors import UserError
 from fedsb.schema import DataConfig
 
+WIDE = ("utf-16", "utf-32")  # more than a byte a character
 MOST_LINES = 10_000  # of one record: a quote that is never closed does not look through the whole file
 
 
@@ -44,28 +47,71 @@ def read_private_table(path: Path, cfg: DataConfig, wanted: Collection[str]) -> 
         raise UserError(f"{path} cannot be read as {suffix} ({type(error).__name__})") from error
 
 
-def _lines(path: Path, encoding: str | None) -> list[str]:
-    """Return the lines with their ends; bytes that are no text of the encoding are replaced, which spoils their own line alone."""
+@dataclass(frozen=True)
+class _Lines:
+    """Lines as the file itself ends them: what belongs to which row is a matter of its bytes, and of nothing that a configuration says.
+
+    Attributes:
+        lines: with their ends; in a file that does not mark its encoding each byte is a character, and every sign of the format is itself.
+        told: turns a line, or a value out of one, into text; None where it is none.
+    """
+
+    lines: list[str]
+    told: Callable[[str], str | None]
+
+
+def _lines(path: Path, encoding: str | None) -> _Lines:
+    """Return the lines; bytes that are no text of the encoding are replaced, which spoils their own line alone."""
     raw = path.read_bytes()
-    marked = next((name for mark, name in BYTE_ORDER_MARKS.items() if raw.startswith(mark)), None)
-    try:
-        text = raw.decode(marked or encoding or "utf-8", errors="replace")
-    except LookupError:
-        raise UserError(f"data.encoding={encoding} is no encoding; use utf-8, utf-16, cp1252, latin-1 or another of Python's") from None
+    mark, marked = next(((mark, name) for mark, name in BYTE_ORDER_MARKS.items() if raw.startswith(mark)), (b"", None))
+    if marked in WIDE:
+        return _Lines(_ended(raw.decode(marked, errors="replace")), str)
+    said = "utf-8" if marked else encoding or "utf-8"
+    _hold_line_ends(said)
+    return _Lines(_ended(raw.removeprefix(mark).decode("latin-1")), partial(_decoded, said))
+
+
+def _ended(text: str) -> list[str]:
     # Not splitlines(): a text may hold a bare U+2028, which that would cut at.
     lines = [f"{line}\n" for line in text.split("\n")]
     return lines if text and not text.endswith("\n") else lines[:-1]
 
 
-def _read_jsonl(path: Path, cfg: DataConfig, wanted: Collection[str]) -> Table:
-    lines = _lines(path, cfg.encoding)
-    rows = [_object(line) for line in lines] if wanted else []
-    return Table(tuple(wanted), {name: [row.get(name) for row in rows] for name in wanted}, len(lines))
+def _hold_line_ends(encoding: str) -> None:
+    """Hold that a line ends where the byte of a line feed stands: by another encoding the server would count what stands in the texts.
 
-
-def _object(line: str) -> Mapping[str, Any]:
+    Raises:
+        UserError: it does not.
+    """
     try:
-        found = parsed(line)
+        ends = b"\n".decode(encoding, errors="replace") == "\n"
+    except LookupError:
+        raise UserError(f"data.encoding={encoding} is no encoding; use utf-8, cp1252, latin-1 or another of Python's") from None
+    except ValueError:
+        ends = False
+    if not ends:
+        raise UserError(
+            f"data.encoding={encoding} ends lines otherwise than by one byte, which under privacy.unit=example a file must say itself: "
+            "save it as UTF-8, or as UTF-16 with its mark"
+        )
+
+
+def _decoded(encoding: str, text: str) -> str | None:
+    try:
+        return text.encode("latin-1").decode(encoding, errors="replace")
+    except (ValueError, OverflowError):
+        return None
+
+
+def _read_jsonl(path: Path, cfg: DataConfig, wanted: Collection[str]) -> Table:
+    found = _lines(path, cfg.encoding)
+    rows = [_object(found.told(line)) for line in found.lines] if wanted else []
+    return Table(tuple(wanted), {name: [row.get(name) for row in rows] for name in wanted}, len(found.lines))
+
+
+def _object(line: str | None) -> Mapping[str, Any]:
+    try:
+        found = parsed(line or "")
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
@@ -73,20 +119,21 @@ def _object(line: str) -> Mapping[str, Any]:
 
 def _read_csv(path: Path, cfg: DataConfig, wanted: Collection[str]) -> Table:
     csv.field_size_limit(sys.maxsize)
-    lines = _lines(path, cfg.encoding)
+    found = _lines(path, cfg.encoding)
+    lines = found.lines
     said = lines[0].strip().removeprefix("sep=") if lines and lines[0].startswith("sep=") else None  # Excel's own line
     if said is not None and len(said) <= 1:
         lines, separator = lines[1:], said or "\t"
     else:
         own = ("\t",) if path.suffix.lower() == ".tsv" else ()
-        # By the first line and what is asked for: nothing of a row.
-        separator = separator_of("".join(lines[:1])[:HEADER], named_columns(cfg), (*own, *SEPARATORS))
-    names = _record(lines, 0, separator)[0] or []
+        # By the first line alone. What is asked for has no say: by another separator a quoted text's line feeds would end rows.
+        separator = separator_of("".join(lines[:1])[:HEADER], (), (*own, *SEPARATORS))
+    names = [found.told(name) or "" for name in _record(lines, 0, separator)[0] or []]
     places = {name: names.index(name) for name in wanted if names.count(name) == 1}
-    values: dict[str, list[str | None]] = {}
     records = list(_records(lines, separator, len(names)))
-    for name, place in places.items():
-        values[name] = [record[place] or None if place < len(record) else None for record in records]
+    values = {
+        name: [found.told(record[place]) or None if place < len(record) else None for record in records] for name, place in places.items()
+    }
     return Table(names, values, len(records))
 
 

@@ -7,6 +7,8 @@ import io
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from encodings.aliases import aliases
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from fedsb.config import load
 from fedsb.data import load_site
 from fedsb.data.private_rows import count_rows, read_private_rows
 from fedsb.errors import UserError
-from fedsb.schema import Config
+from fedsb.schema import Config, DataConfig
 from fedsb.tasks import IGNORED, TASKS
 
 LABELS = ("film", "sport", "trade")
@@ -110,6 +112,40 @@ def test_bytes_that_are_no_text_move_no_other(configured: Configure, tmp_path: P
     (tmp_path / "a.csv").write_bytes((tmp_path / "a.csv").read_bytes().replace(b"a new actor 2", b"\xff\xfe\xc3"))
     after = features(configured(), tmp_path / "a.csv")
     assert [row for i, row in enumerate(after) if i != 2] == [row for i, row in enumerate(before) if i != 2]
+
+
+COUNTING = ("lost 5 kilos", "lost 5% of it", "two\nlines", "+AAo-", "\\u000a", '\x1b$B"\x0e~{', "\x15\x25\x85")
+
+
+def counted(cfg: DataConfig, path: Path) -> int | str:
+    try:
+        return count_rows(cfg, path)
+    except UserError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_nothing_that_a_server_names_counts_what_stands_in_a_row(kind: str, configured: Configure, tmp_path: Path) -> None:
+    """In one encoding ``%`` ends a line, in another ``\\n`` does; by another separator a quoted text's line feed ends a row."""
+    cfg = configured().data
+    encodings = sorted({*aliases.values(), "utf-8", "unicode_escape", "raw_unicode_escape"})
+    named = {name: replace(cfg, encoding=name) for name in encodings} | {
+        text: replace(cfg, text=text, label=None, task="causal_lm") for text in ("text,more;label", "text;more")
+    }
+    found: dict[str, list[int | str]] = {name: [] for name in named}
+    for secret in COUNTING:
+        path = tmp_path / f"a.{kind}"
+        if kind == "jsonl":
+            written(path, [*json_lines(), json.dumps({"text": secret, "label": "film"}, ensure_ascii=False)])
+        else:
+            with path.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([("text", "more;label", "label"), *GOOD, (secret, "", "film")])
+        for name, own in named.items():
+            found[name].append(counted(own, path))
+    assert {len(set(counts)) for counts in found.values()} == {1}
+    refused = {name for name, counts in found.items() if counts[0] != 8}
+    assert {"cp037", "utf_16_le"} <= refused
+    assert not refused & ({"cp1252", "utf_8", "latin_1", "shift_jis"} | (named.keys() - set(encodings)))
 
 
 @EXAMPLES
