@@ -182,7 +182,8 @@ def client_features(config: Config, client: str, data_path: str | None, labels: 
         train, held_out = client_examples(config, client, data_path, labels)
         if _is_private_site(data_path, config):
             rows = _private_rows(config, data_path, labels)
-            known[client, data_path] = private_features(rows, config.train.max_length, lambda e: features_of(config, e)), []
+            task, most = task_of(config), config.train.max_length
+            known[client, data_path] = private_features(rows, most, lambda e: features_of(config, e), no_target=task.no_target), []
         else:
             known[client, data_path] = features_of(config, train), features_of(config, held_out)
     return known[client, data_path]

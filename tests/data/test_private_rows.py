@@ -20,14 +20,28 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForSequenceClassification,
+)
 
 from fedsb.assembly import _MEMO, client_features, num_examples
 from fedsb.config import load
 from fedsb.data import load_site
 from fedsb.data.private_rows import count_rows, read_private_rows
 from fedsb.errors import UserError
+from fedsb.models import build_model
 from fedsb.schema import Config, DataConfig
 from fedsb.tasks import IGNORED, TASKS
+from fedsb.training import collate
+from tests.architectures import BART, T5
+from tests.conftest import encoder_tokenizer, save
 
 LABELS = ("film", "sport", "trade")
 GOOD = [(f'the "goal", said number {i}' if i % 2 else f"a new actor {i}", LABELS[i % 3]) for i in range(7)]
@@ -182,9 +196,48 @@ def test_a_row_that_cannot_be_used_keeps_its_place_and_is_named_in_the_nodes_own
     lines[4] = json.dumps(ODD[case])
     found = features(configured(), written(tmp_path / "a.jsonl", lines))
     assert found[4]["target"] == IGNORED
-    assert [len(ids) for ids in (found[4]["input_ids"], found[4]["token_type_ids"])] == [1, 1]
+    assert [len(ids) for ids in (found[4]["input_ids"], found[4]["token_type_ids"])] == [2, 2]  # the frame of a text
     assert "1 of 7 rows cannot be used and take part without a loss (row 5: " in caplog.text
     assert "hiv" not in caplog.text
+
+
+@pytest.mark.parametrize("columns", ["text", "[text,more]"])
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_a_row_that_cannot_be_used_does_not_stop_a_model_that_looks_for_the_end_of_a_text(
+    kind: str, columns: str, configured: Configure, tmp_path: Path
+) -> None:
+    model = {
+        "bart": lambda: BartForSequenceClassification(BartConfig(**BART, decoder_start_token_id=3, num_labels=3)),
+        "t5": lambda: T5ForSequenceClassification(T5Config(**T5, pad_token_id=0, decoder_start_token_id=0, num_labels=3)),
+    }[kind]()
+    folder = save(model, encoder_tokenizer(), tmp_path / kind)
+    config = configured(f"model.name='{folder}'", f"data.text={columns}")
+    lines = [json.dumps({"text": text, "more": "a goal", "label": label}) for text, label in GOOD]
+    lines[4] = json.dumps({"text": "a goal", "more": "a goal", "label": "hiv"})
+    found, task = features(config, written(tmp_path / "a.jsonl", lines)), TASKS["classification"]
+    adapted = build_model(config.model, config.adapter, family="lora", task=task, labels=LABELS, seed=0)
+    batch = collate(found, adapted, task, 12)
+    losses = task.losses(task.forward(adapted.model, batch), batch)
+    assert [place for place, loss in enumerate(losses.tolist()) if loss == 0] == [4]
+
+
+@pytest.mark.parametrize("text", ["a goal", "zebra"])
+@pytest.mark.parametrize("task", ["classification", "causal_lm"])
+def test_a_row_that_the_tokenizer_does_not_take_moves_no_other(
+    task: str, text: str, configured: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without an unknown token a word that it does not know makes it raise, for all texts that it is given."""
+    known = Tokenizer(WordLevel({word: i for i, word in enumerate(["</s>", *(f"w{i}" for i in range(30)), "a", "goal"])}))
+    known.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=known, eos_token="</s>", pad_token="</s>", unk_token=None).save_pretrained(tmp_path / "own")
+    lines = [json.dumps({"text": f"w{i} w{i + 1}", "label": LABELS[i % 3]}) for i in range(7)]
+    line = json.dumps({"text": text, "label": "film"})
+    more = ("data.label=null", "data.labels=null") if task == "causal_lm" else ()
+    config = configured(f"model.tokenizer='{tmp_path / 'own'}'", f"data.task={task}", *more)
+    only_its_own(config, tmp_path / "a.jsonl", lines, 3, line)
+    row = features(config, tmp_path / "a.jsonl")[3]
+    assert (text == "zebra") == (len(row["input_ids"]) == 1) == ("row 4: the tokenizer does not take it" in caplog.text)
+    assert row.get("target", IGNORED) == (IGNORED if text == "zebra" or task == "causal_lm" else 0)
 
 
 def test_what_can_be_used_is_read_as_it_is_without_privacy(configured: Configure, tmp_path: Path) -> None:
