@@ -1,4 +1,4 @@
-"""The command line: ``fedsb run | report | export | cost``."""
+"""The command line: ``fedsb run | submit | report | export | cost``."""
 
 from __future__ import annotations
 
@@ -47,6 +47,13 @@ def run(arguments: list[str]) -> int:
     return run_command(arguments)
 
 
+def submit(arguments: list[str]) -> int:
+    """Submit a run to a real federation and watch it."""
+    from fedsb.commands.submit import submit as submit_command
+
+    return submit_command(arguments)
+
+
 def report(arguments: list[str]) -> int:
     """Write the report of one run, or the comparison of several."""
     from fedsb.report.report import write_reports
@@ -81,7 +88,7 @@ def cost(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": run, "cost": cost, "report": report, "export": export}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": run, "submit": submit, "cost": cost, "report": report, "export": export}
 
 if __name__ == "__main__":
     main()

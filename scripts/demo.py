@@ -13,7 +13,8 @@ from pathlib import Path
 from types import FrameType
 
 from fedsb.commands.streams import spell_out
-from fedsb.runtime.flower import FlowerError, LocalFlower, RunStatus
+from fedsb.runtime.connection import FlowerError, RunStatus
+from fedsb.runtime.flower import LocalFlower
 from fedsb.runtime.staging import stage_app
 
 FAILED, INTERRUPTED = 1, 130
@@ -24,8 +25,7 @@ def run(overrides: list[str], folder: Path) -> RunStatus:
     # Relative paths in the overrides are the caller's.
     with LocalFlower(folder / "home", folder=Path.cwd()) as flower:
         run_id = flower.submit(stage_app(folder / "app"), overrides)
-        flower.follow(run_id, lambda line: print(line, flush=True))
-        return flower.wait(run_id)
+        return flower.follow(run_id, lambda line: print(line, flush=True))
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (FlowerError, TimeoutError) as error:
+    except FlowerError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     if status.state == "completed":

@@ -8,6 +8,7 @@ from pathlib import Path
 USAGE = """usage: fedsb COMMAND …
 
   fedsb run [key=value …] [-m] [--cfg job]   run a federation in this process (Hydra overrides; -m sweeps)
+  fedsb submit [FEDERATION] [key=value …]    run a real federation, through a SuperLink of Flower's configuration
   fedsb cost [key=value …]                   parameters and bytes of every method for a model, without its weights
   fedsb report FOLDER [FOLDER …]             write report.md and plots for a run, or a comparison of several
   fedsb export FOLDER [OUT]                  write the merged model of a finished run
@@ -37,6 +38,22 @@ Run a federation in this process, and leave its records, checkpoints, adapter an
 
 Exit status: 0 done, 1 the run failed, 2 a mistake in what was given, 130 Ctrl-C, 143 SIGTERM, 141 nobody reads the output any more.
 After 1, 130, 141 and 143 the run goes on with resume=FOLDER.""",
+    "submit": f"""usage: fedsb submit [FEDERATION] [KEY=VALUE …] [GROUP=OPTION …]
+
+Submit a run to a SuperLink, show what it prints, and wait for its end: `flwr run` for whoever needs to know how it ended.
+FEDERATION is a connection of Flower's configuration, $FLWR_HOME/config.toml (~/.flwr); without one, the default of that file is taken.
+
+  fedsb submit my-federation data=files data.test_path=/data/server/test.jsonl federation.num_clients=2
+  fedsb submit my-federation resume=runs/7302                  go on with a run that was ended
+
+{OVERRIDES}
+
+  output=FOLDER     where the SuperLink writes; by default runs/RUN in its FEDSB_HOME
+Paths are those of the SuperLink's machine; relative ones begin where it was started. The overrides are checked before anything is sent.
+
+Exit status: 0 the run was completed, 1 it failed, was stopped, or its ServerApp was killed (Flower takes some 90 s to notice that), 2 a
+mistake in what was given, or no SuperLink there, 130 Ctrl-C, 143 SIGTERM, 141 nobody reads the output any more. After 130, 141 and 143
+the run goes on; `flwr log RUN FEDERATION` shows it, `flwr stop RUN FEDERATION` ends it.""",
     "cost": f"""usage: fedsb cost [KEY=VALUE …] [GROUP=OPTION …]
 
 Show what every method would train and move, for a model's configuration alone: nothing is run, and no weights are read.

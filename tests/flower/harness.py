@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 
-from fedsb.runtime.flower import LocalFlower, flower_environment, free_port, script
+from fedsb.runtime.connection import flower_environment, script
+from fedsb.runtime.flower import LocalFlower, free_port
 from fedsb.runtime.processes import ProcessTree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +73,26 @@ def eventually(true: Callable[[], object], seconds: float = 60.0, pause: float =
             return False
         time.sleep(pause)
     return True
+
+
+@contextmanager
+def submitting(
+    name: str, overrides: Sequence[str], *, environment: Mapping[str, str], folder: Path
+) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """Run ``fedsb submit`` for the length of a block; yield it, its errors in a pipe, and the file to which its output goes."""
+    command = [sys.executable, "-m", "fedsb.cli", "submit", name, *overrides]
+    folder.mkdir()
+    shown = folder / "out"
+    with (
+        shown.open("w", encoding="utf-8") as out,
+        subprocess.Popen(
+            command, cwd=folder, env={**environment, "PYTHONPATH": str(ROOT)}, text=True, stdout=out, stderr=subprocess.PIPE
+        ) as process,
+    ):
+        try:
+            yield process, shown
+        finally:
+            process.kill()
 
 
 @contextmanager

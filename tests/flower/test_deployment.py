@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 
-from tests.flower.harness import ROOT, belonging_to, deployment, summary
+from fedsb.runtime.flower import CONNECTION
+from tests.flower.harness import ROOT, belonging_to, deployment, eventually, submitting, summary
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 
-def test_two_supernodes_end_with_the_factors_of_the_simulation(app, base, overrides, expected, tmp_path):
+def test_two_supernodes_end_with_the_factors_of_the_simulation_and_a_killed_run_is_told(base, overrides, expected, tmp_path):
+    """The killed one, whose clients nobody serves, is found out by Flower while the other runs."""
     data, output = tmp_path / "data", tmp_path / "run"
     split = [sys.executable, str(ROOT / "scripts" / "split_data.py"), str(data), *overrides]
     subprocess.run(split, check=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)})
+    test_part = f"data.test_path={data / 'server' / 'test.jsonl'}"
     nodes = [{"client": client, "data-path": str(data / client)} for client in ("client-1", "client-0")]
     with deployment(tmp_path / "flower", nodes) as flower:
-        run_id = flower.submit(app, [*base, f"data.test_path={data / 'server' / 'test.jsonl'}", f"output={output}"])
-        status = flower.wait(run_id, 400)
-        assert status.state == "completed", status.details
+
+        def submitted(name: str, *more: str) -> AbstractContextManager[tuple[subprocess.Popen[str], Path]]:
+            return submitting(CONNECTION, [*base, test_part, *more], environment=flower.environment, folder=tmp_path / name)
+
+        with submitted("killed", "federation.names=[nobody,noone]", f"output={tmp_path / 'lost'}") as (lost, waiting):
+            assert eventually(lambda: "waiting for nobody, noone" in waiting.read_text(), 200, pause=1.0), waiting.read_text()
+            [server] = [process for process in flower.processes() if "flwr-serverapp" in " ".join(process.cmdline())]
+            server.kill()
+            with submitted("whole", f"output={output}") as (whole, shown):
+                _, err = whole.communicate(timeout=400)
+            assert (whole.returncode, err) == (0, "")
+            _, err = lost.communicate(timeout=200)
+        assert lost.returncode == 1
+        assert re.fullmatch(rf"error: run \d+ failed: its ServerApp was killed, .*; go on with resume={tmp_path / 'lost'}\n", err)
+    assert "round 1/1" in shown.read_text()
     assert summary(output)["factors_sha256"] == expected
     assert not [process for folder in (tmp_path / "flower").iterdir() for process in belonging_to(folder)]

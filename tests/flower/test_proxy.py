@@ -15,7 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedsb.runtime.flower import flower_environment, free_port, script
+from fedsb.runtime.connection import flower_environment, script
+from fedsb.runtime.flower import free_port
 from fedsb.runtime.processes import ProcessTree
 from tests.flower.harness import ROOT, eventually
 

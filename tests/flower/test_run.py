@@ -16,9 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedsb.runtime.flower import flower_environment, free_port, script
+from fedsb.runtime.connection import flower_environment, script
+from fedsb.runtime.flower import free_port
 from tests.flower.conftest import local
-from tests.flower.harness import ROOT, belonging_to, command, copy_checkout, eventually, summary
+from tests.flower.harness import ROOT, belonging_to, command, copy_checkout, eventually, submitting, summary
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 SWITCH = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
@@ -85,8 +86,13 @@ def test_plain_flwr_run_survives_a_kill_and_runs_what_was_submitted(shell, pytho
     assert "No additional application dependencies needed installation" in log
     assert summary(tmp_path / "first")["factors_sha256"] == expected
     # The SuperLink of the first run lives on in its folder. A second run dies there, and leaves Ray's processes to themselves.
-    shell.submit(checkout, tmp_path / "killed", [*overrides, "federation.num_rounds=1000"])
-    assert eventually(lambda: (tmp_path / "killed" / "metrics.jsonl").is_file(), 120)
+    more = [*overrides, "federation.num_rounds=1000", f"output={tmp_path / 'killed'}"]
+    with submitting("local", more, environment=shell.environment, folder=tmp_path / "watched") as (watched, _):
+        assert eventually(lambda: (tmp_path / "killed" / "metrics.jsonl").is_file(), 120)
+        watched.send_signal(signal.SIGINT)
+        _, err = watched.communicate()
+    assert watched.returncode == 130
+    assert re.fullmatch(r"interrupted; run (\d+) goes on: 'flwr log \1 local' shows it, 'flwr stop \1 local' ends it\n", err)
     shell.simulation().kill()
     # The next one comes from elsewhere, out of the installed wheel; relative paths still mean the daemon's folder.
     lay_trap(checkout)

@@ -1,0 +1,121 @@
+"""``fedsb submit``: a run on the SuperLink of a real federation, watched to its end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedsb.commands.outcome import DONE, FAILED
+from fedsb.errors import UserError, nearest
+from fedsb.logs import say_early
+from fedsb.runtime.connection import Connection, FlowerError, RunStatus, flower_environment
+from fedsb.runtime.staging import stage_app
+from fedsb.schema import Config
+
+SILENT = "No heartbeat"  # as Flower's details begin where a ServerApp has fallen silent
+EXAMPLE = '[superlink.my-federation] with address = "127.0.0.1:18000" and insecure = true, or root-certificates = "/path/to/ca.crt"'
+
+
+class Federation(NamedTuple):
+    """A connection of Flower's configuration."""
+
+    name: str
+    address: str
+
+
+def submit(arguments: Sequence[str]) -> int:
+    """Submit a run to a federation, show what it prints, and tell by the exit status how it ended.
+
+    Raises:
+        UserError: there is no such federation, its SuperLink does not take the run, or the overrides make no configuration.
+        KeyboardInterrupt: a signal came; the run goes on, and a note says how to end it.
+    """
+    from fedsb.config import load
+
+    named, overrides = read_arguments(arguments)
+    config = load(overrides)
+    federation = chosen(named)
+    # The caller's folder: a SuperLink that Flower starts for this run stays there, and relative paths mean it.
+    connection = Connection(federation.name, environment=flower_environment(), folder=Path.cwd())
+    run_id = _submitted(connection, federation, overrides)
+    say_early(f"run {run_id} begins on {federation.name} ({federation.address})", progress=config.progress)
+    try:
+        status = connection.follow(run_id, lambda line: print(line, flush=True))
+    except KeyboardInterrupt as error:
+        commands = (f"'flwr log {run_id} {federation.name}' shows it", f"'flwr stop {run_id} {federation.name}' ends it")
+        error.add_note(f"run {run_id} goes on: {', '.join(commands)}")
+        raise
+    except FlowerError as error:
+        return _failed(f"how run {run_id} stands is not known any more: {error}")
+    return DONE if status.state == "completed" else _failed(ending(run_id, status, config))
+
+
+def read_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the federation that is named, if one is, and the overrides.
+
+    Raises:
+        UserError: there are flags.
+    """
+    for flag in (argument for argument in arguments if argument.startswith("-")):
+        raise UserError(f"fedsb submit takes no flag '{flag}': name a federation and KEY=VALUE …; it always shows the run's output")
+    named = bool(arguments) and "=" not in arguments[0] and not arguments[0].startswith("~")
+    return (arguments[0], list(arguments[1:])) if named else (None, list(arguments))
+
+
+def chosen(name: str | None) -> Federation:
+    """Return the connection of Flower's configuration that is named, or its default.
+
+    Raises:
+        UserError: there is none, or the configuration can't be read.
+    """
+    path = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr") / "config.toml"
+    table = _connections(path)
+    names = sorted(key for key, value in table.items() if isinstance(value, dict))
+    name = table.get("default") if name is None else name
+    if not names:
+        raise UserError(f"'{path}' names no federation; write into it: {EXAMPLE}")
+    if name is None:
+        raise UserError(f"no federation is given, and '{path}' has no default; choose from {', '.join(names)}")
+    if name not in names:
+        raise UserError(f"unknown federation '{name}'{nearest(str(name), names)}; '{path}' has {', '.join(names)}")
+    return Federation(name, str(table[name].get("address", "")))
+
+
+def _connections(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
+    except FileNotFoundError:
+        raise UserError(f"'{path}', where Flower keeps its federations, is not there; write into it: {EXAMPLE}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"'{path}', where Flower keeps its federations, can't be read: {' '.join(str(error).split())}") from None
+    return table if isinstance(table, dict) else {}
+
+
+def ending(run_id: int, status: RunStatus, config: Config) -> str:
+    """Say in one line how a run ended that was not completed."""
+    line = f"run {run_id} {'was stopped' if status.state == 'stopped' else 'failed'}"
+    if not status.details.startswith(SILENT):
+        return f"{line}: {' '.join(status.details.split())}" if status.details else line
+    folder = config.resume or config.output or f"runs/{run_id} of the SuperLink's FEDSB_HOME"
+    return f"{line}: its ServerApp was killed, or its machine went down ({status.details}); go on with resume={folder}"
+
+
+def _submitted(connection: Connection, federation: Federation, overrides: Sequence[str]) -> int:
+    with tempfile.TemporaryDirectory(prefix="fedsb-") as folder:
+        try:
+            return connection.submit(stage_app(Path(folder)), overrides)
+        except FlowerError as error:
+            raise UserError(f"{federation.name} ({federation.address}) takes no run: {' '.join(str(error).split())}") from None
+        except KeyboardInterrupt as error:
+            error.add_note(f"'flwr list {federation.name}' tells whether the run has begun")
+            raise
+
+
+def _failed(line: str) -> int:
+    print(f"error: {line}", file=sys.stderr)
+    return FAILED
