@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from typing import NamedTuple
 
 # Whether people read standard output: under Flower they do, though it comes through a pipe.
 _TO_PEOPLE: ContextVar[bool] = ContextVar("to_people", default=True)
@@ -96,6 +97,41 @@ def node_log(path: Path) -> Iterator[None]:
         handlers.append(logging.FileHandler(path, encoding="utf-8"))
     with _handling(*handlers):
         yield
+
+
+MOST_LINES = 200  # that one answer of a worker brings along
+
+
+class Line(NamedTuple):
+    """A line of another process's log: who wrote it, its level, and its text, a traceback included."""
+
+    logger: str
+    level: int
+    text: str
+
+
+class _Gathering(logging.Handler):
+    def __init__(self, lines: list[Line]) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self._lines) < MOST_LINES:
+            self._lines.append(Line(record.name, record.levelno, logging.Formatter("%(message)s").format(record)))
+
+
+@contextmanager
+def overheard(level: int) -> Iterator[list[Line]]:
+    """Gather what the project's packages log while the block runs, from a level on, for a process that keeps the run's log."""
+    lines: list[Line] = []
+    with _handling(_Gathering(lines)), speaking_from(level, *PACKAGES):
+        yield lines
+
+
+def retell(lines: Iterable[Line], who: str) -> None:
+    """Log what another process has logged, with the name of whom it worked for."""
+    for line in lines:
+        logging.getLogger(line.logger).log(line.level, "%s: %s", who, line.text)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedsb.logs import IN_FILE_ALONE, log_to_screen, run_log
+from fedsb.logs import IN_FILE_ALONE, MOST_LINES, log_to_screen, overheard, retell, run_log
 from fedsb.report.progress import Progress
 
 LOG = logging.getLogger("fedsb.tests")
@@ -68,3 +68,28 @@ def test_a_warning_goes_above_the_bar_or_into_the_file_that_was_asked_for(termin
     assert ("something happened" in shown.getvalue()) is terminal
     assert ("something happened" in error.getvalue()) is not terminal
     assert sys.stderr is error
+
+
+@pytest.mark.usefixtures("screen")
+def test_what_another_process_has_logged_is_told_with_a_name_as_if_it_had_been_logged_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with overheard(logging.INFO) as lines:
+        LOG.debug("not asked for")
+        LOG.info("100 %s of it", "%")
+        LOG.warning("loud")
+        logging.getLogger("another.package").error("not ours")
+    assert [line.text for line in lines] == ["100 % of it", "loud"]
+    capsys.readouterr()
+    with run_log(tmp_path / "run.log"):
+        retell(lines, "client-1")
+    told = [line.split(" ", 2)[2] for line in (tmp_path / "run.log").read_text(encoding="utf-8").splitlines()]
+    assert told == ["INFO client-1: 100 % of it", "WARNING client-1: loud"]
+    assert [line.split(" ", 2)[2] for line in capsys.readouterr().err.splitlines()] == ["WARNING client-1: loud"]
+
+
+def test_an_answer_brings_along_no_flood_of_lines() -> None:
+    with overheard(logging.INFO) as lines:
+        for _ in range(MOST_LINES + 5):
+            LOG.info("again")
+    assert len(lines) == MOST_LINES

@@ -21,7 +21,7 @@ from torch import nn
 
 from fedsb import loading
 from fedsb.errors import UserError
-from fedsb.logs import last_line
+from fedsb.logs import Line, last_line, overheard
 from fedsb.models import forget_models
 from fedsb.runtime.cluster import start_placed
 from fedsb.runtime.fab import LAUNCH_FOLDER, launch_folder
@@ -93,8 +93,12 @@ class Worker:
         self._shared: dict[str, ArrayRecord] = {}
         loading.use_networks(self._network)
 
-    def answer(self, works: Sequence[Work]) -> list[Message]:
-        """Answer one message, or several at once."""
+    def answer(self, works: Sequence[Work], level: int) -> tuple[list[Message], list[Line]]:
+        """Answer one message, or several at once, and return what was logged over it from a level on."""
+        with overheard(level) as lines:
+            return self._answer(works), lines
+
+    def _answer(self, works: Sequence[Work]) -> list[Message]:
         messages = [self._unpacked(work) for work in works]
         contexts = [context_of(m.metadata.dst_node_id, work.node_config, work.run_config) for m, work in zip(messages, works, strict=True)]
         if len(works) > 1:

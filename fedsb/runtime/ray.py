@@ -20,7 +20,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from fedsb.errors import RunError
-from fedsb.logs import last_line
+from fedsb.logs import Line, last_line, retell
 from fedsb.runtime.grid import QUERY, TRAIN, SimulationGrid, failure, simulated_nodes
 from fedsb.runtime.pool import Pool
 
@@ -166,7 +166,7 @@ class RayGrid(SimulationGrid):
                 self._pool.work(task.actor, message, self.node_configs[message.metadata.dst_node_id], self.run_config)
                 for message in task.messages
             ]
-            self._running[task.actor.answer.remote(works)] = task
+            self._running[task.actor.answer.remote(works, LOG.getEffectiveLevel())] = task
 
     def _limit(self, task: Task) -> float:
         """Return the seconds after which a task counts as hung; a question has none, for a worker reads the data of all clients for it."""
@@ -207,7 +207,7 @@ class RayGrid(SimulationGrid):
     def _collect(self, ref: ray.ObjectRef, task: Task) -> Iterator[Message]:
         assert task.actor is not None
         try:
-            replies: list[Message] = ray.get(ref)
+            found: tuple[list[Message], list[Line]] = ray.get(ref)
         except RayTaskError as error:  # out of the actor's own code, which lives
             self._pool.give_back(task.actor, failed=True)
             yield from task.failures(last_line(str(error)))
@@ -222,6 +222,8 @@ class RayGrid(SimulationGrid):
                 yield from task.failures(f"the process of the worker ended {task.tries} times over it (runtime.max_retries)")
         else:
             self._pool.give_back(task.actor)
+            replies, lines = found
+            retell(lines, task.clients)
             yield from replies
 
     def _expired(self) -> Iterator[Message]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -9,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+
+LOG = logging.getLogger("clients.obedient")
 
 
 def obey(message: Message, context: Context) -> Message:
@@ -41,10 +44,19 @@ def _raise(text: str) -> None:
     raise ValueError(text)
 
 
+def _log(text: str) -> None:
+    LOG.debug("a detail of %s", text)
+    try:
+        _raise(text)
+    except ValueError:
+        LOG.warning("%s …", text, exc_info=True)
+
+
 DEEDS: dict[str, Callable[[str], object]] = {
     "answer": lambda _: None,
     "sleep": lambda seconds: time.sleep(float(seconds)),
     "raise": _raise,
+    "log": _log,
     "die": _die,
     "die once": _die_once,
 }

@@ -29,6 +29,7 @@ from fedsb.byte_counts import overhead_bytes
 from fedsb.commands import run as run_command
 from fedsb.config import load
 from fedsb.errors import RunError, UserError
+from fedsb.logs import run_log
 from fedsb.models import forget_models
 from fedsb.privacy.account import DIAGNOSTICS, LEDGERS
 from fedsb.report.records import read_run
@@ -71,7 +72,8 @@ def orders(*deeds: tuple[str, object], arrays: ArrayRecord | None = None, kind: 
     """Return a message a deed, in order, to nodes 1, 2, 3 in turn."""
     more = {} if arrays is None else {"arrays": arrays}
     contents = [
-        RecordDict({"config": ConfigRecord({"do": do, "with": str(what), "number": i}), **more}) for i, (do, what) in enumerate(deeds)
+        RecordDict({"config": ConfigRecord({"do": do, "with": str(what), "number": i, "client": f"client-{i}"}), **more})
+        for i, (do, what) in enumerate(deeds)
     ]
     return [Message(content, i % 3 + 1, kind) for i, content in enumerate(contents)]
 
@@ -96,6 +98,18 @@ def test_every_message_is_answered_once_by_one_of_the_actors() -> None:
     assert os.getpid() not in {metrics["pid"] for metrics in found}
     assert all(metrics["node"] == metrics["number"] % 3 + 1 and metrics["bytes"] >= 4000 for metrics in found)
     assert {str(reply.content["config"]["overrides"]) for reply in replies} == {"as given"}
+
+
+@pytest.mark.parametrize(("level", "stack"), [("info", 1), ("debug", 1), ("info", 2)])
+def test_what_workers_log_stands_in_the_runs_log(level: str, stack: int, tmp_path: Path) -> None:
+    with run_log(tmp_path / "run.log", level):
+        obedient(stack=stack).send_and_receive(orders(("log", "first"), ("log", "second"), ("answer", "")))
+    told = (tmp_path / "run.log").read_text(encoding="utf-8")
+    for number, text in enumerate(("first", "second")):
+        who = "client-0, client-1" if stack == 2 else f"client-{number}"
+        assert f" WARNING {who}: {text} …\nTraceback" in told
+        assert told.count(f"ValueError: {text}") == 1
+        assert (f" DEBUG {who}: a detail of {text}\n" in told) is (level == "debug")
 
 
 def test_arrays_lie_in_shared_memory_and_read_as_before() -> None:
