@@ -210,6 +210,13 @@ def training_rows(subject: Subject) -> list[TrainRow]:
         row("per layer", "privacy.clipping=per_layer, sampled", entry=sampled, kind="per_layer"),
         row("adaptive", "privacy.clipping=adaptive, sampled; the noised count too", entry=sampled, kind="adaptive"),
         row("physical batches", "samples that are computed twelve examples at a time", entry=sampled, how={"max_batch": 12}),
+        row(
+            "constant time",
+            "privacy.constant_time: as many physical batches in each step, filled up with made-up examples",
+            entry=sampled,
+            canaries=16,
+            how={"max_batch": 4, "constant_time": True},
+        ),
         row("functorch", "privacy.grad_sample_mode=functorch, sampled", entry=sampled, how={"functorch": True}),
         row("empty samples", "four examples, a third of the samples empty", entry=rare, canaries=4, attacked=False),
         row("stack", "four clients side by side, sampled", entry=sampled, clients=4),
