@@ -18,7 +18,7 @@ from fedsb.schema import Config, RuntimeConfig
 
 # What may differ: where things lie and run, not what comes out. The rest of `runtime`, its threads and its stack, decides the last bits.
 FREE = (
-    "resume", "output", "keep_checkpoints", "progress", "log_level", "cost", "runtime.kind", "runtime.workers", "runtime.cpus",
+    "resume", "output", "keep_checkpoints", "plots", "progress", "log_level", "cost", "runtime.kind", "runtime.workers", "runtime.cpus",
     "runtime.gpus", "runtime.address", "runtime.max_retries", "runtime.client_timeout",
     "federation.min_replies", "federation.replace_nodes", "federation.wait", "federation.timeout",
 )  # fmt: skip
@@ -55,7 +55,7 @@ def resumed(config: Config, overrides: Sequence[str]) -> Config:
         said = chosen & differ.keys()
         shown = ", ".join(f"{key}={differ[key][0]} (that run: {differ[key][1]})" for key in sorted(said or differ)[:3])
         raise UserError(f"resume={folder}: {shown}; leave out what differs, or begin another run")
-    own = {key: getattr(config, key) for key in ("keep_checkpoints", "progress", "log_level") if _leaves({key}, config) & chosen}
+    own = {key: getattr(config, key) for key in ("keep_checkpoints", "plots", "progress", "log_level") if _leaves({key}, config) & chosen}
     patience = {key: getattr(config.federation, key) for key in _named("federation", named) if _is_free(f"federation.{key}")}
     federation = replace(stored.federation, **patience)
     return replace(stored, resume=str(folder), output=str(folder), runtime=_runtime(config, stored, named), federation=federation, **own)

@@ -241,5 +241,6 @@ class Config:
     output: str | None
     resume: str | None
     keep_checkpoints: int
+    plots: bool
     progress: str
     log_level: Literal["debug", "info", "warning"]

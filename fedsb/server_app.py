@@ -219,7 +219,7 @@ def _finish(prepared: Prepared, folder: RunFolder, listener: Recorder, state: St
         epsilon_reason=listener.claim.why_none(),
         partition=_partition(prepared),
     )
-    write_report(folder.path, summary)
+    write_report(folder.path, summary, plots=config.plots)
     folder.write_summary(summary)
     return summary
 

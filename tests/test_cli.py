@@ -141,6 +141,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def test_plots_can_wait_for_the_report(call: Call, quick: list[str], tmp_path: Path) -> None:
+    assert call("run", *quick, "federation.num_rounds=1", "plots=false", "output=run")[0] == 0
+    assert "](" not in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert not list(tmp_path.glob("run/*.png"))
+    assert call("report", "run")[0] == 0
+    assert "](quality.png)" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert len(list(tmp_path.glob("run/*.png"))) == 4
+
+
 def test_a_run_leaves_its_folder_and_another_one_does_not_touch_it(call: Call, quick: list[str], tmp_path: Path) -> None:
     status, out, _ = call("run", *quick, "output=run")
     assert status == 0

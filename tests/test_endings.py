@@ -44,7 +44,7 @@ def small(tiny_bert: Path, tiny_csv: Path) -> list[str]:
     """Many short rounds on a tiny model."""
     return [
         "model=pretrained", f"model.name={tiny_bert}", "data=files", f"data.path={tiny_csv}", "device=cpu", "rank=2", "progress=lines",
-        "federation.num_clients=2", "federation.num_rounds=3", "federation.partition.kind=iid", "train.local_steps=1",
+        "plots=false", "federation.num_clients=2", "federation.num_rounds=3", "federation.partition.kind=iid", "train.local_steps=1",
         "train.max_length=8", "init.kind=random",
     ]  # fmt: skip
 

@@ -10,7 +10,7 @@ from fedsb.report.records import Run
 # Shown wherever they differ; every other setting only where it tells two runs apart that these do not.
 TOLD: dict[str, str] = {"rank": "rank", "federation.num_clients": "clients", "seed": "seed"}
 # Where a run lies and how it is shown: no setting of it.
-NO_SETTING = ("output", "resume", "progress", "keep_checkpoints", "cost", "method")
+NO_SETTING = ("output", "resume", "progress", "keep_checkpoints", "plots", "cost", "method")
 # Last words that say nothing without the one before them.
 BARE = ("kind", "name", "unit")
 

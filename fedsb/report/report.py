@@ -78,12 +78,13 @@ def runs_in(folder: Path) -> list[Path]:
     return sorted(jobs, key=lambda path: (not path.name.isdecimal(), path.name.zfill(9))) or [folder]
 
 
-def write_report(folder: str | Path, summary: Mapping[str, Any] | None = None) -> Path:
+def write_report(folder: str | Path, summary: Mapping[str, Any] | None = None, *, plots: bool = True) -> Path:
     """Write ``report.md`` and its plots into a run's folder.
 
     Args:
         folder: of the run.
         summary: of a run that is about to write it; by default the folder's own.
+        plots: whether to draw them.
 
     Raises:
         UserError: the folder holds no run.
@@ -92,7 +93,7 @@ def write_report(folder: str | Path, summary: Mapping[str, Any] | None = None) -
     if summary is not None:
         run = replace(run, summary=finite(summary))
     with filled_whole(run.path) as scratch:
-        written = write(scratch / "report.md", report_text(run, plot_run(folder, scratch)))
+        written = write(scratch / "report.md", report_text(run, plot_run(folder, scratch) if plots else ()))
     return run.path / written.name
 
 

@@ -147,7 +147,7 @@ def classification(model: Path, table: Path) -> list[str]:
     return [
         "model=pretrained", f"model.name='{model}'", "data=files", f"data.path='{table}'", "device=cpu",
         "federation.wait=0", "federation.num_clients=5", "federation.partition.kind=size", "federation.partition.sizes=[6,5,4,3,2]",
-        "train.batch_size=8", "train.local_steps=2", "train.max_length=24", "rank=3",
+        "train.batch_size=8", "train.local_steps=2", "train.max_length=24", "rank=3", "plots=false",
     ]  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def small(model: Path, folder: Path, *more: str, rows: int = 80) -> list[str]:
     return [
         "model=pretrained", f"model.name='{model}'", "data=files", f"data.path='{train}'", f"data.test_path='{test}'", "device=cpu",
         "federation.wait=0", "federation.num_clients=4", "federation.partition.kind=iid", "federation.num_rounds=2",
-        "train.batch_size=10", "train.local_steps=2", "train.max_length=12", "rank=2", "privacy.accountant=rdp", *more,
+        "train.batch_size=10", "train.local_steps=2", "train.max_length=12", "rank=2", "privacy.accountant=rdp", "plots=false", *more,
     ]  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def test_layers_that_keep_examples_apart_are_taken() -> None:
 
 def test_a_run_keeps_its_ledgers_in_its_folder_and_another_run_does_not_take_them_over(call: Call, tmp_path: Path) -> None:
     """The configuration of the first is deleted: what its ledgers hold still is not the second one's."""
-    assert call(*EXAMPLE, *FIRST) == (0, "")
+    assert call(*EXAMPLE, *FIRST, "plots=true") == (0, "")
     folder = tmp_path / "run"
     assert {path.parent.name for path in folder.glob("ledgers/*/ledger.jsonl")} == {f"client-{i}" for i in range(4)}
     assert not list(tmp_path.glob("home/**/ledger.jsonl"))
