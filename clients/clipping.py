@@ -3,7 +3,8 @@
 Opacus gives each parameter ``grad_sample`` (b, …). Here an example's gradients are measured in float64 whatever they were computed in
 (a norm rounded to bfloat16 would let 0.4% more than C through, and one summed up in float32 over a large head more than
 :data:`MARGIN`), and one that is not finite contributes nothing: a single broken example must neither spoil the sum nor show in it.
-Physical batches are added up in float64 and the noise to that: a sum that is rounded first moves by more than C where it is long enough.
+Sums of :data:`PIECE` of them are added up in float64, and the noise to that: a sum that is rounded first moves by more than C where it is
+long enough.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
-from fedsb.privacy.adaptive import LEAST_NORM, MARGIN, sum_multiplier
+from fedsb.privacy.adaptive import MARGIN, moved_norm, sum_multiplier
 
 # Smaller factors are no normal numbers in float32, and would be rounded by more than the margin.
 SMALLEST = float(torch.finfo(torch.float32).tiny)
+PIECE = 64  # gradients that are summed in float32
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,6 @@ class FlatClipping(DPOptimizer):  # type: ignore[misc]
             generator=generator,
         )
         self.log = ClippingLog()
-        # For each trained tensor, how many examples have a part in the step's sum.
-        self.reached: list[int] = [0] * len(self.params)
         # How many rows at the end of the batch are no examples: their gradients are zero, and they are not counted.
         self.blank = 0
         # The step's sums before they are rounded to ``summed_grad``, which has its parameter's precision.
@@ -108,13 +108,15 @@ class FlatClipping(DPOptimizer):  # type: ignore[misc]
         counted = norms.shape[1] - self.blank
         usable[counted:] = False
         factors[:, counted:] = 0.0
-        self._note(factors[:, :counted], norms[:, :counted])
+        self.log.examples += counted
+        self.log.clipped += int((factors[:, :counted] < 1).any(dim=0).sum())
         if self.params[0].summed_grad is None:
             self._sums = [torch.zeros_like(p, dtype=torch.float64, requires_grad=False) for p in self.params]
         for p, total, sample, factor in zip(self.params, self._sums, samples, factors.float(), strict=True):
             if self.blank or not bool(usable.all()):
                 sample = torch.where(usable[:, None], sample, 0.0)
-            total += (factor @ sample).view_as(p)
+            for share, piece in zip(factor.split(PIECE), sample.split(PIECE), strict=True):
+                total += (share @ piece).view_as(p)
             p.summed_grad = total.to(p.dtype)
 
     def add_noise(self) -> None:
@@ -124,12 +126,6 @@ class FlatClipping(DPOptimizer):  # type: ignore[misc]
             if deviation:
                 total = total + deviation * torch.randn(total.shape, generator=self.generator, dtype=total.dtype, device=total.device)
             p.grad = total.to(p.dtype)
-
-    def _note(self, factors: Tensor, norms: Tensor) -> None:
-        self.log.examples += norms.shape[1]
-        self.log.clipped += int((factors < 1).any(dim=0).sum())
-        before = self.reached if self.params[0].summed_grad is not None else [0] * len(norms)
-        self.reached = [b + n for b, n in zip(before, (factors * norms > 0).sum(dim=1).tolist(), strict=True)]
 
     def factors(self, norms: Tensor) -> Tensor:
         """Return what to multiply each gradient with, (tensors, b), from its norms, (tensors, b)."""
@@ -186,8 +182,7 @@ class AdaptiveClipping(FlatClipping):
         s = self._settings
         noise = torch.randn((), generator=self.generator, dtype=torch.float64, device=self.generator.device)
         share = 0.5 + (self._count + s.count_noise * float(noise)) / self.expected_batch_size
-        moved = float(self.max_grad_norm) * math.exp(-s.quantile_lr * (min(1.0, max(0.0, share)) - s.quantile))
-        self.max_grad_norm: float = max(moved, LEAST_NORM)
+        self.max_grad_norm: float = moved_norm(float(self.max_grad_norm), -s.quantile_lr * (min(1.0, max(0.0, share)) - s.quantile))
         self._count = 0.0
 
 

@@ -94,7 +94,7 @@ def hold_mechanism(optimizer: FlatClipping, clipping: Clipping, charged: float) 
         charged: the noise multiplier in the ledger.
 
     Raises:
-        SelfCheckFailed: ``bound``, ``steps`` or ``noise``.
+        SelfCheckFailed: ``bound``, ``clipped_sum``, ``steps`` or ``noise``.
     """
     tensors = [nn.Parameter(torch.zeros_like(p)) for p in optimizer.params]
     draw = torch.Generator(tensors[0].device).manual_seed(0)
@@ -106,7 +106,7 @@ def hold_mechanism(optimizer: FlatClipping, clipping: Clipping, charged: float) 
 
 
 def _hold_bound(trial: FlatClipping, rows: int, draw: torch.Generator) -> None:
-    """Hold that the sum over examples whose every tensor is much longer than C is no longer than that many C."""
+    """Hold that the sum over examples whose every tensor is much longer than C is no longer than that many C, and reaches every tensor."""
     trial.zero_grad(set_to_none=True)
     for p in trial.params:
         made = torch.randn((rows, *p.shape), generator=draw, device=p.device).flatten(1)
@@ -114,6 +114,8 @@ def _hold_bound(trial: FlatClipping, rows: int, draw: torch.Generator) -> None:
     trial.clip_and_accumulate()
     if not joint_norm([p.summed_grad for p in trial.params]) <= rows * trial.max_grad_norm * (1 + SHARE):
         raise SelfCheckFailed("bound")
+    if not all(bool(p.summed_grad.any()) for p in trial.params):
+        raise SelfCheckFailed("clipped_sum")
 
 
 def _hold_noise(trial: FlatClipping, noises: Noises) -> None:

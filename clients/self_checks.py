@@ -1,12 +1,12 @@
 """What private training must be, checked in a client's first round: a mistake here leaves a useless model, or one that is not private.
 
-Each check that fails has a code of its own (:mod:`fedsb.privacy.codes`), for a reply may not carry text that comes from data. A batch that
-says nothing (it is empty, its texts have no gradient, or one that is not finite) decides nothing: the next one is watched.
+Each check that fails has a code of its own (:mod:`fedsb.privacy.codes`), for a reply may not carry text that comes from data. Nor may a
+code tell of them, for no noise covers it: sound code passes with any data, however gradients cancel, vanish or overflow. What could not be
+told from that is held on made-up gradients.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +21,6 @@ from fedsb.privacy.accounting import Entry
 from fedsb.privacy.codes import SelfCheckFailed
 from fedsb.state import HEAD, Name
 
-# An empty sum where examples pull decides after so many steps, or at once with so many examples.
-CANCEL, MANY = 2, 8
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -37,7 +35,7 @@ class FirstRound:
         charged: what the ledger holds for the round: rate, noise and steps are those of this entry, or the claim is not true.
 
     Raises:
-        SelfCheckFailed: ``bound``, ``steps`` or ``noise``: the optimiser does not clip, or adds no noise, as it should.
+        SelfCheckFailed: ``bound``, ``clipped_sum``, ``steps`` or ``noise``: the optimiser does not clip, or adds no noise, as it should.
     """
 
     def __init__(
@@ -58,9 +56,7 @@ class FirstRound:
         self._watching = True
         self._noises = Noises(optimizer, charged.noise_multiplier)
         self._bounds = Bounds(optimizer)
-        self._pulled: set[Name] = set()  # in the step under way
-        self._arrived: set[Name] = set()
-        self._owed: Counter[Name] = Counter()
+        self._pulled = False
         optimizer.observers.append(self._noise_added)
 
     def depends(self, output: Callable[[], Tensor]) -> None:
@@ -80,11 +76,9 @@ class FirstRound:
             raise SelfCheckFailed("dependence")
 
     def pulled(self, examples: int) -> None:
-        """Note, after a backward pass, which trained tensors that many examples have a gradient for."""
+        """Note, after a backward pass, that it was of so many examples, and whether they have a gradient."""
         self._bounds.given(examples)
-        # An example that is broken in one tensor is left out of all sums.
-        if all(p.grad is None or bool(p.grad.isfinite().all()) for p in self._trained.values()):
-            self._pulled |= {name for name, p in self._trained.items() if p.grad is not None and bool(p.grad.any())}
+        self._pulled = self._pulled or any(p.grad is not None and bool(p.grad.any()) for p in self._trained.values())
 
     def accumulated(self) -> None:
         """Hold that a batch which does not end its step adds no more than its examples may.
@@ -95,24 +89,21 @@ class FirstRound:
         self._bounds.added(last=False)
 
     def stepped(self) -> None:
-        """Hold, once a step is taken, that the base did not move.
+        """Hold, once a step is taken, that the base did not move, until one was taken on a gradient.
 
         Raises:
             SelfCheckFailed: ``base``.
         """
         if self._watching and fingerprint(self._adapted) != self._base:
             raise SelfCheckFailed("base")
-        self._watching = self._watching and not self._pulled
-        self._pulled = set()
+        self._watching = not self._pulled
 
     def finish(self, *, steps: int, sampler: Any) -> None:
         """Hold at the end of the round that what was done is what was charged.
 
         Raises:
-            SelfCheckFailed: ``clipped_sum``, ``steps``, ``noise`` or ``sampler``.
+            SelfCheckFailed: ``steps``, ``noise`` or ``sampler``.
         """
-        if any(count >= CANCEL for name, count in self._owed.items() if name not in self._arrived):
-            raise SelfCheckFailed("clipped_sum")
         if not steps == self._noises.steps == self._charged.steps:
             raise SelfCheckFailed("steps")
         self._noises.finish()
@@ -123,21 +114,6 @@ class FirstRound:
     def _noise_added(self) -> None:
         self._bounds.added(last=True)
         self._noises.add()
-        self._sum_arrived()
-
-    def _sum_arrived(self) -> None:
-        """Hold that what the examples have a gradient for gets a clipped sum.
-
-        Two that are alike may cancel; that many do, or two in several steps, is no accident.
-        """
-        reached = {id(p): count for p, count in zip(self._optimizer.params, self._optimizer.reached, strict=True)}
-        for name, p in self._live().items():
-            if bool(p.summed_grad.any()):  # type: ignore[attr-defined]
-                self._arrived.add(name)
-            elif name in self._pulled and name not in self._arrived:
-                if reached[id(p)] < 2:
-                    raise SelfCheckFailed("clipped_sum")
-                self._owed[name] += CANCEL if reached[id(p)] >= MANY else 1
 
     def _live(self) -> dict[Name, nn.Parameter]:
         """Return the trained tensors that can have a gradient: a factor beside one that is zero (LoRA's A at the start) has none."""

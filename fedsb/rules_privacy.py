@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fedsb.errors import UserError
-from fedsb.privacy.adaptive import LEAST_NORM
+from fedsb.privacy.adaptive import LARGEST_NORM, LEAST_NORM
 from fedsb.schema import Config
 
 # As in fedsb/rules.py: key -> (condition, what is allowed).
@@ -15,13 +15,13 @@ PRIVACY_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "privacy.noise_multiplier": (lambda v: 1e-6 <= v <= 1e6, "in [1e-6, 1e6]"),
     "privacy.delta": (lambda v: 0 < v < 1, "between 0 and 1"),
     "privacy.max_epsilon": (lambda v: v > 0, "above 0"),
-    "privacy.max_grad_norm": (lambda v: v >= LEAST_NORM, f"at least {LEAST_NORM:g}"),
+    "privacy.max_grad_norm": (lambda v: LEAST_NORM <= v <= LARGEST_NORM, f"in [{LEAST_NORM:g}, {LARGEST_NORM:g}]"),
     "privacy.quantile": (lambda v: 0 < v < 1, "between 0 and 1"),
     "privacy.quantile_lr": (lambda v: v > 0, "above 0"),
     "privacy.count_noise": (lambda v: v > 0, "above 0"),
     "privacy.max_batch": (lambda v: v >= 1, "at least 1"),
     "privacy.init_fraction": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "privacy.init_norm": (lambda v: v >= LEAST_NORM, f"at least {LEAST_NORM:g}"),
+    "privacy.init_norm": (lambda v: LEAST_NORM <= v <= LARGEST_NORM, f"in [{LEAST_NORM:g}, {LARGEST_NORM:g}]"),
 }
 
 

@@ -10,6 +10,8 @@ from fedsb.errors import UserError
 MARGIN = 1.0 - 1e-6
 # The smallest C: far below it a float32's steps are longer than C, and its noise would be rounded away.
 LEAST_NORM = 1e-6
+# The largest: a billion gradients of that length do not overflow in float32, which would tell of them by a code.
+LARGEST_NORM = 1e20
 
 
 def sum_multiplier(noise_multiplier: float, count_noise: float) -> float:
@@ -28,3 +30,8 @@ def sum_multiplier(noise_multiplier: float, count_noise: float) -> float:
             "of each release; raise it or use privacy.clipping=flat"
         )
     return noise_multiplier / math.sqrt(1 - (noise_multiplier / (2 * count_noise)) ** 2) if noise_multiplier else 0.0
+
+
+def moved_norm(norm: float, exponent: float) -> float:
+    """Return ``C e^exponent`` within :data:`LEAST_NORM` and :data:`LARGEST_NORM`."""
+    return min(max(norm * math.exp(min(exponent, 100.0)), LEAST_NORM), LARGEST_NORM)

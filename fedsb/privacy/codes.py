@@ -1,8 +1,8 @@
 """What a client may say when it does not answer: a number out of this table and a key of the configuration, never text.
 
 Text can carry data: a real node says no more under any privacy, a simulated client under ``privacy=example`` and ``privacy=client``. That a
-client answers by a code is not noised. What stops a run (11 and above) is a fault of code or model that every client has alike; the checks
-read no more of the data than whether it gives a gradient at all.
+client answers by a code is not noised. What stops a run (11 and above) is a fault of code or model that every client has alike: where there
+is none no data fail a check.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def test_accumulated_batches_are_one() -> None:
                 p.grad_sample = sample[part]
             found.clip_and_accumulate()
         assert length([a - p.summed_grad for a, p in zip(whole, found.params, strict=True)]) < 1e-6
-        assert (found.log.examples, found.reached) == (6, [5, 5])
+        assert found.log.examples == 6
 
 
 @pytest.mark.parametrize("kind", sorted(CLIPPINGS))
@@ -198,3 +198,17 @@ def test_too_little_noise_on_the_count_is_refused_in_one_line() -> None:
             Clipping("adaptive", 1.0, sigma)
         assert "\n" not in str(error.value)
         Clipping("flat", 1.0, sigma)
+
+
+def test_a_long_sum_is_that_of_its_gradients_and_one_more_moves_it_by_c() -> None:
+    """In a single batch, each clipped to C: added up in float32 all through, 100,000 that are alike were 67 C away from what they are."""
+    alike = (10 * (torch.rand(1, 8, generator=torch_generator(0, "alike")) + 0.1)).expand(100_000, 8).contiguous()
+    sums = []
+    for batch in (alike, alike[1:]):
+        found = optimizer(Clipping("flat", 1.0, 1.0), (8,))
+        found.params[0].grad_sample = batch
+        found.clip_and_accumulate()
+        sums.append(found._sums[0])
+        exact = len(batch) * (1 - 1e-6) * nn.functional.normalize(alike[0].double(), dim=0)
+        assert float((sums[-1] - exact).norm()) <= 2e-6 * len(batch)
+    assert float((sums[0] - sums[1]).norm()) <= 1 + 1e-4

@@ -58,7 +58,7 @@ MISTAKES = {
     ),
     "a clipping norm of no normal number": (
         [*EXAMPLE, "init.kind=gradient", "privacy.init_fraction=0.3", "privacy.init_norm=1e-44"],
-        "privacy.init_norm=1e-44 is out of range; it must be at least 1e-06",
+        "privacy.init_norm=1e-44 is out of range; it must be in [1e-06, 1e+20]",
     ),
     "a gradient's norm below it": ([*EXAMPLE, "privacy.max_grad_norm=1e-7"], "privacy.max_grad_norm=1e-07 is out of range; it must be at"),
     "an accountant": ([*EXAMPLE, "privacy.accountant=gdp"], "unknown privacy.accountant 'gdp'"),
