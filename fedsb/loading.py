@@ -91,7 +91,9 @@ def _load(model: ModelConfig, task: Task, labels: Sequence[str], seed: int, wher
             raise _load_error(model, source, error) from None
     _check_body(network, info, task, source)
     drawn = drawn_names(network, info)
-    note(network, drawn, _fit_head(network, model, task, labels, info) if task.has_head and labels else "")
+    with torch_stream(seed, "head"):
+        said = _fit_head(network, model, task, labels, info) if task.has_head and labels else ""
+    note(network, drawn, said)
     loaded: nn.Module = network
     return loaded
 

@@ -48,6 +48,14 @@ def test_a_head_for_other_labels_is_drawn_anew(kind: str, tmp_path: Path) -> Non
     assert "(good, bad, ugly), and the data's are others" in said
 
 
+def test_a_head_drawn_anew_is_the_seeds_whatever_the_process_has_drawn(tmp_path: Path) -> None:
+    drawn = []
+    for before in (1, 2):
+        torch.manual_seed(before)
+        drawn.append(loaded("roberta", ("good", "bad", "ugly"), DATA, tmp_path / str(before))[1])
+    assert torch.equal(*drawn)
+
+
 def test_the_same_order_is_kept_without_a_word(tmp_path: Path) -> None:
     before, after, said = loaded("bert", DATA, DATA, tmp_path)
     assert torch.equal(after, before)
