@@ -14,6 +14,7 @@ from fedsb.data.tables import Rows
 from fedsb.errors import UserError, nearest
 from fedsb.schema import DataConfig
 
+MANY = 10  # rows, of which no two have the same label: those are numbers, or names of the rows
 Targets = tuple[int, ...] | tuple[float, ...] | None
 
 
@@ -90,7 +91,7 @@ def find_labels(dataset: Rows, cfg: DataConfig, *, part: str = "train") -> tuple
     """Return the names of the classes in order: ``data.labels``, else the names of a ``ClassLabel`` column, else what occurs.
 
     Raises:
-        UserError: names given twice, a missing column, a row without a label, or one class alone.
+        UserError: names given twice, a missing column, a row without a label, one class alone, or as many as rows.
     """
     if cfg.task != "classification":
         return ()
@@ -104,6 +105,11 @@ def find_labels(dataset: Rows, cfg: DataConfig, *, part: str = "train") -> tuple
         raise UserError(
             f"data.label={column}: every row of {PARTS[part]} has the label '{labels[0]}', and one class is no classification; "
             "name another column, or all classes in data.labels=[…]"
+        )
+    if part == "train" and len(set(values)) == len(values) >= MANY:
+        raise UserError(
+            f"data.label={column}: no two of the {len(values):,} rows of {PARTS[part]} have the same label, so none can be learnt; "
+            "name the column of the classes, or add data.task=regression"
         )
     return labels
 

@@ -104,6 +104,11 @@ def test_owners_are_kept_as_text(data_config):
         ({"text": ("a", "b", "c")}, {"a": ["x", "y"], "label": ["a", "b"]}, r"data.text=\[a, b, c\] names 3 columns; give one, or a pair"),
         ({}, {"text": [], "label": []}, r"the training part has no rows"),
         ({}, {"text": ["x", "y"], "label": ["a", "a"]}, r"every row of the training part has the label 'a', and one class is no class"),
+        (
+            {"label": "id"},
+            {"text": ["x"] * 10, "id": [*range(10)]},
+            r"data.label=id: no two of the 10 rows of the training part have the same label.*add data.task=regression",
+        ),
         ({"labels": ("a",)}, {"text": ["x"], "label": ["a"]}, r"data.labels=\[a\]: one class is no classification; name all"),
         ({}, {"text": ["x", "y"], "label": [["a"], ["b"]]}, r"data.label=label: row 1 of the training part holds \['a'\], which is no si"),
         ({}, {"text": ["x", "y"], "label": [{"a": 1}, {"a": 2}]}, r"row 1 of the training part holds \{'a': 1\}, which is no single value"),
