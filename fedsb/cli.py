@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from fedsb.commands.flags import has_flag
+from fedsb.commands.flags import has_flag, without_flags
 from fedsb.commands.outcome import MISTAKE, guarded
 from fedsb.commands.pages import USAGE, page
 from fedsb.commands.signals import heeding_sigterm
@@ -58,7 +58,7 @@ def report(arguments: list[str]) -> int:
     """Write the report of one run, or the comparison of several."""
     from fedsb.report.report import write_reports
 
-    folders = [Path(a) for a in arguments]
+    folders = [Path(a) for a in without_flags("report", arguments)]
     if not folders:
         raise UserError("fedsb report needs the folder of a run: fedsb report outputs/…")
     for path in write_reports(folders):
@@ -70,7 +70,7 @@ def export(arguments: list[str]) -> int:
     """Write the merged model of a run."""
     from fedsb.exporting import export_merged
 
-    if not arguments:
+    if not without_flags("export", arguments, most=2):
         raise UserError("fedsb export needs the folder of a run: fedsb export outputs/… [OUT]")
     out, remark = export_merged(Path(arguments[0]), Path(arguments[1]) if len(arguments) > 1 else Path(arguments[0]) / "merged")
     print(out)
@@ -84,7 +84,7 @@ def cost(arguments: list[str]) -> int:
     from fedsb.costs import print_costs
     from strategies import STRATEGIES
 
-    print_costs(arguments, {name: strategy.residual_rank for name, strategy in STRATEGIES.items()})
+    print_costs(without_flags("cost", arguments), {name: strategy.residual_rank for name, strategy in STRATEGIES.items()})
     return 0
 
 

@@ -213,7 +213,7 @@ def _targets(network: nn.Module, targets: str | tuple[str, ...], head: tuple[str
     owners = {name.rpartition(".")[0] for name in head}
     linear = [name for name, module in network.named_modules() if is_adaptable(module)]
     fused = FUSED.get(str(getattr(network.config, "model_type", "")), ())
-    by_hand = used_by_hand(network, linear, lambda: try_body(network)) | {name for name in linear if name.endswith(fused or (" ",))}
+    by_hand = used_by_hand(network, linear, lambda: try_body(network)) | {name for name in linear if name.endswith(fused)}
     return match_targets(network, targets, exclude=(*POOLERS, *owners, *_output_embedding(network)), by_hand=by_hand)
 
 

@@ -229,6 +229,21 @@ def test_an_output_on_a_file_is_a_mistake(call: Call, quick: list[str], output: 
     assert Path("taken").read_text(encoding="utf-8") == "mine"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("cost", "-m", "seed=1,2"), "fedsb cost has no flag '-m'"),
+        (("report", "--foo"), "fedsb report has no flag '--foo'"),
+        (("export", "run", "--foo"), "fedsb export has no flag '--foo'"),
+        (("export", "run", "out", "more"), "fedsb export takes 2 arguments at most, and 'more' is one more"),
+    ],
+)
+def test_what_a_command_does_not_take_is_a_mistake(call: Call, arguments: tuple[str, ...], said: str) -> None:
+    status, out, err = call(*arguments)
+    assert (status, out) == (2, "")
+    assert first_line(err).startswith(f"error: {said}")
+
+
 def test_a_sweep_over_a_pattern_is_a_mistake(call: Call) -> None:
     status, _, err = call("run", "-m", "method=glob(*)")
     assert status == 2

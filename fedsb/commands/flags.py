@@ -1,10 +1,10 @@
-"""Hydra's flags among the arguments of ``fedsb run``."""
+"""Flags among the arguments of a command: Hydra's of ``fedsb run``; the others know none."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedsb.errors import unknown
+from fedsb.errors import UserError, unknown
 
 SWEEP = ("-m", "--multirun")
 SHOWING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
@@ -33,6 +33,20 @@ def flags_in(arguments: Sequence[str]) -> list[str]:
 def has_flag(arguments: Sequence[str], names: Sequence[str]) -> bool:
     """Tell whether one of the flags is given."""
     return any(flag.partition("=")[0] in names for flag in arguments)
+
+
+def without_flags(command: str, arguments: Sequence[str], most: int | None = None) -> list[str]:
+    """Return the arguments of a command that knows no flags.
+
+    Raises:
+        UserError: one is a flag, or there are more than ``most``.
+    """
+    for argument in arguments:
+        if argument.startswith("-"):
+            raise UserError(f"fedsb {command} has no flag '{argument}'; see fedsb {command} --help")
+    if most is not None and len(arguments) > most:
+        raise UserError(f"fedsb {command} takes {most} arguments at most, and '{arguments[most]}' is one more; see fedsb {command} --help")
+    return list(arguments)
 
 
 def _marked(arguments: Sequence[str]) -> list[tuple[str, bool]]:
