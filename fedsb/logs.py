@@ -43,7 +43,8 @@ def say_early(line: str, *, progress: str) -> None:
     print(json.dumps({"remark": line}) if speech(progress) == "json" else line, flush=True)
 
 
-FORMAT = "%(asctime)s %(levelname)s %(message)s"
+TIMELESS = "%(levelname)s %(message)s"
+FORMAT = f"%(asctime)s {TIMELESS}"
 IN_FILE_ALONE = {"in_file_alone": True}  # `extra` of a record that people see otherwise
 
 
@@ -54,8 +55,12 @@ class _Screen(logging.Handler):
         print(self.format(record), file=sys.stderr)
 
 
-class _Lenient(logging.FileHandler):
+class RunLog(logging.FileHandler):
     """A file that may be on a full disk: what the run itself can't write there ends it, and its log need not tell that twice."""
+
+    def leave_times_out(self) -> None:
+        """Write no times from now on: those of a private client's replies may tell of its data."""
+        self.setFormatter(logging.Formatter(TIMELESS))
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Do without the record."""
@@ -78,11 +83,11 @@ def log_to_screen() -> None:
 
 
 @contextmanager
-def run_log(path: Path, level: str = "info") -> Iterator[None]:
+def run_log(path: Path, level: str = "info") -> Iterator[RunLog]:
     """Append what the project's packages log, from a level on, to ``path`` while the block runs."""
-    handler = _Lenient(path, encoding="utf-8", errors="backslashreplace")
+    handler = RunLog(path, encoding="utf-8", errors="backslashreplace")
     with _handling(handler), speaking_from(logging.getLevelNamesMapping()[level.upper()], *PACKAGES):
-        yield
+        yield handler
 
 
 @contextmanager

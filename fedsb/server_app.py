@@ -123,14 +123,17 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
     """Run what is left of a federation: all of it without a ``snapshot``."""
     begun, config = time.monotonic(), prepared.config
     records = folder.cut(snapshot.round if snapshot else -1)
-    with run_log(folder.log, config.log_level), told(config, folder.path), progress_of(config) as progress:
+    with run_log(folder.log, config.log_level) as log, told(config, folder.path), progress_of(config) as progress:
         listener = recorder(prepared, folder, progress)
         if snapshot is not None:
             listener.resume(records, snapshot.memory)
         if config.resume:
             listener.say(f"resumed after round {snapshot.round}" if snapshot else "no checkpoint is there yet: the run begins anew")
         more = (*prepared.adapted.remarks, *opening_lines(config, prepared.every_plan, prepared.adapted.shapes))
-        skew = None if prepared.strategy.connect(grid).real else skew_in(config)
+        real = prepared.strategy.connect(grid).real
+        if real and config.privacy.unit != "none":
+            log.leave_times_out()
+        skew = None if real else skew_in(config)
         for line in opening_remarks(config, grid, prepared.labels, (*([skew.line()] if skew else []), *more)):
             listener.say(line)
         prepared.strategy.listener = listener
