@@ -21,8 +21,9 @@ from fedsb.privacy.accounting import Entry
 from fedsb.privacy.randomness import Streams, simulated_streams
 from fedsb.schema import TrainConfig
 from fedsb.stack import Part, Stack
-from fedsb.state import State, squared_norm, subtract
+from fedsb.state import HEAD, Name, State, squared_norm, subtract
 from fedsb.training import Site, dropout_of, fit, fit_lesson
+from tests.architectures import checkpoint
 from tests.clients.private_cases import TRAIN, Case, build_case, make_case, mechanism
 
 CLIENTS = 3
@@ -155,6 +156,35 @@ def test_private_side_by_side_is_private_one_after_the_other(case: Case, sizes: 
         assert ended.steps == wanted.steps == CHARGED.steps
         assert ended.diagnostics == pytest.approx(wanted.diagnostics, rel=1e-4)
         assert gap(state, alone) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A model that trains a norm without a bias in its head, as ModernBERT does."""
+    case = build_case(checkpoint("modernbert", tmp_path_factory.mktemp("bare")), "classification", "head_only", dropout=True)
+    norm = case.adapted.model.get_submodule("head.norm")
+    assert isinstance(norm, nn.LayerNorm)
+    assert norm.bias is None
+    assert Name("head.norm.weight", HEAD) in case.adapted.trainable()
+    return case
+
+
+def test_a_norm_without_a_bias_is_trained_side_by_side(bare: Case) -> None:
+    parts, train = shards(bare, [5, 3]), replace(PLAIN, optimizer="sgd")
+    for i, (state, _) in enumerate(plain_together(bare, parts, train)):
+        assert moved(bare, state.pick(HEAD))
+        assert gap(state, plain_alone(bare, parts[i], i, train)[0]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["flat", "per_layer", "adaptive"])
+def test_a_norm_without_a_bias_is_trained_privately_side_by_side(bare: Case, kind: str) -> None:
+    parts = shards(bare, [7, 4])
+    for i, (state, ended) in enumerate(private_together(bare, parts, TRAIN, kind)):
+        alone, wanted = private_alone(bare, parts[i], i, TRAIN, kind)
+        assert ended.steps == wanted.steps == CHARGED.steps
+        assert gap(state, alone) < 1e-5
+        norm = Name("head.norm.weight", HEAD)
+        assert not torch.equal(state[norm], bare.state[norm])
 
 
 def test_company_changes_nothing_but_the_last_bits(fine: Case) -> None:
