@@ -110,7 +110,7 @@ def _submitted(connection: Connection, federation: Federation, overrides: Sequen
         try:
             return connection.submit(stage_app(Path(folder)), overrides)
         except FlowerError as error:
-            raise UserError(f"{federation.name} ({federation.address}) takes no run: {' '.join(str(error).split())}") from None
+            raise UserError(f"{federation.name} ({federation.address}) takes no run: {error}") from None
         except KeyboardInterrupt as error:
             error.add_note(f"'flwr list {federation.name}' tells whether the run has begun")
             raise

@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,11 +28,12 @@ SWITCHES = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 OUTAGE_S = 60.0  # for which a SuperLink may be away while a run is followed
+QUIET_S = 300.0  # after which it is asked, while a log is followed, whether the run and the SuperLink are still there
 _PAUSE_S = 1.0
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _NOISE = re.compile(
     r"(DEBUG|INFO|WARNING) *:|Using SuperLink: |Successfully installed |\(\w+ pid=\d+\)"
-    r"|.*FutureWarning: Tip: In future versions of Ray|  warnings\.warn\($"
+    r"|\W*Displaying information for run ID|.*FutureWarning: Tip: In future versions of Ray|  warnings\.warn\($"
 )
 
 
@@ -77,7 +79,7 @@ class Connection:
             options: of ``flwr run``.
 
         Raises:
-            FlowerError: Flower refused it; the message is Flower's own.
+            FlowerError: Flower refused it; the message is Flower's own, in one line.
         """
         with tempfile.TemporaryDirectory(prefix="fedsb-") as folder:
             # A file, because Flower's parser of key=value pairs knows no escapes and paths may hold quotes.
@@ -110,7 +112,8 @@ class Connection:
     def status(self, run_id: int) -> RunStatus:
         """Ask how the run stands."""
         run = self._flwr("list", self.name, "--run-id", str(run_id))["runs"][0]
-        status = RunStatus(run["status"].rpartition(":")[2], run["status-details"])
+        details = run["status-details"]
+        status = RunStatus(run["status"].rpartition(":")[2], "" if details == "N/A" else details)
         if status.finished:
             self._open.discard(run_id)
         return status
@@ -140,7 +143,7 @@ class Connection:
 
     def _pass_on(self, run_id: int, write: Callable[[str], object], seen: int) -> int:
         """Pass on the log but for its first ``seen`` lines, until it ends or the connection does; return how many lines there were."""
-        with self._log(run_id, subprocess.PIPE) as process:
+        with self._log(run_id, subprocess.PIPE) as process, self._doubting(run_id, process):
             count = 0
 
             def counted() -> Iterator[str]:
@@ -152,6 +155,27 @@ class Connection:
             for line in own_lines(islice(counted(), seen, None)):
                 write(line)
         return max(count, seen)
+
+    @contextmanager
+    def _doubting(self, run_id: int, log: subprocess.Popen[str]) -> Iterator[None]:
+        """End a log that would never end by itself: where the SuperLink's machine or the network went down, no byte says so."""
+        over = threading.Event()
+
+        def look() -> None:
+            while not over.wait(QUIET_S):
+                try:
+                    going_on = not self.status(run_id).finished
+                except FlowerError:
+                    going_on = False
+                # The last lines of a run that has just ended are on their way.
+                if not going_on and not over.wait(10 * _PAUSE_S):
+                    log.terminate()
+
+        threading.Thread(target=look, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     @contextmanager
     def _log(self, run_id: int, sink: int) -> Iterator[subprocess.Popen[str]]:
@@ -174,8 +198,8 @@ class Connection:
         except json.JSONDecodeError:
             reply = {}
         if done.returncode or not reply.get("success"):
-            said = reply.get("error-message") or (done.stderr or done.stdout).strip()
-            raise FlowerError(f"'flwr {arguments[0]}' failed: {said}")
+            said = reply.get("error-message") or done.stderr or done.stdout
+            raise FlowerError(f"'flwr {arguments[0]}' failed: {' '.join(' '.join(own_lines(said.splitlines())).split())}")
         return reply
 
 
