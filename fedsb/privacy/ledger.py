@@ -27,6 +27,7 @@ from fedsb.privacy.entries import Entry, read_entry
 from fedsb.state import Name, State, sha256
 
 FORMAT = 1
+LEDGER = "ledger.jsonl"
 KEPT_REPLIES = 4
 # The run in a simulation's keys. Its ledgers are its own: a resumed run has another id, and may lie in another folder.
 SIMULATION = "simulation"
@@ -63,7 +64,7 @@ class Ledger:
 
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.path = folder / "ledger.jsonl"
+        self.path = folder / LEDGER
         self._header: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **header}))
         make_folder(folder)
         with locked(self.path) as file:
@@ -192,7 +193,7 @@ def read_entries(folder: Path) -> tuple[Entry, ...]:
     Raises:
         UserError: a line cannot be read.
     """
-    header = read_header(folder) if (folder / "ledger.jsonl").is_file() else {}
+    header = read_header(folder) if (folder / LEDGER).is_file() else {}
     return Ledger(folder, header).entries() if header else ()
 
 
@@ -202,7 +203,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: its first line cannot be read.
     """
-    path = folder / "ledger.jsonl"
+    path = folder / LEDGER
     with path.open(encoding="utf-8") as file:
         first = file.readline()
     try:

@@ -18,7 +18,7 @@ import numpy as np
 from fedsb.disk import append_line, cut_torn, locked, make_folder, sync_folder
 from fedsb.errors import UserError
 from fedsb.privacy.entries import Entry
-from fedsb.privacy.ledger import Key, Ledger, read_entries
+from fedsb.privacy.ledger import LEDGER, Key, Ledger, read_entries
 from fedsb.privacy.naming import DataName
 from fedsb.privacy.rows import Hashes, add_hashes, read_hashes, read_salt
 
@@ -33,7 +33,7 @@ class Shelf:
         folder: made if need be.
 
     Raises:
-        UserError: the salt of the hashes that lie there is gone.
+        UserError: the salt of the hashes that lie there is gone, or a ledger whose rows are there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,6 +42,10 @@ class Shelf:
         self.joined = folder / JOINED
         if not (folder / SALT).is_file() and any(folder.glob(f"*/{ROWS}")):
             raise UserError(f"'{folder / SALT}' is gone, and without it no row is known again; restore the file")
+        if gone := next((ledger for ledger in self._ledgers() if not _begun(ledger)), None):
+            raise UserError(
+                f"'{gone}' is gone, and with it what was charged for rows that are known; restore the file, or remove its folder"
+            )
         self.salt = read_salt(folder / SALT)
 
     def open(self, name: DataName, rows: Hashes) -> NodeLedger:
@@ -59,10 +63,12 @@ class Shelf:
             if not cut_torn(file):
                 sync_folder(self.folder)
             self._pairs(file)
-            fresh = rows[~np.isin(rows, read_hashes(ledger.folder / ROWS), assume_unique=True)]
+            known = read_hashes(ledger.folder / ROWS)
+            fresh = rows[~np.isin(rows, known, assume_unique=True)]
             self._join(file, name, {*name.others, *self._earlier(name)})
+            # Not by the fresh rows alone: joined.jsonl may have been lost.
+            self._join(file, name, self._sharing(np.concatenate([known, fresh]), self._group(file, name.folder)), rows=True)
             if len(fresh):
-                self._join(file, name, self._sharing(fresh), rows=True)
                 add_hashes(ledger.folder / ROWS, fresh)
                 sync_folder(ledger.folder)
         return ledger
@@ -71,8 +77,14 @@ class Shelf:
         """Return the folders that earlier versions made for the same data."""
         return [path.name for ending in name.endings for path in self.folder.glob(f"*{ending}") if path.is_dir()]
 
-    def _sharing(self, rows: Hashes) -> list[str]:
-        return [path.parent.name for path in self.folder.glob(f"*/{ROWS}") if np.isin(rows, read_hashes(path)).any()]
+    def _ledgers(self) -> list[Path]:
+        """Return the ledgers whose rows are known; each was begun before."""
+        return [path.with_name(LEDGER) for path in sorted(self.folder.glob(f"*/{ROWS}"))]
+
+    def _sharing(self, rows: Hashes, group: Collection[str]) -> list[str]:
+        """Return the folders, beside those of a group, that hold one of some rows."""
+        others = (path for path in self.folder.glob(f"*/{ROWS}") if path.parent.name not in group)
+        return [path.parent.name for path in others if np.isin(rows, read_hashes(path)).any()]
 
     def _join(self, file: BinaryIO, name: DataName, others: Collection[str], *, rows: bool = False) -> None:
         for other in sorted(others):
@@ -104,6 +116,10 @@ class Shelf:
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"'{self.joined}', line {number} joins no two ledgers; restore the file") from error
         return pairs
+
+
+def _begun(ledger: Path) -> bool:
+    return ledger.is_file() and ledger.stat().st_size > 0
 
 
 class NodeLedger(Ledger):

@@ -152,6 +152,32 @@ def test_a_line_or_a_salt_that_is_gone_is_named(tmp_path: Path) -> None:
         opened(tmp_path, "q", ("a",))
 
 
+@pytest.mark.parametrize("lost", ["gone", "empty"])
+def test_a_ledger_that_is_gone_beside_its_rows_is_named_and_not_begun_anew(lost: str, tmp_path: Path) -> None:
+    """Also where it is another's, whose releases count in the account that is asked for."""
+    charge(ledger := opened(tmp_path, "p", ("a", "b")), 1)
+    charge(opened(tmp_path, "q", ("a",)), 2)
+    whole = ledger.path.read_bytes()
+    if lost == "gone":
+        ledger.path.unlink()
+    else:
+        ledger.path.write_bytes(b"")
+    for place in ("p", "q"):
+        with pytest.raises(UserError, match="is gone, and with it what was charged for rows that are known; restore the file"):
+            opened(tmp_path, place, ("a",))
+    ledger.path.write_bytes(whole)
+    assert {held.steps for held in opened(tmp_path, "q", ("a",)).entries()} == {1, 2}
+
+
+@pytest.mark.parametrize("place", ["p", "q"])
+def test_accounts_find_each_other_again_where_what_joined_them_is_lost(place: str, tmp_path: Path) -> None:
+    charge(opened(tmp_path, "p", ("a", "b")), 1)
+    charge(opened(tmp_path, "q", ("a",)), 2)
+    charge(opened(tmp_path, "r", ("c",)), 3)
+    (tmp_path / JOINED).unlink()
+    assert {held.steps for held in opened(tmp_path, place, ("d",)).entries()} == {1, 2}
+
+
 def test_a_hundred_thousand_rows_cost_next_to_nothing(tmp_path: Path) -> None:
     """A second's work on a quiet core; a tenth of that where they are known."""
     texts = [f"row {i} of a table with a text of some forty letters" for i in range(100_000)]
