@@ -24,6 +24,7 @@ POLL_S = (0.02, 1.0)  # between two looks for nodes and answers: first, and at m
 SHOW_S = 10.0  # between two lines about who is missing
 SHOWN = 8  # names in one line
 UNNAMED = "no node that has answered names it"
+NAMELESS = 'names no client; start it with --node-config \'client="…" data-path="…"\''
 NOT_TOLD = "resume on real nodes, which don't see the run's folder: it does not say what the run was begun with; give its own overrides too"
 
 
@@ -51,7 +52,8 @@ class Roster:
         self._simulated: list[int] = []
         self._pool: list[int] = []  # simulated nodes that are online
         self._troubled: dict[int, Description] = {}  # nodes that answered, but do not serve
-        self._strangers: dict[int, str] = {}  # nodes that name no client of this run
+        self._strangers: dict[int, str] = {}  # what is wrong with nodes that name no client of this run
+        self._before: dict[str, int | None] = {}  # counts that simulated nodes have put others in place of
         self._order = {client: place for place, client in enumerate(self.clients)}
 
     @property
@@ -159,22 +161,42 @@ class Roster:
             return
         self._troubled.pop(node, None)
         if not said.client:
-            self.num_examples |= said.counts
             self._simulated = sorted([*self._simulated, node])
+            self._before = {client: self.num_examples.get(client) for client in said.counts} | self._before
+            self.num_examples |= said.counts
         elif said.client in self._order:
             self._places.claim(node, said.client, said.counts[said.client])
         else:
-            self._strangers[node] = said.client
-            known = f"{', '.join(self.clients[:SHOWN])}{' …' if len(self.clients) > SHOWN else ''}"
-            LOG.warning("node %d serves '%s', which is no client of this run; known: %s", node, said.client, known)
-            self._questions.notify(
-                grid, node, f"this node gets no work: it names '{said.client}', which is no client of this run; known: {known}"
-            )
-        if self._p.private and self._real and self._simulated:
+            self._turn_away(grid, node, f"names '{said.client}', which is no client of this run")
+        if self._real and self._simulated:
+            self._leave_out_nameless(grid)
+
+    def _turn_away(self, grid: Grid, node: int, why: str) -> None:
+        self._strangers[node] = why
+        known = f"{', '.join(self.clients[:SHOWN])}{' …' if len(self.clients) > SHOWN else ''}"
+        LOG.warning("node %d %s; known: %s", node, why, known)
+        self._questions.notify(grid, node, f"this node gets no work: it {why}; known: {known}")
+
+    def _leave_out_nameless(self, grid: Grid) -> None:
+        """Give nodes that name no client no work beside some that do: they would train on what the server's configuration names.
+
+        Raises:
+            RunError: the run is private.
+        """
+        if self._p.private:
             raise RunError(
                 "some nodes of this private run name the client they serve and some do not; start every one with "
                 "--node-config 'client=\"…\"', or none: without it a node's noise comes from the public seed"
             )
+        for node in self._simulated:
+            self._turn_away(grid, node, NAMELESS)
+        self._simulated = []
+        for client, count in self._before.items():
+            if count is None:
+                self.num_examples.pop(client, None)
+            else:
+                self.num_examples[client] = count
+        self._before = {}
 
     def count_of(self, client: str, count: int) -> str:
         """Note how many examples a reply says that a client has; return what is wrong with that, if anything is."""
@@ -206,7 +228,7 @@ class Roster:
             if self.node_of(client) is None:
                 absent.setdefault(self.why(client), []).append(client)
         named = [f"{', '.join(some[:SHOWN])}{' …' if len(some) > SHOWN else ''} ({why})" for why, some in absent.items()]
-        idle = [f"node {node} names '{client}', which is no client of this run" for node, client in self._idle(self._strangers)]
+        idle = [f"node {node} {why}" for node, why in self._idle(self._strangers)]
         idle += [
             f"node {node} is connected and fails to say whom it serves, and why its own log tells: {said.trouble}"
             for node, said in self._idle(self._troubled)

@@ -188,6 +188,19 @@ def test_a_node_with_an_unknown_name_is_told_so(tiny_bert, tiny_csv, tables, cap
     assert told(caplog) == ["run 1: this node gets no work: it names 'clinet-1', which is no client of this run; known: client-0, client-1"]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_node_without_a_name_gets_no_work_beside_nodes_with_one(first: bool, tiny_bert, tiny_csv, tables, caplog) -> None:
+    """It would train, in a missing client's place, on what the server's configuration names; nor do its counts stand for theirs."""
+    one, two = (site(f"client-{i}", tables[20]) for i in (0, 1))
+    nameless = 1 if first else 9
+    with pytest.raises(RunError, match=rf"client-1 \(not connected\); node {nameless} names no client; start it with --node-config"):
+        run(tiny_bert, tiny_csv, {2: (one, ALWAYS), nameless: ({}, ALWAYS)})
+    assert [line for line in told(caplog) if line.startswith("run 1: this node gets no work: it names no client; start it with")]
+    found = run(tiny_bert, tiny_csv, {2: (one, ALWAYS), 3: (two, ALWAYS), nameless: ({}, ALWAYS)})
+    assert {(e.node, e.answer.num_examples) for e in found.grid.exchanges} == {(2, 20), (3, 20)}
+    assert not found.records[2].failed
+
+
 def test_who_is_waited_for_is_shown(tiny_bert, tiny_csv, tables, capsys, monkeypatch) -> None:
     """The missing node comes at the fifth look."""
 
