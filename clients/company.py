@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from clients.physical import Asked
-from fedsb.data import pad_id
+from fedsb.data import made_row
 from fedsb.dropout import undisturbed
 from fedsb.models import AdaptedModel
 from fedsb.privacy.codes import SelfCheckFailed
@@ -144,15 +144,8 @@ def made_up(adapted: AdaptedModel, like: Mapping[str, Any], count: int) -> dict[
         like: an example, for its columns alone.
         count: tokens.
     """
-    tokenizer: Any = adapted.tokenizer
-    empty = list(tokenizer("")["input_ids"]) if callable(tokenizer) else []
-    first = [t for t in empty[:1] if t in (tokenizer.cls_token_id, tokenizer.bos_token_id)]
-    last = empty[len(first) :]
-    reserved = {pad_id(tokenizer), *getattr(tokenizer, "all_special_ids", ())}
-    embeddings: Any = adapted.model.get_input_embeddings()  # type: ignore[operator]
-    words = [i for i in range(min(embeddings.num_embeddings, 4 * WORDS)) if i not in reserved][:WORDS] or [0]
-    between = max(0, count - len(empty))
-    tokens = [*first, *(words[i % len(words)] for i in range(between)), *last][:count]
+    assert adapted.tokenizer is not None
+    tokens = made_row(adapted.tokenizer, count, WORDS)
     fill = {"input_ids": tokens, "attention_mask": [1] * len(tokens)}
     return {key: type(like[key])(0) if key == "target" else list(fill.get(key, [0] * len(tokens))) for key in like}
 

@@ -114,16 +114,23 @@ def _encoded(examples: Examples, tokenizer: PreTrainedTokenizerBase, **options: 
     return columns
 
 
-def made_row(tokenizer: PreTrainedTokenizerBase, length: int) -> list[int]:
-    """Return a made-up text of so many tokens, framed as the tokeniser frames a text (some models look for its end)."""
+def made_row(tokenizer: PreTrainedTokenizerBase, length: int, words: int = 3) -> list[int]:
+    """Return a made-up text of so many tokens, framed as the tokeniser frames a text (some models look for its end).
+
+    Args:
+        tokenizer: of the model.
+        length: tokens; a row shorter than the frame is cut.
+        words: how many different ones there are in it, if the vocabulary has as many.
+    """
     encoded = tokenizer("a", return_special_tokens_mask=True)
-    ids, frame = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
-    begin = frame.index(0) if 0 in frame else 0
-    end = len(ids) - frame[::-1].index(0) if 0 in frame else 0
-    before, after = ids[:begin], ids[end:]
-    special = set(tokenizer.all_special_ids)
-    words = list(islice((i for i in range(len(tokenizer)) if i not in special), 3)) or [0]
-    return [*before, *(words[i % len(words)] for i in range(length - len(before) - len(after))), *after]
+    ids = list(encoded["input_ids"])
+    words_at = [place for place, mark in enumerate(encoded["special_tokens_mask"]) if not mark]
+    # Some tokenisers mark an unknown word as special.
+    inside = words_at or [place for place, i in enumerate(ids) if i == tokenizer.unk_token_id]
+    before, after = (ids[: inside[0]], ids[inside[-1] + 1 :]) if inside else ([], ids)
+    reserved = {*tokenizer.all_special_ids, pad_id(tokenizer)}
+    own = list(islice((i for i in range(len(tokenizer)) if i not in reserved), words)) or [0]
+    return [*before, *(own[i % len(own)] for i in range(length - len(before) - len(after))), *after][:length]
 
 
 def pad(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase, length: int | None = None) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -158,3 +160,31 @@ def test_a_made_row_is_framed_as_a_text(length: int) -> None:
         assert len(row) == length
         special = [i for i in row if i in tokenizer.all_special_ids]
         assert special == [i for i in tokenizer("goal")["input_ids"] if i in tokenizer.all_special_ids]
+
+
+@given(length=st.integers(1, 20), words=st.integers(1, 9))
+def test_a_made_row_has_the_length_and_the_words_that_are_asked_for(length: int, words: int) -> None:
+    for tokenizer in (encoder_tokenizer(), decoder_tokenizer()):
+        row = made_row(tokenizer, length, words)
+        assert len(row) == length
+        own = [i for i in row if i not in tokenizer.all_special_ids]
+        assert len(set(own)) == min(len(own), words)
+
+
+def test_an_unknown_word_is_no_part_of_the_frame() -> None:
+    """Tokenisers that are no fast ones mark it as special."""
+    fast = encoder_tokenizer()
+
+    class Marking:
+        unk_token_id, pad_token_id, eos_token_id, all_special_ids = fast.unk_token_id, fast.pad_token_id, None, fast.all_special_ids
+
+        def __len__(self) -> int:
+            return len(fast)
+
+        def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+            ids = [fast.cls_token_id, fast.unk_token_id, fast.sep_token_id]
+            return {"input_ids": ids, "special_tokens_mask": [1] * len(ids)}
+
+    row = made_row(Marking(), 6)  # type: ignore[arg-type]
+    assert (row[0], row[-1]) == (fast.cls_token_id, fast.sep_token_id)
+    assert not set(row[1:-1]) & set(fast.all_special_ids)
