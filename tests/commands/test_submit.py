@@ -84,6 +84,7 @@ def test_a_superlink_that_is_not_there_is_a_mistake(home: Path, capsys) -> None:
     said = refused(capsys, "hospitals", "rank=4")
     assert said.startswith(f"hospitals ({address}) takes no run: ")
     assert "Connection to the SuperLink is unavailable" in said
+    assert "Using SuperLink" not in said
 
 
 def test_an_ending_is_one_line_that_says_how_to_go_on_where_that_is_possible() -> None:
@@ -99,6 +100,8 @@ def test_an_ending_is_one_line_that_says_how_to_go_on_where_that_is_possible() -
 
 def test_of_a_log_what_flower_says_of_itself_is_left_out() -> None:
     log = [
+        "Using SuperLink: a (b:1)\n",
+        "\U0001f50d Displaying information for run ID 7...\n",
         "\x1b[92mINFO\x1b[0m :      Starting\n",
         "round 1/3  loss 0.971\n",
         "WARNING :   a b\n",
