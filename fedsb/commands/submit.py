@@ -101,7 +101,7 @@ def ending(run_id: int, status: RunStatus, config: Config) -> str:
     line = f"run {run_id} {'was stopped' if status.state == 'stopped' else 'failed'}"
     if not status.details.startswith(SILENT):
         return f"{line}: {' '.join(status.details.split())}" if status.details else line
-    folder = config.resume or config.output or f"runs/{run_id} of the SuperLink's FEDSB_HOME"
+    folder = config.resume or config.output or f"<FEDSB_HOME of the SuperLink>/runs/{run_id}"
     return f"{line}: its ServerApp was killed, or its machine went down ({status.details}); go on with resume={folder}"
 
 

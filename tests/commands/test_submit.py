@@ -91,7 +91,7 @@ def test_an_ending_is_one_line_that_says_how_to_go_on_where_that_is_possible() -
     killed = RunStatus("failed", "No heartbeat received from the task")
     default, elsewhere, again = load([]), load(["output=there"]), load(["resume=here"])
     assert ending(7, killed, default).startswith("run 7 failed: its ServerApp was killed, or its machine went down (No heartbeat received")
-    assert ending(7, killed, default).endswith("go on with resume=runs/7 of the SuperLink's FEDSB_HOME")
+    assert ending(7, killed, default).endswith("go on with resume=<FEDSB_HOME of the SuperLink>/runs/7")
     assert ending(7, killed, elsewhere).endswith("go on with resume=there")
     assert ending(7, killed, again).endswith("go on with resume=here")
     assert ending(7, RunStatus("failed", "a\n b"), default) == "run 7 failed: a b"
