@@ -19,14 +19,14 @@ from clients import draw_evidence, evaluate_round, give_evidence, train_round
 from clients.faults import Faults, drawn, suffer
 from fedsb.adapters.starts import Sketch
 from fedsb.assembly import num_examples
-from fedsb.client_job import Job, as_told, coded, config_in, data_path_of, is_real, own_log
+from fedsb.client_job import Job, as_told, coded, config_in, data_path_of, is_real, leave_unnoised, own_log
 from fedsb.errors import UserError
 from fedsb.memory import keep_large_blocks
 from fedsb.messages import encode_reply
 from fedsb.node_policy import read_policy
 from fedsb.privacy.account import allowed
 from fedsb.privacy.plan import unnoised_start
-from fedsb.rules import FAULTS, start_kind
+from fedsb.rules import FAULTS, client_names, start_kind
 from fedsb.sketching import probe_layout, sketch_of
 from fedsb.state import State
 
@@ -97,14 +97,21 @@ def notice(message: Message, context: Context) -> Message:
 @_named
 @_codes_only
 def describe(message: Message, context: Context) -> Message:
-    """Say whom this node serves, and how many training examples each of the clients asked for has."""
+    """Say whom this node serves, and how many training examples each of the clients asked for has.
+
+    A node that serves no client of the run looks at no data.
+    """
     config = config_in(context)
     request = message.content.config_records["config"]
     labels = tuple(json.loads(str(request["labels"])))
     policy = read_policy(context.node_config)
     own = policy.client if policy else ""
     names = [own] if own else json.loads(str(request["clients"]))
-    counts = [num_examples(config, name, data_path_of(context, name), labels) for name in names]
+    if own and own not in client_names(config):
+        counts = [0]
+    else:
+        leave_unnoised(context, config, labels)
+        counts = [num_examples(config, name, data_path_of(context, name), labels) for name in names]
     content = {
         "config": ConfigRecord({"client": own, "counted": json.dumps(names)}),
         "metrics": MetricRecord({"num-examples": counts}),
@@ -122,7 +129,6 @@ def train(message: Message, context: Context) -> Message:
     if job.config.privacy.unit == "example":
         return Message(_train_privately(job), reply_to=message)
     frozen = job.frozen()
-    job.leave_unnoised("train")
     upload, result = train_round(
         job.adapted, job.task, job.train, state=job.state(), frozen=frozen, train=job.config.train, site=job.site()
     )
@@ -163,8 +169,6 @@ def evidence(message: Message, context: Context) -> Message:
         if unnoised_start(config.privacy, start_kind(config), config.init.evidence) is None:
             return Message(_give_privately(job, sketch, stage, int(number), probes), reply_to=message)
         job.account.charge_unnoised(instruction.stage)
-    else:
-        job.leave_unnoised("evidence")
     examples = draw_evidence(job.train, config.init.num_examples, seed=config.seed, client=instruction.client)
     state = give_evidence(
         job.adapted,
@@ -207,6 +211,5 @@ def evaluate(message: Message, context: Context) -> Message:
         raise UserError("metrics on a client's examples have no noise; they do not leave it under privacy.unit=example")
     if not job.held_out:
         raise UserError(f"'{job.instruction.client}' holds nothing out; set data.client_test_fraction above 0")
-    job.leave_unnoised("evaluate")
     metrics = evaluate_round(job.adapted, job.task, job.held_out, state=job.state(), frozen=job.frozen(), train=job.config.train)
     return Message(encode_reply(State(), len(job.held_out), metrics), reply_to=message)

@@ -21,13 +21,14 @@ from fedsb.folders import home
 from fedsb.frozen import Frozen, FrozenMissing, FrozenStore
 from fedsb.logs import node_log
 from fedsb.messages import Instruction, decode_instruction, encode_code, encode_missing, encode_reply
-from fedsb.node_policy import is_operated, read_policy
+from fedsb.node_policy import NodePolicy, is_operated, read_policy
 from fedsb.privacy.account import LEDGERS, Account, allowed, charge_unnoised
 from fedsb.privacy.codes import BudgetExceeded, code_of, key_of
 from fedsb.privacy.ledger import SIMULATION, Key, Ledger
 from fedsb.privacy.naming import client_folder, name_of_data
 from fedsb.privacy.plan import Plan
 from fedsb.privacy.randomness import Streams, secret_streams, simulated_streams
+from fedsb.privacy.rows import Hashes, hash_rows
 from fedsb.privacy.shelf import Shelf
 from fedsb.private_run import add_plan, plan_of, reason_of, saved_plan
 from fedsb.resuming import fingerprint, resumed
@@ -141,6 +142,7 @@ class Job:
         self.policy = read_policy(context.node_config)
         self.real = self.policy is not None
         self.data_path = data_path_of(context, self.instruction.client)
+        leave_unnoised(context, self.config, self.instruction.labels)
         self.task = task_of(self.config)
         self.adapted = model_of(self.config, self.instruction.labels)
         self.train, self.held_out = client_features(self.config, self.instruction.client, self.data_path, self.instruction.labels)
@@ -165,10 +167,9 @@ class Job:
     def ledger(self) -> Ledger:
         """The client's ledger: in the run's folder in a simulation, and in the node's own home, named after the data, otherwise."""
         client = self.instruction.client
-        if self.real:
+        if self.policy is not None:
             shelf = Shelf(home() / LEDGERS)
-            rows = rows_of(self.config, client, self.data_path, self.instruction.labels, shelf.salt)
-            return shelf.open(name_of_data(client, self.data_path, self.policy.ledger if self.policy else None), rows)
+            return _opened(shelf, self.policy, rows_of(self.config, client, self.data_path, self.instruction.labels, shelf.salt))
         privacy = self.config.privacy
         header = {"unit": privacy.unit, "client": client, "privacy": as_dict(privacy), "run": fingerprint(self.config)}
         return Ledger(self._run_folder() / LEDGERS / client_folder(client), header)
@@ -200,11 +201,6 @@ class Job:
             self.policy.admit_noise(plan.training.noise_multiplier, plan.start.noise_multiplier if plan.start else None)
         return plan
 
-    def leave_unnoised(self, exchange: str) -> None:
-        """Note in a real node's ledger, once a run, that what leaves now has no noise: no later run on that data may claim an epsilon."""
-        if self.real:
-            charge_unnoised(self.ledger, Key(str(self._context.run_id), 0, exchange, self.instruction.client))
-
     def streams(self, exchange: str) -> Streams:
         """Return the generators of noise and samples: nobody but a real node may be able to repeat them."""
         if self.real:
@@ -226,6 +222,27 @@ class Job:
     def private_reply(self, upload: State, metrics: Mapping[str, float]) -> RecordDict:
         """Return the content of the reply to a private round: nothing beside the account."""
         return encode_reply(upload, len(self.train), allowed(metrics), self.config.federation.wire_dtype)
+
+
+def leave_unnoised(context: Context, config: Config, labels: tuple[str, ...]) -> None:
+    """Note in a real node's ledger, before its data are read, that what a run without example-level privacy is answered has no noise.
+
+    A refusal is an answer too: whether all rows have one of the labels that the server names is said by a code. No later run on that data
+    may claim an epsilon. Noted once a run.
+    """
+    policy = read_policy(context.node_config)
+    if policy is None or config.privacy.unit == "example":
+        return
+    shelf = Shelf(home() / LEDGERS)
+    try:
+        rows = rows_of(config, policy.client, policy.data_path, labels, shelf.salt)
+    except Exception:  # what is wrong with them is told by who reads them next, and the ledger is that of their place all the same
+        rows = hash_rows((), None, shelf.salt)
+    charge_unnoised(_opened(shelf, policy, rows), Key(str(context.run_id), 0, "answers", policy.client))
+
+
+def _opened(shelf: Shelf, policy: NodePolicy, rows: Hashes) -> Ledger:
+    return shelf.open(name_of_data(policy.client, policy.data_path, policy.ledger), rows)
 
 
 def data_path_of(context: Context, client: str) -> str | None:

@@ -159,7 +159,6 @@ def _side_by_side(seats: Sequence[Seat]) -> list[Message]:
 
 def _plain(seat: Seat, stack: Stack, member: int) -> Pupil:
     job = seat.job
-    job.leave_unnoised("train")
     lesson = fit_lesson(list(stack.members[member].values()), job.train, train=job.config.train, site=job.site())
     return Pupil(lesson, lambda upload, result: job.plain_reply(upload, result, seat.frozen))
 

@@ -21,6 +21,8 @@ from fedsb.arrays import decode_arrays
 from fedsb.assembly import _MEMO
 from fedsb.client_app import app as client_app
 from fedsb.folders import home
+from fedsb.privacy.codes import CODES
+from fedsb.privacy.entries import UNNOISED, read_entry
 from fedsb.runtime.grid import context_of
 from tests.strategies.federations import KeepingGrid, named
 from tests.strategies.private_runs import EXAMPLE, Watch, metrics_of, run_privately, small
@@ -175,3 +177,29 @@ def test_a_question_about_labels_is_answered_with_the_number_of_rows(tmp_path: P
             [reply] = grid.send_and_receive([ask], timeout=60)
             assert metrics_of(reply) == {"num-examples": [20]}
     assert not (home() / "ledgers").exists()
+
+
+@pytest.mark.parametrize("labels", [["flu", "hiv"], ["flu", "cancer"]])
+@pytest.mark.parametrize("privacy", ["none", "client"])
+@pytest.mark.parametrize("serves", ["a", "b"])
+def test_what_a_run_without_noise_is_told_is_in_the_ledger_whatever_it_is(
+    serves: str, privacy: str, labels: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A count, or a refusal: a later run on that data claims nothing. A node of no client of the run looks at nothing."""
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    lines = [json.dumps({"text": f"he said {i}", "label": "hiv" if i == 9 else "flu"}) for i in range(20)]
+    (tmp_path / "a.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    node = named(serves, **{"data-path": str(tmp_path / "a.jsonl")})
+    over = ["data=files", "federation.names=[a]", "federation.num_clients=1"]
+    over += ["privacy=client", "privacy.noise_multiplier=2", "federation.weighting=uniform"] if privacy == "client" else []
+    grid = KeepingGrid(client_app, {"overrides": join(over)}, {1: node})
+    for _ in range(2):
+        ask = Message(RecordDict({"config": ConfigRecord({"clients": "[]", "labels": json.dumps(labels)})}), 1, "query.describe")
+        [reply] = grid.send_and_receive([ask], timeout=60)
+    charged = [path.read_text().splitlines()[1:] for path in (home() / "ledgers").glob("*/ledger.jsonl")]
+    if serves == "b":
+        assert metrics_of(reply) == {"num-examples": [0]}
+        assert not charged
+    else:
+        assert metrics_of(reply) == ({"num-examples": [20]} if "hiv" in labels else {"code": CODES["refused"].number})
+        assert [[read_entry(entry) for line in lines for entry in json.loads(line)["entries"]] for lines in charged] == [[UNNOISED]]
