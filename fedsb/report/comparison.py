@@ -86,14 +86,15 @@ def _result(run: Run, label: str, metrics: Sequence[str]) -> list[object]:
 
 def _over_seeds(runs: Sequence[Run]) -> str:
     """Return the table of means over seeds; empty where no two finished runs differ in their seed alone."""
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, dict[object, Run]] = {}
     for run, label in zip(runs, run_labels(runs, without=("seed",)), strict=True):
         if run.summary is not None:
-            groups.setdefault(label, []).append(run)
-    if all(len({run.setting("seed") for run in group}) < 2 for group in groups.values()):
+            # Two runs of one seed are one measurement: counted twice they would narrow the error.
+            groups.setdefault(label, {})[run.setting("seed")] = run
+    if all(len(group) < 2 for group in groups.values()):
         return ""
     metrics = list(dict.fromkeys(name for run in runs for name in metric_names(run.records)))
-    body = [_mean_row(label, group, metrics) for label, group in groups.items()]
+    body = [_mean_row(label, list(group.values()), metrics) for label, group in groups.items()]
     return table(["runs", "seeds", *metrics, "total", "epsilon"], body) + "\n\nMean ± standard error over the seeds."
 
 

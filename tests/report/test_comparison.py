@@ -82,6 +82,14 @@ def test_means_over_seeds_stand_with_their_standard_error(make_run: Maker, tmp_p
         assert row[head.index("accuracy")] == f"{statistics.mean(scores):.3f} ± {error:.3f}"
 
 
+def test_a_seed_that_ran_twice_counts_once(make_run: Maker, tmp_path: Path) -> None:
+    once = sweep(make_run)
+    wanted = table_after("Over seeds", write_comparison(once).read_text())
+    again = write_comparison([*once, make_run("again", rank=4, seed=0)]).read_text()
+    assert [row[1] for row in table_after("Over seeds", again)] == [row[1] for row in wanted]
+    assert "Over seeds" not in write_comparison([make_run("x", rank=4), make_run("y", rank=4)]).read_text()
+
+
 def test_one_seed_has_no_mean_and_one_value_no_error(make_run: Maker, tmp_path: Path) -> None:
     text = write_comparison([make_run("a", rank=4), make_run("b", rank=8)]).read_text()
     assert "Over seeds" not in text
