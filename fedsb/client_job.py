@@ -205,8 +205,6 @@ class Job:
         """Return the generators of noise and samples: nobody but a real node may be able to repeat them."""
         if self.real:
             return secret_streams(self.adapted.device)
-        if "partition-id" not in self._context.node_config:
-            LOG.warning("this node names no client: its noise comes from the public seed and protects nobody; see --node-config in README")
         i = self.instruction
         return simulated_streams(self.config.seed, i.client, i.round, exchange, self.adapted.device)
 

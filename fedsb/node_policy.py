@@ -134,8 +134,8 @@ NEEDS: Mapping[str, str] = {"max-epsilon": "privacy", "max-delta": "max-epsilon"
 
 
 def is_operated(node_config: Mapping[str, Any]) -> bool:
-    """Tell whether a node is one of a real federation, which its operator has configured."""
-    return not node_config.keys() <= SIMULATED
+    """Tell whether a node is one of a real federation, which its operator starts: whatever is not told what a simulated one is told."""
+    return not node_config or not node_config.keys() <= SIMULATED
 
 
 def read_policy(node_config: Mapping[str, Any]) -> NodePolicy | None:

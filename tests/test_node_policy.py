@@ -40,6 +40,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "another spelling": ({"client": "a", "data_path": "/data"}, "has the key 'data_path' (did you mean 'data-path'?)", ""),
     "a misspelt client": ({"clinet": "a"}, "has the key 'clinet' (did you mean 'client'?)", ""),
     "no data": ({"client": "a"}, "this node has no data-path; give its data", "data-path"),
+    "nothing at all": ({}, "this node names no client", "client"),
     "no client": ({"data-path": "/data"}, "this node names no client", "client"),
     "an empty client": ({**BASE, "client": ""}, "client='' in --node-config is no name", "client"),
     "an empty path": ({**BASE, "data-path": " "}, "data-path=' ' in --node-config is no name", "data-path"),
@@ -130,7 +131,6 @@ def test_the_operators_budget_is_judged_at_the_smaller_delta() -> None:
 
 
 def test_a_simulated_node_has_no_policy() -> None:
-    assert read_policy({}) is None
     assert read_policy({"partition-id": 0, "num-partitions": 2}) is None
 
 
@@ -143,10 +143,9 @@ def test_a_node_with_any_configuration_of_its_own_is_held_to_it(node: dict[str, 
         policy = read_policy(node)
     except NodeConfigError:
         return
-    assert (policy is None) == (not node)
-    if policy is not None:
-        assert policy.client
-        assert {"client", "data-path"} <= node.keys() <= KEYS.keys()
+    assert policy is not None
+    assert policy.client
+    assert {"client", "data-path"} <= node.keys() <= KEYS.keys()
 
 
 def test_only_keys_that_exist_are_shown() -> None:

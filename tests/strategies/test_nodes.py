@@ -19,6 +19,7 @@ from strategies import roster
 from tests.conftest import made_rows
 from tests.strategies.federations import ClientCall, Federation, KeepingGrid, classification, federate, named
 
+PUPPET = {"partition-id": 0, "num-partitions": 1}
 TWO = ("federation.num_clients=2", "federation.partition.sizes=null", "federation.partition.kind=iid", "train.local_steps=1")
 REPLACE = "federation.replace_nodes=true"
 THREE = "federation.num_rounds=3"
@@ -189,14 +190,14 @@ def test_a_node_with_an_unknown_name_is_told_so(tiny_bert, tiny_csv, tables, cap
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_node_without_a_name_gets_no_work_beside_nodes_with_one(first: bool, tiny_bert, tiny_csv, tables, caplog) -> None:
+def test_a_node_told_what_a_simulated_one_is_gets_no_work_beside_named_ones(first: bool, tiny_bert, tiny_csv, tables, caplog) -> None:
     """It would train, in a missing client's place, on what the server's configuration names; nor do its counts stand for theirs."""
     one, two = (site(f"client-{i}", tables[20]) for i in (0, 1))
     nameless = 1 if first else 9
     with pytest.raises(RunError, match=rf"client-1 \(not connected\); node {nameless} names no client; start it with --node-config"):
-        run(tiny_bert, tiny_csv, {2: (one, ALWAYS), nameless: ({}, ALWAYS)})
+        run(tiny_bert, tiny_csv, {2: (one, ALWAYS), nameless: (PUPPET, ALWAYS)})
     assert [line for line in told(caplog) if line.startswith("run 1: this node gets no work: it names no client; start it with")]
-    found = run(tiny_bert, tiny_csv, {2: (one, ALWAYS), 3: (two, ALWAYS), nameless: ({}, ALWAYS)})
+    found = run(tiny_bert, tiny_csv, {2: (one, ALWAYS), 3: (two, ALWAYS), nameless: (PUPPET, ALWAYS)})
     assert {(e.node, e.answer.num_examples) for e in found.grid.exchanges} == {(2, 20), (3, 20)}
     assert not found.records[2].failed
 

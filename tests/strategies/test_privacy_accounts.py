@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from flwr.app import Context, Message
 
 from fedsb.assembly import home
 from fedsb.client_app import app as client_app
+from fedsb.errors import RunError
 from tests.strategies.federations import ClientCall, named
 from tests.strategies.private_runs import CLIENT, EXAMPLE, Finished, run_privately, small, write_table
 
@@ -127,14 +127,13 @@ def test_a_simulation_keeps_its_times(tiny_bert: Path, tmp_path: Path) -> None:
     assert last.wall_s > 0
 
 
-def test_a_node_without_a_name_says_in_its_own_log_that_its_noise_is_the_seeds(
+def test_a_node_without_a_name_gives_nothing_with_noise_of_the_public_seed(
     tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, logger="fedsb"):
-        run_privately(small(tiny_bert, tmp_path, *EXAMPLE, "federation.num_rounds=1"), tmp_path / "run")
-        assert "its noise comes from the public seed" not in caplog.text
-        run_privately(small(tiny_bert, tmp_path, *EXAMPLE, "federation.num_rounds=1"), tmp_path / "bare", nodes={1: {}})
-    assert "its noise comes from the public seed" in caplog.text
+    overrides = small(tiny_bert, tmp_path, *EXAMPLE, "federation.num_rounds=1")
+    with pytest.raises(RunError, match=r"the node's own configuration \(--node-config\) cannot be used.*\(key at fault: client\)"):
+        run_privately(overrides, tmp_path / "bare", nodes={1: {}})
+    assert "this node names no client; start it with --node-config" in caplog.text
 
 
 @pytest.mark.parametrize(
