@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -221,6 +222,9 @@ class FrozenStore:
         return self._view
 
     def _path(self, head: str) -> Path:
+        # It comes from the server, and must not lead out of the folder.
+        if not re.fullmatch(r"[0-9a-f]+", head):
+            raise ValueError(f"'{head}' is no head of a frozen log")
         return self.folder / f"{head}.safetensors"
 
     def _readable(self, head: str, parent: str) -> bool:
@@ -230,8 +234,9 @@ class FrozenStore:
             return False
 
     def _read(self, head: str) -> Bundle:
+        path = self._path(head)
         try:
-            with safe_open(self._path(head), "pt") as file:
+            with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 state = State({Name(*reversed(key.split("|", 1))): laid_out(file.get_tensor(key)) for key in file.keys()})  # noqa: SIM118
             whole = (metadata["head"], metadata["sha256"]) == (head, sha256(state))

@@ -125,6 +125,17 @@ def test_any_chain_of_bundles_leads_to_the_same_bits(versions: list[dict[str, in
     shutil.rmtree(cache, ignore_errors=True)
 
 
+def test_a_head_leads_to_no_file_outside_the_cache(tmp_path: Path) -> None:
+    """It comes from the server."""
+    store = FrozenStore(tmp_path / "cache")
+    for head in ("../ours", "/tmp/ours", "a/b", "", ".."):
+        with pytest.raises(ValueError, match="is no head of a frozen log"):
+            store.receive(Bundle(ROOT, head, State()))
+        with pytest.raises(ValueError, match="is no head of a frozen log"):
+            store.load(head)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 @law
 @given(ranks, st.booleans(), st.data())
 def test_catching_up_from_any_version(versions: list[dict[str, int]], with_basis: bool, data: st.DataObject) -> None:
