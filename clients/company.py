@@ -141,11 +141,17 @@ def made_up(adapted: AdaptedModel, like: Mapping[str, Any], count: int) -> dict[
 
     Args:
         adapted: the model; encoder-decoders read their output at the one end of a text.
-        like: an example, for its columns alone.
+        like: an example, for its columns, and for how many ends the frame of a text has.
         count: tokens.
     """
     assert adapted.tokenizer is not None
     tokens = made_row(adapted.tokenizer, count, WORDS)
+    settings: Any = adapted.model.config
+    if settings.is_encoder_decoder:
+        # Such a classifier refuses a batch whose rows differ in that, and a pair of texts has two or three.
+        end = settings.eos_token_id
+        more = min(like["input_ids"].count(end) - tokens.count(end), count - 1)
+        tokens[-1 - more : -1] = [end] * more
     fill = {"input_ids": tokens, "attention_mask": [1] * len(tokens)}
     return {key: type(like[key])(0) if key == "target" else list(fill.get(key, [0] * len(tokens))) for key in like}
 

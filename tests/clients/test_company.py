@@ -11,6 +11,7 @@ import pytest
 import torch
 from opacus.grad_sample import GradSampleHooks
 from torch import Tensor, nn
+from transformers import BartConfig, BartForSequenceClassification
 
 from clients.company import made_up
 from fedsb.config import load
@@ -19,7 +20,9 @@ from fedsb.models import AdaptedModel, build_model
 from fedsb.privacy.codes import CODES, SelfCheckFailed
 from fedsb.state import State
 from fedsb.tasks import TASKS
+from tests.architectures import BART
 from tests.clients.private_cases import Case, build_case, clipped_sum, distance, fit, make_case, mechanism, streams, watch
+from tests.conftest import encoder_tokenizer, save
 
 SOUND = mechanism(0.5, sigma=1.0, rate=0.4, steps=2, max_batch=4)
 
@@ -174,6 +177,17 @@ def test_made_up_examples_are_of_the_tokenizers_kind(model: str, request: pytest
         assert (made["target"], made["token_type_ids"]) == (0, [0] * count)
         ends = [tokenizer("")["input_ids"].count(t) for t in tokenizer.all_special_ids]
         assert count < 6 or [made["input_ids"].count(t) for t in tokenizer.all_special_ids] == ends
+
+
+def test_fillers_have_as_many_ends_as_a_pair_of_texts(tmp_path: Path) -> None:
+    """Encoder-decoders refuse a batch in which they differ."""
+    model = BartForSequenceClassification(BartConfig(**BART, decoder_start_token_id=3, num_labels=3))
+    folder = save(model, encoder_tokenizer(), tmp_path / "bart")
+    ids = [encoder_tokenizer()("a goal", second)["input_ids"] for second in ("said", "the goal said", "a", "goal", "the", "a the")]
+    features = [{"input_ids": tokens, "target": i % 3} for i, tokens in enumerate(ids)]
+    case = replace(build_case(folder, "classification", "head_only"), features=features)
+    assert made_up(case.adapted, features[0], 6)["input_ids"].count(3) == 2
+    fit(case, mechanism(0.5, sigma=1.0, rate=0.5, steps=4, max_batch=2, constant_time=True), check=True)
 
 
 @pytest.mark.parametrize("kind", ["flat", "per_layer", "adaptive"])
