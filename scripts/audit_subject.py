@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from clients.clipping import Clipping, FlatClipping
 from clients.private import Mechanism, PrivateFit, private_fit
@@ -106,14 +107,18 @@ def prepared(network: dict[str, Any], canaries: list[dict[str, Any]], *, labels:
     config = load(["method=fed_sb", *own])
     model = replace(config.model, kind="config", name="tiny", path=None, config=network)
     adapted = build_model(model, config.adapter, family="lora_sb", task=TASK, labels=tuple(str(i) for i in range(labels)), seed=seed)
-    # All that batches ask of a tokeniser.
-    asked = SimpleNamespace(pad_token_id=0, pad_token_type_id=0, eos_token_id=None, model_max_length=max_length)
-    adapted.tokenizer = cast(PreTrainedTokenizerBase, asked)
+    adapted.tokenizer = tokenizer_of(max_length)
     drawn = orthogonal(adapted.shapes, RANK, seed)
     start, frozen = adapted.initial.pick(HEAD).merge(drawn.pick("R")), Frozen(drawn.pick(*BASIS))
     adapted.install(start, frozen)
     gradients = torch.stack([gradient(adapted, canary) for canary in canaries])
     return Subject(adapted, start, frozen, config.train, canaries, float(gradients.norm(dim=1).min()) / excess, gradients)
+
+
+def tokenizer_of(max_length: int) -> PreTrainedTokenizerFast:
+    """Return a tokeniser whose words are numbers, for the texts that the project makes up; canaries are tokens from the beginning."""
+    words = Tokenizer(WordLevel({str(i): i for i in range(TOKENS)}, unk_token=str(TOKENS - 1)))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", unk_token=str(TOKENS - 1), model_max_length=max_length)
 
 
 def gradient(adapted: AdaptedModel, canary: dict[str, Any]) -> Tensor:
