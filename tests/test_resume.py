@@ -305,7 +305,7 @@ def test_the_same_overrides_beside_resume_are_welcome(stopped: Path, tiny_bert: 
     config = resumed(load(given), given)
     assert config.federation.num_rounds == 3
     # What is sent to nodes is the run's own overrides, or as many beside; never what would leave a default in their place.
-    assert for_nodes(config, given, load) == [each for each in given[:-1] if not each.startswith("federation.wait=")]
+    assert for_nodes(config, given, load) == [each for each in given[:-1] if not each.startswith(("federation.wait=", "plots="))]
     assert for_nodes(config, [f"resume={stopped}"], load) is None
 
 
@@ -379,7 +379,7 @@ def test_a_run_that_dies_at_its_report_goes_on_to_it(run: Run, tmp_path: Path, m
     with monkeypatch.context() as patched:
         patched.setattr(server_app, "write_report", die)
         with pytest.raises(Killed):
-            run(folder, "init.kind=weight_svd")
+            run(folder, "init.kind=weight_svd", "plots=true")
     run(folder, f"resume={folder}")
     written = (folder / "report.md").read_text()
     assert "did not finish" not in written

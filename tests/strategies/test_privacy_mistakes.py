@@ -60,7 +60,10 @@ MISTAKES = {
         [*EXAMPLE, "init.kind=gradient", "privacy.init_fraction=0.3", "privacy.init_norm=1e-44"],
         "privacy.init_norm=1e-44 is out of range; it must be in [1e-06, 1e+20]",
     ),
-    "a gradient's norm below it": ([*EXAMPLE, "privacy.max_grad_norm=1e-7"], "privacy.max_grad_norm=1e-07 is out of range; it must be at"),
+    "a gradient's norm below it": (
+        [*EXAMPLE, "privacy.max_grad_norm=1e-7"],
+        "privacy.max_grad_norm=1e-07 is out of range; it must be in [1e-06,",
+    ),
     "an accountant": ([*EXAMPLE, "privacy.accountant=gdp"], "unknown privacy.accountant 'gdp'"),
     "weights": (["privacy=client", "privacy.noise_multiplier=1"], "privacy.unit=client with federation.weighting=examples: a client with"),
     "a residual": ([*CLIENT, "method=fedex_lora"], "privacy.unit=client is not defined for method=fedex_lora"),

@@ -526,7 +526,7 @@ def test_a_client_that_never_answers_is_named(options: Options) -> None:
             return message.metadata.message_type == "train" and decode_instruction(message.content).client == "client-2"
 
     overrides = options("tiny_bert", "fed_sb", "federation.fraction=1.0", "federation.num_rounds=1", "train.local_steps=1")
-    federation = federate(overrides, grid=lambda app, c: DeafGrid(app, c, {1: {}}), timeout=2.0)
+    federation = federate(overrides, grid=lambda app, c: DeafGrid(app, c, {1: {"partition-id": 0, "num-partitions": 1}}), timeout=2.0)
     assert federation.records[1].failed == {"client-2": "no reply in time"}
 
 
