@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +145,7 @@ def made_up(adapted: AdaptedModel, like: Mapping[str, Any], count: int) -> dict[
         count: tokens.
     """
     assert adapted.tokenizer is not None
-    tokens = made_row(adapted.tokenizer, count, WORDS)
+    tokens = made_row(adapted.tokenizer, count, WORDS) if callable(adapted.tokenizer) else _bare_row(adapted, count)
     settings: Any = adapted.model.config
     if settings.is_encoder_decoder:
         # Such a classifier refuses a batch whose rows differ in that, and a pair of texts has two or three.
@@ -154,6 +154,13 @@ def made_up(adapted: AdaptedModel, like: Mapping[str, Any], count: int) -> dict[
         tokens[-1 - more : -1] = [end] * more
     fill = {"input_ids": tokens, "attention_mask": [1] * len(tokens)}
     return {key: type(like[key])(0) if key == "target" else list(fill.get(key, [0] * len(tokens))) for key in like}
+
+
+def _bare_row(adapted: AdaptedModel, count: int) -> list[int]:
+    """Return a text for a model whose tokeniser does no more than pad: texts come as tokens then, and have no frame."""
+    tokenizer, embeddings = cast(Any, adapted.tokenizer), cast(Any, adapted.model).get_input_embeddings()
+    words = [i for i in range(min(embeddings.num_embeddings, WORDS + 1)) if i != tokenizer.pad_token_id] or [0]
+    return [words[i % len(words)] for i in range(count)]
 
 
 def _make_wrong(made: dict[str, Any], out: Tensor) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -177,6 +178,14 @@ def test_made_up_examples_are_of_the_tokenizers_kind(model: str, request: pytest
         assert (made["target"], made["token_type_ids"]) == (0, [0] * count)
         ends = [tokenizer("")["input_ids"].count(t) for t in tokenizer.all_special_ids]
         assert count < 6 or [made["input_ids"].count(t) for t in tokenizer.all_special_ids] == ends
+
+
+def test_texts_that_come_as_tokens_have_no_frame(tiny_bert: Path) -> None:
+    """Whoever hands over tokens may give a tokeniser that does no more than pad."""
+    case = build_case(tiny_bert, "classification", "head_only")
+    case.adapted.tokenizer = cast(Any, SimpleNamespace(pad_token_id=0, pad_token_type_id=0, eos_token_id=None, model_max_length=48))
+    assert made_up(case.adapted, {"input_ids": [5], "target": 1}, 4) == {"input_ids": [1, 2, 3, 4], "target": 0}
+    fit(case, SOUND, check=True)
 
 
 def test_fillers_have_as_many_ends_as_a_pair_of_texts(tmp_path: Path) -> None:
