@@ -239,6 +239,7 @@ def audited(rows: str, out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_audit_passes_the_real_code_and_catches_what_is_broken(tmp_path: Path) -> None:
     """Rows that are over in seconds, at the server and at a client with self-checks; the others are the same code, dearer."""
     server = audited("privacy=client", tmp_path / "server.json")
