@@ -150,7 +150,7 @@ def made_up(adapted: AdaptedModel, like: Mapping[str, Any], count: int) -> dict[
     if settings.is_encoder_decoder:
         # Such a classifier refuses a batch whose rows differ in that, and a pair of texts has two or three.
         end = settings.eos_token_id
-        more = min(like["input_ids"].count(end) - tokens.count(end), count - 1)
+        more = max(0, min(like["input_ids"].count(end) - tokens.count(end), count - 1))
         tokens[-1 - more : -1] = [end] * more
     fill = {"input_ids": tokens, "attention_mask": [1] * len(tokens)}
     return {key: type(like[key])(0) if key == "target" else list(fill.get(key, [0] * len(tokens))) for key in like}

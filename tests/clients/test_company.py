@@ -195,7 +195,8 @@ def test_fillers_have_as_many_ends_as_a_pair_of_texts(tmp_path: Path) -> None:
     ids = [encoder_tokenizer()("a goal", second)["input_ids"] for second in ("said", "the goal said", "a", "goal", "the", "a the")]
     features = [{"input_ids": tokens, "target": i % 3} for i, tokens in enumerate(ids)]
     case = replace(build_case(folder, "classification", "head_only"), features=features)
-    assert made_up(case.adapted, features[0], 6)["input_ids"].count(3) == 2
+    made = {ends: made_up(case.adapted, {"input_ids": [3] * ends}, 6)["input_ids"] for ends in (0, 1, 2, 3, 9)}
+    assert {ends: (len(row), row.count(3)) for ends, row in made.items()} == {0: (6, 1), 1: (6, 1), 2: (6, 2), 3: (6, 3), 9: (6, 6)}
     fit(case, mechanism(0.5, sigma=1.0, rate=0.5, steps=4, max_batch=2, constant_time=True), check=True)
 
 
