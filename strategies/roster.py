@@ -186,7 +186,7 @@ class Roster:
         if self._p.private:
             raise RunError(
                 "some nodes of this private run name the client they serve and some do not; start every one with "
-                "--node-config 'client=\"…\"', or none: without it a node's noise comes from the public seed"
+                '--node-config \'client="…" data-path="…"\': one that is told what simulated nodes are takes its noise from the public seed'
             )
         for node in self._simulated:
             self._turn_away(grid, node, NAMELESS)
