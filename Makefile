@@ -50,7 +50,7 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/installed-dev
-	$(BIN)/python scripts/bench_core.py
+	$(BIN)/python scripts/bench/core.py
 
 $(VENV)/installed-dev $(VENV)/installed-demo: $(VENV)/installed-%: $(REQUIREMENTS) | $(VENV)/bin/python
 	@echo "installing the project and its dependencies into .venv (some minutes the first time) …"

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from clients.physical import Asked
+from fedsb.core.state import Name
 from fedsb.data import made_row
-from fedsb.dropout import undisturbed
-from fedsb.models import AdaptedModel
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.fit import collate
 from fedsb.privacy.codes import SelfCheckFailed
-from fedsb.state import Name
-from fedsb.tasks import Batch, Task
-from fedsb.training import collate
+from fedsb.stack.dropout import undisturbed
+from fedsb.tasks.task import Batch, Task
 
 # The most that output and gradient may differ, relative to their norm: float32 leaves 1e-5 at the most, and mixing moves whole per cents.
 TOLERANCE, ROUGH_TOLERANCE = 1e-4, 2e-2

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fedsb.adapters import LowRankLayer, adapters_off, layers
 from fedsb.adapters.starts import Side
-from fedsb.state import Name, State
+from fedsb.core.state import Name, State
 
 Batch = TypeVar("Batch")
 LossFn = Callable[[nn.Module, Batch], Tensor]

@@ -17,8 +17,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from fedsb.rng import numpy_generator
-from fedsb.schema import FaultConfig
+from fedsb.config.schema import FaultConfig
+from fedsb.core.rng import numpy_generator
 
 LATEST_CRASH = 10  # steps; a crash that is drawn comes before the one after it
 BFLOAT16_NAN = 0x7FC0

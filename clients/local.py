@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from clients.evidence import sketch_gradients
 from fedsb.adapters.starts import SIDES, Sketch
-from fedsb.evaluation import evaluate
-from fedsb.frozen import Frozen
-from fedsb.models import AdaptedModel
-from fedsb.rng import numpy_generator
-from fedsb.schema import TrainConfig
-from fedsb.state import State
-from fedsb.tasks import Batch, Task
-from fedsb.training import FitResult, Site, collate, fit
+from fedsb.config.schema import TrainConfig
+from fedsb.core.rng import numpy_generator
+from fedsb.core.state import State
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.evaluate import evaluate
+from fedsb.models.fit import FitResult, Site, collate, fit
+from fedsb.tasks.task import Batch, Task
+from fedsb.wire.frozen import Frozen
 
 Features = Sequence[dict[str, Any]]
 

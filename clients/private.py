@@ -20,17 +20,17 @@ from clients.company import SHORT, Company, made_up
 from clients.physical import Asked, Room, RoomySampler, filled
 from clients.sampling import padded_length, sample_backward, sampled_gradients
 from clients.self_checks import FirstRound
-from fedsb.models import AdaptedModel
+from fedsb.config.schema import TrainConfig
+from fedsb.core.rng import global_generators
+from fedsb.core.state import Name
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.fit import OPTIMIZERS, Features, Lesson, Site, rate_factor, taught
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.codes import CODES, SelfCheckFailed
 from fedsb.privacy.models import hold_unmixed
 from fedsb.privacy.randomness import Streams
 from fedsb.privacy.sampling import drawn_rate
-from fedsb.rng import global_generators
-from fedsb.schema import TrainConfig
-from fedsb.state import Name
-from fedsb.tasks import Batch, Task
-from fedsb.training import OPTIMIZERS, Features, Lesson, Site, rate_factor, taught
+from fedsb.tasks.task import Batch, Task
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from clients.evidence import PRODUCTS, Batch, Tap, backward, make_taps, tapped
 from fedsb.adapters.starts import Side
+from fedsb.core.state import Name, State
 from fedsb.privacy.adaptive import MARGIN
 from fedsb.privacy.sampling import drawn_rate
-from fedsb.state import Name, State
 
 
 @dataclass(frozen=True)

@@ -16,21 +16,21 @@ from clients.physical import Room, filled
 from clients.private import Mechanism, PrivateFit, private_fit
 from clients.private_evidence import add_noise, clipped_sketch, poisson_sample
 from clients.sampling import padded_length
+from fedsb.adapters.exactness import encoding_error
 from fedsb.adapters.starts import SIDES, Side, Sketch
-from fedsb.arrays import quantise
-from fedsb.errors import UserError
-from fedsb.exactness import encoding_error
-from fedsb.frozen import Frozen
-from fedsb.models import AdaptedModel
+from fedsb.config.schema import PrivacyConfig, TrainConfig
+from fedsb.core.errors import UserError
+from fedsb.core.state import State, squared_norm, subtract
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.fit import Features, Site, collate
 from fedsb.privacy.account import Account
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.codes import SelfCheckFailed
 from fedsb.privacy.models import hold_unmixed
 from fedsb.privacy.randomness import Streams
-from fedsb.schema import PrivacyConfig, TrainConfig
-from fedsb.state import State, squared_norm, subtract
-from fedsb.tasks import Batch, Task
-from fedsb.training import Features, Site, collate
+from fedsb.tasks.task import Batch, Task
+from fedsb.wire.arrays import quantise
+from fedsb.wire.frozen import Frozen
 
 TRAIN = "train"
 UNBOUNDED = 1e30  # a norm that nothing is clipped to

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from clients import grad_samplers  # noqa: F401  (its samplers take the place of Opacus')
 from clients.physical import Asked
+from fedsb.config.schema import TrainConfig
 from fedsb.data import limit_of
-from fedsb.dropout import undisturbed
-from fedsb.models import AdaptedModel
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.fit import autocast, collate
 from fedsb.privacy.codes import SelfCheckFailed
-from fedsb.schema import TrainConfig
-from fedsb.tasks import Task
-from fedsb.training import autocast, collate
+from fedsb.stack.dropout import undisturbed
+from fedsb.tasks.task import Task
 
 
 @contextmanager

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from clients.clipping import Clipping, FlatClipping
 from clients.mechanism_checks import Bounds, Noises, hold_mechanism
-from fedsb.models import AdaptedModel
+from fedsb.core.state import HEAD, Name
+from fedsb.models.adapted import AdaptedModel
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.codes import SelfCheckFailed
-from fedsb.state import HEAD, Name
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from clients.physical import Asked
 from clients.sampling import check_sampled, finite_sum, nothing_sampled, padded_length, sampled_gradients
-from fedsb.dropout import undisturbed
-from fedsb.errors import UserError
-from fedsb.schema import TrainConfig
-from fedsb.stack import Part, Stack
-from fedsb.state import State
-from fedsb.tasks import Batch, Task
-from fedsb.training import Features, Lesson, autocast, collate
+from fedsb.config.schema import TrainConfig
+from fedsb.core.errors import UserError
+from fedsb.core.state import State
+from fedsb.models.fit import Features, Lesson, autocast, collate
+from fedsb.stack.dropout import undisturbed
+from fedsb.stack.stack import Part, Stack
+from fedsb.tasks.task import Batch, Task
 
 Losses = Callable[[Tensor, Batch], Tensor]
 

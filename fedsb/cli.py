@@ -10,9 +10,9 @@ from pathlib import Path
 from fedsb.commands.flags import has_flag, without_flags
 from fedsb.commands.outcome import MISTAKE, guarded
 from fedsb.commands.pages import USAGE, page
-from fedsb.commands.signals import heeding_sigterm
-from fedsb.commands.streams import hand_on, spell_out
-from fedsb.errors import UserError, unknown
+from fedsb.core.errors import UserError, unknown
+from fedsb.core.signals import heeding_sigterm
+from fedsb.core.streams import hand_on, spell_out
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,7 +68,7 @@ def report(arguments: list[str]) -> int:
 
 def export(arguments: list[str]) -> int:
     """Write the merged model of a run."""
-    from fedsb.exporting import export_merged
+    from fedsb.app.export_run import export_merged
 
     if not without_flags("export", arguments, most=2):
         raise UserError("fedsb export needs the folder of a run: fedsb export outputs/… [OUT]")
@@ -81,7 +81,7 @@ def export(arguments: list[str]) -> int:
 
 def cost(arguments: list[str]) -> int:
     """Print what every method costs."""
-    from fedsb.costs import print_costs
+    from fedsb.cost.table import print_costs
     from strategies import STRATEGIES
 
     print_costs(without_flags("cost", arguments), {name: strategy.residual_rank for name, strategy in STRATEGIES.items()})

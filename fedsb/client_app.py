@@ -18,17 +18,18 @@ from flwr.clientapp import ClientApp
 from clients import draw_evidence, evaluate_round, give_evidence, train_round
 from clients.faults import Faults, drawn, suffer
 from fedsb.adapters.starts import Sketch
-from fedsb.assembly import num_examples
-from fedsb.client_job import Job, as_told, coded, config_in, data_path_of, is_real, leave_unnoised, own_log
-from fedsb.errors import UserError
-from fedsb.memory import keep_large_blocks
-from fedsb.messages import encode_reply
-from fedsb.node_policy import read_policy
+from fedsb.app.assembly import num_examples
+from fedsb.app.client_job import Job, as_told, coded, config_in, data_path_of, is_real, leave_unnoised, own_log
+from fedsb.config.checks import FAULTS
+from fedsb.config.derived import client_names, start_kind
+from fedsb.core.errors import UserError
+from fedsb.core.state import State
+from fedsb.node.policy import read_policy
 from fedsb.privacy.account import allowed
 from fedsb.privacy.plan import unnoised_start
-from fedsb.rules import FAULTS, client_names, start_kind
-from fedsb.sketching import probe_layout, sketch_of
-from fedsb.state import State
+from fedsb.runtime.process_memory import keep_large_blocks
+from fedsb.wire.messages import encode_reply
+from fedsb.wire.sketch_layouts import probe_layout, sketch_of
 
 LOG = logging.getLogger(__name__)
 MOST_TOLD = 500  # characters of a server's line that a node writes to its log

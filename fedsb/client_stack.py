@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from flwr.app import Context, Message, RecordDict
 
+from fedsb.app.client_job import Job, coded
 from fedsb.client_app import app, faults_of
-from fedsb.client_job import Job, coded
-from fedsb.frozen import Frozen
-from fedsb.memory import keep_large_blocks
+from fedsb.core.state import State
+from fedsb.models.fit import Lesson, dropout_of, fit_lesson
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.randomness import Streams
 from fedsb.runtime.grid import TRAIN, answered
-from fedsb.stack import Stack
-from fedsb.state import State
-from fedsb.training import Lesson, dropout_of, fit_lesson
+from fedsb.runtime.process_memory import keep_large_blocks
+from fedsb.stack.stack import Stack
+from fedsb.wire.frozen import Frozen
 
 LOG = logging.getLogger(__name__)
 

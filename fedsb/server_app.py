@@ -18,8 +18,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from fedsb.arrays import decode_arrays, encode_arrays
-from fedsb.assembly import (
+from fedsb.app.assembly import (
     anchored,
     every_core,
     peopled,
@@ -30,28 +29,29 @@ from fedsb.assembly import (
     test_features,
     use_threads,
 )
-from fedsb.checkpoint import Snapshot, load_checkpoint
-from fedsb.commands.streams import spell_out
-from fedsb.config import load, split_overrides
-from fedsb.errors import RunError, UserError
-from fedsb.evaluation import evaluate
-from fedsb.exporting import export_run
-from fedsb.logs import run_log
-from fedsb.opening import opening_remarks
-from fedsb.preparing import Prepared, planned, prepare
-from fedsb.private_run import check_ledgers, open_accounts, opening_lines
-from fedsb.recorder import Recorder
+from fedsb.app.export_run import export_run
+from fedsb.app.opening import opening_remarks
+from fedsb.app.prepare import Prepared, planned, prepare
+from fedsb.app.private_run import check_ledgers, open_accounts, opening_lines
+from fedsb.app.recorder import Recorder
+from fedsb.config.compose import load, split_overrides
+from fedsb.config.schema import Config
+from fedsb.core.cohort import evaluated_rounds
+from fedsb.core.errors import RunError, UserError
+from fedsb.core.logs import run_log
+from fedsb.core.state import State, sha256, unpack
+from fedsb.core.streams import spell_out
+from fedsb.models.evaluate import evaluate
 from fedsb.report.progress import Progress
-from fedsb.report.records import RunFolder
 from fedsb.report.report import write_report
 from fedsb.report.summary import build_summary
-from fedsb.resuming import fingerprint, for_nodes, resumed, sealed
+from fedsb.run.checkpoint import Snapshot, load_checkpoint
+from fedsb.run.records import RunFolder
+from fedsb.run.resuming import fingerprint, for_nodes, resumed, sealed
+from fedsb.run.story import ending_in_one_line, told
 from fedsb.runtime.grid import SimulationGrid
-from fedsb.schedule import evaluated_rounds
-from fedsb.schema import Config
-from fedsb.state import State, sha256, unpack
-from fedsb.story import ending_in_one_line, told
-from strategies.memory import remember
+from fedsb.wire.arrays import decode_arrays, encode_arrays
+from strategies.carried import remember
 
 LOG = logging.getLogger(__name__)
 app = ServerApp()

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
-from fedsb.commands.streams import spell_out
+from fedsb.core.streams import spell_out
 from fedsb.runtime.connection import FlowerError, RunStatus
 from fedsb.runtime.flower import LocalFlower
 from fedsb.runtime.staging import stage_app

@@ -13,14 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedsb.assembly import peopled
-from fedsb.config import load
+from fedsb.app.assembly import peopled
+from fedsb.config.compose import load
+from fedsb.config.derived import client_names
+from fedsb.config.schema import DataConfig
+from fedsb.core.disk import reason_of
+from fedsb.core.errors import UserError
+from fedsb.core.folders import filled_whole
 from fedsb.data import Examples, load_corpus, partition
-from fedsb.disk import reason_of
-from fedsb.errors import UserError
-from fedsb.folders import filled_whole
-from fedsb.rules import client_names
-from fedsb.schema import DataConfig
 
 
 def write_rows(path: Path, examples: Examples, cfg: DataConfig, *, labels: Sequence[str]) -> None:

@@ -1,10 +1,10 @@
 """Server side: one Flower ``Strategy`` subclass per method, over :class:`LowRankStrategy`."""
 
 from strategies.base import LowRankStrategy
-from strategies.fed_sb import FedSB
-from strategies.fedavg_lora import FedAvgLoRA
-from strategies.fedex_lora import FedExLoRA
-from strategies.head_only import HeadOnly
+from strategies.methods.fed_sb import FedSB
+from strategies.methods.fedavg_lora import FedAvgLoRA
+from strategies.methods.fedex_lora import FedExLoRA
+from strategies.methods.head_only import HeadOnly
 from strategies.participation import Participation
 
 STRATEGIES: dict[str, type[LowRankStrategy]] = {

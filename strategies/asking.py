@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedsb.logs import last_line
-from fedsb.messages import decode_reply
-from fedsb.privacy.codes import shown
+from fedsb.core.logs import last_line
+from fedsb.node.refusals import shown
+from fedsb.wire.messages import decode_reply
 
 DESCRIBE, NOTICE = "query.describe", "query.notice"
 NOTICE_S = 60.0  # for a notice to arrive

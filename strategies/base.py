@@ -16,14 +16,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedsb.adapters import AdapterSpec
-from fedsb.arrays import decode_arrays, encode_arrays, quantise
-from fedsb.frozen import FrozenLog
-from fedsb.held import HeldWeights
-from fedsb.messages import Instruction
-from fedsb.report.records import RoundRecord
-from fedsb.rules import cohort_size
-from fedsb.schedule import dispatch_order, draw_cohort
-from fedsb.state import Layout, State, squared_norm, subtract, unpack
+from fedsb.adapters.held import HeldWeights
+from fedsb.core.cohort import cohort_size, dispatch_order, draw_cohort
+from fedsb.core.state import Layout, State, squared_norm, subtract, unpack
+from fedsb.run.records import RoundRecord
+from fedsb.wire.arrays import decode_arrays, encode_arrays, quantise
+from fedsb.wire.frozen import FrozenLog
+from fedsb.wire.messages import Instruction
 from strategies.asking import Questions
 from strategies.collecting import collect
 from strategies.gap import GapMeter

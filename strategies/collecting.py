@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from flwr.app import Message
 
-from fedsb.state import Layout
+from fedsb.core.state import Layout
 from strategies.inbox import Inbox, Upload
 from strategies.participation import Listener
 from strategies.rounds import RoundState

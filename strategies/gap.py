@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fedsb.adapters import AdapterSpec
-from fedsb.exactness import ExactnessMeter
-from fedsb.held import HeldWeights
-from fedsb.state import HEAD, State
+from fedsb.adapters.exactness import ExactnessMeter
+from fedsb.adapters.held import HeldWeights
+from fedsb.core.state import HEAD, State
 
 
 class GapMeter:

@@ -12,11 +12,11 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fedsb.adapters.starts import Sketch, core
-from fedsb.arrays import decode_arrays, encode_arrays
-from fedsb.sketching import reply_layout
-from fedsb.state import Layout, State, WeightedSum, unpack
+from fedsb.core.state import Layout, State, WeightedSum, unpack
+from fedsb.wire.arrays import decode_arrays, encode_arrays
+from fedsb.wire.sketch_layouts import reply_layout
 from strategies.base import LowRankStrategy
-from strategies.private_mean import PrivateSum
+from strategies.privacy.mean import PrivateSum
 
 
 class GradientStart:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 
-from fedsb.arrays import LayoutError
-from fedsb.errors import RunError
-from fedsb.logs import last_line
-from fedsb.messages import decode_reply
-from fedsb.privacy.codes import BY_NUMBER, UNKNOWN, shown
-from fedsb.state import Layout, State, non_finite
+from fedsb.core.errors import RunError
+from fedsb.core.logs import last_line
+from fedsb.core.state import Layout, State, non_finite
+from fedsb.node.refusals import shown
+from fedsb.privacy.codes import BY_NUMBER, UNKNOWN
+from fedsb.wire.arrays import LayoutError
+from fedsb.wire.messages import decode_reply
 
 LOG = logging.getLogger(__name__)
 # What the server averages over clients: one NaN would hide what the others say.

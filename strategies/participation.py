@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedsb.frozen import FrozenLog
-from fedsb.report.records import RoundRecord
-from fedsb.state import State
-from strategies.client_privacy import ClientPrivacy
+from fedsb.core.state import State
+from fedsb.run.records import RoundRecord
+from fedsb.wire.frozen import FrozenLog
+from strategies.privacy.client_unit import ClientPrivacy
 from strategies.weighting import WEIGHTINGS, Weighting
 
 LOG = logging.getLogger(__name__)

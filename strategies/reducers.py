@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fedsb.state import State, WeightedSum
+from fedsb.core.state import State, WeightedSum
 
 
 @dataclass(frozen=True)

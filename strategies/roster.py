@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from flwr.serverapp import Grid
 
-from fedsb.errors import RunError, UserError
+from fedsb.core.errors import RunError, UserError
 from strategies.asking import Description, Questions
 from strategies.participation import Participation
 from strategies.places import Places, changed

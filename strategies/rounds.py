@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedsb.errors import RunError
-from fedsb.report.records import RoundRecord
+from fedsb.core.errors import RunError
+from fedsb.run.records import RoundRecord
 from strategies.transport import Tally
 
 ACCOUNT = ("epsilon", "delta", "sampling-rate", "noise-multiplier", "steps")

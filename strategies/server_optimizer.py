@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from fedsb.errors import unknown
-from fedsb.state import Name, State
+from fedsb.core.errors import unknown
+from fedsb.core.state import Name, State
 
 Build = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 

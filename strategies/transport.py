@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
-from fedsb.byte_counts import array_bytes, overhead_bytes, payload_bytes, state_bytes
-from fedsb.frozen import FrozenLog
-from fedsb.messages import Cargo, Instruction, encode_cargo, encode_instruction
+from fedsb.wire.byte_counts import array_bytes, overhead_bytes, payload_bytes, state_bytes
+from fedsb.wire.frozen import FrozenLog
+from fedsb.wire.messages import Cargo, Instruction, encode_cargo, encode_instruction
 from strategies.roster import Roster
 
 POLL_S = (0.02, 0.5)  # between two looks for replies: first, and at most

@@ -16,8 +16,8 @@ import pytest
 from fedsb import cli
 from fedsb.cli import main
 from fedsb.commands.flags import flags_in, overrides_in
-from fedsb.errors import UserError
-from fedsb.overrides import sweep_jobs
+from fedsb.config.overrides import sweep_jobs
+from fedsb.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 Call = Callable[..., tuple[int, str, str]]

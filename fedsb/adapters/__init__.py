@@ -1,6 +1,6 @@
 """Low-rank adapters: one layer, one spec per family, starts, merge and export. Knows torch and transformers' Conv1D, nothing else."""
 
-from fedsb.adapters import head_only, lora, lora_sb
+from fedsb.adapters.families import SPECS
 from fedsb.adapters.layer import (
     LowRankLayer,
     adapters_off,
@@ -15,8 +15,6 @@ from fedsb.adapters.layer import (
 from fedsb.adapters.linear import is_adaptable
 from fedsb.adapters.spec import AdapterSpec
 from fedsb.adapters.targets import ALL_LINEAR, left_out, match_targets, used_by_hand
-
-SPECS: dict[str, AdapterSpec] = {spec.name: spec for spec in (lora.SPEC, lora_sb.SPEC, head_only.SPEC)}
 
 __all__ = [
     "ALL_LINEAR",

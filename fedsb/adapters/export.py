@@ -20,8 +20,8 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsb.adapters.layer import LowRankLayer, layers
 from fedsb.adapters.linear import out_in
-from fedsb.errors import UserError
-from fedsb.state import HEAD, Name, State
+from fedsb.core.errors import UserError
+from fedsb.core.state import HEAD, Name, State
 
 RELATIVE_CUT = 1e-7
 PREFIX = "base_model.model."

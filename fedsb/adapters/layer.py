@@ -16,8 +16,8 @@ from torch.nn.utils import skip_init
 
 from fedsb.adapters.linear import out_in, shape_of
 from fedsb.adapters.spec import AdapterSpec
-from fedsb.errors import UserError
-from fedsb.state import Name, State, laid_out
+from fedsb.core.errors import UserError
+from fedsb.core.state import Name, State, laid_out
 
 
 def with_residual(weight: Tensor, residual: Tensor) -> Tensor:

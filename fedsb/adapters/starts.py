@@ -1,6 +1,6 @@
 """Where the factors start: data-free starts, and the server's half of the gradient start.
 
-A start is a :class:`~fedsb.state.State` with every factor of a family (roles ``A``, ``B`` and, where there is one, ``R``).
+A start is a :class:`~fedsb.core.state.State` with every factor of a family (roles ``A``, ``B`` and, where there is one, ``R``).
 ``W0`` is (m, n) = (out, in), ``B`` (m, r), ``R`` (r, r), ``A`` (r, n). No start shifts ``W0``.
 
 The gradient start is that of LoRA-SB (Ponkshe et al. 2024, arXiv:2411.19557): ``ΔW ≈ −η G``, its rank-r SVD gives ``B`` and
@@ -19,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedsb.rng import torch_generator
-from fedsb.state import Name, State
+from fedsb.core.rng import torch_generator
+from fedsb.core.state import Name, State
 
 Shapes = Mapping[str, tuple[int, int]]
 Weights = Mapping[str, Tensor]

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from fedsb.adapters.layer import layers
 from fedsb.adapters.linear import OUT_IN, is_adaptable, shape_of
-from fedsb.errors import UserError
+from fedsb.core.errors import UserError
 
 ALL_LINEAR = "all-linear"
 

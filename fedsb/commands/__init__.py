@@ -1,1 +1,1 @@
-"""What the command line does: a file a command, and help pages, flags, signals and streams."""
+"""What the command line does: a file a command, sweeps, help pages, flags and how a command ends."""

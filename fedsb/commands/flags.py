@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedsb.errors import UserError, unknown
+from fedsb.core.errors import UserError, unknown
 
 SWEEP = ("-m", "--multirun")
 SHOWING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from safetensors import SafetensorError
 
-from fedsb.commands.signals import Terminated, how_ended
-from fedsb.commands.streams import UNREAD, fall_silent
-from fedsb.disk import reason_of
-from fedsb.errors import RunError, UserError
+from fedsb.core.disk import reason_of
+from fedsb.core.errors import RunError, UserError
+from fedsb.core.signals import Terminated, how_ended
+from fedsb.core.streams import UNREAD, fall_silent
 
 DONE, FAILED, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 

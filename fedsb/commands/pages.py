@@ -84,7 +84,7 @@ def page(command: str) -> str:
 
 def _groups() -> str:
     # Hydra takes a moment to import.
-    from fedsb.config import conf_dir
+    from fedsb.config.compose import conf_dir
 
     def options(group: Path) -> str:
         return ", ".join(sorted(path.stem for path in group.glob("*.yaml")))

@@ -13,18 +13,18 @@ from omegaconf import DictConfig
 
 from fedsb.commands.flags import SHOWING, SWEEP, flags_in, has_flag, overrides_in
 from fedsb.commands.outcome import by_signal, guarded
-from fedsb.commands.signals import heed_sigterm
-from fedsb.errors import UserError
-from fedsb.folders import check_makeable, claim, forget_empty, home
-from fedsb.logs import log_to_screen, say_early, speaking_to
-from fedsb.overrides import readable, sweep_jobs
-from fedsb.schema import Config
-from fedsb.sweep import CUT, NEW, Ending, Job, endings, going_on, label_jobs, run_noted, state_of, tell
+from fedsb.commands.sweep import CUT, NEW, Ending, Job, endings, going_on, label_jobs, run_noted, state_of, tell
+from fedsb.config.overrides import readable, sweep_jobs
+from fedsb.config.schema import Config
+from fedsb.core.errors import UserError
+from fedsb.core.folders import check_makeable, claim, forget_empty, home
+from fedsb.core.logs import log_to_screen, say_early, speaking_to
+from fedsb.core.signals import heed_sigterm
 
 
 def run(arguments: list[str]) -> int:
     """Run one federation, or with ``-m`` one for each combination of the swept values."""
-    from fedsb.config import default_output
+    from fedsb.config.compose import default_output
 
     flags, overrides = flags_in(arguments), [readable(text) for text in overrides_in(arguments)]
     if has_flag(flags, SWEEP):
@@ -52,7 +52,7 @@ def show_sweep(flags: Sequence[str], jobs: Sequence[Job]) -> int:
     Raises:
         UserError: another view of it is asked for.
     """
-    from fedsb.config import composed_yaml
+    from fedsb.config.compose import composed_yaml
 
     if not has_flag(flags, ("--cfg", "-c")) or not {"job", "--cfg=job"} & set(flags):
         raise UserError("with -m only --cfg job can be shown; leave -m out for the others")
@@ -67,9 +67,9 @@ def check_job(overrides: Sequence[str], sweep: Path | None = None, number: int =
     Raises:
         UserError: a mistake in what was given.
     """
-    from fedsb.assembly import anchored, peopled
-    from fedsb.config import load
-    from fedsb.resuming import resumed
+    from fedsb.app.assembly import anchored, peopled
+    from fedsb.config.compose import load
+    from fedsb.run.resuming import resumed
 
     config = load(overrides)
     check_makeable(Path(config.output or "outputs").expanduser(), f"output={config.output}" if config.output else "outputs")
@@ -82,7 +82,7 @@ def check_job(overrides: Sequence[str], sweep: Path | None = None, number: int =
 
 def run_sweep(arguments: list[str], jobs: tuple[Job, ...]) -> int:
     """Run the jobs of a sweep that have not finished, each in a folder below that of the sweep; all are checked before the first runs."""
-    from fedsb.config import default_sweep
+    from fedsb.config.compose import default_sweep
 
     given = dict(text.split("=", 1) for text in overrides_in(arguments) if text.startswith(("output=", "hydra.sweep.dir=")))
     output = given.get("hydra.sweep.dir", given.get("output"))
@@ -108,7 +108,7 @@ def _through_hydra(arguments: Sequence[str], job_main: Callable[[DictConfig], No
     import hydra
     from hydra.core.utils import env_override
 
-    from fedsb.config import ROOT, conf_dir
+    from fedsb.config.compose import ROOT, conf_dir
 
     argv = sys.argv
     # Hydra's parser takes flags in front of overrides, or behind them, but not in between.
@@ -125,8 +125,8 @@ def _run_of_sweep(composed: DictConfig, sweep: Path, jobs: tuple[Job, ...]) -> E
     """Run one job of a sweep, go on with it, or leave it as it is; in this process or in a launcher's."""
     from hydra.core.hydra_config import HydraConfig
 
-    from fedsb.assembly import anchored, peopled
-    from fedsb.config import load, typed
+    from fedsb.app.assembly import anchored, peopled
+    from fedsb.config.compose import load, typed
 
     job, folder = jobs[HydraConfig.get().job.num], Path(HydraConfig.get().runtime.output_dir)
     given = peopled(anchored(typed(composed), Path.cwd()))
@@ -147,8 +147,8 @@ def _run_afresh(composed: DictConfig) -> int:
     """Run a job in the folder that Hydra made for it, and leave none where there was a mistake in what was given."""
     from hydra.core.hydra_config import HydraConfig
 
-    from fedsb.assembly import anchored, peopled
-    from fedsb.config import typed
+    from fedsb.app.assembly import anchored, peopled
+    from fedsb.config.compose import typed
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
@@ -175,7 +175,7 @@ def _to_people() -> bool:
 
 
 def _run_job(given: Config, overrides: list[str], output: Path) -> int:
-    from fedsb.resuming import resumed
+    from fedsb.run.resuming import resumed
 
     config = resumed(given, overrides)
     say_early("loading model and data …", progress=config.progress)

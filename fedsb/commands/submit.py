@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedsb.commands.outcome import DONE, FAILED
-from fedsb.errors import UserError, nearest
-from fedsb.logs import say_early
+from fedsb.config.schema import Config
+from fedsb.core.errors import UserError, nearest
+from fedsb.core.logs import say_early
 from fedsb.runtime.connection import Connection, FlowerError, RunStatus, flower_environment
 from fedsb.runtime.staging import stage_app
-from fedsb.schema import Config
 
 SILENT = "No heartbeat"  # as Flower's details begin where a ServerApp has fallen silent
 EXAMPLE = '[superlink.my-federation] with address = "127.0.0.1:18000" and insecure = true, or root-certificates = "/path/to/ca.crt"'
@@ -35,7 +35,7 @@ def submit(arguments: Sequence[str]) -> int:
         UserError: there is no such federation, its SuperLink does not take the run, or the overrides make no configuration.
         KeyboardInterrupt: a signal came; the run goes on, and a note says how to end it.
     """
-    from fedsb.config import load
+    from fedsb.config.compose import load
 
     named, overrides = read_arguments(arguments)
     config = load(overrides)

@@ -152,7 +152,7 @@ def pad(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase, length:
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id that fills a row: the one that the model takes for padding (:func:`fedsb.tables.fit_tokenizer`).
+    """Return the id that fills a row: the one that the model takes for padding (:func:`fedsb.models.lookups.fit_tokenizer`).
 
     Of a tokeniser without a model, the padding token's, else that of the end of text (GPT-2, Llama), else 0; it is masked anyway.
     """

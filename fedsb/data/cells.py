@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
-from fedsb.errors import UserError
+from fedsb.core.errors import UserError
 
 LONGEST = 40  # characters of a value in a message
 

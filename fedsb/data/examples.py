@@ -9,10 +9,10 @@ from typing import Any
 
 import datasets
 
+from fedsb.config.schema import DataConfig
+from fedsb.core.errors import UserError, nearest
 from fedsb.data.cells import check_one_kind, check_whole, shown
 from fedsb.data.tables import Rows
-from fedsb.errors import UserError, nearest
-from fedsb.schema import DataConfig
 
 MANY = 10  # rows, of which no two have the same label: those are numbers, or names of the rows
 Targets = tuple[int, ...] | tuple[float, ...] | None

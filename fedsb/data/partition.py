@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import numpy as np
 
+from fedsb.config.schema import PartitionConfig
+from fedsb.core.errors import UserError, unknown
+from fedsb.core.rng import numpy_generator, stream_seed
 from fedsb.data.examples import Examples, natural_order
-from fedsb.errors import UserError, unknown
-from fedsb.rng import numpy_generator, stream_seed
-from fedsb.schema import PartitionConfig
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner

@@ -16,13 +16,13 @@ from typing import Any
 
 import datasets
 
+from fedsb.config.schema import DataConfig
+from fedsb.core.errors import UserError, nearest
 from fedsb.data.cells import is_torn, kind_of
 from fedsb.data.examples import Examples, label_column, label_text, text_columns
 from fedsb.data.private_tables import private_table, read_private_table
 from fedsb.data.sources import read_path
 from fedsb.data.tables import Table, named_columns
-from fedsb.errors import UserError, nearest
-from fedsb.schema import DataConfig
 
 LOG = logging.getLogger(__name__)
 MOST_SAID = 20

@@ -18,9 +18,9 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
+from fedsb.config.schema import DataConfig
+from fedsb.core.errors import UserError
 from fedsb.data.tables import BYTE_ORDER_MARKS, HEADER, SEPARATORS, Rows, Table, parsed, separator_of
-from fedsb.errors import UserError
-from fedsb.schema import DataConfig
 
 WIDE = ("utf-16", "utf-32")  # more than a byte a character
 MOST_LINES = 10_000  # of one record: a quote that is never closed does not look through the whole file

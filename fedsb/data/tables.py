@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import datasets
 import pyarrow.parquet
 
-from fedsb.errors import UserError
-from fedsb.schema import DataConfig
+from fedsb.config.schema import DataConfig
+from fedsb.core.errors import UserError
 
 # The longer mark first: UTF-32's begins with UTF-16's.
 BYTE_ORDER_MARKS: Mapping[bytes, str] = {

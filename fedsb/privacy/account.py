@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsb.disk import cut_torn, locked
+from fedsb.core.disk import cut_torn, locked
 from fedsb.privacy.accounting import epsilon_of
 from fedsb.privacy.codes import BudgetExceeded
 from fedsb.privacy.entries import UNNOISED, Entry

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
-from fedsb.errors import UserError, unknown
+from fedsb.core.errors import UserError, unknown
 from fedsb.privacy.entries import MOST_STEPS, Entry
 
 __all__ = ["ACCOUNTANTS", "Entry", "calibrate", "epsilon_of"]

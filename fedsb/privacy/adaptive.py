@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 
-from fedsb.errors import UserError
+from fedsb.config.checks_privacy import LARGEST_NORM, LEAST_NORM
+from fedsb.core.errors import UserError
 
 # Keeps a clipped norm at or below C once the product with its factor is rounded to float32.
 MARGIN = 1.0 - 1e-6
-# The smallest C: far below it a float32's steps are longer than C, and its noise would be rounded away.
-LEAST_NORM = 1e-6
-# The largest: a billion gradients of that length do not overflow in float32, which would tell of them by a code.
-LARGEST_NORM = 1e20
 
 
 def sum_multiplier(noise_multiplier: float, count_noise: float) -> float:

@@ -20,11 +20,11 @@ from typing import Any, BinaryIO, NamedTuple
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fedsb.disk import append_line, cut_torn, locked, make_folder, replace_whole, sync_folder
-from fedsb.errors import UserError
+from fedsb.core.disk import append_line, cut_torn, locked, make_folder, replace_whole, sync_folder
+from fedsb.core.errors import UserError
+from fedsb.core.state import Name, State, sha256
 from fedsb.privacy.codes import BudgetExceeded
 from fedsb.privacy.entries import Entry, read_entry
-from fedsb.state import Name, State, sha256
 
 FORMAT = 1
 LEDGER = "ledger.jsonl"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedsb.errors import UserError
+from fedsb.core.errors import UserError
 from fedsb.privacy.codes import SelfCheckFailed
 
 MIXING: tuple[type[nn.Module], ...] = (_BatchNorm,)

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedsb.errors import UserError
+from fedsb.config.schema import PrivacyConfig, TrainConfig
+from fedsb.core.errors import UserError
 from fedsb.privacy.accounting import calibrate, epsilon_of
 from fedsb.privacy.adaptive import sum_multiplier
 from fedsb.privacy.entries import MOST_STEPS, Entry
 from fedsb.privacy.sampling import drawn_rate
-from fedsb.schema import PrivacyConfig, TrainConfig
 
 GAUSSIAN = "gaussian"
 

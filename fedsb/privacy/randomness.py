@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedsb.rng import stream_seed, torch_generator
+from fedsb.core.rng import stream_seed, torch_generator
 
 # Where the 624 words of the Mersenne twister lie in the state of a CPU generator, each in the low half of 8 bytes.
 WORDS, FIRST = 624, 24

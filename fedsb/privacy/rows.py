@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsb.disk import create_whole, locked
+from fedsb.core.disk import create_whole, locked
 
 Hashes = NDArray[np.uint64]
 SALT_BYTES, HASH_BYTES = 32, 8

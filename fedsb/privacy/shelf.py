@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fedsb.disk import append_line, cut_torn, locked, make_folder, sync_folder
-from fedsb.errors import UserError
+from fedsb.core.disk import append_line, cut_torn, locked, make_folder, sync_folder
+from fedsb.core.errors import UserError
 from fedsb.privacy.entries import Entry
 from fedsb.privacy.ledger import LEDGER, Key, Ledger, read_entries
 from fedsb.privacy.naming import DataName

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedsb.report.records import RoundRecord, Run
 from fedsb.report.series import LOWER_IS_BETTER
 from fedsb.report.table import number, plural
+from fedsb.run.records import RoundRecord, Run
 
 MOST_CLIENTS = 50
 MOST_LABELS = 12

@@ -8,13 +8,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedsb.folders import filled_whole
+from fedsb.core.folders import filled_whole
 from fedsb.report.labels import flatten, run_labels, varying
 from fedsb.report.markdown import document, or_dash, table, write
 from fedsb.report.plots import compare
-from fedsb.report.records import Run, read_run
 from fedsb.report.series import final_metrics, largest_gap, metric_names, total_or_none, totals
 from fedsb.report.table import bound, epsilon_text, gap_text, human_bytes, human_seconds, number, plural
+from fedsb.run.records import Run, read_run
 
 PAYLOADS = ("payload_up", "payload_down", "payload_one_off", "payload_total")
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedsb.privacy.claim import NO_MECHANISM, NOT_COVERED
-from fedsb.report.records import RoundRecord, Run
 from fedsb.report.table import bound, epsilon_text, uncovered_text
+from fedsb.run.records import RoundRecord, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

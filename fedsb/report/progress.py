@@ -16,8 +16,8 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from fedsb.report.pace import Pace
-from fedsb.report.records import RoundRecord
 from fedsb.report.table import human_bytes, human_seconds, print_summary, round_line
+from fedsb.run.records import RoundRecord
 
 
 class _Console(Console):

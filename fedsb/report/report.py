@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedsb.folders import filled_whole
+from fedsb.core.folders import filled_whole
 from fedsb.report.clients import UNMEASURED, client_rows, partition_text, spread_rows
 from fedsb.report.comparison import write_comparison
 from fedsb.report.markdown import document, or_dash, table, write
 from fedsb.report.plots import plot_run
 from fedsb.report.privacy import account_rows, accounts_of, claim_text
-from fedsb.report.records import RoundRecord, Run, finite, read_run
 from fedsb.report.series import final_metrics, largest_gap, mean_over_clients, metric_names, totals
 from fedsb.report.table import gap_text, gaps_text, human_bytes, human_seconds, number, plural
+from fedsb.run.records import RoundRecord, Run, finite, read_run
 
 # Label, and the settings that it shows; one that the run's configuration lacks is left out.
 SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
-from fedsb.report.records import RoundRecord
+from fedsb.run.records import RoundRecord
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "rmse", "mae"})
 PAYLOADS = ("payload_up", "payload_down", "payload_one_off")

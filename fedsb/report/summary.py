@@ -11,8 +11,8 @@ from typing import Any
 import fedsb
 from fedsb.privacy.claim import NO_MECHANISM
 from fedsb.report.clients import client_spread
-from fedsb.report.records import RoundRecord
 from fedsb.report.series import final_metrics, largest_gap, total_or_none, totals
+from fedsb.run.records import RoundRecord
 
 PACKAGES = ("torch", "flwr", "transformers", "datasets", "opacus", "peft", "safetensors", "numpy", "ray")
 

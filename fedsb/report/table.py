@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedsb.report.records import RoundRecord
 from fedsb.report.series import LOWER_IS_BETTER, mean_over_clients
+from fedsb.run.records import RoundRecord
 
 MAX_WIDTH = 100
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")

@@ -10,8 +10,8 @@ import sys
 import ray
 import torch
 
-from fedsb.errors import RunError, UserError
-from fedsb.logs import last_line
+from fedsb.core.errors import RunError, UserError
+from fedsb.core.logs import last_line
 from fedsb.runtime.placement import Placement, place
 
 RAY_SWITCHES = {

@@ -6,10 +6,10 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
+from fedsb.config.schema import Config
 from fedsb.runtime.grid import SimulationGrid
 from fedsb.runtime.local import LocalGrid
-from fedsb.schema import Config
-from fedsb.stack_size import stack_size
+from fedsb.runtime.stack_size import stack_size
 
 CLIENT = "fedsb.client_app:app"
 TOGETHER = "fedsb.client_stack:answer_together"

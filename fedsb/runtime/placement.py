@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedsb.errors import UserError
+from fedsb.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from torch import nn
 
-from fedsb import loading
-from fedsb.errors import UserError
-from fedsb.logs import Line, last_line, overheard
-from fedsb.models import forget_models
+from fedsb.core.errors import UserError
+from fedsb.core.logs import Line, last_line, overheard
+from fedsb.models import loading
+from fedsb.models.adapted import forget_models
 from fedsb.runtime.cluster import start_placed
 from fedsb.runtime.fab import LAUNCH_FOLDER, launch_folder
 from fedsb.runtime.grid import answered, claim_identity, context_of

@@ -19,8 +19,8 @@ from flwr.app import Message
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from fedsb.errors import RunError
-from fedsb.logs import Line, last_line, retell
+from fedsb.core.errors import RunError
+from fedsb.core.logs import Line, last_line, retell
 from fedsb.runtime.grid import QUERY, TRAIN, SimulationGrid, failure, simulated_nodes
 from fedsb.runtime.pool import Pool
 

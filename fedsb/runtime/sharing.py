@@ -24,7 +24,7 @@ from flwr.app import Array
 from ray.cloudpickle import CloudPickler
 from torch import Tensor, nn
 
-from fedsb.state import LINE
+from fedsb.core.state import LINE
 
 
 class Parts(NamedTuple):

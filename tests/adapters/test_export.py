@@ -23,8 +23,8 @@ from transformers import (
 
 from fedsb.adapters import SPECS, attach, layers, match_targets, set_residuals
 from fedsb.adapters.export import effective_factors, export_peft, merged_copy
-from fedsb.errors import UserError
-from fedsb.state import HEAD, Name, State
+from fedsb.core.errors import UserError
+from fedsb.core.state import HEAD, Name, State
 
 # peft 0.21 on transformers 5 still reads the attribute's old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")

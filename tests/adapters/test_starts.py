@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fedsb.adapters import SPECS
 from fedsb.adapters.starts import CORES, DATA_FREE, SIDES, Sketch, core, orthogonal, random_core, random_lora, sign_start, weight_svd
-from fedsb.rng import torch_generator
-from fedsb.state import Name, State, WeightedSum, sha256
+from fedsb.core.rng import torch_generator
+from fedsb.core.state import Name, State, WeightedSum, sha256
 
 SHAPES = {"a": (12, 30), "b": (30, 12), "c": (9, 9)}
 sizes = st.integers(2, 24)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from fedsb.adapters import SPECS, attach, left_out, match_targets, used_by_hand
-from fedsb.errors import UserError
+from fedsb.core.errors import UserError
 
 BERT = {
     f"bert.encoder.layer.{i}.{part}"

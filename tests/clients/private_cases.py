@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from clients.clipping import CLIPPINGS, Clipping, FlatClipping
 from clients.private import Mechanism, PrivateFit, private_fit
 from fedsb.adapters.starts import DATA_FREE
-from fedsb.config import load
-from fedsb.frozen import Frozen
-from fedsb.models import AdaptedModel, build_model
+from fedsb.config.compose import load
+from fedsb.core.rng import numpy_generator, torch_generator
+from fedsb.core.state import Name, State
+from fedsb.models.adapted import AdaptedModel, build_model
+from fedsb.models.fit import Site, collate
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.randomness import Streams, simulated_streams
-from fedsb.rng import numpy_generator, torch_generator
-from fedsb.state import Name, State
-from fedsb.tasks import TASKS, Task
-from fedsb.training import Site, collate
+from fedsb.tasks.task import TASKS, Task
+from fedsb.wire.frozen import Frozen
 
 SITE = Site(seed=3, client="client-1", round=1, num_rounds=1)
 TRAIN = replace(load().train, optimizer="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, prox_mu=0.0, clip_norm=None, schedule="constant")

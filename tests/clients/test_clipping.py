@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from clients.clipping import CLIPPINGS, Clipping, FlatClipping
-from fedsb.errors import UserError
+from fedsb.core.errors import UserError
+from fedsb.core.rng import torch_generator
 from fedsb.privacy.adaptive import sum_multiplier
 from fedsb.privacy.sampling import GRID
-from fedsb.rng import torch_generator
 from tests.clients.private_cases import Case, Step, clipped_sum, distance, drawn, fit, make_case, mechanism, watch
 
 SCALES = [0.0, 1e-40, 1e-25, 1e-3, 1.0, 1e18, 1e25, 3e37, math.inf, -math.inf, math.nan]

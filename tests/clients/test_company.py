@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import BartConfig, BartForSequenceClassification
 
 from clients.company import made_up
-from fedsb.config import load
-from fedsb.frozen import Frozen
-from fedsb.models import AdaptedModel, build_model
+from fedsb.config.compose import load
+from fedsb.core.state import State
+from fedsb.models.adapted import AdaptedModel, build_model
 from fedsb.privacy.codes import CODES, SelfCheckFailed
-from fedsb.state import State
-from fedsb.tasks import TASKS
+from fedsb.tasks.task import TASKS
+from fedsb.wire.frozen import Frozen
 from tests.architectures import BART
 from tests.clients.private_cases import Case, build_case, clipped_sum, distance, fit, make_case, mechanism, streams, watch
 from tests.conftest import encoder_tokenizer, save

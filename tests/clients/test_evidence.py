@@ -20,8 +20,8 @@ from clients.evidence import dense_gradients, sketch_gradients
 from fedsb.adapters import SPECS, attach, layers, match_targets
 from fedsb.adapters.linear import out_in
 from fedsb.adapters.starts import SIDES, Side, Sketch
-from fedsb.rng import torch_generator, torch_stream
-from fedsb.state import Name, State, WeightedSum
+from fedsb.core.rng import torch_generator, torch_stream
+from fedsb.core.state import Name, State, WeightedSum
 
 SIZES: dict[Side, int] = {"right": 1, "left": 0}  # the side of W0 that the probe multiplies
 ROLES: dict[Side, str] = {"right": "Y", "left": "Z"}

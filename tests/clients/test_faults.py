@@ -13,14 +13,14 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from clients import faults as faults_module
 from clients.faults import Faults, drawn
 from fedsb import client_app
-from fedsb.config import load
-from fedsb.errors import UserError
+from fedsb.config.checks import FAULTS
+from fedsb.config.compose import load
+from fedsb.config.schema import FaultConfig
+from fedsb.core.errors import UserError
 from fedsb.privacy.account import LEDGERS
 from fedsb.privacy.codes import CODES
-from fedsb.report.records import RoundRecord, read_run
-from fedsb.rules import FAULTS
+from fedsb.run.records import RoundRecord, read_run
 from fedsb.runtime.local import LocalGrid
-from fedsb.schema import FaultConfig
 from fedsb.server_app import serve
 from tests.strategies.private_runs import EXAMPLE, small
 

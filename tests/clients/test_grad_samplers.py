@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clients.private import sampled_gradients
-from fedsb.rng import torch_generator
+from fedsb.core.rng import torch_generator
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "norm": lambda: nn.LayerNorm(6),

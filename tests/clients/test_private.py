@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clients.private import private_fit
+from fedsb.core.rng import torch_stream
+from fedsb.core.state import HEAD, Name, sha256, subtract
+from fedsb.models.fit import collate
 from fedsb.privacy.randomness import secret_streams
-from fedsb.rng import torch_stream
-from fedsb.state import HEAD, Name, sha256, subtract
-from fedsb.training import collate
 from tests.clients.private_cases import (
     SITE,
     TRAIN,

@@ -20,13 +20,13 @@ from clients.private_evidence import ClippedSum, add_noise, clipped_sketch, pois
 from fedsb.adapters import layers
 from fedsb.adapters.linear import out_in
 from fedsb.adapters.starts import Side
-from fedsb.config import load
-from fedsb.models import AdaptedModel, build_model
+from fedsb.config.compose import load
+from fedsb.core.rng import numpy_generator, torch_generator
+from fedsb.core.state import Name, State, non_finite, squared_norm, subtract
+from fedsb.models.adapted import AdaptedModel, build_model
+from fedsb.models.fit import collate
 from fedsb.privacy.forecast import forecast_snr
-from fedsb.rng import numpy_generator, torch_generator
-from fedsb.state import Name, State, non_finite, squared_norm, subtract
-from fedsb.tasks import TASKS
-from fedsb.training import collate
+from fedsb.tasks.task import TASKS
 from tests.clients.test_evidence import ROLES, Chain, DenseWatch, adapt, chain, probes_for
 
 Losses = Callable[[nn.Module, Any], Tensor]

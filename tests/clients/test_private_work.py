@@ -16,17 +16,17 @@ import clients.private_work
 from clients.private import PrivateFit
 from clients.private_work import Answer, private_evidence, private_round
 from fedsb.adapters.starts import Sketch
-from fedsb.config import load
-from fedsb.errors import UserError
-from fedsb.frozen import Frozen, FrozenMissing
+from fedsb.config.compose import load
+from fedsb.config.schema import PrivacyConfig
+from fedsb.core.errors import UserError
+from fedsb.core.state import Name, State, sha256, squared_norm, subtract
 from fedsb.privacy.account import ALLOWED, DIAGNOSTICS, Account, read_diagnostics
 from fedsb.privacy.accounting import Entry, epsilon_of
 from fedsb.privacy.codes import SelfCheckFailed
 from fedsb.privacy.ledger import BudgetExceeded, Key, Ledger
 from fedsb.privacy.plan import Plan
 from fedsb.privacy.randomness import simulated_streams
-from fedsb.schema import PrivacyConfig
-from fedsb.state import Name, State, sha256, squared_norm, subtract
+from fedsb.wire.frozen import Frozen, FrozenMissing
 from tests.clients.private_cases import SITE, TRAIN, Case, build_case
 
 ENTRY = Entry("gaussian", 0.4, 1.1, 3)

@@ -18,10 +18,10 @@ import clients.private
 from clients.clipping import CLIPPINGS, FlatClipping, PerLayerClipping
 from clients.mechanism_checks import NEVER, too_small
 from clients.private import Mechanism
-from fedsb.privacy.adaptive import LEAST_NORM
+from fedsb.config.checks_privacy import LEAST_NORM
+from fedsb.core.state import HEAD, State
+from fedsb.models.fit import OPTIMIZERS
 from fedsb.privacy.codes import CODES, SelfCheckFailed
-from fedsb.state import HEAD, State
-from fedsb.training import OPTIMIZERS
 from tests.clients.private_cases import Case, build_case, drawn, fit, make_case, mechanism
 
 SOUND = mechanism(0.5, sigma=1.0, rate=0.4, steps=2, max_batch=4)

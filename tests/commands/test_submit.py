@@ -8,7 +8,7 @@ import pytest
 
 from fedsb.cli import main
 from fedsb.commands.submit import ending
-from fedsb.config import load
+from fedsb.config.compose import load
 from fedsb.runtime.connection import RunStatus, own_lines
 from fedsb.runtime.flower import free_port
 

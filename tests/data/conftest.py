@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from fedsb.config import load
-from fedsb.schema import DataConfig, PartitionConfig
+from fedsb.config.compose import load
+from fedsb.config.schema import DataConfig, PartitionConfig
 
 Rows = list[dict[str, Any]]
 

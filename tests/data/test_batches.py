@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from fedsb.data import Examples, made_row, order, packed, pad, tokenise, whole_ids
-from fedsb.tasks import TASKS
+from fedsb.tasks.task import TASKS
 from tests.conftest import decoder_tokenizer, encoder_tokenizer
 
 WORDS = {word: i for i, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "b", "c"])}

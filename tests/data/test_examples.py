@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsb.core.errors import UserError
 from fedsb.data import Examples, find_labels, load_corpus, read_examples
 from fedsb.data.examples import natural_order
-from fedsb.errors import UserError
 
 
 def _dataset(**columns):

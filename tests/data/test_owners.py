@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fedsb.assembly import client_examples, peopled, skew_in
-from fedsb.config import load
-from fedsb.errors import UserError
+from fedsb.app.assembly import client_examples, peopled, skew_in
+from fedsb.config.compose import load
+from fedsb.core.errors import UserError
 
 SHOPS = ("north", "south", "10", "9")
 ROWS = [{"text": f"t{i}", "label": ("no", "yes")[i % 3 == 0], "shop": SHOPS[i % 4]} for i in range(80)]

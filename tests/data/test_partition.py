@@ -11,9 +11,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fedsb.config.checks import CHOICES
+from fedsb.core.errors import UserError
 from fedsb.data import PARTITIONERS, Examples, partition
-from fedsb.errors import UserError
-from fedsb.rules import CHOICES
 
 
 def _train(targets, owners=None):
@@ -124,7 +124,7 @@ def test_dealing_out_loads_no_plotting_library_and_leaves_the_plots_to_who_asks_
 import sys
 from fedsb.data.partition import PARTITIONERS, partition
 from fedsb.data.examples import Examples
-from fedsb.schema import PartitionConfig
+from fedsb.config.schema import PartitionConfig
 config = PartitionConfig("dirichlet", 100.0, 2, None, None)
 partition(Examples(tuple("abcdef"), targets=(0, 1) * 3), config, ("a", "b"), 0)
 assert "flwr_datasets" in sys.modules and not {"seaborn", "matplotlib", "scipy"} & set(sys.modules)

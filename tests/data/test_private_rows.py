@@ -31,15 +31,15 @@ from transformers import (
     T5ForSequenceClassification,
 )
 
-from fedsb.assembly import _MEMO, client_features, num_examples
-from fedsb.config import load
+from fedsb.app.assembly import _MEMO, client_features, num_examples
+from fedsb.config.compose import load
+from fedsb.config.schema import Config, DataConfig
+from fedsb.core.errors import UserError
 from fedsb.data import load_site
 from fedsb.data.private_rows import count_rows, read_private_rows
-from fedsb.errors import UserError
-from fedsb.models import build_model
-from fedsb.schema import Config, DataConfig
-from fedsb.tasks import IGNORED, TASKS
-from fedsb.training import collate
+from fedsb.models.adapted import build_model
+from fedsb.models.fit import collate
+from fedsb.tasks.task import IGNORED, TASKS
 from tests.architectures import BART, T5
 from tests.conftest import encoder_tokenizer, save
 

@@ -14,10 +14,10 @@ import huggingface_hub.constants
 import pandas
 import pytest
 
+from fedsb.config.checks import CHOICES
+from fedsb.core.errors import UserError
 from fedsb.data import SOURCES, load_corpus, read_path, read_raw
 from fedsb.data.sources import BBC_FOLDER, BBC_PACKAGE, packaged_texts
-from fedsb.errors import UserError
-from fedsb.rules import CHOICES
 
 
 def _installed(package):
@@ -49,7 +49,7 @@ def test_bbc_news_holds_2225_articles_on_5_topics_in_a_fixed_order(data_config):
 @pytest.mark.slow
 def test_bbc_news_is_read_without_importing_its_package():
     code = (
-        "import sys; from fedsb.config import load; from fedsb.data import load_corpus; c = load_corpus(load().data, 0); "
+        "import sys; from fedsb.config.compose import load; from fedsb.data import load_corpus; c = load_corpus(load().data, 0); "
         "assert (len(c.train), len(c.test), len(c.labels)) == (1602, 623, 5); "
         f"assert '{BBC_PACKAGE}' not in sys.modules and 'flwr' not in sys.modules and 'opacus' not in sys.modules"
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fedsb.config import load
+from fedsb.config.compose import load
+from fedsb.config.derived import client_names
 from fedsb.data import load_corpus, load_site, load_test, partition
-from fedsb.rules import client_names
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "split_data.py"
 ROWS = [{"review": f"t{i} \u2028 \u20ac\r\n", "note": f"n{i}", "stars": i % 11, "score": i / 7, "shop": f"s{i % 3}"} for i in range(60)]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsb.core.errors import UserError
 from fedsb.data import Examples, hold_out, load_corpus, load_site, load_test
 from fedsb.data.splits import draw
-from fedsb.errors import UserError
 
 ROWS = [{"text": f"t{i}", "label": "abc"[i % 7 % 3], "site": f"s{i % 2}"} for i in range(70)]
 

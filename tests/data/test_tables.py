@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsb.core.errors import UserError
 from fedsb.data import load_corpus, read_path
 from fedsb.data.tables import decoded, named_columns, read_csv
-from fedsb.errors import UserError
 
 GOOD = [{"text": "ein Café", "label": "a"}, {"text": "two, or\nthree", "label": "b"}, {"text": 'a "word"', "label": "a"}]
 FOREIGN = [7, "7b", [1, {"a": []}], {"b": None}, "\ud83d", True, 2**80, 1e400, "x" * 5000, None]

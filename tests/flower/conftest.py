@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fedsb import client_app
-from fedsb.config import load
+from fedsb.config.compose import load
 from fedsb.runtime.local import LocalGrid
 from fedsb.runtime.staging import stage_app
 from fedsb.server_app import serve

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
-from fedsb.errors import UserError
+from fedsb.core.errors import UserError
 from fedsb.privacy.accounting import ACCOUNTANTS, PRV_ERROR, Entry, calibrate, epsilon_of
 from fedsb.privacy.entries import LARGEST_MULTIPLIER, MOST_STEPS, SMALLEST_MULTIPLIER, UNNOISED, read_entry
 from fedsb.privacy.sampling import GRID, SMALLEST_RATE, drawn_rate

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsb.errors import RunError, UserError
+from fedsb.core.errors import RunError, UserError
+from fedsb.node.refusals import code_of
 from fedsb.privacy.claim import NO_MECHANISM, NOT_COVERED, Claim
-from fedsb.privacy.codes import BY_NUMBER, CODES, SelfCheckFailed, code_of
+from fedsb.privacy.codes import BY_NUMBER, CODES, SelfCheckFailed
 from fedsb.privacy.ledger import BudgetExceeded
 from fedsb.report.table import bound, epsilon_text
 

@@ -15,11 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsb.errors import UserError
+from fedsb.core.errors import UserError
+from fedsb.core.rng import torch_generator
+from fedsb.core.state import HEAD, Name, State
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.ledger import KEPT_REPLIES, BudgetExceeded, Key, Ledger
-from fedsb.rng import torch_generator
-from fedsb.state import HEAD, Name, State
 
 HEADER = {"client": "hospital-3", "data": "sha256:ab", "unit": "example", "delta": 1e-5, "examples": 150}
 TRAIN = Entry("gaussian", 16 / 150, 1.2372837, 5)

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsb.config import load
-from fedsb.errors import UserError
+from fedsb.app.private_run import drawn_rounds, plan_of, save_plans, saved_plan, server_plan_of
+from fedsb.config.compose import load
+from fedsb.config.schema import Config
+from fedsb.core.errors import UserError
 from fedsb.privacy.accounting import Entry, epsilon_of
 from fedsb.privacy.plan import Plan, ServerPlan, choose_delta, make_plan, make_server_plan, sampling, unnoised_start
 from fedsb.privacy.sampling import drawn_rate
-from fedsb.private_run import drawn_rounds, plan_of, save_plans, saved_plan, server_plan_of
-from fedsb.schema import Config
 
 BASE = load(["privacy=example", "privacy.epsilon=3", "privacy.accountant=rdp"])
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsb.errors import UserError
+from fedsb.core.errors import UserError
 from fedsb.privacy.codes import BudgetExceeded
 from fedsb.privacy.entries import UNNOISED, Entry
 from fedsb.privacy.ledger import Key, Ledger

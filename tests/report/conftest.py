@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedsb.report.records import RoundRecord, RunFolder
+from fedsb.run.records import RoundRecord, RunFolder
 from tests.report.made import Maker, make_config, make_records, make_summary
 
 

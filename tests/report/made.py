@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fedsb.report.records import RoundRecord
 from fedsb.report.summary import build_summary
+from fedsb.run.records import RoundRecord
 
 # Bytes up, down and one-off a round, and the gap.
 TRAFFIC: dict[str, tuple[int, int, int, float]] = {

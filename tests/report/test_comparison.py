@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsb.errors import UserError
+from fedsb.core.errors import UserError
 from fedsb.report.comparison import mean_text, write_comparison
 from fedsb.report.labels import run_labels
-from fedsb.report.records import RoundRecord, Run, read_run
 from fedsb.report.report import runs_in, write_reports
+from fedsb.run.records import RoundRecord, Run, read_run
 from tests.report.made import SCORES, Maker, make_records
 from tests.report.test_report import table_after
 

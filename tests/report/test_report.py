@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fedsb.errors import UserError
+from fedsb.core.errors import UserError
 from fedsb.report.labels import run_labels
 from fedsb.report.plots import compare, plot_run
-from fedsb.report.records import RoundRecord, read_run
 from fedsb.report.report import report_text, write_comparison, write_report, write_reports
 from fedsb.report.series import curve
+from fedsb.run.records import RoundRecord, read_run
 from tests.report.made import Maker, make_records, make_summary
 
 SECTIONS = ["What ran", "Rounds", "Clients", "Communication", "Exactness", "Privacy", "Failures", "Versions"]

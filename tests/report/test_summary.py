@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import fedsb
-from fedsb.report.records import RoundRecord
 from fedsb.report.series import largest_gap
 from fedsb.report.summary import build_summary, versions
+from fedsb.run.records import RoundRecord
 from tests.report.made import TRAFFIC, make_records, make_summary
 
 KEYS = {

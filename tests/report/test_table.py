@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fedsb.report.records import RoundRecord
 from fedsb.report.table import UNITS, epsilon_text, human_bytes, human_seconds, number, print_summary, round_line
+from fedsb.run.records import RoundRecord
 from tests.report.made import make_records, make_summary
 
 RECORD = RoundRecord(

@@ -12,8 +12,8 @@ import pytest
 import ray
 
 from fedsb import client_app
-from fedsb.config import load
-from fedsb.errors import UserError
+from fedsb.config.compose import load
+from fedsb.core.errors import UserError
 from fedsb.runtime.cluster import start_ray
 from fedsb.runtime.grid import simulated_nodes
 from fedsb.runtime.grids import CLIENT

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsb.config import load
-from fedsb.errors import UserError
+from fedsb.config.compose import load
+from fedsb.core.errors import UserError
 from fedsb.runtime.placement import Placement, Seat, fitting, most_workers, place
 
 CASES = {

@@ -24,24 +24,24 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedsb import cli, client_app, client_stack
-from fedsb.arrays import decode_arrays, encode_arrays
-from fedsb.byte_counts import overhead_bytes
 from fedsb.commands import run as run_command
-from fedsb.config import load
-from fedsb.errors import RunError, UserError
-from fedsb.logs import run_log
-from fedsb.models import forget_models
+from fedsb.config.compose import load
+from fedsb.config.schema import Config
+from fedsb.core.errors import RunError, UserError
+from fedsb.core.logs import run_log
+from fedsb.core.state import Name, State
+from fedsb.models.adapted import forget_models
 from fedsb.privacy.account import DIAGNOSTICS, LEDGERS
-from fedsb.report.records import read_run
+from fedsb.run.records import read_run
 from fedsb.runtime.cluster import RAY_SWITCHES, start_ray
 from fedsb.runtime.grid import simulated_nodes
 from fedsb.runtime.grids import CLIENT, TOGETHER
 from fedsb.runtime.local import LocalGrid
 from fedsb.runtime.pool import Pool, PoolSettings, close_pools, pool_for, pools
 from fedsb.runtime.ray import AHEAD, RayGrid
-from fedsb.schema import Config
 from fedsb.server_app import serve
-from fedsb.state import Name, State
+from fedsb.wire.arrays import decode_arrays, encode_arrays
+from fedsb.wire.byte_counts import overhead_bytes
 from tests.strategies.private_runs import EXAMPLE, small
 
 pytestmark = [

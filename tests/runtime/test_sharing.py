@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from fedsb import loading
-from fedsb.config import load
-from fedsb.frozen import Frozen
-from fedsb.loading import load_network
-from fedsb.models import build_model
+from fedsb.config.compose import load
+from fedsb.core.state import LINE, Name, State
+from fedsb.models import loading
+from fedsb.models.adapted import build_model
+from fedsb.models.loading import load_network
 from fedsb.runtime.sharing import Parts, join, split
-from fedsb.state import LINE, Name, State
-from fedsb.tasks import TASKS
+from fedsb.tasks.task import TASKS
+from fedsb.wire.frozen import Frozen
 
 TEXT = torch.tensor([[2, 5, 6, 7, 3], [2, 9, 3, 0, 0]])
 

@@ -11,17 +11,17 @@ import pytest
 
 from clients import stacked
 from fedsb import client_stack
-from fedsb.checkpoint import load_checkpoint
 from fedsb.client_app import app
-from fedsb.config import load
+from fedsb.config.compose import load
+from fedsb.core.state import squared_norm, subtract
 from fedsb.privacy.account import LEDGERS
 from fedsb.privacy.ledger import Ledger
-from fedsb.report.records import read_run
-from fedsb.resuming import resumed
+from fedsb.run.checkpoint import load_checkpoint
+from fedsb.run.records import read_run
+from fedsb.run.resuming import resumed
 from fedsb.runtime.grids import grid_for
 from fedsb.runtime.local import LocalGrid
 from fedsb.server_app import serve
-from fedsb.state import squared_norm, subtract
 from tests.strategies.private_runs import EXAMPLE, small
 
 RUNS = {

@@ -13,20 +13,20 @@ from flwr.app import Context, Message
 from torch import Tensor
 
 from fedsb.adapters.linear import out_in
-from fedsb.arrays import encode_arrays
-from fedsb.assembly import use_threads
+from fedsb.app.assembly import use_threads
+from fedsb.app.client_job import config_of as client_config
+from fedsb.app.prepare import Prepared, prepare
 from fedsb.client_app import app as client_app
-from fedsb.client_job import config_of as client_config
-from fedsb.frozen import FrozenLog, FrozenStore
-from fedsb.messages import Instruction, Reply, decode_instruction, decode_reply
-from fedsb.models import AdaptedModel, build_model
-from fedsb.preparing import Prepared, prepare
-from fedsb.report.records import RoundRecord
+from fedsb.config.schema import Config
+from fedsb.core.state import HEAD, Name, State, sha256
+from fedsb.models.adapted import AdaptedModel, build_model
+from fedsb.run.records import RoundRecord
 from fedsb.runtime.local import LocalGrid
-from fedsb.schema import Config
 from fedsb.server_app import evaluator
-from fedsb.state import HEAD, Name, State, sha256
-from fedsb.tasks import TASKS
+from fedsb.tasks.task import TASKS
+from fedsb.wire.arrays import encode_arrays
+from fedsb.wire.frozen import FrozenLog, FrozenStore
+from fedsb.wire.messages import Instruction, Reply, decode_instruction, decode_reply
 
 ClientCall = Callable[[Message, Context], Message]
 SPLIT = Path(__file__).resolve().parents[2] / "scripts" / "split_data.py"

@@ -15,21 +15,21 @@ from flwr.app import Context, Message, RecordDict
 from opacus.accountants import RDPAccountant
 from rich.console import Console
 
-from fedsb.arrays import encode_arrays
-from fedsb.assembly import client_features, use_threads
-from fedsb.checkpoint import load_checkpoint
+from fedsb.app.assembly import client_features, use_threads
+from fedsb.app.client_job import config_of as client_config
+from fedsb.app.prepare import Prepared, planned, prepare
+from fedsb.app.private_run import opening_lines
 from fedsb.client_app import app as client_app
-from fedsb.client_job import config_of as client_config
-from fedsb.errors import RunError
-from fedsb.messages import decode_instruction
-from fedsb.preparing import Prepared, planned, prepare
-from fedsb.private_run import opening_lines
+from fedsb.config.schema import Config
+from fedsb.core.errors import RunError
+from fedsb.core.state import State, sha256
 from fedsb.report.progress import Progress
-from fedsb.report.records import RoundRecord, RunFolder, read_run
-from fedsb.resuming import sealed
-from fedsb.schema import Config
+from fedsb.run.checkpoint import load_checkpoint
+from fedsb.run.records import RoundRecord, RunFolder, read_run
+from fedsb.run.resuming import sealed
 from fedsb.server_app import recorder
-from fedsb.state import State, sha256
+from fedsb.wire.arrays import encode_arrays
+from fedsb.wire.messages import decode_instruction
 from tests.conftest import TOPICS
 from tests.strategies.federations import ClientCall, KeepingGrid
 

@@ -13,7 +13,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedsb.client_app import app as client_app
-from fedsb.errors import RunError
+from fedsb.core.errors import RunError
 from fedsb.runtime.local import LocalGrid
 from strategies import roster
 from tests.conftest import made_rows

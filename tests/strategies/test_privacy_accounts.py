@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, Message
 
-from fedsb.assembly import home
+from fedsb.app.assembly import home
 from fedsb.client_app import app as client_app
-from fedsb.errors import RunError
+from fedsb.core.errors import RunError
 from tests.strategies.federations import ClientCall, named
 from tests.strategies.private_runs import CLIENT, EXAMPLE, Finished, run_privately, small, write_table
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from flwr.app import Context, Message
 
-from fedsb.checkpoint import load_checkpoint
 from fedsb.client_app import app as client_app
-from fedsb.errors import UserError
-from fedsb.rng import torch_generator
-from fedsb.schedule import draw_cohort
-from fedsb.sketching import reply_layout, sketch_of
-from fedsb.state import State, squared_norm, subtract
+from fedsb.core.cohort import draw_cohort
+from fedsb.core.errors import UserError
+from fedsb.core.rng import torch_generator
+from fedsb.core.state import State, squared_norm, subtract
+from fedsb.run.checkpoint import load_checkpoint
+from fedsb.wire.sketch_layouts import reply_layout, sketch_of
 from tests.strategies.federations import ClientCall, split_nodes
 from tests.strategies.private_runs import CLIENT, Finished, asked, ledger_lines, rdp_epsilon, releases, run_privately, small
 

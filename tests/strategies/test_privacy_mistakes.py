@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from fedsb.assembly import corpus_of, model_of
+from fedsb.app.assembly import corpus_of, model_of
 from fedsb.cli import main
-from fedsb.config import load
-from fedsb.errors import UserError
+from fedsb.config.compose import load
+from fedsb.core.errors import UserError
 from fedsb.privacy.models import refuse_mixing_layers
 from tests.strategies.private_runs import CLIENT, EXAMPLE, small
 

@@ -12,8 +12,8 @@ import pytest
 from flwr.app import Context, Message
 
 from fedsb.client_app import app as client_app
-from fedsb.errors import RunError
-from fedsb.folders import home
+from fedsb.core.errors import RunError
+from fedsb.core.folders import home
 from fedsb.privacy.codes import CODES
 from tests.conftest import TOPICS
 from tests.strategies.federations import ClientCall, named

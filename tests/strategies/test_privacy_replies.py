@@ -10,15 +10,15 @@ import pytest
 from flwr.app import Context, Message
 from flwr.common.serde import recorddict_to_proto
 
-from fedsb.assembly import _MEMO
+from fedsb.app.assembly import _MEMO
+from fedsb.app.client_job import _store
 from fedsb.client_app import app as client_app
-from fedsb.client_job import _store
-from fedsb.errors import RunError
-from fedsb.folders import home
-from fedsb.messages import encode_code
+from fedsb.core.errors import RunError
+from fedsb.core.folders import home
+from fedsb.core.state import Layout
 from fedsb.privacy.account import ALLOWED
 from fedsb.privacy.codes import CODES
-from fedsb.state import Layout
+from fedsb.wire.messages import encode_code
 from strategies.inbox import Inbox
 from strategies.rounds import ACCOUNT
 from tests.strategies.federations import named
@@ -108,7 +108,7 @@ def test_an_exception_leaves_a_real_node_as_a_code_and_a_key(
     assert run.records[2].failed == {"a": f"{code.text} (key at fault: data.labels)"}
     assert "secret" not in "".join(path.read_text() for path in (tmp_path / "run").glob("*.*l*"))
     assert run.records[2].clients == ("b",)
-    [line] = [record.getMessage() for record in caplog.records if record.name == "fedsb.client_job"]
+    [line] = [record.getMessage() for record in caplog.records if record.name == "fedsb.app.client_job"]
     assert "secret-diagnosis" in line
     assert all(told in line for told in ("'train' of run 1, round 2, client 'a'", "overrides: model=pretrained"))
 

@@ -17,13 +17,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsb.arrays import decode_arrays
-from fedsb.assembly import _MEMO
+from fedsb.app.assembly import _MEMO
 from fedsb.client_app import app as client_app
-from fedsb.folders import home
+from fedsb.core.folders import home
 from fedsb.privacy.codes import CODES
 from fedsb.privacy.entries import UNNOISED, read_entry
 from fedsb.runtime.grid import context_of
+from fedsb.wire.arrays import decode_arrays
 from tests.strategies.federations import KeepingGrid, named
 from tests.strategies.private_runs import EXAMPLE, Watch, metrics_of, run_privately, small
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from flwr.app import Context, Error, Message
 
+from fedsb.app.client_job import config_of as client_config
 from fedsb.client_app import app as client_app
-from fedsb.client_job import config_of as client_config
 from fedsb.server_app import serve
 from tests.strategies.federations import ClientCall, KeepingGrid, named
 from tests.strategies.private_runs import CLIENT, EXAMPLE, asked, run_privately, small, write_table

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedsb.adapters import SPECS
-from fedsb.arrays import quantise
-from fedsb.errors import UserError
-from fedsb.rng import torch_generator
-from fedsb.state import HEAD, Layout, Name, State, WeightedSum
+from fedsb.core.errors import UserError
+from fedsb.core.rng import torch_generator
+from fedsb.core.state import HEAD, Layout, Name, State, WeightedSum
+from fedsb.wire.arrays import quantise
 from strategies import FedExLoRA, Participation
-from strategies.fedex_lora import FedExReducer
+from strategies.methods.fedex_lora import FedExReducer
 from strategies.reducers import Aggregate, MeanReducer, Reducer
 from strategies.server_optimizer import ServerOptimizer, server_optimizer
 

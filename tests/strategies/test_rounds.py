@@ -19,16 +19,16 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedsb.assembly import model_of
+from fedsb.app.assembly import model_of
+from fedsb.app.client_job import _store
+from fedsb.app.client_job import config_of as client_config
 from fedsb.client_app import app as client_app
-from fedsb.client_job import _store
-from fedsb.client_job import config_of as client_config
-from fedsb.cost import method_cost
-from fedsb.errors import RunError
-from fedsb.frozen import ROOT
-from fedsb.messages import decode_instruction, encode_missing
+from fedsb.core.errors import RunError
+from fedsb.core.state import HEAD, Name, State
+from fedsb.cost.foretell import method_cost
 from fedsb.report.series import final_metrics
-from fedsb.state import HEAD, Name, State
+from fedsb.wire.frozen import ROOT
+from fedsb.wire.messages import decode_instruction, encode_missing
 from strategies import STRATEGIES
 from strategies.rounds import RoundState
 from tests.strategies.federations import (

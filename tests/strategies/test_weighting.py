@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsb.state import Name, State, WeightedSum
+from fedsb.core.state import Name, State, WeightedSum
 from strategies.server_optimizer import server_step
 from strategies.weighting import WEIGHTINGS, FedAU
 

@@ -1,0 +1,149 @@
+"""How far the weight that clients hold after a round is from the mean of what they trained, computed from factors.
+
+``gap = ‖ΔW_held − Σ w_i ΔW_i‖_F / ‖Σ w_i ΔW_i‖_F`` over all adapted modules and the head, where ``ΔW_i = s · B_i [R_i] A_i`` comes
+from the uploads and ``ΔW_held`` is the product of what the server hands out next plus the residual of this round. Residuals of
+earlier rounds are in both and cancel; the head counts as its change since the first round. No m x n matrix is formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedsb.adapters import AdapterSpec
+from fedsb.adapters.held import HeldWeights
+from fedsb.core.state import HEAD, Name, State, WeightedSum, squared_norm, subtract
+
+Term = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Norms of a comparison: of the difference, and of the mean update it is measured against."""
+
+    difference: float
+    update: float
+
+    @property
+    def relative(self) -> float:
+        """The exactness gap; 0 where nothing moved and nothing differs."""
+        return 0.0 if self.difference == 0 else self.difference / max(self.update, 1e-300)
+
+
+def low_rank_squared_norm(terms: Sequence[Term]) -> float:
+    """Return ``‖Σ_j L_j R_j‖_F²`` for L_j (m, ρ_j), R_j (ρ_j, n), through two Gram matrices in float64."""
+    left = torch.cat([term[0].double() for term in terms], dim=1)
+    right = torch.cat([term[1].double() for term in terms], dim=0)
+    return max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))
+
+
+class ExactnessMeter:
+    """Collects a round's uploads and compares their mean product with what is handed out.
+
+    A family with at most one trained factor is linear in it, so a running sum suffices; with two, the uploads are kept until the
+    round ends.
+
+    Args:
+        spec: the adapter family.
+        scale: s.
+        start: the first trained state; the head's change is measured from it.
+    """
+
+    def __init__(self, spec: AdapterSpec, scale: float, start: State) -> None:
+        self._spec = spec
+        self._scale = scale
+        self._start_head = start.pick(HEAD)
+        self._linear = len(spec.trained) <= 1
+        self.begin(State())
+
+    def begin(self, basis: State) -> None:
+        """Start a round whose frozen factors are ``basis``."""
+        self._basis = basis
+        self._sum = WeightedSum()
+        self._uploads: list[tuple[State, float]] = []
+
+    def add(self, upload: State, weight: float) -> None:
+        """Take one upload."""
+        if self._linear:
+            self._sum.add(upload, weight)
+        else:
+            self._sum.add(upload.pick(HEAD), weight)
+            self._uploads.append((upload, weight))
+
+    def measure(self, held: State, residual: State, *, lost: float = 0.0) -> Gap:
+        """Compare with the state handed out next.
+
+        Args:
+            held: as clients will decode it.
+            residual: what this round adds to the frozen weights (roles U, V).
+            lost: weighted mean of ``‖ΔW_i − ΔW_i as decoded‖_F``, which a coarse wire took from the uploads before they came here;
+                it is added to the difference, an upper bound by the triangle inequality.
+        """
+        mean = self._mean()
+        difference, update = self._head_squares(mean, held)
+        for module in held.modules:
+            wanted = self._wanted(module, mean)
+            given = [self._product(module, held, 1.0)]
+            if Name(module, "U") in residual:
+                given.append((residual[Name(module, "U")], residual[Name(module, "V")]))
+            update += low_rank_squared_norm(wanted)
+            difference += self._linear_difference(module, mean, held) if self._linear else low_rank_squared_norm(_minus(given, wanted))
+        return Gap(difference**0.5 + lost, update**0.5)
+
+    def measure_held(self, held: State, weights: HeldWeights, residuals: Mapping[str, Tensor], *, lost: float = 0.0) -> Gap:
+        """Compare the weights that clients will compute with, rounded as they are, over the modules that ``weights`` holds and the head.
+
+        Args:
+            held: as clients will decode it.
+            weights: the frozen ones, told of this round's beginning.
+            residuals: what clients will add to them, with this round's share.
+            lost: see :meth:`measure`; of all modules, and so an upper bound for a sample too.
+        """
+        mean = self._mean()
+        difference, update = self._head_squares(mean, held)
+        for module in weights.modules:
+            wanted = self._wanted(module, mean)
+            difference += weights.squared_difference(module, residuals, _minus([self._product(module, held, 1.0)], wanted))
+            update += low_rank_squared_norm(wanted)
+        return Gap(difference**0.5 + lost, update**0.5)
+
+    def _mean(self) -> State:
+        return self._sum.mean() if self._sum.total_weight and (self._linear or len(self._start_head)) else State()
+
+    def _head_squares(self, mean: State, held: State) -> tuple[float, float]:
+        head = mean.pick(HEAD)
+        return squared_norm(subtract(head, held)), squared_norm(subtract(head, self._start_head))
+
+    def _wanted(self, module: str, mean: State) -> list[Term]:
+        if self._linear:
+            return [self._product(module, mean, 1.0)]
+        total = sum(weight for _, weight in self._uploads)
+        return [self._product(module, upload, weight / total) for upload, weight in self._uploads]
+
+    def _linear_difference(self, module: str, mean: State, held: State) -> float:
+        role = self._spec.trained[0]
+        name = Name(module, role)
+        change = State({name: held[name].double() - mean[name].double()})
+        return low_rank_squared_norm([self._product(module, change, 1.0)])
+
+    def _product(self, module: str, state: State, weight: float) -> Term:
+        factors = [state.get(Name(module, role), self._basis.get(Name(module, role))) for role in self._spec.factors]
+        left = factors[0].double() * (self._scale * weight)  # type: ignore[union-attr]
+        for factor in factors[1:-1]:
+            left = left @ factor.double()  # type: ignore[union-attr]
+        return left, factors[-1].double()  # type: ignore[union-attr]
+
+
+def _minus(given: Sequence[Term], wanted: Sequence[Term]) -> list[Term]:
+    return [*given, *((-left, right) for left, right in wanted)]
+
+
+def encoding_error(upload: State, decoded: State, spec: AdapterSpec, scale: float, basis: State) -> float:
+    """Return ``‖ΔW − ΔW as decoded‖_F`` of one upload, head included: what the wire's dtype takes away."""
+    meter = ExactnessMeter(spec, scale, upload)
+    meter.begin(basis)
+    meter.add(upload, 1.0)
+    return meter.measure(decoded, State()).difference

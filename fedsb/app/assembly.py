@@ -1,0 +1,292 @@
+"""From a configuration to the parts of a run. The composition roots call this; nothing below it sees a whole ``Config``.
+
+What is expensive (data, tokens, model) is made once a process and reused by every message and, in a sweep, by every job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeGuard, TypeVar
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from fedsb.config.checks import check
+from fedsb.config.derived import client_names
+from fedsb.config.schema import Config
+from fedsb.core.errors import UserError
+from fedsb.core.folders import home
+from fedsb.core.logs import speech
+from fedsb.core.rng import numpy_generator
+from fedsb.data import (
+    Corpus,
+    Examples,
+    PrivateRows,
+    hold_out,
+    limit_of,
+    load_corpus,
+    load_site,
+    load_test,
+    natural_order,
+    partition,
+    thin,
+    tokenise,
+    whole_ids,
+)
+from fedsb.data.skew import Skew, skew_of
+from fedsb.models.adapted import AdaptedModel, cached_model
+from fedsb.models.loading import load_tokenizer, resolve_device
+from fedsb.node.own_data import at_site, private_count, private_features, private_rows
+from fedsb.report.progress import PROGRESS, Progress
+from fedsb.tasks.task import TASKS, Task
+
+Features = list[dict[str, Any]]
+Value = TypeVar("Value")
+LOOKED_AT = 1000  # texts, to tell how many are cut
+CORES = torch.get_num_threads()  # before anyone sets it: what the machine has, or OMP_NUM_THREADS allows
+_MEMO: dict[str, dict[str, Any]] = {}
+
+
+def _once(kind: str, key: object, make: Callable[[], Value]) -> Value:
+    """Return the value for ``key``, made at most once while it is the last of its kind."""
+    table = _MEMO.setdefault(kind, {})
+    name = repr(key)
+    if name not in table:
+        table.clear()
+        table[name] = make()
+    value: Value = table[name]
+    return value
+
+
+def task_of(config: Config) -> Task:
+    """Return the task."""
+    return TASKS[config.model.task or config.data.task]
+
+
+def use_threads(config: Config) -> None:
+    """Set torch's threads: equal numbers give equal bits on every runtime."""
+    torch.set_num_threads(config.runtime.threads)
+
+
+@contextmanager
+def every_core() -> Iterator[None]:
+    """Let torch use all cores inside the block, where bits do not matter: the server evaluates while its clients wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(CORES)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def corpus_of(config: Config) -> Corpus:
+    """Load the data as a simulation does, all of it; or the server's test file where it holds no training data."""
+    column = config.federation.partition.column if config.federation.partition.kind == "natural" else None
+    key = (config.data, config.seed, column)
+    if config.data.path is None and config.data.test_path is not None and config.data.kind != "bbc_news":
+        return _once("corpus", key, lambda: load_test(config.data))
+    return _once("corpus", key, lambda: load_corpus(config.data, config.seed, column))
+
+
+def peopled(config: Config) -> Config:
+    """Return the configuration with its clients by name: those of a natural partition are the owners that its column names.
+
+    Raises:
+        UserError: the table names no owner, or names more or fewer than ``federation.num_clients``.
+    """
+    federation = config.federation
+    if federation.partition.kind != "natural" or federation.names is not None:
+        return config
+    if federation.partition.column is None:
+        raise UserError("federation.partition.kind=natural needs the column that names the owner: add federation.partition.column=…")
+    owners = natural_order(corpus_of(config).train.owners or ())
+    if not owners:
+        raise UserError("federation.partition.kind=natural finds no table here to deal out; name the clients: federation.names=[…]")
+    if federation.num_clients not in (0, len(owners)):
+        raise UserError(
+            f"federation.partition.column={federation.partition.column} names {len(owners)} owners in the training part for "
+            f"{federation.num_clients} clients; leave federation.num_clients out, or choose another column"
+        )
+    named = replace(config, federation=replace(federation, names=owners, num_clients=len(owners)))
+    check(named)
+    return named
+
+
+def parts_of(config: Config) -> dict[str, tuple[int, ...]]:
+    """Return which training examples each simulated client holds; empty on a server that holds no training data."""
+    corpus = corpus_of(config)
+    if not len(corpus.train):
+        return {}
+    key = (config.data, config.seed, config.federation.partition, client_names(config))
+    return _once("parts", key, lambda: partition(corpus.train, config.federation.partition, client_names(config), config.seed))
+
+
+def skew_in(config: Config) -> Skew | None:
+    """Return how a simulation's examples are dealt out; None on a server that holds no training data."""
+    corpus, parts = corpus_of(config), parts_of(config)
+    return skew_of(corpus.train, parts, corpus.labels) if parts else None
+
+
+def client_examples(config: Config, client: str, data_path: str | None, labels: tuple[str, ...]) -> tuple[Examples, Examples]:
+    """Return what a client trains on and what it holds out.
+
+    Args:
+        config: the run's configuration.
+        client: logical client.
+        data_path: the operator's own data on a real node; None in a simulation.
+        labels: class names as the server sent them.
+
+    Raises:
+        UserError: the client is not part of the simulation, or its data cannot be read.
+    """
+    if _is_private_site(data_path, config):
+        rows = _private_rows(config, data_path, labels).examples
+        return rows, rows.take(())
+    if data_path is not None:
+        examples = _once("site", (config.data, data_path, labels), lambda: at_site(lambda: load_site(config.data, data_path, labels)))
+    else:
+        parts = parts_of(config)
+        if client not in parts:
+            raise UserError(f"no simulated client '{client}'; known: {', '.join(sorted(parts)[:8])}")
+        examples = corpus_of(config).train.take(parts[client])
+    return hold_out(examples, config.data.client_test_fraction, seed=config.seed, client=client)
+
+
+def num_examples(config: Config, client: str, data_path: str | None, labels: tuple[str, ...]) -> int:
+    """Return how many training examples a client has; on a real node under ``privacy.unit=example`` its rows are counted and not read.
+
+    Raises:
+        UserError: see :func:`client_examples`.
+    """
+    if _is_private_site(data_path, config):
+        return private_count(config.data, data_path)
+    return len(client_examples(config, client, data_path, labels)[0])
+
+
+def _is_private_site(data_path: str | None, config: Config) -> TypeGuard[str]:
+    return data_path is not None and config.privacy.unit == "example"
+
+
+def _private_rows(config: Config, data_path: str, labels: tuple[str, ...]) -> PrivateRows:
+    return _once("private site", (config.data, data_path, labels), lambda: private_rows(config.data, data_path, labels, task_of(config)))
+
+
+def client_features(config: Config, client: str, data_path: str | None, labels: tuple[str, ...]) -> tuple[Features, Features]:
+    """Return a client's tokenised training and held-out examples."""
+    key = (config.data, config.model, config.train.max_length, config.seed, config.federation, config.privacy.unit, labels)
+    # As many clients as there are: together they hold the data once, and one that was dropped would be tokenised again each round.
+    known: dict[tuple[str, str | None], tuple[Features, Features]] = _once("features", key, dict)
+    if (client, data_path) not in known:
+        train, held_out = client_examples(config, client, data_path, labels)
+        if _is_private_site(data_path, config):
+            rows = _private_rows(config, data_path, labels)
+            task, most = task_of(config), config.train.max_length
+            known[client, data_path] = private_features(rows, most, lambda e: features_of(config, e), no_target=task.no_target), []
+        else:
+            known[client, data_path] = features_of(config, train), features_of(config, held_out)
+    return known[client, data_path]
+
+
+def features_of(config: Config, examples: Examples) -> Features:
+    """Tokenise examples and put their targets beside the tokens."""
+    ends = not task_of(config).has_head
+    features = [dict(f) for f in tokenise(examples, _tokenizer(config), config.train.max_length, ends=ends)]
+    if examples.targets is None:
+        return features
+    return [{**f, "target": target} for f, target in zip(features, examples.targets, strict=True)]
+
+
+def _tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    tokenizer = _once("tokenizer", config.model, lambda: load_tokenizer(config.model))
+    if tokenizer is None:
+        raise UserError(f"model '{config.model.name}' has no tokenizer; set model.tokenizer to a folder or hub id")
+    return tokenizer
+
+
+def test_features(config: Config) -> Features:
+    """Return the tokenised test split, or of it what ``eval.max_examples`` leaves."""
+    most = config.eval.max_examples
+    key = (config.data, config.model, config.train.max_length, config.seed, most)
+    return _once(
+        "test", key, lambda: features_of(config, thin(corpus_of(config).test, most, numpy_generator(config.seed, "eval.max_examples")))
+    )
+
+
+def cut_texts(config: Config) -> str:
+    """Say what share of the training texts, or of the test texts where there are none here, is cut; nothing where none is.
+
+    Of many texts it looks at :data:`LOOKED_AT`, drawn by the seed.
+    """
+    corpus, tokenizer, ends = corpus_of(config), _tokenizer(config), not task_of(config).has_head
+    part, examples = ("training texts", corpus.train) if len(corpus.train) else ("test texts", corpus.test)
+    if len(examples) > LOOKED_AT:
+        rows = numpy_generator(config.seed, "cut texts").choice(len(examples), LOOKED_AT, replace=False)
+        part, examples = f"{LOOKED_AT:,} {part} looked at", examples.take(rows.tolist())
+    limit = limit_of(tokenizer, config.train.max_length)
+    share = sum(len(ids) > limit for ids in whole_ids(examples, tokenizer, ends=ends)) / max(1, len(examples))
+    if not share:
+        return ""
+    whose = "train.max_length" if limit == config.train.max_length else "the model's limit"
+    return f"{share:.{0 if share >= 0.01 else 1}%} of the {part} are longer than {whose}={limit} tokens: their ends are cut off"
+
+
+def public_features(config: Config) -> Features:
+    """Return the tokenised public split.
+
+    Raises:
+        UserError: there is none.
+    """
+    public = corpus_of(config).public
+    if public is None or not len(public):
+        raise UserError("init.evidence=public needs text the server may hold; set data.public_path=… or data.public_fraction=0.05")
+    return features_of(config, public)
+
+
+def model_of(config: Config, labels: tuple[str, ...], device: str | None = None) -> AdaptedModel:
+    """Return the process's model with its adapters, on the configured device or another one."""
+    return cached_model(
+        config.model,
+        config.adapter,
+        family=config.method.adapter,
+        task=task_of(config),
+        labels=labels,
+        seed=config.seed,
+        device=resolve_device(device or config.device),
+    )
+
+
+def progress_of(config: Config) -> Progress:
+    """Return what shows a run while it is under way."""
+    train, clients, steps = config.train, config.federation.num_clients, config.train.local_steps
+    held = len(corpus_of(config).train)  # none on a server of real nodes
+    examples = steps * train.batch_size if steps is not None else train.local_epochs * held / clients if held else None
+    return PROGRESS[speech(config.progress)](config.federation.num_rounds, examples=examples)
+
+
+def run_folder(config: Config, run: str, given: str | None = None) -> Path:
+    """Return the folder of a run: that of a resumed one, else as the command line has set it, else ``output``, else under :func:`home`."""
+    return Path(config.resume or given or config.output or home() / "runs" / run)
+
+
+def anchored(config: Config, folder: Path) -> Config:
+    """Resolve relative paths of data, model and output against ``folder``; hub ids stay as they are.
+
+    Under Flower the process that reads a configuration does not stand where its user does.
+    """
+
+    def absolute(value: str | None) -> str | None:
+        return str(folder / value) if value and (folder / value).exists() else value
+
+    data = replace(
+        config.data,
+        path=absolute(config.data.path),
+        test_path=absolute(config.data.test_path),
+        public_path=absolute(config.data.public_path),
+    )
+    model = replace(config.model, name=absolute(config.model.name) or "") if config.model.kind == "pretrained" else config.model
+    model = replace(model, tokenizer=absolute(model.tokenizer))
+    output, resume = (None if path is None else str(folder / path) for path in (config.output, config.resume))
+    return replace(config, data=data, model=model, output=output, resume=resume)

@@ -1,0 +1,51 @@
+"""Where a run's factors start: at once on the server, or in a phase with the clients."""
+
+from __future__ import annotations
+
+from clients import dense_gradients, draw_evidence, give_evidence
+from fedsb.adapters.starts import DATA_FREE, core, sign_start
+from fedsb.app.assembly import public_features, task_of
+from fedsb.config.derived import start_kind
+from fedsb.config.schema import Config
+from fedsb.core.state import State
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.fit import collate
+from fedsb.wire.frozen import FrozenLog
+from fedsb.wire.sketch_layouts import sketch_of
+from strategies.base import Start
+from strategies.gradient_start import GradientStart
+
+
+def first_factors(config: Config, adapted: AdaptedModel, frozen: FrozenLog) -> tuple[State, Start | None]:
+    """Return the first trained state and what is left to do with the clients; a basis known already goes to the log."""
+    adapted.reset()
+    base, kind, init, rank = adapted.trained(), start_kind(config), config.init, config.adapter.rank
+    if kind is None:
+        return base, None
+    if kind == "gradient" and init.evidence == "clients":
+        sketch, noised = sketch_of(init, rank, config.seed), bool(config.privacy.init_fraction)
+        return base, GradientStart(sketch, adapted.shapes, core_kind=init.core, step=init.step, noised=noised)
+    if kind == "gradient":
+        found = public_start(config, adapted)
+        factors = found.pick("A", "B").merge(core(found, init.core, step=init.step, scale=adapted.scale))
+    else:
+        factors = DATA_FREE[config.method.adapter, kind](adapted.weights(), rank, config.seed)
+    frozen.append(factors.pick(*adapted.spec.frozen))
+    return base.merge(factors.pick(*adapted.spec.trained)), None
+
+
+def public_start(config: Config, adapted: AdaptedModel) -> State:
+    """Return B, A and the singular values of the gradient on the server's public text: the same sketch, with one party."""
+    task, init = task_of(config), config.init
+    examples = draw_evidence(public_features(config), init.num_examples, seed=config.seed, client="public")
+    if init.update == "sign":
+        chunks = [examples[i : i + init.micro_batch] for i in range(0, len(examples), init.micro_batch)]
+        batches = [(batch, task.terms(batch)) for batch in (collate(chunk, adapted, task) for chunk in chunks)]
+        gradients = dense_gradients(adapted.model, batches, lambda model, batch: task.loss(task.forward(model, batch), batch))
+        return sign_start(gradients, config.adapter.rank, config.seed)
+    sketch = sketch_of(init, config.adapter.rank, config.seed)
+    probes = mean = State()
+    for number, stage in enumerate(sketch.exchanges):
+        probes = sketch.basis(mean) if number else State()
+        mean = give_evidence(adapted, task, examples, sketch=sketch, stage=stage, probes=probes, micro_batch=init.micro_batch)
+    return sketch.finish(mean, probes)

@@ -1,0 +1,134 @@
+"""What a run needs before anything is written: data, model, strategy and plans, each held against the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from fedsb.adapters.held import HeldWeights
+from fedsb.app.assembly import corpus_of, model_of, parts_of, task_of, test_features
+from fedsb.app.first_factors import first_factors
+from fedsb.app.private_run import client_plans, server_plan_of
+from fedsb.config.derived import client_names
+from fedsb.config.schema import Config
+from fedsb.core.cohort import evaluated_rounds
+from fedsb.core.errors import UserError
+from fedsb.core.logs import say_early
+from fedsb.core.state import State
+from fedsb.models.adapted import AdaptedModel
+from fedsb.privacy.models import refuse_mixing_layers
+from fedsb.privacy.plan import Plan, ServerPlan
+from fedsb.run.checkpoint import Snapshot
+from fedsb.runtime.grid import SimulationGrid
+from fedsb.runtime.stack_size import check_stack
+from fedsb.wire.frozen import FrozenLog
+from strategies import STRATEGIES, LowRankStrategy, Participation
+from strategies.carried import recall
+from strategies.privacy.client_unit import check_sum, client_privacy
+from strategies.server_optimizer import server_optimizer
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known, and checked, before anything is written."""
+
+    config: Config
+    labels: tuple[str, ...]
+    adapted: AdaptedModel
+    strategy: LowRankStrategy
+    initial: State
+    plans: Mapping[str, Plan] = field(default_factory=dict)
+    server_plan: ServerPlan | None = None
+
+    @property
+    def every_plan(self) -> list[Plan | ServerPlan]:
+        """The clients' plans, or the server's."""
+        return list(self.plans.values()) if self.server_plan is None else [self.server_plan]
+
+
+def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None = None, *, device: str | None = None) -> Prepared:
+    """Load data and model, check that they fit, and build the strategy, to go on after ``snapshot``; writes nothing.
+
+    Args:
+        config: the whole configuration.
+        snapshot: what to go on after.
+        told: the overrides that real nodes must be told; None where they see them, or nobody knows them.
+        device: where the server computes; None: as configured.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    if config.privacy.unit == "client":
+        check_sum(f"method={config.method.name}", STRATEGIES[config.method.name].sums_uploads)
+    corpus = corpus_of(config)
+    parts_of(config)
+    test_features(config)  # before the weights, which may take long
+    adapted = model_of(config, corpus.labels, device)
+    server_plan = server_plan_of(config) if config.privacy.unit == "client" else None
+    if config.privacy.unit == "example":
+        refuse_mixing_layers(adapted.model)
+    frozen = FrozenLog()
+    initial, start = first_factors(config, adapted, frozen)
+    federation = config.federation
+    o = federation.server_optimizer
+    strategy = build_strategy(
+        config,
+        spec=adapted.spec,
+        layout=adapted.layout,
+        scale=adapted.scale,
+        labels=corpus.labels,
+        frozen=frozen,
+        participation=Participation(
+            clients=client_names(config),
+            fraction=federation.fraction,
+            weighting=federation.weighting,
+            cutoff=federation.cutoff,
+            min_replies=federation.min_replies,
+            wait=federation.wait,
+            replace_nodes=federation.replace_nodes,
+            overrides=told,
+            resumed=config.resume is not None,
+            say=partial(say_early, progress=config.progress),
+            evaluate=federation.evaluate_clients,
+            evaluated=evaluated_rounds(config.eval.every, federation.num_rounds),
+            seed=config.seed,
+            private=config.privacy.unit != "none",
+            client_privacy=client_privacy(config.privacy, server_plan, seed=config.seed),
+        ),
+        server_optimizer=server_optimizer(o.name, lr=o.lr, momentum=o.momentum, betas=o.betas, eps=o.eps),
+        wire_dtype=federation.wire_dtype,
+        # Measured from the uploads as they are, it is no function of their noised sum.
+        exactness=federation.exactness and server_plan is None,
+        held_weights=HeldWeights(adapted.weights(), config.seed),
+        start=start,
+    )
+    if snapshot is not None:
+        initial = snapshot.state
+        recall(strategy, snapshot)
+    return Prepared(config, corpus.labels, adapted, strategy, initial, server_plan=server_plan)
+
+
+def planned(prepared: Prepared, grid: Grid) -> Prepared:
+    """Add the clients' plans under ``privacy.unit=example``, once they have said how many examples they have; writes nothing."""
+    if isinstance(grid, SimulationGrid):
+        check_stack(prepared.config, prepared.adapted, task_of(prepared.config), grid.seat)
+    if prepared.config.privacy.unit != "example":
+        return prepared
+    return replace(prepared, plans=client_plans(prepared.config, prepared.strategy.connect(grid).num_examples))
+
+
+def build_strategy(config: Config, **parts: Any) -> LowRankStrategy:
+    """Build the strategy of a method.
+
+    Raises:
+        UserError: an option that the method does not have.
+    """
+    try:
+        return STRATEGIES[config.method.name](**config.method.options, **parts)
+    except TypeError as error:
+        given = ", ".join(config.method.options) or "none"
+        raise UserError(f"method '{config.method.name}' does not take these method.options ({given}): {error}") from None

@@ -1,0 +1,138 @@
+"""Writes each round to the run's folder and shows it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fedsb.core.state import State
+from fedsb.privacy.account import LEDGERS, read_diagnostics
+from fedsb.privacy.claim import Claim
+from fedsb.report.progress import Progress
+from fedsb.report.table import round_line
+from fedsb.run.checkpoint import Memory, Snapshot, save_checkpoint
+from fedsb.run.records import RoundRecord, RunFolder
+from fedsb.wire.frozen import FrozenLog
+
+LOG = logging.getLogger(__name__)
+DIAGNOSED = {"loss": "train_loss", "clip_rate": "clip_rate", "signal_to_noise": "signal_to_noise", "clip_norm": "clip_norm"}
+
+ACCOUNTS, SILENT = "accounts", "silent"
+
+
+class Recorder:
+    """The listener of a run.
+
+    Args:
+        folder: of the run.
+        progress: shows it.
+        claim: what can be said of epsilon.
+        simulated: tells whether the clients are simulated; known once the nodes are.
+        server_accounts: every client's account in the server's ledger, under client-level privacy.
+        memory: gives what the strategy carries on; checkpoints hold it.
+        run: fingerprint of the configuration.
+        keep: number of checkpoints to keep.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        progress: Progress,
+        claim: Claim,
+        *,
+        simulated: Callable[[], bool],
+        server_accounts: Callable[[], dict[str, dict[str, float]]] | None = None,
+        memory: Callable[[], Memory] = Memory,
+        run: str = "",
+        keep: int = 1,
+    ) -> None:
+        self.records: list[RoundRecord] = []
+        self.claim = claim
+        self._folder = folder
+        self._progress = progress
+        self._simulated = simulated
+        self._server_accounts = server_accounts
+        self._memory = memory
+        self._run = run
+        self._keep = keep
+
+    def resume(self, records: Sequence[RoundRecord], memory: Memory) -> None:
+        """Go on after the rounds of ``records``, with what was known of the clients' accounts."""
+        self.records = list(records)
+        self.claim.accounts = {client: dict(account) for client, account in memory.facts[ACCOUNTS].items()}
+        self.claim.silent = set(memory.facts[SILENT])
+
+    def say(self, line: str) -> None:
+        """Show a line, and log it."""
+        LOG.info(line)
+        self._progress.say(line)
+
+    def begin(self, round_number: int, clients: Sequence[str], stage: str) -> None:
+        """Show that an exchange begins; those of the start have a line each, since their round's line comes late."""
+        if stage:
+            self.say(f"{stage}, {len(clients)} clients")
+        LOG.debug("round %d asks %s", round_number, ", ".join(clients))
+        self._progress.begin(round_number, clients)
+
+    def reply(self, client: str, ok: bool) -> None:
+        """Show a reply."""
+        if self.claim.unit == "none" or self._simulated():  # the order in which replies come is one of time
+            LOG.debug("reply of %s %s", client, "counts" if ok else "does not count")
+        self._progress.reply(client, ok)
+
+    def stopped(self, record: RoundRecord | None) -> None:
+        """Append the record of a round that stopped the run: its failures count like any other's."""
+        if record is not None:
+            record = self._with_privacy(record)
+            self._tell(record)
+            self._folder.append(record)
+
+    def end(self, record: RoundRecord, state: State, frozen: FrozenLog) -> None:
+        """Append the record, save a checkpoint, print the round's line."""
+        record = self._with_privacy(record)
+        self.records.append(record)
+        self._tell(record)
+        self._folder.append(record)
+        self._save(record.round, state, frozen)
+        self._progress.end(record)
+
+    def _tell(self, record: RoundRecord) -> None:
+        """Log a round, and why each of its failures was none of its replies."""
+        LOG.info(round_line(record, self._progress.num_rounds))
+        for client, reason in record.failed.items():
+            LOG.info("round %d: %s failed: %s", record.round, client, reason)
+
+    def _save(self, number: int, state: State, frozen: FrozenLog) -> None:
+        memory = self._memory()
+        facts = {**memory.facts, ACCOUNTS: self.claim.accounts, SILENT: sorted(self.claim.silent)}
+        snapshot = Snapshot(number, state, frozen, Memory(memory.states, facts))
+        save_checkpoint(self._folder.checkpoints, snapshot, run=self._run, keep=self._keep)
+
+    def _with_privacy(self, record: RoundRecord) -> RoundRecord:
+        """Add epsilon so far, and keep what no noise covers to simulations."""
+        if self.claim.unit == "none":
+            return record
+        if self._server_accounts is None:
+            self.claim.note(record.accounts, tuple(record.failed))
+        else:
+            self.claim.note(self._server_accounts(), ())
+        simulated = self._simulated()
+        uncovered = {**record.simulation_only, **self._diagnosed(record)} if simulated else {}
+        # In dispatch order they would be ranked by their numbers of examples.
+        names: dict[str, Any] = {"clients": tuple(sorted(record.clients)), "failed": dict(sorted(record.failed.items()))}
+        times: dict[str, Any] = {} if simulated else {"wall_s": None, "cpu_s": None}
+        shown: dict[str, Any] = {
+            "epsilon": self.claim.epsilon(simulated=simulated),
+            "epsilon_reason": self.claim.why_none(),
+            "simulation_only": uncovered,
+        }
+        return replace(record, accounts={}, train_loss=None, **shown, **names, **times)
+
+    def _diagnosed(self, record: RoundRecord) -> dict[str, float]:
+        """Return the means of what the simulated clients noted for themselves."""
+        loss = {} if record.train_loss is None else {"train_loss": record.train_loss}
+        rows = read_diagnostics(self._folder.path / LEDGERS, record.round)
+        found = {name: [row[key] for row in rows if key in row] for key, name in DIAGNOSED.items()}
+        return loss | {name: sum(values) / len(values) for name, values in found.items() if values}

@@ -1,0 +1,259 @@
+"""How a configuration is composed: Hydra reads ``conf/`` and overrides, OmegaConf types them, :mod:`fedsb.config.checks` checks the values.
+
+The command line, the ServerApp and the ClientApp all call :func:`load` with the same override strings, so they cannot drift.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+from yaml import YAMLError
+
+from fedsb.adapters import SPECS
+from fedsb.config.checks import check
+from fedsb.config.derived import partition_kind, start_kind
+from fedsb.config.overrides import check_single, readable
+from fedsb.config.schema import Config
+from fedsb.core.errors import UserError, nearest, unknown
+
+ROOT = "config"
+
+
+def conf_dir() -> Path:
+    """Return the folder of the YAML files: beside the package in a checkout or a FAB, inside it in a wheel."""
+    here = Path(__file__).resolve().parents[1]
+    beside = here.parent / "conf"
+    return beside if (beside / f"{ROOT}.yaml").is_file() else here / "conf"
+
+
+def default_output(output: str | None, resume: str | None) -> str:
+    """Return the folder of a resumed run, else ``output``, else ``outputs/<date>/<time>``."""
+    return resume or output or datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S")
+
+
+def default_sweep(output: str | None) -> str:
+    """Return ``output`` as the folder of a sweep, or ``multirun/<date>/<time>``; each job has a folder below it."""
+    return output or datetime.now().strftime("multirun/%Y-%m-%d/%H-%M-%S")
+
+
+def default_clients(names: Sequence[str] | None, partition: str | None, otherwise: int) -> int:
+    """Return the number of clients where none is given: one a name; 0 where the data tell (``partition.kind=natural``)."""
+    if names:
+        return len(names)
+    return 0 if partition == "natural" else otherwise
+
+
+OmegaConf.register_new_resolver("fedsb_clients", default_clients, replace=True)
+
+
+def free_start(adapter: str) -> str | None:
+    """Return the first start of an adapter family that looks at no data; None where there is nothing to start."""
+    starts = SPECS[adapter].starts if adapter in SPECS else ()
+    return next((kind for kind in starts if kind != "gradient"), None)
+
+
+OmegaConf.register_new_resolver("fedsb_free_start", free_start, replace=True)
+OmegaConf.register_new_resolver("fedsb_sweep", default_sweep, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("fedsb_output", default_output, use_cache=True, replace=True)
+
+
+def split_overrides(text: str) -> list[str]:
+    """Split the one string of ``flwr run --run-config 'overrides="…"'`` as a shell would.
+
+    Raises:
+        UserError: a quote is not closed.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"cannot read the overrides '{text}': {error}") from None
+
+
+def load(overrides: Sequence[str] = ()) -> Config:
+    """Compose, type and check a configuration.
+
+    Raises:
+        UserError: an unknown group option, key or value; the message is one line with the nearest match.
+    """
+    return typed(compose_dict(overrides))
+
+
+def compose_dict(overrides: Sequence[str]) -> DictConfig:
+    """Compose ``conf/config.yaml`` with overrides.
+
+    Raises:
+        UserError: see :func:`load`.
+    """
+    GlobalHydra.instance().clear()
+    overrides = [readable(text) for text in overrides]
+    check_single(overrides)
+    _check_groups(overrides)
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose(ROOT, overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error, overrides) from None
+
+
+def composed_yaml(overrides: Sequence[str]) -> str:
+    """Return what ``conf/config.yaml`` and overrides make, as YAML, its references as they are written.
+
+    Raises:
+        UserError: see :func:`load`.
+    """
+    return OmegaConf.to_yaml(compose_dict(overrides))
+
+
+def _check_groups(overrides: Sequence[str]) -> None:
+    for text in overrides:
+        key, _, value = text.lstrip("+").partition("=")
+        if not value and key in _groups() and not text.startswith("~"):
+            options = sorted(path.stem for path in (conf_dir() / key).glob("*.yaml"))
+            raise UserError(f"{key}= names none of its files; choose from {', '.join(options)}")
+
+
+def typed(composed: DictConfig) -> Config:
+    """Turn a composed tree into checked dataclasses.
+
+    Raises:
+        UserError: see :func:`load`.
+    """
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        config = TypeAdapter(Config).validate_python(plain)
+    except OmegaConfBaseException as error:
+        raise _explain(error, ()) from None
+    except ValidationError as error:
+        raise _explain_value(error) from None
+    _check_method(config)
+    check(config)
+    partition = replace(config.federation.partition, kind=partition_kind(config))
+    return replace(
+        config,
+        init=replace(config.init, kind=start_kind(config)),
+        federation=replace(config.federation, partition=partition),
+    )
+
+
+def _check_method(config: Config) -> None:
+    """Hold the method's name and adapter against its YAML file: a method is that pair.
+
+    Raises:
+        UserError: no such method, or another adapter.
+    """
+    methods = {path.stem: path for path in (conf_dir() / "method").glob("*.yaml")}
+    if config.method.name not in methods:
+        raise unknown("method", config.method.name, methods)
+    adapter = OmegaConf.load(methods[config.method.name]).adapter
+    if config.method.adapter != adapter:
+        raise UserError(f"method.adapter={config.method.adapter} is not that of method '{config.method.name}'; it must be {adapter}")
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Return a configuration (or a part) as plain containers."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[no-any-return]
+
+
+def read(path: Path) -> Config:
+    """Read back what :func:`as_yaml` wrote; keys that an earlier version did not have yet take their defaults.
+
+    Raises:
+        UserError: the file is cut off, or holds something else.
+    """
+    defaults = OmegaConf.create(OmegaConf.to_container(compose_dict([]), resolve=True))
+    try:
+        return typed(OmegaConf.merge(defaults, OmegaConf.load(path)))  # type: ignore[arg-type]
+    except (UserError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        # PyYAML's messages have several lines, and the path in each.
+        text = " ".join(str(error).replace(f' in "{path}",', "").split())
+        raise UserError(f"'{path}' can't be read as a run's configuration ({text}); restore the file") from None
+
+
+def as_yaml(config: Config) -> str:
+    """Return the resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(as_dict(config)))
+
+
+def _explain_value(error: ValidationError) -> UserError:
+    """Say the first type error in one line."""
+    first = error.errors()[0]
+    key = _key(first)
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return _unknown_key(key)
+    if first["type"] == "missing" and isinstance(first["loc"][-1], int):
+        return UserError(f"{key.rpartition('.')[0]} must have more values than {first['loc'][-1]}")
+    if first["type"] == "missing":
+        return UserError(f"{key} must be given: add {key}=…")
+    # One error a kind of value that the key may have: a number, or a word.
+    said = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors() if _key(e) == key)
+    return UserError(f"{key}={first['input']} is not valid: {'; or '.join(said)}")
+
+
+def _key(error: ErrorDetails) -> str:
+    """Return the dotted key of a type error, without the kinds of value that pydantic has tried."""
+    kinds, made = ("str", "int", "float", "bool"), ("function", "tuple[", "literal[")
+    return ".".join(part for part in map(str, error["loc"]) if part not in kinds and not part.startswith(made))
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> UserError:
+    """Say a Hydra or OmegaConf error in one line, with the nearest valid name."""
+    text = " ".join(str(error).split())
+    if found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
+        group, option = found.groups()
+        options = [path.stem for path in (conf_dir() / group).glob("*.yaml")]
+        return (
+            unknown(group, option, options) if options else UserError(f"unknown configuration group '{group}'{nearest(group, _groups())}")
+        )
+    if found := re.search(r"Could not (?:override|append to config|delete from config).*?'([^']+)'", text):
+        return _unknown_key(found.group(1).split("=")[0].lstrip("+~"))
+    key = re.search(r"full_key: (\S+)", text)
+    if found := re.search(r"Missing mandatory value: (\S+)", text):
+        missing = (key or found).group(1)
+        return UserError(f"{missing} must be given: add {missing}=…")
+    return UserError(f"{key.group(1) + ': ' if key else ''}{text.split(' full_key:')[0]}")
+
+
+def _unknown_key(key: str) -> UserError:
+    keys = known_keys()
+    if key in keys:
+        return UserError(f"'{key}' is not in the chosen {key.partition('.')[0]} file; add it with a plus: +{key}=…")
+    leaves = {k.rsplit(".", 1)[-1]: k for k in keys}
+    leaf = nearest(key.rsplit(".", 1)[-1], leaves)
+    hint = nearest(key, [*keys, *_groups()]) or leaf
+    siblings = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
+    allowed = ", ".join(siblings or _groups())
+    return UserError(f"unknown key '{key}'{hint}; known here: {allowed}")
+
+
+def known_keys() -> list[str]:
+    """Return every dotted key of the configuration."""
+
+    def walk(cls: type, prefix: str) -> list[str]:
+        keys: list[str] = []
+        for name, kind in get_type_hints(cls).items():
+            if name.startswith("__"):
+                continue
+            nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+            keys += walk(kind, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
+        return keys
+
+    return sorted(walk(Config, ""))
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())

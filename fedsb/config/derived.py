@@ -1,0 +1,28 @@
+"""What a configuration leaves open and other keys decide."""
+
+from __future__ import annotations
+
+from fedsb.adapters import SPECS
+from fedsb.config.schema import Config
+
+
+def start_kind(config: Config) -> str | None:
+    """Return ``init.kind``, or the adapter's own first choice where it is null; None for a family that has nothing to start.
+
+    Under privacy a gradient start from the clients' data is no first choice: it costs epsilon, or epsilon altogether.
+    """
+    starts = SPECS[config.method.adapter].starts
+    if config.privacy.unit != "none" and config.init.evidence == "clients" and not config.privacy.init_fraction:
+        starts = tuple(kind for kind in starts if kind != "gradient") or starts
+    return config.init.kind or next(iter(starts), None)
+
+
+def partition_kind(config: Config) -> str:
+    """Return ``federation.partition.kind``; where it is null, Dirichlet over the labels, or IID where there are none."""
+    return config.federation.partition.kind or ("dirichlet" if config.data.task == "classification" else "iid")
+
+
+def client_names(config: Config) -> tuple[str, ...]:
+    """Return the names of the logical clients."""
+    names = config.federation.names
+    return tuple(names) if names is not None else tuple(f"client-{i}" for i in range(config.federation.num_clients))

@@ -1,0 +1,1 @@
+"""What a run would move over the wire, foretold before it runs."""

@@ -1,0 +1,104 @@
+"""``fedsb cost``: every method side by side for one model, from its configuration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from fedsb.app.assembly import corpus_of, peopled, task_of
+from fedsb.config.compose import load
+from fedsb.config.schema import Config
+from fedsb.core.errors import NothingToTrainError, unknown
+from fedsb.cost.foretell import Cost, ResidualRank, method_cost
+from fedsb.models.adapted import build_model
+from fedsb.report.table import human_bytes
+
+# Overrides of one method that another may not know.
+OWN = ("method=", "method.", "init.kind=")
+
+
+def costs(overrides: Sequence[str], methods: Mapping[str, ResidualRank]) -> dict[str, Cost]:
+    """Return the cost of the configuration's own method as given, and of every other one that fits the task, with its own defaults.
+
+    Args:
+        overrides: as for ``fedsb run``.
+        methods: the rank of a round's residual, by method.
+
+    Raises:
+        UserError: an override that is not valid.
+    """
+    overrides = [f"+{text}" if text.startswith("cost.rank.") else text for text in overrides]
+    given = load(overrides)
+    for name in given.cost.rank:
+        if name not in methods:
+            raise unknown("method", f"cost.rank.{name}", [f"cost.rank.{method}" for method in methods])
+    shared = [text for text in overrides if not text.lstrip("+~").startswith(OWN)]
+    found: dict[str, Cost] = {}
+    for name, residual_rank in methods.items():
+        own = list(overrides) if name == given.method.name else [*shared, f"method={name}", "init.kind=null"]
+        rank = given.cost.rank.get(name)
+        config = peopled(load([*own, *([f"rank={rank}"] if rank is not None else [])]))
+        try:
+            found[name] = cost_of(config, residual_rank)
+        except NothingToTrainError:
+            if name == given.method.name:
+                raise
+    return found
+
+
+def cost_of(config: Config, residual_rank: ResidualRank) -> Cost:
+    """Return the cost of one configuration; the model is built from its configuration on the meta device."""
+    task = task_of(config)
+    labels = corpus_of(config).labels if task.has_head else ()
+    adapted = build_model(
+        config.model, config.adapter, family=config.method.adapter, task=task, labels=labels, seed=config.seed, device="meta"
+    )
+    return method_cost(config, adapted.spec, adapted.layout, adapted.shapes, residual_rank=residual_rank)
+
+
+def print_costs(overrides: Sequence[str], methods: Mapping[str, ResidualRank]) -> None:
+    """Print the table of all methods and how their totals compare."""
+    found = costs(overrides, methods)
+    config = peopled(load([text for text in overrides if not text.startswith("cost.rank.")]))
+    console = Console(width=None if Console().is_terminal else 140)
+    f = config.federation
+    console.print(
+        f"{config.model.name}: {f.num_clients} clients, fraction {f.fraction:g}, {f.num_rounds} rounds, "
+        f"wire {f.wire_dtype}, seed {config.seed}"
+    )
+    console.print(_values(found))
+    console.print(_bytes(found))
+    _compare(console, found)
+
+
+def _values(found: dict[str, Cost]) -> Table:
+    table = Table(title="values a client", title_justify="left")
+    for column in ("method", "rank", "trained", "up / round", "down / round", "bytes a round", "one-off"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for name, c in found.items():
+        up, down, one_off = (f"{v:,} ({v / 1e6:.2f}M)" for v in (c.up, c.down, c.one_off))
+        moved = f"{human_bytes(c.bytes_up)} up, {human_bytes(c.bytes_down)} down"
+        table.add_row(name, "-" if c.rank is None else str(c.rank), f"{c.trained:,}", up, down, moved, one_off)
+    return table
+
+
+def _bytes(found: dict[str, Cost]) -> Table:
+    table = Table(title="bytes over the run, all clients", title_justify="left")
+    for column in ("method", "up", "down", "one-off", "total", "without one-off"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for name, c in found.items():
+        columns = (c.payload_up, c.payload_down, c.payload_one_off, c.payload, c.payload_up + c.payload_down)
+        table.add_row(name, *(f"{v:,}" for v in columns))
+    return table
+
+
+def _compare(console: Console, found: dict[str, Cost]) -> None:
+    least = min(found.values(), key=lambda c: c.down)
+    for name, c in found.items():
+        if c is not least:
+            console.print(
+                f"{name} / {least.method}: {c.down / least.down:.1f}x a round down; "
+                f"{c.payload / least.payload:.2f}x over this run with the one-off ({human_bytes(c.payload)} / {human_bytes(least.payload)})"
+            )

@@ -1,0 +1,6 @@
+"""A network with adapters on, and what is done to it: loading, pooling, local training, evaluation."""
+
+from fedsb.models.adapted import AdaptedModel, build_model
+from fedsb.models.pooling import pool_by_mean
+
+__all__ = ["AdaptedModel", "build_model", "pool_by_mean"]

@@ -1,0 +1,35 @@
+"""Evaluation of an adapted model on tokenised examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsb.config.schema import TrainConfig
+from fedsb.data import packed
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.fit import autocast, collate
+from fedsb.tasks.task import Task
+
+
+def evaluate(adapted: AdaptedModel, task: Task, features: Sequence[dict[str, Any]], *, train: TrainConfig) -> dict[str, float]:
+    """Return the task's metrics, its loss first.
+
+    Examples are batched in order of length, which saves padding and cannot change a result beyond rounding. Outputs do not outlive their
+    batch: a language model's are the largest tensors of all.
+    """
+    batches = packed([len(f["input_ids"]) for f in features], most=train.eval_batch_size, tokens=train.eval_tokens)
+    adapted.model.eval()
+    with torch.inference_mode(), autocast(train, adapted.device):
+        found = [_recorded(adapted, task, [features[i] for i in batch]) for batch in batches]
+    targets = [each for _, each in found if each is not None]
+    return task.metrics(torch.cat([records for records, _ in found]), torch.cat(targets) if targets else None)
+
+
+def _recorded(adapted: AdaptedModel, task: Task, chunk: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor | None]:
+    """Return what the metrics need of a batch, and its targets."""
+    batch = collate(chunk, adapted, task)
+    return task.record(task.forward(adapted.model, batch), batch), batch["targets"].cpu() if "targets" in batch else None

@@ -1,0 +1,1 @@
+"""What travels: messages, arrays and their bytes, the frozen log, the layouts of a sketch."""

@@ -1,0 +1,118 @@
+"""Arrays on the wire: each group of a state as one flat array, float32, or bfloat16 as an int16 view whose key says so."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from torch import Tensor
+
+from fedsb.core.state import State, pack
+
+FROZEN = "frozen"
+NPY = "numpy.ndarray"  # how Flower names the format of its arrays
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# As NumPy holds them, which knows no bfloat16.
+STORED: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.int16)}
+
+
+class LayoutError(ValueError):
+    """A message does not fit the layout that the receiver expects."""
+
+
+def encode_arrays(state: State, dtype: str = "float32") -> ArrayRecord:
+    """Pack a state into an ``ArrayRecord``, one flat array a group."""
+    arrays = {}
+    for group, flat in pack(state.map(lambda t: t.detach().to("cpu"))).items():
+        arrays.update(encode_flat(group, flat, dtype))
+    return ArrayRecord(arrays)
+
+
+def decode_arrays(record: ArrayRecord) -> dict[str, Tensor]:
+    """Return the flat float32 tensors of an ``ArrayRecord`` by group; that of ``frozen`` borrows its memory, which may be read-only.
+
+    Raises:
+        LayoutError: an array that is not of a wire dtype, or that cannot be read.
+    """
+    return dict(_decode_flat(key, array) for key, array in record.items())
+
+
+def encode_flat(group: str, flat: Tensor, dtype: str) -> dict[str, Array]:
+    """Encode one flat tensor, under the key that says its group and its type on the wire."""
+    if dtype == "float32":
+        return {group: _encoded(flat.to(torch.float32).numpy())}
+    return {f"{group}:{dtype}": _encoded(flat.to(DTYPES[dtype]).view(torch.int16).numpy())}
+
+
+def _encoded(values: np.ndarray[Any, np.dtype[Any]]) -> Array:
+    """Return the array that Flower would make of flat values, whose bytes it copies three times."""
+    stored = values.dtype.newbyteorder("<")
+    data = b"".join((_npy_header(stored.name, values.shape), values.astype(stored, copy=False).data))
+    return Array(dtype=stored.name, shape=values.shape, stype=NPY, data=data)
+
+
+def _decode_flat(key: str, array: Array) -> tuple[str, Tensor]:
+    group, _, dtype = key.partition(":")
+    try:
+        values = _values(array)
+    except Exception as error:  # a damaged file makes NumPy's reader raise nearly anything, out of memory and bad archives included
+        raise LayoutError(f"the array of group '{_told(group)}' cannot be read: {_told(error)}") from None
+    stored = STORED.get(dtype or "float32")
+    if stored is None or (array.dtype, tuple(array.shape)) != (stored.name, values.shape) or values.dtype != stored or values.ndim != 1:
+        raise LayoutError(
+            f"array '{_told(key)}' ({_told(array.dtype)} {_told(list(array.shape))}) is not of a wire dtype ({', '.join(STORED)}), "
+            "flat, and of its own shape"
+        )
+    if key == FROZEN:
+        return group, _borrowed(values)
+    # Torch's own memory begins on a cache line, NumPy's anywhere, and the last bits of a product with it depend on that.
+    flat = torch.tensor(values)
+    return group, flat.view(DTYPES[dtype]).to(torch.float32) if dtype else flat
+
+
+def _told(what: object) -> str:
+    """Return what a sender has written, as far as it is fit for a log."""
+    return " ".join(ascii(str(what))[1:-1].split())[:200]
+
+
+def _values(array: Array) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return an array's values, where it can be without the two copies that NumPy's reader makes of them.
+
+    Raises:
+        TypeError: the data hold no single array.
+    """
+    start = _npy_header(array.dtype, tuple(array.shape)) if array.stype == NPY else b""
+    if start and bytes(array.data[: len(start)]) == start:
+        return np.frombuffer(array.data, np.dtype(array.dtype).newbyteorder("<"), offset=len(start)).reshape(array.shape)
+    values: object = array.numpy()
+    if not isinstance(values, np.ndarray):
+        raise TypeError("it is an archive")
+    return values
+
+
+@lru_cache(maxsize=64, typed=True)
+def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """Return how the .npy file of a wire array begins; nothing for another dtype."""
+    if dtype not in {stored.name for stored in STORED.values()} or any(type(n) is not int for n in shape):
+        return b""
+    sink = BytesIO()
+    order = np.dtype(dtype).newbyteorder("<").str
+    np.lib.format.write_array_header_1_0(sink, {"descr": order, "fortran_order": False, "shape": shape})
+    return sink.getvalue()
+
+
+def _borrowed(values: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
+    """Return a tensor over the memory of an array, which may be read-only: what is frozen is only read, and written to the cache."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values)
+
+
+def quantise(state: State, dtype: str) -> State:
+    """Return a state as the other side decodes it, in float32."""
+    return state.map(lambda t: t.to(DTYPES[dtype]).to(torch.float32))

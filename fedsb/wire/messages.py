@@ -1,0 +1,221 @@
+"""The codec between instructions, replies and Flower records: the wire contract lives here, and in :mod:`fedsb.wire.arrays`.
+
+Instructions carry one ``ArrayRecord`` (``arrays``) and one ``ConfigRecord`` (``config``); replies one ``ArrayRecord`` and one
+``MetricRecord`` (``metrics``) with the same keys from every client. Inside, each group of a state (``trained``, ``head``) is one
+flat array, modules concatenated in sorted order, and the frozen bundle is one more (``frozen``). float32, or bfloat16 as an
+int16 view whose key says so (``trained:bfloat16``). The layout travels as a 48-bit digest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedsb.core.state import Layout, Name, State, unpack
+from fedsb.wire.arrays import FROZEN, LayoutError, decode_arrays, encode_arrays, encode_flat
+from fedsb.wire.frozen import ROOT, Bundle
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What the server asks of one logical client.
+
+    Attributes:
+        client: name of the logical client.
+        round: server round, 0 during the start.
+        stage: what to do inside the message type (the exchange of a start); empty for plain rounds.
+        frozen: head of the frozen log that the work is based on.
+        labels: names of the classes, in order.
+        flats: the packed state as received, by group.
+        digest: digest of the state's layout on the sender's side.
+        bundle: frozen deltas that the client is thought to lack.
+        overrides: of a resumed run, for a real node, which does not see its folder; read by :func:`fedsb.app.client_job.as_told`.
+    """
+
+    client: str
+    round: int
+    stage: str = ""
+    frozen: str = ROOT
+    labels: tuple[str, ...] = ()
+    flats: Mapping[str, Tensor] = field(default_factory=dict)
+    digest: int = 0
+    bundle: Bundle | None = None
+    overrides: str | None = None
+
+    def state(self, layout: Layout) -> State:
+        """Unpack the state.
+
+        Raises:
+            LayoutError: the sender's layout is another one.
+        """
+        return _unpack(self.flats, self.digest, layout)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a client answers: a packed state, the number of its examples, and metrics.
+
+    ``missing`` where it lacks frozen state; ``code`` above 0 where a client says by a number why it does not answer, perhaps with the
+    ``key`` of the configuration at fault.
+    """
+
+    flats: Mapping[str, Tensor]
+    digest: int
+    num_examples: int
+    metrics: Mapping[str, float]
+    missing: bool = False
+    code: int = 0
+    key: str = ""
+
+    @property
+    def finite(self) -> bool:
+        """Whether no value is NaN or infinite."""
+        # A sum is finite only where every value is; one that overflows says nothing yet.
+        return all(bool(torch.isfinite(flat.sum())) or bool(torch.isfinite(flat).all()) for flat in self.flats.values())
+
+    def state(self, layout: Layout) -> State:
+        """Unpack the state.
+
+        Raises:
+            LayoutError: the client's layout is another one.
+        """
+        return _unpack(self.flats, self.digest, layout)
+
+
+def _unpack(flats: Mapping[str, Tensor], digest: int, layout: Layout) -> State:
+    try:
+        state = unpack(flats, layout)
+    except ValueError as error:
+        raise LayoutError(str(error)) from None
+    if digest != layout.digest:
+        raise LayoutError(
+            f"layout {digest:012x} has as many values as the expected {layout.digest:012x}, but other names or shapes "
+            f"than {_ends(layout)}; model, adapter.targets and rank must be the same on both sides"
+        )
+    return state
+
+
+def _ends(layout: Layout) -> str:
+    """Name the first and the last entry: a digest does not tell where another layout differs."""
+    shown = [f"{name.role} of '{name.module}' {list(shape)}" for name, shape in (*layout.shapes[:1], *layout.shapes[-1:])]
+    return " to ".join(shown) or "none"
+
+
+@dataclass(frozen=True)
+class Cargo:
+    """The encoded part of an instruction that messages to many clients share: a state, and the frozen deltas that they lack.
+
+    Attributes:
+        arrays: both, as they travel.
+        config: how to read the deltas; empty where there are none.
+    """
+
+    arrays: ArrayRecord
+    config: Mapping[str, str] = field(default_factory=dict)
+
+
+def encode_cargo(arrays: ArrayRecord, bundle: Bundle | None) -> Cargo:
+    """Add a frozen bundle to the encoded state ``arrays``."""
+    if bundle is None:
+        return Cargo(arrays)
+    layout = json.dumps(Layout.of(bundle.state).shapes, separators=(",", ":"))
+    flat = torch.cat([t.reshape(-1) for t in bundle.state.values()])
+    return Cargo(ArrayRecord({**arrays, **encode_flat(FROZEN, flat, "float32")}), {"parent": bundle.parent, "bundle": layout})
+
+
+def encode_instruction(instruction: Instruction, cargo: Cargo) -> RecordDict:
+    """Build the content of an instruction; its ``flats`` and ``bundle`` are those of the cargo."""
+    config: dict[str, str | int] = {
+        "client": instruction.client,
+        "round": instruction.round,
+        "stage": instruction.stage,
+        "frozen": instruction.frozen,
+        "labels": json.dumps(instruction.labels),
+        "layout": instruction.digest,
+        **cargo.config,
+        **({} if instruction.overrides is None else {"overrides": instruction.overrides}),
+    }
+    return RecordDict({"arrays": cargo.arrays, "config": ConfigRecord(config)})  # type: ignore[arg-type]
+
+
+def decode_instruction(content: RecordDict) -> Instruction:
+    """Read an instruction."""
+    config = content.config_records["config"]
+    flats = decode_arrays(content.array_records["arrays"])
+    frozen_flat = flats.pop(FROZEN, None)
+    head = str(config["frozen"])
+    return Instruction(
+        client=str(config["client"]),
+        round=int(config["round"]),  # type: ignore[arg-type]
+        stage=str(config["stage"]),
+        frozen=head,
+        labels=tuple(json.loads(str(config["labels"]))),
+        flats=flats,
+        digest=int(config["layout"]),  # type: ignore[arg-type]
+        bundle=None if frozen_flat is None else Bundle(str(config["parent"]), head, _bundle_state(str(config["bundle"]), frozen_flat)),
+    )
+
+
+def _bundle_state(layout: str, flat: Tensor) -> State:
+    shapes = [(Name(*name), tuple(shape)) for name, shape in json.loads(layout)]
+    parts = torch.split(flat, [math.prod(shape) for _, shape in shapes])
+    return State({name: part.view(shape) for (name, shape), part in zip(shapes, parts, strict=True)})
+
+
+def encode_reply(state: State, num_examples: int, metrics: Mapping[str, float], dtype: str = "float32") -> RecordDict:
+    """Build a reply with an upload."""
+    record = MetricRecord({"num-examples": num_examples, "layout": Layout.of(state).digest, **metrics})
+    return RecordDict({"arrays": encode_arrays(state, dtype), "metrics": record})
+
+
+def encode_missing() -> RecordDict:
+    """Build the reply of a client that lacks frozen state: the server sends it and asks again."""
+    return RecordDict({"metrics": MetricRecord({"missing": 1})})
+
+
+def encode_code(number: int, key: str | None = None) -> RecordDict:
+    """Build the reply of a client that says by a code why it does not answer; see :mod:`fedsb.privacy.codes`."""
+    content = RecordDict({"metrics": MetricRecord({"code": number})})
+    if key is not None:
+        content["config"] = ConfigRecord({"key": key})
+    return content
+
+
+def decode_reply(content: RecordDict) -> Reply:
+    """Read a reply.
+
+    Raises:
+        LayoutError: a record or the example count is not there, or cannot be read.
+    """
+    if "metrics" not in content.metric_records or not {"missing", "code", "num-examples"} & set(content["metrics"]):
+        raise LayoutError(f"a reply needs a MetricRecord 'metrics' with 'num-examples'; it holds {sorted(content)}")
+    metrics = dict(content.metric_records["metrics"])
+    if metrics.pop("missing", 0):
+        return Reply({}, 0, 0, {}, missing=True)
+    if code := _whole("code", metrics.pop("code", 0)):
+        return Reply({}, 0, 0, {}, code=code, key=_key_in(content))
+    flats = decode_arrays(content.array_records["arrays"]) if "arrays" in content.array_records else {}
+    num_examples, digest = (_whole(key, metrics.pop(key, 0)) for key in ("num-examples", "layout"))
+    return Reply(flats, digest, num_examples, {key: _real(key, value) for key, value in metrics.items()})
+
+
+def _key_in(content: RecordDict) -> str:
+    return str(content.config_records["config"].get("key", "")) if "config" in content.config_records else ""
+
+
+def _whole(key: str, value: object) -> int:
+    if not isinstance(value, int):
+        raise LayoutError(f"metric '{key}' is {value}, expected a whole number")
+    return value
+
+
+def _real(key: str, value: object) -> float:
+    if not isinstance(value, (int, float)):
+        raise LayoutError(f"metric '{key}' is {value}, expected a number")
+    return float(value)

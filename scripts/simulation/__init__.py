@@ -1,1 +1,0 @@
-"""Contestants of ``bench_simulation.py``: each does rounds of one workload as it is told to."""

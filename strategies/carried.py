@@ -1,0 +1,41 @@
+"""What a strategy carries from round to round beside its state and its frozen log, to be written to a checkpoint and read back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedsb.run.checkpoint import Memory, Snapshot
+
+if TYPE_CHECKING:
+    from strategies.base import LowRankStrategy
+
+OPTIMIZER, FIRST_HEAD = "server-optimizer", "first-head"
+CLIP, HELD, WEIGHTS, COUNTS = "clip_norm", "held", "weighting", "examples"
+
+
+def remember(strategy: LowRankStrategy) -> Memory:
+    """Return a server optimiser's moments, the head that changes are measured from, what clients hold, weights, and a private bound."""
+    states = {FIRST_HEAD: strategy.gap.first_head}
+    if strategy.server_optimizer is not None:
+        states[OPTIMIZER] = strategy.server_optimizer.moments()
+    private = strategy.participation.client_privacy
+    # Sorted: in dispatch order they would be ranked by their numbers of examples, which under this privacy nothing may tell.
+    counts = {} if private and not strategy.simulated else dict(sorted(strategy.counts.items()))
+    facts = {HELD: dict(sorted(strategy.held.items())), COUNTS: counts, WEIGHTS: strategy.weighting.memory()}
+    return Memory(states, facts | ({CLIP: private.bound.value} if private else {}))
+
+
+def recall(strategy: LowRankStrategy, snapshot: Snapshot) -> None:
+    """Set a strategy to go on after the round of ``snapshot``; its arrays are the caller's to pass on."""
+    memory = snapshot.memory
+    strategy.frozen = snapshot.frozen
+    strategy.rounds_done = snapshot.round
+    strategy.held = dict(memory.facts[HELD])
+    strategy.counts = dict(memory.facts.get(COUNTS, {}))
+    strategy.weighting.take_up(memory.facts.get(WEIGHTS, {}))
+    if FIRST_HEAD in memory.states:
+        strategy.gap.measure_from(memory.states[FIRST_HEAD])
+    if strategy.server_optimizer is not None and OPTIMIZER in memory.states:
+        strategy.server_optimizer.take_up(memory.states[OPTIMIZER])
+    if strategy.participation.client_privacy is not None:
+        strategy.participation.client_privacy.bound.value = memory.facts[CLIP]

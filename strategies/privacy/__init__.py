@@ -1,0 +1,1 @@
+"""Client-level privacy: clipped updates and noise at the server."""

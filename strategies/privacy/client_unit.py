@@ -1,0 +1,96 @@
+"""Client-level privacy of a whole run: which releases the server makes, with which noise, and which methods it suits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedsb.config.schema import PrivacyConfig
+from fedsb.core.errors import UserError
+from fedsb.core.rng import torch_generator
+from fedsb.core.state import Layout, State
+from fedsb.privacy.plan import ServerPlan
+from fedsb.privacy.randomness import secret_generator
+from strategies.privacy.mean import ClippingBound, PrivateMeanReducer, PrivateSum
+
+CPU = torch.device("cpu")
+
+
+def check_sum(method: str, sums_uploads: bool) -> None:
+    """Hold that noise on the sum of the uploads covers what a method hands out.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not sums_uploads:
+        raise UserError(
+            f"privacy.unit=client is not defined for {method}: noise on the sum of the uploads covers what follows from the sum, and "
+            "this method also hands out the clients' own factors in its residual; use method=fed_sb or method=fedavg_lora"
+        )
+
+
+@dataclass
+class ClientPrivacy:
+    """Noise and bounds at the server.
+
+    Attributes:
+        bound: on the norm of a client's update; an adaptive one moves from round to round.
+        noise_multiplier: z of a round's release.
+        seed: names the noise's streams in a simulation.
+        start_norm: bound on the norm of a client's sketch.
+        start_noise: z of each exchange of a noised start; 0 where the start needs no private data.
+        clients: all of them; a start's sums are divided by their number.
+        charge: enters a release in the server's ledger, before it is computed: (round, exchange, clients that it covers).
+    """
+
+    bound: ClippingBound
+    noise_multiplier: float
+    seed: int
+    start_norm: float = 1.0
+    start_noise: float = 0.0
+    clients: tuple[str, ...] = ()
+    charge: Callable[[int, str, Sequence[str]], None] = lambda round_number, exchange, clients: None
+
+    def check(self, method: str, sums_uploads: bool) -> None:
+        """Refuse a method whose result is more than a function of the sum of the uploads.
+
+        Raises:
+            UserError: it is; or the noise on an adaptive bound's count is too small.
+        """
+        check_sum(method, sums_uploads)
+        self.bound.sum_multiplier(self.noise_multiplier)
+
+    def reducer(self, decode: Callable[[State], State], cohort: Sequence[str], round_number: int, *, real: bool) -> PrivateMeanReducer:
+        """Return the private mean of a round with a scheduled ``cohort``; noise of a ``real`` federation cannot be repeated."""
+        self.charge(round_number, "train", cohort)
+        generator = self._generator(f"round-{round_number}", real)
+        return PrivateMeanReducer(
+            decode, bound=self.bound, noise_multiplier=self.noise_multiplier, cohort=len(cohort), generator=generator
+        )  # fmt: skip
+
+    def start_sum(self, layout: Layout, number: int, *, real: bool) -> PrivateSum:
+        """Return the private sum of an exchange of the start."""
+        self.charge(0, f"evidence-{number}", self.clients)
+        generator = self._generator(f"start-{number}", real)
+        return PrivateSum(layout, clip=self.start_norm, noise_multiplier=self.start_noise, divisor=len(self.clients), generator=generator)
+
+    def _generator(self, release: str, real: bool) -> torch.Generator:
+        return secret_generator(CPU) if real else torch_generator(self.seed, "server-noise", release)
+
+
+def client_privacy(privacy: PrivacyConfig, plan: ServerPlan | None, *, seed: int) -> ClientPrivacy | None:
+    """Return the mechanism that a configuration and its plan ask for; None without a plan."""
+    if plan is None:
+        return None
+    p = privacy
+    adaptive = ClippingBound(p.max_grad_norm, p.quantile, p.quantile_lr, p.count_noise)
+    return ClientPrivacy(
+        bound=adaptive if p.clipping == "adaptive" else ClippingBound.fixed(p.max_grad_norm),
+        noise_multiplier=plan.training.noise_multiplier,
+        seed=seed,
+        start_norm=p.init_norm,
+        start_noise=plan.start.noise_multiplier if plan.start else 0.0,
+        clients=tuple(plan.rounds),
+    )

@@ -1,0 +1,139 @@
+"""The exactness gap from factors against the dense one in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedsb.adapters import SPECS
+from fedsb.adapters.exactness import ExactnessMeter, Gap, encoding_error, low_rank_squared_norm
+from fedsb.core.rng import torch_generator
+from fedsb.core.state import HEAD, Name, State
+from fedsb.wire.arrays import quantise
+
+law = settings(max_examples=25, deadline=None)
+SHAPES = {"wide": (4, 9), "tall": (9, 4)}
+RANK = 2
+seeds = st.integers(0, 2**32)
+weightings = st.lists(st.integers(1, 300).map(float), min_size=1, max_size=4)
+
+
+def gaussian(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch_generator(seed, "test"))
+
+
+def factors(family: str, roles: tuple[str, ...], seed: int) -> State:
+    """Return factors of every module and a head."""
+    spec = SPECS[family]
+    shapes = {Name(module, role): spec.shape(role, m, n, RANK) for module, (m, n) in SHAPES.items() for role in roles}
+    return State({name: gaussian(*shape, seed=seed + i) for i, (name, shape) in enumerate({**shapes, Name("c", HEAD): (3,)}.items())})
+
+
+def dense(family: str, state: State, basis: State, scale: float) -> dict[str, Tensor]:
+    """Return ``s B [R] A`` of every module and the head, in float64."""
+    found = {"head": state[Name("c", HEAD)].double()}
+    for module in SHAPES:
+        product: Tensor = torch.tensor(scale, dtype=torch.float64)
+        for role in SPECS[family].factors:
+            factor = state.get(Name(module, role), basis.get(Name(module, role)))
+            assert factor is not None
+            product = product * factor.double() if product.ndim == 0 else product @ factor.double()
+        found[module] = product
+    return found
+
+
+def norm(parts: dict[str, Tensor]) -> float:
+    return float(torch.stack([t.norm() for t in parts.values()]).norm())
+
+
+@pytest.mark.parametrize("family", ["lora", "lora_sb"])
+@law
+@given(seed=seeds, weights=weightings, with_residual=st.booleans(), scale=st.sampled_from([1.0, 0.4]))
+def test_the_gap_is_the_dense_one(family: str, seed: int, weights: list[float], with_residual: bool, scale: float) -> None:
+    spec = SPECS[family]
+    basis = factors(family, spec.frozen, seed).pick(*spec.frozen)
+    start, held = (factors(family, spec.trained, seed + k) for k in (100, 200))
+    uploads = [factors(family, spec.trained, seed + 1000 * (i + 1)) for i in range(len(weights))]
+    residual = State()
+    if with_residual and family == "lora":
+        pairs = {module: (gaussian(m, 3, seed=seed), gaussian(3, n, seed=seed + 1)) for module, (m, n) in SHAPES.items()}
+        residual = State({Name(module, role): t for module, pair in pairs.items() for role, t in zip("UV", pair, strict=True)})
+    meter = ExactnessMeter(spec, scale, start)
+    meter.begin(basis)
+    for upload, weight in zip(uploads, weights, strict=True):
+        meter.add(upload, weight)
+    gap = meter.measure(held, residual)
+
+    products = [dense(family, upload, basis, scale) for upload in uploads]
+    wanted = {key: sum(w / sum(weights) * p[key] for w, p in zip(weights, products, strict=True)) for key in products[0]}
+    given_out = dense(family, held, basis, scale)
+    for module in residual.modules:
+        given_out[module] = given_out[module] + residual[Name(module, "U")].double() @ residual[Name(module, "V")].double()
+    moved = {**wanted, "head": wanted["head"] - start[Name("c", HEAD)].double()}
+    assert gap.difference == pytest.approx(norm({key: given_out[key] - wanted[key] for key in wanted}), rel=1e-9)
+    assert gap.update == pytest.approx(norm(moved), rel=1e-9)
+    assert gap.relative == pytest.approx(gap.difference / gap.update)
+
+
+@pytest.mark.parametrize("family", ["lora", "lora_sb"])
+def test_a_round_forgets_the_round_before_and_keeps_the_first_head(family: str) -> None:
+    spec = SPECS[family]
+    basis = factors(family, spec.frozen, 1).pick(*spec.frozen)
+    start, earlier, upload = (factors(family, spec.trained, k) for k in (2, 3, 4))
+    twice, once = (ExactnessMeter(spec, 1.0, start) for _ in range(2))
+    twice.begin(basis)
+    twice.add(earlier, 5.0)
+    twice.measure(earlier, State())
+    for meter in (twice, once):
+        meter.begin(basis)
+        meter.add(upload, 3.0)
+    assert twice.measure(earlier, State()) == once.measure(earlier, State())
+
+
+@pytest.mark.parametrize("family", ["lora", "lora_sb"])
+def test_one_client_that_gets_back_what_it_sent_has_no_gap(family: str) -> None:
+    spec = SPECS[family]
+    upload = factors(family, spec.trained, 2)
+    meter = ExactnessMeter(spec, 2.0, factors(family, spec.trained, 3))
+    meter.begin(factors(family, spec.frozen, 1).pick(*spec.frozen))
+    meter.add(upload, 7.0)
+    # ‖x − x‖² from Gram matrices in float64 is rounding of ‖x‖², so its root is about 1e-8 of ‖x‖.
+    assert meter.measure(upload, State()).relative <= 1e-7
+
+
+def test_where_nothing_moves_there_is_no_gap() -> None:
+    assert Gap(0.0, 0.0).relative == 0.0
+    assert Gap(1.0, 4.0).relative == 0.25
+
+
+@pytest.mark.parametrize("family", ["lora", "lora_sb"])
+@law
+@given(seed=seeds)
+def test_what_rounding_takes_from_an_upload_is_the_dense_difference(family: str, seed: int) -> None:
+    spec = SPECS[family]
+    basis = factors(family, spec.frozen, seed).pick(*spec.frozen)
+    upload = factors(family, spec.trained, seed + 50)
+    decoded = quantise(upload, "bfloat16")
+    sides = dense(family, upload, basis, 0.4), dense(family, decoded, basis, 0.4)
+    lost = encoding_error(upload, decoded, spec, 0.4, basis)
+    assert lost == pytest.approx(norm({key: t - sides[1][key] for key, t in sides[0].items()}), rel=1e-6)
+
+
+def test_what_the_wire_took_is_added_to_the_difference() -> None:
+    spec, start, upload = SPECS["lora"], factors("lora", ("A", "B"), 1), factors("lora", ("A", "B"), 2)
+    meter = ExactnessMeter(spec, 1.0, start)
+    meter.begin(State())
+    meter.add(upload, 1.0)
+    plain, told = meter.measure(start, State()), meter.measure(start, State(), lost=0.5)
+    assert told == Gap(plain.difference + 0.5, plain.update)
+
+
+@law
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=4), seeds)
+def test_the_norm_of_a_sum_of_products_is_the_dense_one(ranks: list[int], seed: int) -> None:
+    terms = [(gaussian(6, rank, seed=seed + i), gaussian(rank, 11, seed=seed - i)) for i, rank in enumerate(ranks)]
+    whole = sum(left.double() @ right.double() for left, right in terms)
+    assert low_rank_squared_norm(terms) == pytest.approx(float(whole.square().sum()), rel=1e-9)
