@@ -24,8 +24,8 @@ Features = Sequence[dict[str, Any]]
 def train_round(
     adapted: AdaptedModel, task: Task, features: Features, *, state: State, frozen: Frozen, train: TrainConfig, site: Site
 ) -> tuple[State, FitResult]:
-    """Install the server's state, train on one client's examples, and return what is uploaded."""
-    adapted.install(state, frozen)
+    """Install the state that a client starts from, train on its examples, and return what it has trained."""
+    adapted.install(state, frozen, site.round)
     result = fit(adapted, task, features, train=train, site=site)
     return adapted.trained(), result
 
@@ -33,7 +33,7 @@ def train_round(
 def evaluate_round(
     adapted: AdaptedModel, task: Task, features: Features, *, state: State, frozen: Frozen, train: TrainConfig
 ) -> dict[str, float]:
-    """Install the server's state and evaluate it on one client's held-out examples."""
+    """Install a state and evaluate it on one client's held-out examples."""
     adapted.install(state, frozen)
     return evaluate(adapted, task, features, train=train)
 

@@ -78,7 +78,7 @@ class Opened:
     Attributes:
         held: the frozen part that it is based on.
         charged: what the ledger holds for it where the self-checks are to run.
-        close: makes the answer of what was trained and of how it went, and keeps it.
+        close: makes the answer of what was trained and of how it went, and keeps both.
     """
 
     mechanism: Mechanism
@@ -94,6 +94,7 @@ def open_round(
     privacy: PrivacyConfig,
     site: Site,
     account: Account,
+    keep_own: Callable[[State], None] = lambda trained: None,
     wire_dtype: str = "float32",
 ) -> Answer | Opened:
     """Charge a round of training; return what was uploaded where the same request came before.
@@ -104,6 +105,7 @@ def open_round(
         privacy: clipping and limits.
         site: client, round and seed.
         account: plan and ledger.
+        keep_own: keeps what of a client's trained factors is its own.
         wire_dtype: what the upload will be rounded to.
 
     Raises:
@@ -120,11 +122,14 @@ def open_round(
     mechanism, check = mechanism_in(account, privacy, site.round), not _went_well(account)
     account.charge(key, entry)
 
-    def close(upload: State, fit: PrivateFit) -> Answer:
-        metrics = account.metrics(entry)
+    def close(trained: State, fit: PrivateFit) -> Answer:
+        upload, metrics = adapted.sent(trained, site.round), account.metrics(entry)
         if wire_dtype != "float32":
-            metrics["encoding-error"] = encoding_error(upload, quantise(upload, wire_dtype), adapted.spec, adapted.scale, held.basis)
+            decoded = trained.merge(quantise(upload, wire_dtype))
+            metrics["encoding-error"] = encoding_error(trained, decoded, adapted.spec, adapted.scale, held.basis)
         account.note(key, fit.diagnostics)
+        # First: a reply that is kept is not computed again.
+        keep_own(trained)
         account.ledger.keep(key, upload, metrics)
         return Answer(upload, metrics)
 
@@ -143,6 +148,7 @@ def private_round(
     site: Site,
     account: Account,
     streams: Streams,
+    keep_own: Callable[[State], None] = lambda trained: None,
     wire_dtype: str = "float32",
 ) -> Answer:
     """Train one round with example-level privacy and return what is uploaded, or what was uploaded to the same request before.
@@ -151,13 +157,14 @@ def private_round(
         adapted: the model.
         task: gives the loss of each example.
         features: all of the client's tokenised examples.
-        state: as the server sent it.
+        state: what the client starts from.
         train: optimiser, schedule, lengths.
         frozen: gives the frozen part, or raises where the client lacks some: before anything is charged.
         privacy: clipping and limits.
         site: client, round and seed.
         account: plan and ledger.
         streams: noise and samples.
+        keep_own: keeps what of the client's trained factors is its own.
         wire_dtype: what the upload will be rounded to.
 
     Raises:
@@ -165,10 +172,12 @@ def private_round(
         SelfCheckFailed: training is not what was charged.
         UserError: see :func:`open_round`.
     """
-    opened = open_round(adapted, frozen=frozen, privacy=privacy, site=site, account=account, wire_dtype=wire_dtype)
+    opened = open_round(
+        adapted, frozen=frozen, privacy=privacy, site=site, account=account, keep_own=keep_own, wire_dtype=wire_dtype
+    )  # fmt: skip
     if isinstance(opened, Answer):
         return opened
-    adapted.install(state, opened.held)
+    adapted.install(state, opened.held, site.round)
     fit = private_fit(
         adapted, task, features, train=train, site=site, mechanism=opened.mechanism, streams=streams, charged=opened.charged
     )  # fmt: skip

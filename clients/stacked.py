@@ -14,7 +14,6 @@ from clients.physical import Asked
 from clients.sampling import check_sampled, finite_sum, nothing_sampled, padded_length, sampled_gradients
 from fedsb.config.schema import TrainConfig
 from fedsb.core.errors import UserError
-from fedsb.core.state import State
 from fedsb.models.fit import Features, Lesson, autocast, collate
 from fedsb.stack.dropout import undisturbed
 from fedsb.stack.stack import Part, Stack
@@ -150,8 +149,3 @@ def _hand_out(stack: Stack, parts: Sequence[Part]) -> None:
             for part, sampled in zip(parts, torch.split(p.grad_sample, [part.rows for part in parts]), strict=True):
                 stack.members[part.client][name].grad_sample = sampled  # type: ignore[attr-defined]
             p.grad_sample = None
-
-
-def uploaded(stack: Stack, member: int) -> State:
-    """Copy what a member has trained."""
-    return State({name: p.detach().to("cpu", torch.float32, copy=True) for name, p in stack.members[member].items()})

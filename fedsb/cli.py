@@ -84,7 +84,7 @@ def cost(arguments: list[str]) -> int:
     from fedsb.cost.table import print_costs
     from strategies import STRATEGIES
 
-    print_costs(without_flags("cost", arguments), {name: strategy.residual_rank for name, strategy in STRATEGIES.items()})
+    print_costs(without_flags("cost", arguments), list(STRATEGIES))
     return 0
 
 

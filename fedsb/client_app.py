@@ -130,10 +130,10 @@ def train(message: Message, context: Context) -> Message:
     if job.config.privacy.unit == "example":
         return Message(_train_privately(job), reply_to=message)
     frozen = job.frozen()
-    upload, result = train_round(
+    trained, result = train_round(
         job.adapted, job.task, job.train, state=job.state(), frozen=frozen, train=job.config.train, site=job.site()
     )
-    return Message(job.plain_reply(upload, result, frozen), reply_to=message)
+    return Message(job.plain_reply(trained, result, frozen), reply_to=message)
 
 
 def _train_privately(job: Job) -> RecordDict:
@@ -151,6 +151,7 @@ def _train_privately(job: Job) -> RecordDict:
         site=job.site(),
         account=job.account,
         streams=job.streams("train"),
+        keep_own=job.keep_own,
         wire_dtype=job.config.federation.wire_dtype,
     )
     return job.private_reply(answer.state, answer.metrics)

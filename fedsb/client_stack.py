@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from flwr.app import Context, Message, RecordDict
 from fedsb.app.client_job import Job, coded
 from fedsb.client_app import app, faults_of
 from fedsb.core.state import State
+from fedsb.models.adapted import copied
 from fedsb.models.fit import Lesson, dropout_of, fit_lesson
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.randomness import Streams
@@ -59,7 +60,8 @@ class Seat:
 def answer_together(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
     """Answer training messages, in their order.
 
-    A client that is to suffer a fault trains alone, and so do all where they do not start from one state or cannot be computed together.
+    A client that is to suffer a fault trains alone, and so does one that starts from another state than every other (of another rank, say);
+    and all do where they cannot be computed together.
     """
     replies: dict[int, Message] = {}
     seats: dict[int, Seat] = {}
@@ -69,10 +71,9 @@ def answer_together(messages: Sequence[Message], contexts: Sequence[Context]) ->
             seats[i] = found
         elif found is not None:
             replies[i] = found
-    if len(seats) > 1:
+    for group in _alike(seats):
         try:
-            if _start_alike(list(seats.values())):
-                replies |= dict(zip(seats, _side_by_side(list(seats.values())), strict=True))
+            replies |= dict(zip(group, _side_by_side(list(group.values())), strict=True))
         except Exception as error:  # whose fault it is shows when each trains alone
             LOG.warning("clients side by side failed, each trains alone now: %s", error)
     return [
@@ -100,16 +101,26 @@ def _seated(message: Message, context: Context) -> Seat | Message | None:
     return None if reply is message else reply
 
 
-def _start_alike(seats: Sequence[Seat]) -> bool:
-    """Tell whether all start from the same state over the same model."""
-    first = seats[0].job
-    return all(
-        seat.job.adapted is first.adapted
-        and seat.job.config == first.config
-        and seat.job.instruction.frozen == first.instruction.frozen
-        and seat.job.instruction.round == first.instruction.round
-        and _same(seat.job.state(), first.state())
-        for seat in seats[1:]
+def _alike(seats: Mapping[int, Seat]) -> list[dict[int, Seat]]:
+    """Return the groups of several clients that start from the same state over the same model."""
+    groups: list[dict[int, Seat]] = []
+    for i, seat in seats.items():
+        group = next((group for group in groups if _start_alike(seat.job, next(iter(group.values())).job)), None)
+        if group is None:
+            groups.append({i: seat})
+        else:
+            group[i] = seat
+    return [group for group in groups if len(group) > 1]
+
+
+def _start_alike(job: Job, first: Job) -> bool:
+    return (
+        job.adapted is first.adapted
+        and job.config == first.config
+        and job.instruction.frozen == first.instruction.frozen
+        and job.instruction.round == first.instruction.round
+        and job.rank == first.rank
+        and _same(job.sent_down(), first.sent_down())
     )
 
 
@@ -121,14 +132,14 @@ def _same(one: State, other: State) -> bool:
 
 def _side_by_side(seats: Sequence[Seat]) -> list[Message]:
     # Opacus takes seconds to import: only where it is needed.
-    from clients.stacked import taught_together, uploaded
+    from clients.stacked import taught_together
 
     first = seats[0].job
     keep_large_blocks(first.adapted.device)
-    first.adapted.install(first.state(), seats[0].frozen)
+    first.adapted.install(first.state(), seats[0].frozen, first.instruction.round)
     streams = [seat.job.streams("train") if seat.private else None for seat in seats]
     dropout = [dropout_of(seat.job.site()) if own is None else own.dropout for seat, own in zip(seats, streams, strict=True)]
-    stack = Stack(first.adapted, dropout)
+    stack = Stack(first.adapted, dropout, [seat.job.own() for seat in seats])
     pupils: dict[int, Pupil | Exception] = {}
     for i, (seat, own) in enumerate(zip(seats, streams, strict=True)):
         try:
@@ -149,7 +160,7 @@ def _side_by_side(seats: Sequence[Seat]) -> list[Message]:
                 raise failed
         assert isinstance(pupil, Pupil)
         assert pupil.reply is not None
-        return pupil.reply(uploaded(stack, i), result)
+        return pupil.reply(copied(stack.members[i]), result)
 
     def reply(i: int, seat: Seat) -> Message:
         return answered(lambda m, c: coded(m, c, lambda: Message(content(i), reply_to=m)), seat.message, seat.context)
@@ -160,7 +171,7 @@ def _side_by_side(seats: Sequence[Seat]) -> list[Message]:
 def _plain(seat: Seat, stack: Stack, member: int) -> Pupil:
     job = seat.job
     lesson = fit_lesson(list(stack.members[member].values()), job.train, train=job.config.train, site=job.site())
-    return Pupil(lesson, lambda upload, result: job.plain_reply(upload, result, seat.frozen))
+    return Pupil(lesson, lambda trained, result: job.plain_reply(trained, result, seat.frozen))
 
 
 def _private(seat: Seat, stack: Stack, member: int, streams: Streams) -> Pupil:
@@ -174,6 +185,7 @@ def _private(seat: Seat, stack: Stack, member: int, streams: Streams) -> Pupil:
         privacy=privacy,
         site=job.site(),
         account=job.account,
+        keep_own=job.keep_own,
         wire_dtype=job.config.federation.wire_dtype,
     )
 
@@ -201,4 +213,4 @@ def _private(seat: Seat, stack: Stack, member: int, streams: Streams) -> Pupil:
         except Exception as error:  # what went out goes out again, whatever becomes of the company
             LOG.warning("'%s' does not train again beside the others, who may end in other last bits: %s", job.site().client, error)
         return Pupil(again, kept=content(opened))
-    return Pupil(lesson(opened.mechanism, opened.charged), lambda upload, fit: content(opened.close(upload, fit)))
+    return Pupil(lesson(opened.mechanism, opened.charged), lambda trained, fit: content(opened.close(trained, fit)))

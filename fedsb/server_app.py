@@ -145,7 +145,7 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
             listener.stopped(prepared.strategy.unfinished())
             raise
         assert result.arrays is not None
-        state = unpack(decode_arrays(result.arrays), prepared.adapted.layout)
+        state = unpack(decode_arrays(result.arrays), prepared.adapted.layouts.down)
         wall_s = time.monotonic() - begun + sum(record.wall_s or 0.0 for record in records)
         summary = _finish(prepared, folder, listener, state, wall_s)
         progress.finish(summary, folder.path)
@@ -190,10 +190,10 @@ def evaluator(prepared: Prepared) -> Any:
     due = evaluated_rounds(config.eval.every, config.federation.num_rounds)
 
     def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        if server_round not in due:
+        if server_round not in due or not prepared.adapted.spec.has_global_model:
             return None
         adapted = prepared.adapted
-        adapted.install(unpack(decode_arrays(arrays), adapted.layout), prepared.strategy.frozen.view())
+        adapted.install(unpack(decode_arrays(arrays), adapted.layouts.down), prepared.strategy.frozen.view())
         with every_core():
             return MetricRecord(evaluate(adapted, task, features, train=config.train))  # type: ignore[arg-type]
 
@@ -213,9 +213,9 @@ def _finish(prepared: Prepared, folder: RunFolder, listener: Recorder, state: St
         model=config.model.name,
         data=config.data.path or config.data.test_path or config.data.kind,
         rank=config.adapter.rank if adapted.spec.factors else None,
-        trained_params=adapted.layout.numel,
+        trained_params=adapted.layouts.learnt.numel,
         records=listener.records,
-        factors_sha256=sha256(state, *strategy.frozen.deltas()),
+        factors_sha256=sha256(state, *strategy.frozen.deltas().values()),
         wall_s=wall_s,
         held_modules=strategy.gap.sample,
         epsilon=listener.claim.final(simulated=strategy.simulated),

@@ -1,17 +1,15 @@
-"""Server side: one Flower ``Strategy`` subclass per method, over :class:`LowRankStrategy`."""
+"""Server side: one Flower ``Strategy`` subclass per method, over :class:`LowRankStrategy`, each importable from here by its name."""
 
 from strategies.base import LowRankStrategy
-from strategies.methods.fed_sb import FedSB
-from strategies.methods.fedavg_lora import FedAvgLoRA
-from strategies.methods.fedex_lora import FedExLoRA
-from strategies.methods.head_only import HeadOnly
+from strategies.methods import STRATEGIES
 from strategies.participation import Participation
 
-STRATEGIES: dict[str, type[LowRankStrategy]] = {
-    "fed_sb": FedSB,
-    "fedavg_lora": FedAvgLoRA,
-    "fedex_lora": FedExLoRA,
-    "head_only": HeadOnly,
-}
+__all__ = ["STRATEGIES", "LowRankStrategy", "Participation"]
 
-__all__ = ["STRATEGIES", "FedAvgLoRA", "FedExLoRA", "FedSB", "HeadOnly", "LowRankStrategy", "Participation"]
+
+def __getattr__(name: str) -> type[LowRankStrategy]:
+    """Return a method's class: the table of methods is the one place that knows them."""
+    for strategy in STRATEGIES.values():
+        if strategy.__name__ == name:
+            return strategy
+    raise AttributeError(f"module 'strategies' has no attribute '{name}'")

@@ -1,68 +1,69 @@
-"""The shell that every method shares: rounds, clients, wire and records. The method itself is its reducer.
+"""The shell that every method shares: who is asked for what, and how what comes back becomes the next round. The method is its rule.
 
 :class:`LowRankStrategy` is a Flower Message-API strategy for any Flower ``Grid``. It addresses logical clients, attaches to each message
-exactly the frozen deltas that its client lacks, feeds valid replies to the reducer in dispatch order, and measures bytes and exactness.
+exactly the frozen deltas that its client lacks, feeds valid replies to the rule in dispatch order, and measures bytes and exactness. What
+is sent, uploaded and logged in which round it reads off the roles of the adapter family.
 """
 
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
 
-from fedsb.adapters import AdapterSpec
+from fedsb.adapters import AdapterSpec, Layouts
 from fedsb.adapters.held import HeldWeights
 from fedsb.core.cohort import cohort_size, dispatch_order, draw_cohort
-from fedsb.core.state import Layout, State, squared_norm, subtract, unpack
-from fedsb.run.records import RoundRecord
+from fedsb.core.errors import UserError
+from fedsb.core.state import Layout, Name, State, squared_norm, subtract, unpack
 from fedsb.wire.arrays import decode_arrays, encode_arrays, quantise
 from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.messages import Instruction
-from strategies.asking import Questions
-from strategies.collecting import collect
 from strategies.gap import GapMeter
-from strategies.inbox import Upload
+from strategies.loop import RoundLoop
 from strategies.participation import Listener, Participation
-from strategies.reducers import Reducer
-from strategies.roster import Roster
+from strategies.reducers import Aggregate, PlainMean, Reducer
 from strategies.rounds import RoundState
 from strategies.server_optimizer import ServerOptimizer, server_step
-from strategies.transport import Transport
+from strategies.transport import Ask
+from strategies.weighting import Fixed
 
 LOG = logging.getLogger(__name__)
 Start = Callable[["LowRankStrategy", Grid, ArrayRecord], ArrayRecord]
 
 
-class LowRankStrategy(Strategy):
-    """Base of all methods; a subclass gives the reducer.
+class LowRankStrategy(RoundLoop):
+    """Base of all methods; a subclass gives a rule, over the uploads' mean (:meth:`follow`) or over all of them (:meth:`over_uploads`).
+
+    What a method may be combined with follows from its rule: privacy of whole clients with what needs a mean alone; a server optimiser
+    and FedAU's shares with what *is* the mean.
 
     Args:
         spec: the adapter family.
-        layout: names and shapes of what is trained and travels.
+        layouts: names and shapes of what travels.
         scale: s of the adapters.
         participation: who takes part.
         labels: class names in order; clients read their data with them.
-        frozen: the frozen log, already holding a data-free basis; a new one by default.
+        frozen: the frozen log, already holding the factors that are known; a new one by default.
         server_optimizer: acts on the mean update; None for plain averaging.
         wire_dtype: ``float32`` or ``bfloat16``.
         start: runs before round 1 and returns the first arrays (a gradient start); None keeps the initial ones.
         exactness: whether to measure the exactness gap each round.
         held_weights: the frozen weights, to measure that of what clients compute with too.
         listener: is told each round's record, state and frozen log.
-    """
 
-    sums_uploads: ClassVar[bool] = False  # whether the next state follows from the sum of the uploads alone, as client-level privacy needs
+    Raises:
+        UserError: what is asked for does not go together with the method.
+    """
 
     def __init__(
         self,
         *,
         spec: AdapterSpec,
-        layout: Layout,
+        layouts: Layouts,
         scale: float,
         participation: Participation,
         labels: Sequence[str] = (),
@@ -74,57 +75,94 @@ class LowRankStrategy(Strategy):
         held_weights: HeldWeights | None = None,
         listener: Listener | None = None,
     ) -> None:
+        super().__init__(
+            participation=participation, down=layouts.down, labels=labels, frozen=frozen or FrozenLog(), start=start, listener=listener
+        )
         self.spec = spec
-        self.layout = layout
+        self.layouts = layouts
         self.scale = scale
-        if participation.client_privacy:
-            participation.client_privacy.check(type(self).__name__, self.sums_uploads)
-        self.participation = participation
-        self.weighting = participation.new_weighting()
-        self.labels = tuple(labels)
-        self.frozen = frozen or FrozenLog()
         self.server_optimizer = server_optimizer
         self.wire_dtype = wire_dtype
-        self.start_phase = start
-        self.listener = listener
-        self.gap = GapMeter(spec, scale, on=exactness, weights=held_weights)
-        self.rounds_done: int | None = None  # None: not even the start; otherwise `start` is given what they led to
-        self.held: dict[str, int] = {}  # the version of the frozen log that each client holds
-        self.counts: dict[str, int] = {}  # training examples that each client has
-        self._reducer: Reducer | None = None
-        self._round: RoundState | None = None
-        self._transport: Transport | None = None
-        self._timeout = 3600.0
-        self.simulated = True
+        self.weighting = participation.new_weighting()
+        self.gap = GapMeter(spec, scale, on=exactness and spec.has_global_model, weights=held_weights)
+        self._rule: Reducer | None = None
+        self._check()
 
-    @abstractmethod
-    def new_reducer(self) -> Reducer:
-        """Return the method's rule."""
+    def follow(self, mean: State) -> Aggregate:
+        """Return what a round leads to, from the mean of its uploads in float64: the rule of a method that needs no more than that."""
+        return Aggregate(mean)
+
+    def over_uploads(self) -> Reducer | None:
+        """Return the rule of a method that needs each upload; None where :meth:`follow` is the rule."""
+        return None
+
+    def residual_rank(self, ranks: Sequence[int]) -> int:
+        """Return the rank of what a round of clients with these ranks adds to a module's W0."""
+        return 0
+
+    def growth(self, round_number: int, shapes: Mapping[str, tuple[int, int]], ranks: Sequence[int]) -> Layout:
+        """Return names and shapes of what a round adds to the log: factors that learnt and live there, and a residual."""
+        rank = self.residual_rank(ranks) if ranks else 0
+        residual = {Name(module, role): shape for module, (m, n) in shapes.items() for role, shape in (("U", (m, rank)), ("V", (rank, n)))}
+        logged = {name: shape for name, shape in self.layouts.up_in(round_number).shapes if name.role in self.spec.in_log}
+        return Layout(tuple(sorted({**logged, **(residual if rank else {})}.items())))
+
+    any_rank: ClassVar[bool] = False  # whether the rule takes uploads of several ranks
 
     @classmethod
-    def residual_rank(cls, cohort: int, rank: int, *, coarse: bool) -> int:
-        """Return the rank of what a round of ``cohort`` clients adds to a module's W0; ``coarse`` if the wire rounds float32."""
-        return 0
+    def needs_a_mean_alone(cls) -> bool:
+        """Tell whether the method's result follows from the mean of the uploads."""
+        return cls.over_uploads is LowRankStrategy.over_uploads
+
+    @classmethod
+    def is_the_mean(cls) -> bool:
+        """Tell whether the method's result is the mean of the uploads itself."""
+        return cls.needs_a_mean_alone() and cls.follow is LowRankStrategy.follow
+
+    @property
+    def has_global_model(self) -> bool:
+        """Whether no client keeps a part of the model for itself."""
+        return self.spec.has_global_model
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every client holds the mean of the trained weights after a round: a mean is exact where one factor learns at a time."""
+        return (
+            self.has_global_model
+            and self.is_the_mean()
+            and all(len(self.spec.uploaded(turn)) <= 1 for turn in range(1, self.spec.turns + 1))
+        )
+
+    def _check(self) -> None:
+        name = type(self).__name__
+        if self.participation.client_privacy:
+            self.participation.client_privacy.check(name, self.needs_a_mean_alone())
+        if self.participation.ranks and not self.any_rank:
+            raise UserError(
+                f"federation.ranks={sorted(set(self.participation.ranks.values()))}: {name} averages factors of one shape; use "
+                "federation.ranks=null, or a method that takes several"
+            )
+        if self.server_optimizer is not None and not (self.is_the_mean() and self.layouts.up == (self.layouts.down,)):
+            raise UserError(
+                f"federation.server_optimizer is not defined with {name}: it moves one mean from round to round, and this method hands out "
+                "more than that, or another one each round; use federation.server_optimizer.name=none or another method"
+            )
+        if not isinstance(self.weighting, Fixed) and not self.is_the_mean():
+            raise UserError(
+                f"federation.weighting={self.participation.weighting} scales the mean update, and what {name} hands out is more than a "
+                "mean; use federation.weighting=examples or another method"
+            )
 
     def decode(self, state: State) -> State:
         """Return a state as clients decode it from the wire."""
         return quantise(state, self.wire_dtype)
-
-    @property
-    def round_clients(self) -> tuple[str, ...]:
-        """The cohort of the current round, in dispatch order."""
-        return self._round.order if self._round else ()
-
-    def unfinished(self) -> RoundRecord | None:
-        """Return the record, so far, of the round in progress."""
-        return self._round.record({}) if self._round else None
 
     def summary(self) -> None:
         """Log what the strategy is set to."""
         p = self.participation
         LOG.info(
             "%s: %d clients, %d a round, weighting %s, wire %s, %d values a client and direction",
-            type(self).__name__, len(p.clients), cohort_size(len(p.clients), p.fraction), p.weighting, self.wire_dtype, self.layout.numel,
+            type(self).__name__, len(p.clients), cohort_size(len(p.clients), p.fraction), p.weighting, self.wire_dtype, self.down.numel,
         )  # fmt: skip
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
@@ -136,25 +174,37 @@ class LowRankStrategy(Strategy):
         self._round = RoundState(server_round, dispatch_order(cohort, self.counts))
         transport.roster.gather(grid, p.wait, cohort, self._round.failed)
         self._round.order = order = dispatch_order(cohort, self.counts)
-        self._current = unpack(decode_arrays(arrays), self.layout)
-        requests = transport.requests(order, "train", self._instruction(server_round), arrays, self._round.tally)
-        private = p.client_privacy
-        self._reducer = private.reducer(self.decode, cohort, server_round, real=not self.simulated) if private else self.new_reducer()
-        self._reducer.begin(self._current)
-        self.gap.begin(self.frozen.view().basis, self._current, self.frozen.view().residuals)
+        view = self.frozen.view()
+        self._sent = view.basis.merge(unpack(decode_arrays(arrays), self.down))
+        requests = transport.requests(order, "train", self._asking(server_round, arrays), self._round.tally)
+        self._rule = self._round_rule(server_round, cohort)
+        self._rule.begin(self._current())
+        self.gap.begin(view.basis, self._sent, view.residuals, self.spec.uploaded(server_round))
         return transport.address(requests, self._round.failed)
 
+    def _round_rule(self, server_round: int, cohort: Sequence[str]) -> Reducer:
+        private = self.participation.client_privacy
+        if private:
+            return Following(private.mean(cohort, server_round, real=not self.simulated), self)
+        return self.over_uploads() or Following(PlainMean(), self)
+
+    def _current(self) -> State:
+        """Return what the clients were sent of what they upload in this round."""
+        assert self._round is not None
+        names = {name for name, _ in self.layouts.up_in(self._round.number).shapes}
+        return State({name: t for name, t in self._sent.items() if name in names})
+
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Feed the replies to the reducer as they come and return the next arrays.
+        """Feed the replies to the rule as they come and return the next arrays.
 
         Raises:
             RunError: fewer valid replies than the round needs.
         """
         assert self._round is not None
-        assert self._reducer is not None
-        for upload in self._uploads(replies, self.layout):
+        assert self._rule is not None
+        for upload in self._uploads(replies, lambda client: self.layouts_of(client).up_in(server_round)):
             weight = self.weighting.weight(upload.client, upload.num_examples)
-            self._reducer.add(upload.state, weight)
+            self._rule.add(upload.state, weight)
             self.gap.add(upload.state, weight)
             self._round.note(upload.metrics, weight)
         self._round.check_quorum(self._needed(len(self._round.order)))
@@ -167,7 +217,7 @@ class LowRankStrategy(Strategy):
             return []
         transport = self._connect(grid)
         asked = [client for client in self._round.order if client not in self._round.failed]
-        requests = transport.requests(asked, "evaluate", self._instruction(server_round), arrays, self._round.tally)
+        requests = transport.requests(asked, "evaluate", self._asking(server_round, arrays), self._round.tally)
         self._round.begin_evaluation(asked)
         return transport.address(requests, self._round.failed)
 
@@ -175,121 +225,75 @@ class LowRankStrategy(Strategy):
         """Return the clients' metrics, averaged by their numbers of held-out examples."""
         assert self._round is not None
         counts: dict[str, int] = {}
-        for upload in self._uploads(replies, Layout(()), training=False):
+        for upload in self._uploads(replies, lambda client: Layout(()), training=False):
             self._round.client_metrics[upload.client] = dict(upload.metrics)
             counts[upload.client] = upload.num_examples
         self._round.end_evaluation()
         return MetricRecord(self._round.client_mean(counts)) if counts else None
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
-    ) -> Result:
-        """Run the start phase and ``num_rounds`` rounds; see Flower's ``Strategy.start`` for the arguments.
+    def layouts_of(self, client: str) -> Layouts:
+        """Return what travels to and from a client."""
+        return self.layouts.at(self.participation.ranks.get(client))
 
-        Raises:
-            RunError: no client is connected, or a round had too few valid replies.
-        """
-        self.summary()
-        self._timeout = timeout
-        result = Result()
-        self.connect(grid)
-        arrays = initial_arrays
-        if self.rounds_done is None:
-            self._round = RoundState(0)
-            arrays = self.start_phase(self, grid, arrays) if self.start_phase else arrays
-            self._close(0, arrays, evaluate_fn, result)
-        for number in range((self.rounds_done or 0) + 1, num_rounds + 1):
-            arrays = self._run_round(number, grid, arrays, result, train_config, evaluate_config)
-            self._close(number, arrays, evaluate_fn, result)
-        result.arrays = arrays
-        return result
+    def _asking(self, round_number: int, arrays: ArrayRecord) -> Ask:
+        """Return what gives each client its instruction and its arrays: of a smaller rank it gets the leading rows and columns."""
+        whole, shares = unpack(decode_arrays(arrays), self.down), {self.down: arrays}
 
-    def connect(self, grid: Grid) -> Roster:
-        """Wait for the clients and return who serves them; RunError where too few come in time."""
-        roster = self._connect(grid).roster
-        roster.wait(grid, self.participation.wait)
-        self.simulated = not roster.real
-        return roster
+        def ask(client: str) -> tuple[Instruction, ArrayRecord]:
+            layout = self.layouts_of(client).down
+            if layout not in shares:
+                leading = {name: whole[name][tuple(map(slice, shape))] for name, shape in layout.shapes}
+                shares[layout] = encode_arrays(State(leading), self.wire_dtype)
+            return Instruction("", round_number, labels=self.labels, digest=layout.digest), shares[layout]
 
-    def _run_round(
-        self, number: int, grid: Grid, arrays: ArrayRecord, result: Result, train: ConfigRecord | None, evaluate: ConfigRecord | None
-    ) -> ArrayRecord:
-        transport = self._connect(grid)
-        messages = list(self.configure_train(number, arrays, train or ConfigRecord(), grid))
-        updated, metrics = self.aggregate_train(number, transport.replies(messages, self._timeout))
-        assert updated is not None
-        assert metrics is not None
-        result.train_metrics_clientapp[number] = metrics
-        messages = list(self.configure_evaluate(number, updated, evaluate or ConfigRecord(), grid))
-        if messages and (evaluated := self.aggregate_evaluate(number, transport.replies(messages, self._timeout))):
-            result.evaluate_metrics_clientapp[number] = evaluated
-        return updated
-
-    def _close(
-        self, number: int, arrays: ArrayRecord, evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None, result: Result
-    ) -> None:
-        """Evaluate on the server and hand the round's record on."""
-        metrics = evaluate_fn(number, arrays) if evaluate_fn else None
-        if metrics is not None:
-            result.evaluate_metrics_serverapp[number] = metrics
-        assert self._round is not None
-        self._round.remarks = self._transport.roster.remarks() if self._transport else []
-        if self.listener:
-            self.listener.end(self._round.record(metrics or {}), unpack(decode_arrays(arrays), self.layout), self.frozen)
-
-    def exchange(self, grid: Grid, stage: str, arrays: ArrayRecord, sent: Layout, wanted: Layout, *, title: str = "") -> Iterator[Upload]:
-        """Ask all connected clients for one exchange of the start, and yield their valid replies in dispatch order.
-
-        ``arrays`` goes with it, of layout ``sent``; replies have layout ``wanted``. ``title`` is shown while it goes on.
-        """
-        assert self._round is not None
-        transport = self._connect(grid)
-        order = dispatch_order(self.participation.clients, self.counts)
-        self._round.begin_exchange(order, title)
-        instruction = Instruction("", 0, stage=stage, labels=self.labels, digest=sent.digest)
-        requests = transport.requests(order, "train.evidence", instruction, arrays, self._round.tally)
-        yield from self._uploads(transport.replies(transport.address(requests, self._round.failed), self._timeout), wanted)
-        self._round.check_quorum(self._needed(len(order)))
-
-    def _needed(self, of: int) -> int:
-        assert self._transport is not None
-        return self._transport.roster.needed(of)
-
-    def _instruction(self, round_number: int) -> Instruction:
-        return Instruction("", round_number, labels=self.labels, digest=self.layout.digest)
-
-    def _connect(self, grid: Grid) -> Transport:
-        if self._transport is None or self._transport.grid is not grid:
-            questions = Questions(self.labels, self._timeout, self.participation.overrides)
-            roster = Roster(self.participation, questions, self.counts)
-            self._transport = Transport(grid, roster, self.frozen, self.held)
-        return self._transport
-
-    def _uploads(self, replies: Iterable[Message], layout: Layout, *, training: bool = True) -> Iterator[Upload]:
-        assert self._round is not None
-        assert self._transport is not None
-        return collect(replies, layout, self._round, self._transport, self.listener, training=training)
+        return ask
 
     def _finish(self) -> State:
-        """Close the reducer, measure exactness, take the server's step, append the residual."""
+        """Close the rule, take the server's step, measure exactness, append to the log; return the state that is sent next."""
         assert self._round is not None
-        assert self._reducer is not None
-        aggregate = self._reducer.finish()
-        mean = aggregate.state
+        assert self._rule is not None
+        aggregate = self._rule.finish()
         self._round.extras = dict(aggregate.extras)
-        self._round.diagnostics = dict(getattr(self._reducer, "diagnostics", {}))
-        self._round.gap = self.gap.measure(mean, aggregate.residual, lost=self._round.encoding_error())
-        state = server_step(self._current, mean, self.weighting.share(self._round.total_weight()), self.server_optimizer)
+        self._round.diagnostics = dict(getattr(self._rule, "diagnostics", {}))
+        mean, lost = self._held_as(aggregate.state), self._round.encoding_error()
+        share = self.weighting.share(self._round.total_weight())
+        state = server_step(self._current(), mean, share, self.server_optimizer)
         if state is not mean:
-            state = self.decode(state)
+            state = self._held_as(state)
             self._round.extras["server_step"] = squared_norm(subtract(state, mean)) ** 0.5
-        self.frozen.append(aggregate.residual)
-        self._round.held_gap = self.gap.measure_held(mean, self.frozen.view().residuals, lost=self._round.encoding_error())
-        return state
+        self._round.gap = self.gap.measure(self._sent.merge(mean).merge(aggregate.log), lost=lost)
+        logged, down = set(self.spec.in_log), dict(self.down.shapes)
+        self.frozen.append(aggregate.log.merge(State({name: t for name, t in state.items() if name.role in logged})))
+        self._round.held_gap = self.gap.measure_held(self._sent.merge(mean), self.frozen.view().residuals, lost=lost)
+        return State({name: state.get(name, self._sent[name]) for name in down})
+
+    def _held_as(self, state: State) -> State:
+        """Return a state as clients hold it: rounded for the wire, but for what comes by the log, which travels in float32."""
+        logged = State({name: t.float() for name, t in state.items() if name.role in self.spec.in_log})
+        return self.decode(State({name: t for name, t in state.items() if name not in logged})).merge(logged)
+
+
+class Following:
+    """A mean of uploads, and what a method makes of it.
+
+    Args:
+        mean: makes it.
+        strategy: the method.
+    """
+
+    def __init__(self, mean: Reducer, strategy: LowRankStrategy) -> None:
+        self._mean = mean
+        self._strategy = strategy
+        self.begin = mean.begin
+        self.add = mean.add
+
+    @property
+    def diagnostics(self) -> dict[str, float]:
+        """What the mean knows of how it was made, and no noise covers."""
+        return dict(getattr(self._mean, "diagnostics", {}))
+
+    def finish(self) -> Aggregate:
+        """Return what the method makes of the mean, with the mean's own figures."""
+        made = self._mean.finish()
+        found = self._strategy.follow(made.state)
+        return Aggregate(found.state, found.log, {**made.extras, **found.extras})

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from strategies.base import LowRankStrategy
 
 OPTIMIZER, FIRST_HEAD = "server-optimizer", "first-head"
-CLIP, HELD, WEIGHTS, COUNTS = "clip_norm", "held", "weighting", "examples"
+CLIP, HELD, WEIGHTS, COUNTS, ORIGIN = "clip_norm", "held", "weighting", "examples", "origin"
 
 
 def remember(strategy: LowRankStrategy) -> Memory:
@@ -21,7 +21,7 @@ def remember(strategy: LowRankStrategy) -> Memory:
     private = strategy.participation.client_privacy
     # Sorted: in dispatch order they would be ranked by their numbers of examples, which under this privacy nothing may tell.
     counts = {} if private and not strategy.simulated else dict(sorted(strategy.counts.items()))
-    facts = {HELD: dict(sorted(strategy.held.items())), COUNTS: counts, WEIGHTS: strategy.weighting.memory()}
+    facts = {HELD: dict(sorted(strategy.held.items())), COUNTS: counts, WEIGHTS: strategy.weighting.memory(), ORIGIN: strategy.origin}
     return Memory(states, facts | ({CLIP: private.bound.value} if private else {}))
 
 
@@ -31,6 +31,7 @@ def recall(strategy: LowRankStrategy, snapshot: Snapshot) -> None:
     strategy.frozen = snapshot.frozen
     strategy.rounds_done = snapshot.round
     strategy.held = dict(memory.facts[HELD])
+    strategy.origin = memory.facts.get(ORIGIN, strategy.origin)
     strategy.counts = dict(memory.facts.get(COUNTS, {}))
     strategy.weighting.take_up(memory.facts.get(WEIGHTS, {}))
     if FIRST_HEAD in memory.states:

@@ -6,21 +6,20 @@ from collections.abc import Iterable, Iterator
 
 from flwr.app import Message
 
-from fedsb.core.state import Layout
-from strategies.inbox import Inbox, Upload
+from strategies.inbox import Inbox, LayoutOf, Upload
 from strategies.participation import Listener
 from strategies.rounds import RoundState
 from strategies.transport import Transport
 
 
 def collect(
-    replies: Iterable[Message], layout: Layout, under_way: RoundState, transport: Transport, listener: Listener | None, *, training: bool
+    replies: Iterable[Message], layout: LayoutOf, under_way: RoundState, transport: Transport, listener: Listener | None, *, training: bool
 ) -> Iterator[Upload]:
     """Yield valid replies in dispatch order; note the others as failed.
 
     Args:
         replies: as they come.
-        layout: what a reply must hold.
+        layout: what each client's reply must hold.
         under_way: the round; its cohort is whom replies are expected from.
         transport: knows whose a reply is.
         listener: is told of each.

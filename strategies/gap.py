@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -36,11 +36,11 @@ class GapMeter:
         """The modules whose held weights are measured; None where all are, or none."""
         return self._weights.modules if self._weights and self._weights.sampled else None
 
-    def begin(self, basis: State, current: State, residuals: Mapping[str, Tensor]) -> None:
-        """Start a round from ``current``; the head's change is measured from that of the first one."""
+    def begin(self, basis: State, current: State, residuals: Mapping[str, Tensor], uploaded: Sequence[str]) -> None:
+        """Start a round from ``current``, of which ``uploaded`` come back; the head's change is measured from that of the first one."""
         if self._on:
             self._meter = self._meter or self.measure_from(current)
-            self._meter.begin(basis)
+            self._meter.begin(basis, uploaded)
         if self._on and self._weights:
             self._weights.begin(residuals)
 
@@ -55,9 +55,9 @@ class GapMeter:
         if self._on and self._meter:
             self._meter.add(upload, weight)
 
-    def measure(self, held: State, residual: State, *, lost: float) -> float | None:
+    def measure(self, held: State, *, lost: float) -> float | None:
         """Return the round's gap, or None where it is not measured; for the arguments see :meth:`ExactnessMeter.measure`."""
-        self._gap = self._meter.measure(held, residual, lost=lost).relative if self._on and self._meter else None
+        self._gap = self._meter.measure(held, lost=lost).relative if self._on and self._meter else None
         return self._gap
 
     def measure_held(self, held: State, residuals: Mapping[str, Tensor], *, lost: float) -> float | None:

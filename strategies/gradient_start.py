@@ -46,8 +46,8 @@ class GradientStart:
             title = f"start: gradient sketch, exchange {number + 1} of {len(self._sketch.exchanges)}"
             mean = self._mean(strategy, grid, number, probes, title)
         found = self._sketch.finish(mean, probes)
-        strategy.frozen.append(found.pick("A", "B"))
-        trained = unpack(decode_arrays(initial), strategy.layout)
+        strategy.frozen.append(found.pick(*strategy.spec.in_log))
+        trained = unpack(decode_arrays(initial), strategy.down)
         first = trained.merge(core(found, self._core_kind, step=self._step, scale=strategy.scale))
         return encode_arrays(first, strategy.wire_dtype)
 

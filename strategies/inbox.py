@@ -18,6 +18,7 @@ from fedsb.wire.arrays import LayoutError
 from fedsb.wire.messages import decode_reply
 
 LOG = logging.getLogger(__name__)
+LayoutOf = Callable[[str], Layout]  # what a client's reply must hold
 # What the server averages over clients: one NaN would hide what the others say.
 MEANS = ("loss", "encoding-error")
 
@@ -37,13 +38,13 @@ class Inbox:
 
     Args:
         order: clients in dispatch order.
-        layout: what a reply must hold.
+        layout: what each client's reply must hold.
         failed: clients already known to fail; the inbox adds to it.
         count_of: takes a client and the number of its examples, and tells what is wrong with that.
     """
 
     def __init__(
-        self, order: Sequence[str], layout: Layout, failed: dict[str, str], count_of: Callable[[str, int], str] | None = None
+        self, order: Sequence[str], layout: LayoutOf, failed: dict[str, str], count_of: Callable[[str, int], str] | None = None
     ) -> None:
         self._order = list(order)
         self._layout = layout
@@ -86,7 +87,7 @@ class Inbox:
             raise _coded(client, answer.code, answer.key)
         if answer.missing:
             raise LayoutError("lacks frozen state although it was sent all of it")
-        state = answer.state(self._layout)
+        state = answer.state(self._layout(client))
         # Two tests of a packed state cost a tenth of one for each of its tensors.
         if not answer.finite and (broken := non_finite(state)):
             raise LayoutError(f"{broken.role} of '{broken.module}' holds NaN or infinity")

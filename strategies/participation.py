@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedsb.core.state import State
@@ -47,6 +47,7 @@ class Participation:
         private: whether epsilon will be claimed for the run: its nodes must be all simulated or all real.
         overrides: of a resumed run, for nodes that don't see its folder; None where nobody knows them.
         resumed: whether the run is.
+        ranks: of clients that have one of their own.
         say: shows a line.
         client_privacy: clips and noises what they send, at the server; None for plain sums.
     """
@@ -65,6 +66,7 @@ class Participation:
     private: bool = False
     overrides: str | None = None
     resumed: bool = False
+    ranks: Mapping[str, int] = field(default_factory=dict)
     say: Callable[[str], None] = LOG.info
 
     def evaluates(self, round_number: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord, Message
@@ -14,6 +14,7 @@ from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.messages import Cargo, Instruction, encode_cargo, encode_instruction
 from strategies.roster import Roster
 
+Ask = Callable[[str], tuple[Instruction, ArrayRecord]]
 POLL_S = (0.02, 0.5)  # between two looks for replies: first, and at most
 
 
@@ -29,7 +30,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Request:
-    """One message to one client. ``arrays`` is encoded once a round and shared by all of its messages."""
+    """One message to one client. ``arrays`` is encoded once a round and shared by all messages that hold the same."""
 
     instruction: Instruction
     kind: str
@@ -62,22 +63,29 @@ class Transport:
         roster: who is served by which node.
         frozen: the server's frozen log.
         held: versions that clients hold, by client; kept up to date.
+        origin: names the run.
     """
 
-    def __init__(self, grid: Grid, roster: Roster, frozen: FrozenLog, held: dict[str, int]) -> None:
+    def __init__(self, grid: Grid, roster: Roster, frozen: FrozenLog, held: dict[str, int], origin: str = "") -> None:
         self.grid = grid
         self.roster = roster
         self._frozen = frozen
         self._held = held
+        self._origin = origin
         self._addressed: list[tuple[Message, Request]] = []
         self._by_id: dict[str, Request] = {}
         self._loads: dict[tuple[int, int], Load] = {}
         self._caught_up: set[str] = set()
 
-    def requests(self, clients: Sequence[str], kind: str, instruction: Instruction, arrays: ArrayRecord, tally: Tally) -> list[Request]:
-        """Return one request a client, based on the frozen log as it stands."""
-        told = replace(instruction, frozen=self._frozen.head, overrides=self.roster.overrides)
-        return [Request(replace(told, client=client), kind, arrays, tally) for client in clients]
+    def requests(self, clients: Sequence[str], kind: str, ask: Ask, tally: Tally) -> list[Request]:
+        """Return one request a client, based on the frozen log as it stands; ``ask`` gives its instruction and its arrays."""
+        return [
+            Request(self._told(client, instruction), kind, arrays, tally) for client in clients for instruction, arrays in [ask(client)]
+        ]
+
+    def _told(self, client: str, instruction: Instruction) -> Instruction:
+        told = replace(instruction, client=client, frozen=self._frozen.head)
+        return replace(told, overrides=self.roster.overrides, origin=self._origin)
 
     def address(self, requests: Sequence[Request], failed: dict[str, str]) -> list[Message]:
         """Return the messages for the clients that are connected; note the others in ``failed``."""
@@ -151,7 +159,7 @@ class Transport:
         if key not in self._loads:
             bundle = self._frozen.bundle(held)
             cargo = encode_cargo(arrays, bundle)
-            basis = state_bytes(bundle.one_off.numel) if bundle else 0
+            basis = state_bytes(bundle.one_off) if bundle else 0
             self._loads[key] = Load(cargo, basis, array_bytes(cargo.arrays) - basis)
         return self._loads[key]
 

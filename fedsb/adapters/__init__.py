@@ -13,13 +13,14 @@ from fedsb.adapters.layer import (
     write,
 )
 from fedsb.adapters.linear import is_adaptable
-from fedsb.adapters.spec import AdapterSpec
+from fedsb.adapters.spec import AdapterSpec, Layouts
 from fedsb.adapters.targets import ALL_LINEAR, left_out, match_targets, used_by_hand
 
 __all__ = [
     "ALL_LINEAR",
     "SPECS",
     "AdapterSpec",
+    "Layouts",
     "LowRankLayer",
     "adapters_off",
     "attach",

@@ -1,8 +1,8 @@
 """How far the weight that clients hold after a round is from the mean of what they trained, computed from factors.
 
 ``gap = ‖ΔW_held − Σ w_i ΔW_i‖_F / ‖Σ w_i ΔW_i‖_F`` over all adapted modules and the head, where ``ΔW_i = s · B_i [R_i] A_i`` comes
-from the uploads and ``ΔW_held`` is the product of what the server hands out next plus the residual of this round. Residuals of
-earlier rounds are in both and cancel; the head counts as its change since the first round. No m x n matrix is formed.
+from the uploads, with the factors that clients held beside, and ``ΔW_held`` is the product of what they hold next plus the residual of this
+round. Residuals of earlier rounds are in both and cancel; the head counts as its change since the first round. No m x n matrix is formed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsb.adapters import AdapterSpec
 from fedsb.adapters.held import HeldWeights
+from fedsb.adapters.spec import AdapterSpec
 from fedsb.core.state import HEAD, Name, State, WeightedSum, squared_norm, subtract
 
 Term = tuple[Tensor, Tensor]
@@ -43,25 +43,31 @@ def low_rank_squared_norm(terms: Sequence[Term]) -> float:
 class ExactnessMeter:
     """Collects a round's uploads and compares their mean product with what is handed out.
 
-    A family with at most one trained factor is linear in it, so a running sum suffices; with two, the uploads are kept until the
+    A round in which at most one factor is uploaded is linear in it, so a running sum suffices; with two, the uploads are kept until the
     round ends.
 
     Args:
         spec: the adapter family.
         scale: s.
-        start: the first trained state; the head's change is measured from it.
+        start: the first state; the head's change is measured from it.
     """
 
     def __init__(self, spec: AdapterSpec, scale: float, start: State) -> None:
         self._spec = spec
         self._scale = scale
         self._start_head = start.pick(HEAD)
-        self._linear = len(spec.trained) <= 1
-        self.begin(State())
+        self.begin(State(), ())
 
-    def begin(self, basis: State) -> None:
-        """Start a round whose frozen factors are ``basis``."""
+    def begin(self, basis: State, uploaded: Sequence[str]) -> None:
+        """Start a round.
+
+        Args:
+            basis: factors that clients hold whatever they train; those that they upload count as uploaded.
+            uploaded: roles that they upload.
+        """
         self._basis = basis
+        self._uploaded = tuple(uploaded)
+        self._linear = len(self._uploaded) <= 1
         self._sum = WeightedSum()
         self._uploads: list[tuple[State, float]] = []
 
@@ -73,24 +79,24 @@ class ExactnessMeter:
             self._sum.add(upload.pick(HEAD), weight)
             self._uploads.append((upload, weight))
 
-    def measure(self, held: State, residual: State, *, lost: float = 0.0) -> Gap:
-        """Compare with the state handed out next.
+    def measure(self, held: State, *, lost: float = 0.0) -> Gap:
+        """Compare with what clients hold next.
 
         Args:
-            held: as clients will decode it.
-            residual: what this round adds to the frozen weights (roles U, V).
+            held: every factor as clients will decode it, the head, and what this round adds to the frozen weights (roles U, V). A factor
+                that begins anew in each round is not there: at its start the product is zero.
             lost: weighted mean of ``‖ΔW_i − ΔW_i as decoded‖_F``, which a coarse wire took from the uploads before they came here;
                 it is added to the difference, an upper bound by the triangle inequality.
         """
         mean = self._mean()
         difference, update = self._head_squares(mean, held)
-        for module in held.modules:
+        for module in self._modules(mean):
             wanted = self._wanted(module, mean)
-            given = [self._product(module, held, 1.0)]
-            if Name(module, "U") in residual:
-                given.append((residual[Name(module, "U")], residual[Name(module, "V")]))
             update += low_rank_squared_norm(wanted)
-            difference += self._linear_difference(module, mean, held) if self._linear else low_rank_squared_norm(_minus(given, wanted))
+            if self._differs_in_one(module, held):
+                difference += self._linear_difference(module, mean, held)
+            else:
+                difference += low_rank_squared_norm(_minus(self._given(module, held), wanted))
         return Gap(difference**0.5 + lost, update**0.5)
 
     def measure_held(self, held: State, weights: HeldWeights, residuals: Mapping[str, Tensor], *, lost: float = 0.0) -> Gap:
@@ -106,9 +112,25 @@ class ExactnessMeter:
         difference, update = self._head_squares(mean, held)
         for module in weights.modules:
             wanted = self._wanted(module, mean)
-            difference += weights.squared_difference(module, residuals, _minus([self._product(module, held, 1.0)], wanted))
+            difference += weights.squared_difference(module, residuals, _minus(self._held_product(module, held), wanted))
             update += low_rank_squared_norm(wanted)
         return Gap(difference**0.5 + lost, update**0.5)
+
+    def _modules(self, mean: State) -> list[str]:
+        return mean.modules if self._linear else self._uploads[0][0].modules if self._uploads else []
+
+    def _differs_in_one(self, module: str, held: State) -> bool:
+        """Tell whether what is held differs from what was, but for the one factor that was uploaded, in nothing."""
+        others = [Name(module, role) for role in self._spec.factors if role not in self._uploaded]
+        return self._linear and Name(module, "U") not in held and all(held.get(name) is self._basis.get(name) for name in others)
+
+    def _given(self, module: str, held: State) -> list[Term]:
+        added = [(held[Name(module, "U")], held[Name(module, "V")])] if Name(module, "U") in held else []
+        return [*self._held_product(module, held), *added]
+
+    def _held_product(self, module: str, held: State) -> list[Term]:
+        whole = all(Name(module, role) in held for role in self._spec.factors)
+        return [self._product(module, held, 1.0)] if whole else []
 
     def _mean(self) -> State:
         return self._sum.mean() if self._sum.total_weight and (self._linear or len(self._start_head)) else State()
@@ -124,17 +146,14 @@ class ExactnessMeter:
         return [self._product(module, upload, weight / total) for upload, weight in self._uploads]
 
     def _linear_difference(self, module: str, mean: State, held: State) -> float:
-        role = self._spec.trained[0]
-        name = Name(module, role)
+        name = Name(module, self._uploaded[0])
         change = State({name: held[name].double() - mean[name].double()})
         return low_rank_squared_norm([self._product(module, change, 1.0)])
 
     def _product(self, module: str, state: State, weight: float) -> Term:
-        factors = [state.get(Name(module, role), self._basis.get(Name(module, role))) for role in self._spec.factors]
-        left = factors[0].double() * (self._scale * weight)  # type: ignore[union-attr]
-        for factor in factors[1:-1]:
-            left = left @ factor.double()  # type: ignore[union-attr]
-        return left, factors[-1].double()  # type: ignore[union-attr]
+        names = [Name(module, role) for role in self._spec.factors]
+        left, right = self._spec.split(tuple((state[name] if name in state else self._basis[name]).double() for name in names))
+        return left * (self._scale * weight), right
 
 
 def _minus(given: Sequence[Term], wanted: Sequence[Term]) -> list[Term]:
@@ -144,6 +163,6 @@ def _minus(given: Sequence[Term], wanted: Sequence[Term]) -> list[Term]:
 def encoding_error(upload: State, decoded: State, spec: AdapterSpec, scale: float, basis: State) -> float:
     """Return ``‖ΔW − ΔW as decoded‖_F`` of one upload, head included: what the wire's dtype takes away."""
     meter = ExactnessMeter(spec, scale, upload)
-    meter.begin(basis)
+    meter.begin(basis, sorted({name.role for name in upload} - {HEAD}))
     meter.add(upload, 1.0)
-    return meter.measure(decoded, State()).difference
+    return meter.measure(basis.merge(decoded)).difference

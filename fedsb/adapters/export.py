@@ -9,7 +9,6 @@ import copy
 import json
 import math
 from collections import Counter
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +91,8 @@ def _merged(layer: LowRankLayer) -> nn.Module:
 
 def _product(layer: LowRankLayer) -> tuple[Tensor, Tensor]:
     """Split ``s · B R A`` into ``B`` and ``s · R A``, float64 on the CPU."""
-    left, *rest = (layer.factor(role).weight.detach().to("cpu", torch.float64) for role in layer.spec.factors)
-    return left, layer.scale * reduce(torch.matmul, rest)
+    left, right = layer.spec.split(tuple(layer.factor(role).weight.detach().to("cpu", torch.float64) for role in layer.spec.factors))
+    return left, layer.scale * right
 
 
 def _factors(layer: LowRankLayer) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The one low-rank layer of the project: ``y = W0 x + s · B R A x``, with ``R`` absent for LoRA-like families.
+"""The one low-rank layer of the project: ``y = W0 x + s · B R A x``, or another product of the factors that a family has.
 
 The factors are plain ``nn.Linear(bias=False)`` modules, so Opacus has their per-sample gradients for free. ``W0`` is written
 (out, in) = (m, n) throughout, also for GPT-2's ``Conv1D``, which stores its transpose.
@@ -17,7 +17,7 @@ from torch.nn.utils import skip_init
 from fedsb.adapters.linear import out_in, shape_of
 from fedsb.adapters.spec import AdapterSpec
 from fedsb.core.errors import UserError
-from fedsb.core.state import Name, State, laid_out
+from fedsb.core.state import HEAD, Name, State, laid_out
 
 
 def with_residual(weight: Tensor, residual: Tensor) -> Tensor:
@@ -26,11 +26,11 @@ def with_residual(weight: Tensor, residual: Tensor) -> Tensor:
 
 
 class LowRankLayer(nn.Module):
-    """``base(x) + s · B(R(A(dropout(x))))`` around a frozen linear layer.
+    """``base(x) + s · B(R(A(dropout(x))))`` around a frozen linear layer, with a chain of the factors that the family has.
 
     Attributes:
         base: the frozen ``nn.Linear`` or ``Conv1D``, or of a subclass; what it has and the layer has not is read from it.
-        A, R, B: ``nn.Linear(bias=False)`` with weights (r, n), (r, r), (m, r); ``R`` is None in LoRA-like families.
+        spec: the family. Each of its factors is an ``nn.Linear(bias=False)`` under its role's name: A (r, n), R (r, r), B (m, r).
         scale: s.
         active: where False, the layer computes ``base(x)`` alone.
     """
@@ -45,16 +45,15 @@ class LowRankLayer(nn.Module):
         self.scale = scale
         self.active = True
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.A = _linear(n, rank, weight)
-        self.R = _linear(rank, rank, weight) if "R" in spec.factors else None
-        self.B = _linear(rank, m, weight)
+        for role, (outputs, inputs) in ((role, spec.shape(role, m, n, rank)) for role in reversed(spec.factors)):
+            self.add_module(role, _linear(inputs, outputs, weight))
         self._pristine = weight.data
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         for role in spec.factors:
             factor = self.factor(role).weight
-            factor.requires_grad_(role in spec.trained)
-            if role in spec.frozen:
+            factor.requires_grad_(role in spec.learn(1))
+            if role in spec.held:
                 self.hold(role, None)
             elif not weight.is_meta:
                 nn.init.zeros_(factor)
@@ -125,21 +124,24 @@ class LowRankLayer(nn.Module):
 
     def delta(self) -> Tensor:
         """Return the dense ``s · B R A`` (m, n); for tests, merging and export."""
-        product: Tensor = self.factor(self.spec.factors[0]).weight
-        for role in self.spec.factors[1:]:
-            product = product @ self.factor(role).weight
-        return self.scale * product.detach()
+        left, right = self.split()
+        return self.scale * (left @ right)
+
+    def split(self, *, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """Return ``U`` (m, ρ) and ``V`` (ρ, n) of the weight change ``s · U V``, detached, in ``dtype`` or as the factors are."""
+        return self.spec.split(tuple(self.factor(role).weight.detach().to(dtype) for role in self.spec.factors))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, n) to (…, m)."""
         y: Tensor = self.base(x)
         if not self.active:
             return y
-        h = self.A(self.dropout(x))
-        if self.R is not None:
-            h = self.R(h)
+        last, *first = self.spec.factors
+        h = self.dropout(x)
+        for role in reversed(first):
+            h = self.factor(role)(h)
         # s goes to the r columns of h, not to the m of the product: a pass over the largest tensor less, each way.
-        out: Tensor = y + self.B(self.scale * h)
+        out: Tensor = y + self.factor(last)(self.scale * h)
         return out
 
 
@@ -193,17 +195,29 @@ def write(model: nn.Module, state: State) -> None:
     adapted = layers(model)
     with torch.no_grad():
         for name, tensor in state.items():
-            layer = adapted[name.module] if name.role in ("A", "R", "B") else None
-            if layer and name.role in layer.spec.frozen:
+            if name.role == HEAD:
+                continue
+            layer = adapted[name.module]
+            if name.role in layer.spec.held:
                 layer.hold(name.role, tensor)
-            elif layer:
-                layer.factor(name.role).weight.copy_(tensor)
+            elif name.role in layer.spec.factors:
+                _fill(layer.factor(name.role), tensor)
+
+
+def _fill(factor: nn.Linear, tensor: Tensor) -> None:
+    """Copy a factor to its place, which takes its shape: clients may have ranks of their own."""
+    weight = factor.weight
+    if weight.shape == tensor.shape:
+        weight.copy_(tensor)
+    else:
+        # A parameter of its own: autograd remembers the shape of one that has had a gradient.
+        factor.weight = nn.Parameter(tensor.detach().to(weight, copy=True), requires_grad=weight.requires_grad)
 
 
 def release(model: nn.Module) -> None:
     """Let go of the frozen factors: zeros again."""
     for layer in layers(model).values():
-        for role in layer.spec.frozen:
+        for role in layer.spec.held:
             layer.hold(role, None)
 
 

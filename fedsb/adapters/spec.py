@@ -1,28 +1,167 @@
-"""What an adapter family is, as data: its factors, which of them are trained, which travel, which are frozen."""
+"""What an adapter family is, as data: the geometry of its factors, and what becomes of each of them in a run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedsb.core.state import HEAD, Layout, State
+
+ALWAYS: Literal["always"] = "always"
+NEVER: Literal["never"] = "never"
+Factors = Mapping[str, Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
+Weights = Mapping[str, Tensor]
+# From the pristine weights by module name, each (m, n), the rank and the seed to every factor of a family.
+Start = Callable[[Weights, int, int], State]
+
+
+@dataclass(frozen=True)
+class Role:
+    """A factor of a family, or the head, and its life in a run.
+
+    From it follow, round by round, what is trainable, what is sent and uploaded, what goes to the log, what stays at home and what is
+    counted.
+
+    Attributes:
+        name: such as ``A``.
+        learns: in every round, in none, or in one of the family's turns, from 0: in rounds t + 1, t + 1 + turns, …
+        down: how a client comes by it: in the state of every round, in the log, which is sent once a version, or not at all.
+        up: whether it is uploaded after a round in which it learnt.
+        kept_by: who remembers it from round to round; what nobody keeps begins anew in each.
+    """
+
+    name: str
+    learns: Literal["always", "never"] | int = ALWAYS
+    down: Literal["state", "log", "nothing"] = "state"
+    up: bool = True
+    kept_by: Literal["server", "client", "nobody"] = "server"
+
+
+HEAD_ROLE = Role(HEAD)
+
+
+def chain_shapes(m: int, n: int, rank: int) -> Shapes:
+    """Return the shapes of LoRA-like factors: B is (m, r), R is (r, r), A is (r, n)."""
+    return {"B": (m, rank), "R": (rank, rank), "A": (rank, n)}
+
+
+def chain(factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Split the product of a chain ``F_1 F_2 … F_k`` into ``U = F_1`` and ``V = F_2 … F_k``."""
+    left, *rest = factors
+    return left, reduce(torch.matmul, rest)
 
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """Geometry of a family ``ΔW = s · (product of factors)``.
+    """Geometry of a family ``ΔW = s · U V`` and the life of its factors.
 
     Attributes:
         name: key in :data:`fedsb.adapters.SPECS`.
-        factors: roles in product order, ``("B", "A")`` or ``("B", "R", "A")``; a family without any adapts no layer.
-        trained: roles that a client trains and uploads; they come back averaged.
-        frozen: roles that are delivered once through the frozen log and never trained.
-        starts: allowed values of ``init.kind``, the default first; empty where there is nothing to start.
+        roles: in product order, ``B A`` or ``B R A``; a family without any adapts no layer.
+        starts: allowed values of ``init.kind``, the default first, with what makes the factors; None where it takes a gradient. Empty where
+            there is nothing to start.
+        shapes: of the factors, from m, n and the rank.
+        split: from the factors in the order of the roles to ``U`` (m, ρ) and ``V`` (ρ, n), without s.
     """
 
     name: str
-    factors: tuple[str, ...]
-    trained: tuple[str, ...]
-    frozen: tuple[str, ...]
-    starts: tuple[str, ...]
+    roles: tuple[Role, ...] = ()
+    starts: Mapping[str, Start | None] = field(default_factory=dict)
+    shapes: Callable[[int, int, int], Shapes] = chain_shapes
+    split: Callable[[tuple[Tensor, ...]], tuple[Tensor, Tensor]] = chain
 
-    def shape(self, role: str, out_features: int, in_features: int, rank: int) -> tuple[int, int]:
-        """Return the shape of a factor: B is (m, r), R is (r, r), A is (r, n)."""
-        return {"B": (out_features, rank), "R": (rank, rank), "A": (rank, in_features)}[role]
+    def shape(self, role: str, out_features: int, in_features: int, rank: int) -> tuple[int, ...]:
+        """Return the shape of a factor."""
+        return self.shapes(out_features, in_features, rank)[role]
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """Names of the factors in product order."""
+        return tuple(role.name for role in self.roles)
+
+    @property
+    def turns(self) -> int:
+        """Number of turns in which factors learn; 1 where all that learn do so in every round."""
+        return 1 + max((role.learns for role in self.roles if isinstance(role.learns, int)), default=0)
+
+    def learn(self, round_number: int) -> tuple[str, ...]:
+        """Return the factors that learn in a round, from 1."""
+        turn = (round_number - 1) % self.turns
+        return tuple(role.name for role in self.roles if role.learns in (ALWAYS, turn))
+
+    @property
+    def ever_learn(self) -> tuple[str, ...]:
+        """The factors that learn in some round."""
+        return tuple(role.name for role in self.roles if role.learns != NEVER)
+
+    def uploaded(self, round_number: int) -> tuple[str, ...]:
+        """Return the factors that a client uploads after a round."""
+        learnt = self.learn(round_number)
+        return tuple(role.name for role in self.roles if role.up and role.name in learnt)
+
+    @property
+    def in_state(self) -> tuple[str, ...]:
+        """The factors that are sent down in every round."""
+        return self._where(lambda role: role.down == "state")
+
+    @property
+    def in_log(self) -> tuple[str, ...]:
+        """The factors that clients hold from the log."""
+        return self._where(lambda role: role.down == "log")
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The factors that clients hold from the log and nobody ever trains: they need no copy."""
+        return self._where(lambda role: role.down == "log" and role.learns == NEVER)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The factors that each client keeps for itself."""
+        return self._where(lambda role: role.kept_by == "client")
+
+    @property
+    def fresh(self) -> tuple[str, ...]:
+        """The factors that begin anew in each round, as the start draws them from the seed and the round."""
+        return self._where(lambda role: role.kept_by == "nobody")
+
+    @property
+    def has_global_model(self) -> bool:
+        """Whether the server holds a whole model: nothing of it is a client's own."""
+        return not self.own
+
+    def _where(self, holds: Callable[[Role], bool]) -> tuple[str, ...]:
+        return tuple(role.name for role in self.roles if holds(role))
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Names and shapes of what travels in a run.
+
+    Attributes:
+        down: of the state that every client is sent in every round.
+        up: of what is uploaded, by turn.
+        learnt: of all that is ever trained.
+        narrower: the same of clients with a smaller rank.
+    """
+
+    down: Layout
+    up: tuple[Layout, ...]
+    learnt: Layout
+    narrower: Callable[[int], Layouts] | None = field(default=None, compare=False)
+
+    def at(self, rank: int | None) -> Layouts:
+        """Return what travels to and from a client of a rank of its own; None: of that which the server has."""
+        if rank is None:
+            return self
+        assert self.narrower is not None
+        return self.narrower(rank)
+
+    def up_in(self, round_number: int) -> Layout:
+        """Return the layout of an upload after a round."""
+        return self.up[(round_number - 1) % len(self.up)]

@@ -77,20 +77,9 @@ def weight_svd(weights: Weights, rank: int, seed: int) -> State:
     return State(tensors)
 
 
-DataFreeStart = Callable[[Weights, int, int], State]
-
-
-def _from_shapes(start: Callable[[Shapes, int, int], State]) -> DataFreeStart:
+def from_shapes(start: Callable[[Shapes, int, int], State]) -> Callable[[Weights, int, int], State]:
+    """Let a start that needs no weights take them all the same, for the table of a family's starts."""
     return lambda weights, rank, seed: start({module: (w.shape[0], w.shape[1]) for module, w in weights.items()}, rank, seed)
-
-
-# (adapter family, init.kind) -> start from the pristine weights by module name, each (m, n), the rank and the seed.
-DATA_FREE: dict[tuple[str, str], DataFreeStart] = {
-    ("lora", "random"): _from_shapes(random_lora),
-    ("lora_sb", "random"): _from_shapes(random_core),
-    ("lora_sb", "orthogonal"): _from_shapes(orthogonal),
-    ("lora_sb", "weight_svd"): weight_svd,
-}
 
 
 # Exchange -> from which side the clients multiply their gradient by the probe that the server sent.

@@ -37,7 +37,8 @@ from fedsb.data import (
     whole_ids,
 )
 from fedsb.data.skew import Skew, skew_of
-from fedsb.models.adapted import AdaptedModel, cached_model
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.build import cached_model
 from fedsb.models.loading import load_tokenizer, resolve_device
 from fedsb.node.own_data import at_site, private_count, private_features, private_rows
 from fedsb.report.progress import PROGRESS, Progress

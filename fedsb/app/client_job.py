@@ -15,8 +15,10 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from fedsb.adapters.exactness import encoding_error
 from fedsb.app.assembly import anchored, client_features, model_of, peopled, run_folder, task_of, use_threads
 from fedsb.app.ledger_rows import rows_of
+from fedsb.app.own_factors import fresh_factors, own_start
 from fedsb.app.private_run import add_plan, plan_of, reason_of, saved_plan
 from fedsb.config.compose import as_dict, load, split_overrides
+from fedsb.config.derived import ranks_of
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 from fedsb.core.folders import home
@@ -33,13 +35,16 @@ from fedsb.privacy.plan import Plan
 from fedsb.privacy.randomness import Streams, secret_streams, simulated_streams
 from fedsb.privacy.rows import Hashes, hash_rows
 from fedsb.privacy.shelf import Shelf
+from fedsb.run.own_state import OwnState
 from fedsb.run.resuming import fingerprint, resumed
 from fedsb.runtime.fab import launch_folder
+from fedsb.runtime.grid import TRAIN
 from fedsb.wire.arrays import quantise
 from fedsb.wire.frozen import Frozen, FrozenMissing, FrozenStore
 from fedsb.wire.messages import Instruction, decode_instruction, encode_code, encode_missing, encode_reply
 
 LOG = logging.getLogger(__name__)
+OWN = "own"  # folder of what clients keep for themselves
 
 
 @lru_cache(maxsize=8)
@@ -137,6 +142,7 @@ class Job:
 
     def __init__(self, message: Message, context: Context) -> None:
         self._context = context
+        self._kind = message.metadata.message_type
         self.config = config_in(context)
         use_threads(self.config)
         self.instruction: Instruction = decode_instruction(message.content)
@@ -155,9 +161,40 @@ class Job:
             store.receive(self.instruction.bundle)
         return store.load(self.instruction.frozen)
 
+    def sent_down(self) -> State:
+        """Return the state that the server sent."""
+        return self.instruction.state(self.adapted.layouts.at(self.rank).down)
+
+    @property
+    def rank(self) -> int | None:
+        """The client's own rank; None: that of the model."""
+        return ranks_of(self.config).get(self.instruction.client)
+
+    def own(self) -> State:
+        """Return what the client brings itself: factors that it keeps, and those that begin anew in this round."""
+        number, spec = self.instruction.round, self.adapted.spec
+        if not spec.own:
+            return fresh_factors(self.config, self.adapted, number, self.rank)
+        # An evaluation comes after its round's training.
+        kept = self._own_state.last(number + (self._kind != TRAIN))
+        return own_start(self.config, self.adapted) if kept is None else kept
+
     def state(self) -> State:
-        """Return the trained state that the server sent."""
-        return self.instruction.state(self.adapted.layout)
+        """Return what the client starts from, but for what it holds from the log."""
+        return self.sent_down().merge(self.own())
+
+    def keep_own(self, trained: State) -> None:
+        """Keep what of the trained factors is the client's own."""
+        if self.adapted.spec.own:
+            self._own_state.save(self.instruction.round, trained.pick(*self.adapted.spec.own))
+
+    @cached_property
+    def _own_state(self) -> OwnState:
+        """In the run's folder in a simulation, in the node's own home, by the run, otherwise."""
+        client, keep = client_folder(self.instruction.client), self.config.keep_checkpoints + 1
+        if self.real:
+            return OwnState(home() / OWN / self.instruction.origin / client, keep)
+        return OwnState(self._run_folder() / OWN / client, keep)
 
     def site(self) -> Site:
         """Name the streams of this client and round."""
@@ -209,13 +246,15 @@ class Job:
         i = self.instruction
         return simulated_streams(self.config.seed, i.client, i.round, exchange, self.adapted.device)
 
-    def plain_reply(self, upload: State, result: FitResult, frozen: Frozen) -> RecordDict:
-        """Return the content of the reply to a round that has no privacy."""
+    def plain_reply(self, trained: State, result: FitResult, frozen: Frozen) -> RecordDict:
+        """Return the content of the reply to a round that has no privacy, and keep what is the client's own."""
+        adapted, wire = self.adapted, self.config.federation.wire_dtype
+        upload = adapted.sent(trained, self.instruction.round)
         metrics = {"loss": result.loss, "steps": result.steps}
-        wire = self.config.federation.wire_dtype
         if wire != "float32":
-            adapted = self.adapted
-            metrics["encoding-error"] = encoding_error(upload, quantise(upload, wire), adapted.spec, adapted.scale, frozen.basis)
+            decoded = trained.merge(quantise(upload, wire))
+            metrics["encoding-error"] = encoding_error(trained, decoded, adapted.spec, adapted.scale, frozen.basis)
+        self.keep_own(trained)
         return encode_reply(upload, len(self.train), metrics, wire)
 
     def private_reply(self, upload: State, metrics: Mapping[str, float]) -> RecordDict:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fedsb.adapters import SPECS
 from fedsb.adapters.export import export_head, export_peft, merged_copy
 from fedsb.app.assembly import corpus_of, task_of
 from fedsb.config.compose import read
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 from fedsb.core.folders import check_makeable, filled_whole
-from fedsb.models.adapted import AdaptedModel, build_model
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.build import build_model
 from fedsb.models.loading import locate
 from fedsb.models.pooling import pooling_remark
 from fedsb.run.checkpoint import load_checkpoint
@@ -19,7 +21,12 @@ from fedsb.run.records import RunFolder
 
 
 def export_run(config: Config, adapted: AdaptedModel, folder: RunFolder) -> None:
-    """Write what the base lacks for others to load: an adapter in PEFT's format, or the head alone where there is no adapter."""
+    """Write what the base lacks for others to load: an adapter in PEFT's format, or the head alone where there is no adapter.
+
+    Where clients keep a part of the model for themselves there is nothing to write: nobody has the whole.
+    """
+    if not adapted.spec.has_global_model:
+        return
     head = adapted.beside_base()
     if not adapted.spec.factors:
         export_head(head, folder.head)
@@ -50,6 +57,11 @@ def export_merged(folder: Path, out: Path) -> tuple[Path, str]:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"'{folder}' holds no run (config.yaml is missing); give the output folder of a run")
     config = read(folder / "config.yaml")
+    if own := SPECS[config.method.adapter].own:
+        raise UserError(
+            f"'{folder}' holds no whole model: with method={config.method.name} each client keeps its own {', '.join(own)}; there is "
+            "nothing to export"
+        )
     try:
         snapshot = load_checkpoint(folder / "checkpoints")
     except FileNotFoundError:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from clients import dense_gradients, draw_evidence, give_evidence
-from fedsb.adapters.starts import DATA_FREE, core, sign_start
+from fedsb.adapters.starts import core, sign_start
 from fedsb.app.assembly import public_features, task_of
+from fedsb.app.own_factors import data_free
 from fedsb.config.derived import start_kind
 from fedsb.config.schema import Config
 from fedsb.core.state import State
@@ -19,7 +20,8 @@ from strategies.gradient_start import GradientStart
 def first_factors(config: Config, adapted: AdaptedModel, frozen: FrozenLog) -> tuple[State, Start | None]:
     """Return the first trained state and what is left to do with the clients; a basis known already goes to the log."""
     adapted.reset()
-    base, kind, init, rank = adapted.trained(), start_kind(config), config.init, config.adapter.rank
+    spec, kind, init, rank = adapted.spec, start_kind(config), config.init, config.adapter.rank
+    base = adapted.copied(*spec.in_state)
     if kind is None:
         return base, None
     if kind == "gradient" and init.evidence == "clients":
@@ -29,9 +31,9 @@ def first_factors(config: Config, adapted: AdaptedModel, frozen: FrozenLog) -> t
         found = public_start(config, adapted)
         factors = found.pick("A", "B").merge(core(found, init.core, step=init.step, scale=adapted.scale))
     else:
-        factors = DATA_FREE[config.method.adapter, kind](adapted.weights(), rank, config.seed)
-    frozen.append(factors.pick(*adapted.spec.frozen))
-    return base.merge(factors.pick(*adapted.spec.trained)), None
+        factors = data_free(config, adapted)
+    frozen.append(factors.pick(*spec.in_log))
+    return base.merge(factors.pick(*spec.in_state)), None
 
 
 def public_start(config: Config, adapted: AdaptedModel) -> State:

@@ -13,7 +13,7 @@ from fedsb.adapters.held import HeldWeights
 from fedsb.app.assembly import corpus_of, model_of, parts_of, task_of, test_features
 from fedsb.app.first_factors import first_factors
 from fedsb.app.private_run import client_plans, server_plan_of
-from fedsb.config.derived import client_names
+from fedsb.config.derived import client_names, ranks_of
 from fedsb.config.schema import Config
 from fedsb.core.cohort import evaluated_rounds
 from fedsb.core.errors import UserError
@@ -28,7 +28,7 @@ from fedsb.runtime.stack_size import check_stack
 from fedsb.wire.frozen import FrozenLog
 from strategies import STRATEGIES, LowRankStrategy, Participation
 from strategies.carried import recall
-from strategies.privacy.client_unit import check_sum, client_privacy
+from strategies.privacy.client_unit import check_mean, client_privacy
 from strategies.server_optimizer import server_optimizer
 
 
@@ -63,7 +63,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
         UserError: they do not fit.
     """
     if config.privacy.unit == "client":
-        check_sum(f"method={config.method.name}", STRATEGIES[config.method.name].sums_uploads)
+        check_mean(f"method={config.method.name}", STRATEGIES[config.method.name].needs_a_mean_alone())
     corpus = corpus_of(config)
     parts_of(config)
     test_features(config)  # before the weights, which may take long
@@ -78,7 +78,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
     strategy = build_strategy(
         config,
         spec=adapted.spec,
-        layout=adapted.layout,
+        layouts=adapted.layouts,
         scale=adapted.scale,
         labels=corpus.labels,
         frozen=frozen,
@@ -93,6 +93,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
             overrides=told,
             resumed=config.resume is not None,
             say=partial(say_early, progress=config.progress),
+            ranks=ranks_of(config),
             evaluate=federation.evaluate_clients,
             evaluated=evaluated_rounds(config.eval.every, federation.num_rounds),
             seed=config.seed,
@@ -119,6 +120,19 @@ def planned(prepared: Prepared, grid: Grid) -> Prepared:
     if prepared.config.privacy.unit != "example":
         return prepared
     return replace(prepared, plans=client_plans(prepared.config, prepared.strategy.connect(grid).num_examples))
+
+
+def shapes_alone(config: Config, adapted: AdaptedModel) -> LowRankStrategy:
+    """Return the strategy of a configuration that is asked what would travel, and never run."""
+    federation = config.federation
+    return build_strategy(
+        config,
+        spec=adapted.spec,
+        layouts=adapted.layouts,
+        scale=adapted.scale,
+        participation=Participation(clients=client_names(config), fraction=federation.fraction, ranks=ranks_of(config)),
+        wire_dtype=federation.wire_dtype,
+    )
 
 
 def build_strategy(config: Config, **parts: Any) -> LowRankStrategy:

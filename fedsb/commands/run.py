@@ -209,8 +209,8 @@ def _check_home(config: Config) -> None:
         UserError: it can't.
     """
     from fedsb.adapters import SPECS
-    from strategies import STRATEGIES
+    from strategies import STRATEGIES, LowRankStrategy
 
-    grows = STRATEGIES[config.method.name].residual_rank(2, config.adapter.rank, coarse=True)
-    if SPECS[config.method.adapter].frozen or grows:
+    grows = STRATEGIES[config.method.name].residual_rank is not LowRankStrategy.residual_rank
+    if SPECS[config.method.adapter].in_log or grows:
         check_makeable(home() / "frozen", f"FEDSB_HOME={home()}")

@@ -17,7 +17,7 @@ from fedsb.core.errors import UserError, unknown
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "method.adapter": tuple(SPECS),
-    "init.kind": (None, "gradient", "weight_svd", "orthogonal", "random"),
+    "init.kind": (None, *dict.fromkeys(kind for spec in SPECS.values() for kind in spec.starts)),
     "init.evidence": ("clients", "public"),
     "init.update": ("sgd", "sign"),
     "init.core": ("zero", "spectral"),
@@ -133,6 +133,32 @@ def _start_fits_adapter(config: Config) -> None:
         raise UserError(f"init.kind={config.init.kind} is not defined for method '{config.method.name}'; choose from {', '.join(starts)}")
 
 
+def _needs_are_met(config: Config) -> None:
+    for need in config.method.needs:
+        key, _, wanted = need.partition("=")
+        value = _get(config, key)
+        if str(value).lower() != wanted.lower():
+            raise UserError(f"{key}={value}: method '{config.method.name}' needs {need}; leave {key} out, or take another method")
+
+
+def _a_private_model_is_whole(config: Config) -> None:
+    own = SPECS[config.method.adapter].own
+    if own and config.privacy.unit != "none":
+        raise UserError(
+            f"privacy.unit={config.privacy.unit} with method '{config.method.name}': each client keeps its own {', '.join(own)}, so that "
+            "clients alone can say how good it is, and under privacy no metric leaves them; use another method, or privacy=none"
+        )
+
+
+def _ranks_fit(config: Config) -> None:
+    ranks = config.federation.ranks
+    if ranks is not None and (not ranks or min(ranks) < 1 or max(ranks) != config.adapter.rank):
+        raise UserError(
+            f"federation.ranks={list(ranks)} must be ranks of at least 1, the largest of them rank={config.adapter.rank}, which the server "
+            f"keeps; set rank={max(ranks, default=1)}, or federation.ranks=null for one rank for all"
+        )
+
+
 def _sign_needs_public(config: Config) -> None:
     if config.init.update == "sign" and config.init.evidence == "clients":
         raise UserError(
@@ -193,6 +219,9 @@ def _fraction_has_a_start(config: Config) -> None:
 
 JOINT_RULES: tuple[Callable[[Config], None], ...] = (
     _start_fits_adapter,
+    _a_private_model_is_whole,
+    _needs_are_met,
+    _ranks_fit,
     _sign_needs_public,
     _public_needs_text,
     _names_fit_clients,

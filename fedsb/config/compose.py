@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -63,8 +63,8 @@ OmegaConf.register_new_resolver("fedsb_clients", default_clients, replace=True)
 
 def free_start(adapter: str) -> str | None:
     """Return the first start of an adapter family that looks at no data; None where there is nothing to start."""
-    starts = SPECS[adapter].starts if adapter in SPECS else ()
-    return next((kind for kind in starts if kind != "gradient"), None)
+    starts = SPECS[adapter].starts if adapter in SPECS else {}
+    return next((kind for kind, start in starts.items() if start is not None), None)
 
 
 OmegaConf.register_new_resolver("fedsb_free_start", free_start, replace=True)
@@ -159,7 +159,8 @@ def _check_method(config: Config) -> None:
     methods = {path.stem: path for path in (conf_dir() / "method").glob("*.yaml")}
     if config.method.name not in methods:
         raise unknown("method", config.method.name, methods)
-    adapter = OmegaConf.load(methods[config.method.name]).adapter
+    said = cast(DictConfig, OmegaConf.load(methods[config.method.name]))
+    adapter = said.get("method", said).adapter  # one that brings defaults of other groups names its own
     if config.method.adapter != adapter:
         raise UserError(f"method.adapter={config.method.adapter} is not that of method '{config.method.name}'; it must be {adapter}")
 

@@ -11,7 +11,7 @@ def start_kind(config: Config) -> str | None:
 
     Under privacy a gradient start from the clients' data is no first choice: it costs epsilon, or epsilon altogether.
     """
-    starts = SPECS[config.method.adapter].starts
+    starts = tuple(SPECS[config.method.adapter].starts)
     if config.privacy.unit != "none" and config.init.evidence == "clients" and not config.privacy.init_fraction:
         starts = tuple(kind for kind in starts if kind != "gradient") or starts
     return config.init.kind or next(iter(starts), None)
@@ -20,6 +20,12 @@ def start_kind(config: Config) -> str | None:
 def partition_kind(config: Config) -> str:
     """Return ``federation.partition.kind``; where it is null, Dirichlet over the labels, or IID where there are none."""
     return config.federation.partition.kind or ("dirichlet" if config.data.task == "classification" else "iid")
+
+
+def ranks_of(config: Config) -> dict[str, int]:
+    """Return the rank of each client where they have ranks of their own, those of ``federation.ranks`` in turn; empty elsewhere."""
+    ranks = config.federation.ranks
+    return {} if ranks is None else {name: ranks[i % len(ranks)] for i, name in enumerate(client_names(config))}
 
 
 def client_names(config: Config) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ Words = str | tuple[str, ...]
 
 @dataclass(frozen=True, config=STRICT)
 class MethodConfig:
-    """What a method's YAML says; ``options`` are keyword arguments of its strategy."""
+    """What a method's YAML says; ``options`` are keyword arguments of its strategy, ``needs`` are conditions ``key=value``."""
 
     name: str
     adapter: str
@@ -21,6 +21,7 @@ class MethodConfig:
     alpha: float
     lr: float
     options: dict[str, Any]
+    needs: tuple[str, ...]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -155,6 +156,7 @@ class FederationConfig:
     timeout: float
     wait: float
     evaluate_clients: bool
+    ranks: tuple[int, ...] | None
     wire_dtype: str
     exactness: bool
     partition: PartitionConfig

@@ -1,27 +1,28 @@
 """What a configuration will move over the wire, foretold from shapes and the schedule, to the byte.
 
-The same rules as on the wire, without a wire: who is drawn in which round, which version of the frozen log each client holds, when
-the dense sum replaces factors. A run in which every reply counts measures exactly these payloads.
+The real frozen log is filled with shapes that have no values (torch's meta device), in the rounds of the real schedule, and asked what each
+client lacks. So there is nothing that a method has to teach it. A run in which every reply counts measures exactly these payloads.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedsb.adapters import AdapterSpec
+import torch
+
+from fedsb.adapters import AdapterSpec, Layouts
 from fedsb.config.derived import client_names, start_kind
 from fedsb.config.schema import Config
 from fedsb.core.cohort import cohort_size, draw_cohort
-from fedsb.core.errors import UserError
-from fedsb.core.state import Layout
+from fedsb.core.state import Layout, Name, State
 from fedsb.wire.byte_counts import state_bytes
-from fedsb.wire.frozen import dense_is_cheaper
+from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.sketch_layouts import probe_layout, reply_layout, sketch_of
 
 Shapes = Mapping[str, tuple[int, int]]
-ResidualRank = Callable[..., int]
+Growth = Callable[[int, Sequence[str]], State]  # (round, its clients) -> what it adds to the log, without values
+LayoutsOf = Callable[[str], Layouts]
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Cost:
 
     Attributes:
         method, rank: which; no rank without adapters.
-        trained: values that a client trains, head included.
-        up, down: values a client and round in the steady state (every client takes part in every round).
+        trained: values that a client trains in the course of a run, head included.
+        up, down: values a client and round in the steady state (every client takes part in every round), the mean over the turns.
         one_off: values a client receives and sends once, start included.
         bytes_up, bytes_down: the same in bytes on the wire.
         payload_up, payload_down, payload_one_off: bytes over the whole run and all clients.
@@ -55,55 +56,50 @@ class Cost:
         return self.payload_up + self.payload_down + self.payload_one_off
 
 
-def method_cost(config: Config, spec: AdapterSpec, layout: Layout, shapes: Shapes, *, residual_rank: ResidualRank) -> Cost:
+def method_cost(config: Config, spec: AdapterSpec, layouts: Layouts, shapes: Shapes, growth: Growth, layouts_of: LayoutsOf) -> Cost:
     """Foretell what a run costs.
 
     Args:
         config: method, schedule, start and wire.
         spec: the adapter family.
-        layout: of what is trained and travels.
+        layouts: of what travels.
         shapes: (m, n) of the adapted modules.
-        residual_rank: the method's own, see :meth:`strategies.base.LowRankStrategy.residual_rank`.
+        growth: of the log; see :meth:`strategies.base.LowRankStrategy.growth`.
+        layouts_of: each client's own.
     """
-    residual = residual_ranks(config, shapes, residual_rank)
-    basis = sum(math.prod(spec.shape(role, *shape, config.adapter.rank)) for shape in shapes.values() for role in spec.frozen)
+    rank, clients, dtype = config.adapter.rank, config.federation.num_clients, config.federation.wire_dtype
+    basis = Layout(tuple((Name(module, role), spec.shape(role, *shape, rank)) for module, shape in shapes.items() for role in spec.in_log))
+    cohort = client_names(config)[: cohort_size(clients, config.federation.fraction)]
+    up = sum(layout.numel for layout in layouts.up) // spec.turns
+    logged = sum(_caught_up(growth, turn, cohort) for turn in range(1, spec.turns + 1)) // spec.turns
     start_up, start_down = start_values(config, shapes)
-    up, down, one_off = _run_bytes(config, layout.numel, shapes, residual=residual, basis=basis)
-    clients = config.federation.num_clients
+    bytes_up, bytes_down, bytes_one_off = _run_bytes(config, layouts_of, without_values(basis), growth)
     return Cost(
         method=config.method.name,
-        rank=config.adapter.rank if spec.factors else None,
-        trained=layout.numel,
-        up=layout.numel,
-        down=layout.numel + residual_values(shapes, [residual]),
-        one_off=basis + start_up + start_down,
-        bytes_up=state_bytes(layout.numel, config.federation.wire_dtype),
-        bytes_down=state_bytes(layout.numel, config.federation.wire_dtype) + state_bytes(residual_values(shapes, [residual])),
-        payload_up=up,
-        payload_down=down,
-        payload_one_off=one_off + clients * state_bytes(start_up + start_down),
+        rank=rank if spec.factors else None,
+        trained=layouts.learnt.numel,
+        up=up,
+        down=layouts.down.numel + logged,
+        one_off=basis.numel + start_up + start_down,
+        bytes_up=state_bytes(up, dtype),
+        bytes_down=state_bytes(layouts.down.numel, dtype) + state_bytes(logged),
+        payload_up=bytes_up,
+        payload_down=bytes_down,
+        payload_one_off=bytes_one_off + clients * state_bytes(start_up + start_down),
     )
 
 
-def residual_ranks(config: Config, shapes: Shapes, rank_of: ResidualRank) -> dict[str, int]:
-    """Return the rank of a round's residual by module; empty for a method without one."""
-    federation = config.federation
-    cohort = cohort_size(federation.num_clients, federation.fraction)
-    coarse = federation.wire_dtype != "float32"
-    try:
-        rank = rank_of(cohort, config.adapter.rank, coarse=coarse, **config.method.options)
-    except TypeError as error:
-        raise UserError(f"method '{config.method.name}' does not take method.options {', '.join(config.method.options)}: {error}") from None
-    return dict.fromkeys(shapes, rank) if rank else {}
+def without_values(layout: Layout) -> State:
+    """Return a state of shapes alone."""
+    return State({name: torch.empty(shape, device="meta") for name, shape in layout.shapes})
 
 
-def residual_values(shapes: Shapes, versions: Sequence[Mapping[str, int]]) -> int:
-    """Return the values of a bundle that spans these versions of the residual: factors, or the dense sum where it is smaller."""
-    total = 0
-    for module, (m, n) in shapes.items():
-        rank = sum(version.get(module, 0) for version in versions)
-        total += m * n if dense_is_cheaper(rank, m, n) else rank * (m + n)
-    return total
+def _caught_up(growth: Growth, round_number: int, cohort: Sequence[str]) -> int:
+    """Return the values that who was there in a round is sent of what it added."""
+    log = FrozenLog()
+    log.extend(growth(round_number, cohort), "1")
+    bundle = log.bundle(0)
+    return bundle.state.numel if bundle else 0
 
 
 def start_values(config: Config, shapes: Shapes) -> tuple[int, int]:
@@ -117,20 +113,25 @@ def start_values(config: Config, shapes: Shapes) -> tuple[int, int]:
     return sent, received
 
 
-def _run_bytes(config: Config, numel: int, shapes: Shapes, *, residual: Mapping[str, int], basis: int) -> tuple[int, int, int]:
-    """Walk through the schedule and return bytes up, down and one-off (the basis) over all clients."""
-    federation, names = config.federation, client_names(config)
+def _run_bytes(config: Config, layouts_of: LayoutsOf, basis: State, growth: Growth) -> tuple[int, int, int]:
+    """Walk through the schedule and return bytes up, down and one-off over all clients, the start's exchanges aside."""
+    federation, names, log = config.federation, client_names(config), FrozenLog()
     size, dtype = cohort_size(len(names), federation.fraction), federation.wire_dtype
     held: dict[str, int] = {}
-    up = down = one_off = version = 0
+    up = down = one_off = 0
+    log.extend(basis, "start")
     for number in range(1, federation.num_rounds + 1):
         cohort = draw_cohort(names, size, seed=config.seed, round_number=number)
         for evaluating in (False, True) if federation.evaluate_clients else (False,):
-            version += 1 if evaluating and residual else 0
+            if evaluating:
+                log.extend(growth(number, cohort), str(number))
             for client in cohort:
-                down += state_bytes(numel, dtype) + state_bytes(residual_values(shapes, [residual] * (version - held.get(client, 0))))
-                one_off += 0 if client in held else state_bytes(basis)
-                up += 0 if evaluating else state_bytes(numel, dtype)
-                held[client] = version
-        version += 1 if residual and not federation.evaluate_clients else 0
+                bundle = log.bundle(held.get(client, 0))
+                lacked, once = (bundle.state.numel, bundle.one_off) if bundle else (0, 0)
+                down += state_bytes(layouts_of(client).down.numel, dtype) + state_bytes(lacked - once)
+                one_off += state_bytes(once)
+                up += 0 if evaluating else state_bytes(layouts_of(client).up_in(number).numel, dtype)
+                held[client] = log.version
+        if not federation.evaluate_clients:
+            log.extend(growth(number, cohort), str(number))
     return up, down, one_off

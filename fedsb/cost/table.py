@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from fedsb.app.assembly import corpus_of, peopled, task_of
+from fedsb.app.prepare import shapes_alone
 from fedsb.config.compose import load
 from fedsb.config.schema import Config
 from fedsb.core.errors import NothingToTrainError, unknown
-from fedsb.cost.foretell import Cost, ResidualRank, method_cost
-from fedsb.models.adapted import build_model
+from fedsb.core.state import State
+from fedsb.cost.foretell import Cost, method_cost, without_values
+from fedsb.models.build import build_model
 from fedsb.report.table import human_bytes
 
 # Overrides of one method that another may not know.
 OWN = ("method=", "method.", "init.kind=")
 
 
-def costs(overrides: Sequence[str], methods: Mapping[str, ResidualRank]) -> dict[str, Cost]:
+def costs(overrides: Sequence[str], methods: Collection[str]) -> dict[str, Cost]:
     """Return the cost of the configuration's own method as given, and of every other one that fits the task, with its own defaults.
 
     Args:
         overrides: as for ``fedsb run``.
-        methods: the rank of a round's residual, by method.
+        methods: names of them all.
 
     Raises:
         UserError: an override that is not valid.
@@ -36,29 +38,35 @@ def costs(overrides: Sequence[str], methods: Mapping[str, ResidualRank]) -> dict
             raise unknown("method", f"cost.rank.{name}", [f"cost.rank.{method}" for method in methods])
     shared = [text for text in overrides if not text.lstrip("+~").startswith(OWN)]
     found: dict[str, Cost] = {}
-    for name, residual_rank in methods.items():
+    for name in methods:
         own = list(overrides) if name == given.method.name else [*shared, f"method={name}", "init.kind=null"]
         rank = given.cost.rank.get(name)
         config = peopled(load([*own, *([f"rank={rank}"] if rank is not None else [])]))
         try:
-            found[name] = cost_of(config, residual_rank)
+            found[name] = cost_of(config)
         except NothingToTrainError:
             if name == given.method.name:
                 raise
     return found
 
 
-def cost_of(config: Config, residual_rank: ResidualRank) -> Cost:
+def cost_of(config: Config) -> Cost:
     """Return the cost of one configuration; the model is built from its configuration on the meta device."""
     task = task_of(config)
     labels = corpus_of(config).labels if task.has_head else ()
     adapted = build_model(
         config.model, config.adapter, family=config.method.adapter, task=task, labels=labels, seed=config.seed, device="meta"
     )
-    return method_cost(config, adapted.spec, adapted.layout, adapted.shapes, residual_rank=residual_rank)
+    strategy = shapes_alone(config, adapted)
+
+    def growth(round_number: int, cohort: Sequence[str]) -> State:
+        ranks = [strategy.participation.ranks.get(client, config.adapter.rank) for client in cohort]
+        return without_values(strategy.growth(round_number, adapted.shapes, ranks))
+
+    return method_cost(config, adapted.spec, adapted.layouts, adapted.shapes, growth, strategy.layouts_of)
 
 
-def print_costs(overrides: Sequence[str], methods: Mapping[str, ResidualRank]) -> None:
+def print_costs(overrides: Sequence[str], methods: Collection[str]) -> None:
     """Print the table of all methods and how their totals compare."""
     found = costs(overrides, methods)
     config = peopled(load([text for text in overrides if not text.startswith("cost.rank.")]))

@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from fedsb.adapters import (
-    ALL_LINEAR,
-    SPECS,
     AdapterSpec,
+    Layouts,
     LowRankLayer,
-    attach,
-    is_adaptable,
     layers,
-    left_out,
-    match_targets,
     read,
     release,
-    scale_of,
     set_residuals,
-    used_by_hand,
     write,
 )
-from fedsb.config.schema import AdapterConfig, ModelConfig
-from fedsb.core.errors import NothingToTrainError, UserError
 from fedsb.core.state import HEAD, Layout, Name, State
-from fedsb.data import pad_id
-from fedsb.models.heads import drawn_in, remarks_on
-from fedsb.models.loading import POOLERS, load_network, load_tokenizer
-from fedsb.models.lookups import try_body
-from fedsb.models.pooling import pool_by_mean
-from fedsb.tasks.task import Task
 from fedsb.wire.frozen import Frozen
 
 
@@ -52,7 +35,7 @@ class AdaptedModel:
         scale: s of every layer.
         head: sorted names of the trained parameters outside the adapters.
         tokenizer: of the model; None for shapes without weights.
-        initial: trained factors and head as they were built.
+        initial: what is ever trained, as it was built.
         drawn: sorted names of the frozen parameters that no checkpoint holds: they go wherever the head goes.
         remarks: what a user should know of the model before it is trained.
     """
@@ -65,6 +48,8 @@ class AdaptedModel:
     initial: State = field(default_factory=State)
     drawn: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    _layouts: dict[int | None, Layouts] = field(default_factory=dict, repr=False)
+    _round: int = 1  # whose state is installed
 
     @cached_property
     def layers(self) -> dict[str, LowRankLayer]:
@@ -76,21 +61,44 @@ class AdaptedModel:
         """(m, n) of every adapted layer."""
         return {name: layer.shape for name, layer in self.layers.items()}
 
-    @cached_property
-    def layout(self) -> Layout:
-        """Layout of what is trained and travels: factors and head."""
+    def layout(self, *roles: str, rank: int | None = None) -> Layout:
+        """Return the layout of some of the factors, at the rank that the model was built with or a smaller one, and of the head."""
         parameters = dict(self.model.named_parameters())
         shapes: dict[Name, tuple[int, ...]] = {
-            Name(module, role): self.spec.shape(role, *layer.shape, layer.rank)
+            Name(module, role): self.spec.shape(role, *layer.shape, rank or layer.rank)
             for module, layer in self.layers.items()
-            for role in self.spec.trained
+            for role in roles
         }
         shapes |= {Name(name, HEAD): tuple(parameters[name].shape) for name in self.head}
         return Layout(tuple(sorted(shapes.items())))
 
+    @cached_property
+    def layouts(self) -> Layouts:
+        """What travels: down in every round, and up after each turn."""
+        return self._layouts_at(None)
+
+    def _layouts_at(self, rank: int | None) -> Layouts:
+        if rank not in self._layouts:
+            self._layouts[rank] = Layouts(
+                down=self.layout(*self.spec.in_state, rank=rank),
+                up=tuple(self.layout(*self.spec.uploaded(turn), rank=rank) for turn in range(1, self.spec.turns + 1)),
+                learnt=self.layout(*self.spec.ever_learn, rank=rank),
+                narrower=self._layouts_at,
+            )
+        return self._layouts[rank]
+
+    def copied(self, *roles: str) -> State:
+        """Copy some of the factors out of the model, and the head."""
+        return read(self.model, *roles).merge(self._head_state())
+
     def trained(self) -> State:
-        """Copy what is trained out of the model."""
-        return read(self.model, *self.spec.trained).merge(self._head_state())
+        """Copy out what learns in the round whose state is installed."""
+        return copied(self.trainable())
+
+    def sent(self, trained: State, round_number: int) -> State:
+        """Return what of the factors and the head that a client has trained in a round goes to the server."""
+        names = dict(self.layouts.up_in(round_number).shapes)
+        return State({name: t for name, t in trained.items() if name in names})
 
     def _head_state(self, *more: str) -> State:
         parameters = dict(self.model.named_parameters())
@@ -105,8 +113,16 @@ class AdaptedModel:
         release(self.model)
         self.install(self.initial, Frozen())
 
-    def install(self, state: State, frozen: Frozen) -> None:
-        """Bring a whole server state into the model: frozen factors, held without a copy, and residuals, trained factors, head."""
+    def install(self, state: State, frozen: Frozen, round_number: int = 1) -> None:
+        """Bring a whole state into the model: what comes from the log, held without a copy where nobody trains it, factors and head.
+
+        Args:
+            state: factors and the head, by name. A factor that nobody sends and the client does not bring is as it was built.
+            frozen: what clients hold from the log.
+            round_number: whose turn it is to learn.
+        """
+        self._take_turn(round_number)
+        write(self.model, State({name: t for name, t in self.initial.items() if name not in state and name.role in self._unsent}))
         write(self.model, frozen.basis)
         set_residuals(self.model, frozen.residuals)
         write(self.model, state)
@@ -115,12 +131,25 @@ class AdaptedModel:
             for name, tensor in state.pick(HEAD).items():
                 parameters[name.module].copy_(tensor)
 
+    @cached_property
+    def _unsent(self) -> set[str]:
+        return {*self.spec.factors} - {*self.spec.in_state, *self.spec.in_log}
+
+    def _take_turn(self, round_number: int) -> None:
+        """Let the factors of a round learn, and no others."""
+        self._round = round_number
+        if self.spec.turns > 1:
+            learn = self.spec.learn(round_number)
+            for layer in self.layers.values():
+                for role in self.spec.factors:
+                    layer.factor(role).weight.requires_grad_(role in learn)
+
     def trainable(self) -> dict[Name, nn.Parameter]:
-        """Return the parameters that a client trains, by name."""
+        """Return the parameters that a client trains in the round whose state is installed, by name."""
         parameters = dict(self.model.named_parameters())
         found: dict[Name, nn.Parameter] = {Name(name, HEAD): parameters[name] for name in self.head}
         for module, layer in self.layers.items():
-            for role in self.spec.trained:
+            for role in self.spec.learn(self._round):
                 found[Name(module, role)] = cast(nn.Parameter, layer.factor(role).weight)
         return {name: found[name] for name in sorted(found)}
 
@@ -134,150 +163,6 @@ class AdaptedModel:
         return {name: layer.pristine for name, layer in self.layers.items()}
 
 
-_CACHE: dict[str, AdaptedModel] = {}
-
-
-def cached_model(
-    model: ModelConfig, adapter: AdapterConfig, *, family: str, task: Task, labels: tuple[str, ...], seed: int, device: str
-) -> AdaptedModel:
-    """Return the process's one instance for these settings. Only the last is kept: a model is large, and sweeps change it rarely."""
-    key = json.dumps([asdict(model), asdict(adapter), family, task.name, labels, seed, device], default=str)
-    if key not in _CACHE:
-        _CACHE.clear()
-        _CACHE[key] = build_model(model, adapter, family=family, task=task, labels=labels, seed=seed, device=device)
-    return _CACHE[key]
-
-
-def forget_models() -> None:
-    """Drop the process's instance: what its weights lie in is about to change."""
-    _CACHE.clear()
-
-
-def build_model(
-    model: ModelConfig, adapter: AdapterConfig, *, family: str, task: Task, labels: tuple[str, ...], seed: int, device: str = "cpu"
-) -> AdaptedModel:
-    """Load a model and put adapters on it.
-
-    Args:
-        model: which model.
-        adapter: rank, scale and targets.
-        family: key of :data:`fedsb.adapters.SPECS`.
-        task: gives the kind of model and its head.
-        labels: class names in order.
-        seed: names the stream from which missing weights (a new head) are drawn.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``meta`` (shapes only).
-
-    Raises:
-        UserError: no such model, no weights in its folder, targets that match nothing, a rank that is too large, no parameter to
-            train, or a pooling that does not fit the model.
-    """
-    spec = SPECS[family]
-    _check_fits(model, spec, task)
-    network = load_network(model, task, labels, seed, device)
-    head = head_parameters(network, model.head, task, pooler=model.pooling == "own")
-    if model.pooling == "mean":
-        _check_pooler_rests(network, head)
-        pool_by_mean(network)
-    targets = _targets(network, adapter.targets, head) if spec.factors else []
-    scale = scale_of(adapter.alpha, adapter.rank, rslora=adapter.rslora)
-    attach(network, spec, targets=targets, rank=adapter.rank, scale=scale, dropout=adapter.dropout)
-    parameters = dict(network.named_parameters())
-    for name in head:
-        # A copy: what is trained may not lie in memory that other processes map.
-        parameters[name].data = parameters[name].data.clone()
-        parameters[name].requires_grad_(True)
-    tokenizer = None if device == "meta" else load_tokenizer(model)
-    if tokenizer is not None:
-        settings: Any = network.config
-        # Sequence models look for the last token that is not this one; without it they refuse batches.
-        settings.pad_token_id = pad_id(tokenizer)
-    drawn = tuple(name for name in drawn_in(network) if name not in head)
-    adapted = AdaptedModel(network, spec, scale, head, tokenizer, drawn=drawn, remarks=tuple(_remarks(network, adapter, head, drawn)))
-    if device != "meta":
-        adapted.initial = adapted.trained()
-    return adapted
-
-
-# In training their fused kernels multiply by these weights, where they are installed; PEFT refuses an adapter on out_proj.
-FUSED: dict[str, tuple[str, ...]] = {
-    "mamba": (".x_proj", ".dt_proj", ".out_proj"),
-    "falcon_mamba": (".x_proj", ".dt_proj", ".out_proj"),
-    "mamba2": (".out_proj",),
-    "falcon_h1": (".out_proj",),
-    "nemotron_h": (".out_proj",),
-}
-
-
-def _targets(network: nn.Module, targets: str | tuple[str, ...], head: tuple[str, ...]) -> list[str]:
-    """Choose the layers to adapt: none of the head, and none whose adapter the body would overlook in a pass over a few tokens."""
-    owners = {name.rpartition(".")[0] for name in head}
-    linear = [name for name, module in network.named_modules() if is_adaptable(module)]
-    fused = FUSED.get(str(getattr(network.config, "model_type", "")), ())
-    by_hand = used_by_hand(network, linear, lambda: try_body(network)) | {name for name in linear if name.endswith(fused)}
-    return match_targets(network, targets, exclude=(*POOLERS, *owners, *_output_embedding(network)), by_hand=by_hand)
-
-
-def _remarks(network: nn.Module, adapter: AdapterConfig, head: tuple[str, ...], drawn: tuple[str, ...]) -> Iterator[str]:
-    """Say what is special about a model: what it lacked, what is done to its head, and which layers stay as they are."""
-    yield from remarks_on(network)
-    body = f"{network.base_model_prefix}."
-    learnt = [name for name in drawn_in(network) if name in head and name.startswith(body)]
-    if learnt:
-        yield f"the model's files hold no {', '.join(learnt)}: drawn at random, trained with the head and saved beside the adapter"
-    if drawn:
-        yield f"the model's files hold no {', '.join(drawn)}: drawn at random, saved beside the adapter and not trained (model.head)"
-    rest = left_out(network) if layers(network) and adapter.targets == ALL_LINEAR else ""
-    if rest:
-        yield f"adapter.targets={ALL_LINEAR} leaves as they are: {rest}"
-
-
-def _check_fits(model: ModelConfig, spec: AdapterSpec, task: Task) -> None:
-    """Refuse what cannot go together before the weights are read, which may take minutes."""
-    if not spec.factors and not _has_head(model.head, task):
-        raise NothingToTrainError(
-            f"nothing to train: '{spec.name}' has no adapters, and with model.head={model.head} the task '{task.name}' has no head; "
-            "choose a task with a head, name parameters in model.head, or take another method"
-        )
-    if model.pooling != "own" and not task.has_head:
-        raise UserError(f"model.pooling={model.pooling} is for tasks with a head, and '{task.name}' has none; use model.pooling=own")
-
-
-def _check_pooler_rests(network: nn.Module, head: tuple[str, ...]) -> None:
-    """Refuse to train the body's pooler where its result is thrown away: it would never get a gradient."""
-    body = f"{network.base_model_prefix}."
-    lost = next((name for name in head if name.startswith(body) and any(fnmatchcase(name, pooler) for pooler in POOLERS)), None)
-    if lost is not None:
-        raise UserError(f"model.head names '{lost}', which model.pooling=mean leaves unused; drop it, or use model.pooling=own")
-
-
-def _has_head(head: str | tuple[str, ...], task: Task) -> bool:
-    return bool(head) and head != "none" and (head != "auto" or task.has_head)
-
-
-def head_parameters(network: nn.Module, head: str | tuple[str, ...], task: Task, *, pooler: bool = True) -> tuple[str, ...]:
-    """Return the sorted names of the parameters trained beside the adapters.
-
-    ``auto`` takes everything outside the pretrained body for tasks with a head, and nothing for language models. What of the body was
-    drawn at random belongs to it, unless it is a pooler and ``pooler`` says that its result is thrown away.
-
-    Raises:
-        UserError: a pattern matches no parameter.
-    """
-    names = [name for name, _ in network.named_parameters()]
-    if not _has_head(head, task):
-        return ()
-    if head == "auto":
-        body = f"{network.base_model_prefix}."
-        drawn = [name for name in drawn_in(network) if pooler or not any(fnmatchcase(name, pattern) for pattern in POOLERS)]
-        return tuple(sorted(name for name in names if not name.startswith(body) or name in drawn))
-    patterns = (head,) if isinstance(head, str) else head
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(f"model.head '{pattern}' matches no parameter; use auto, none, or a pattern such as '{names[-1]}'")
-    return tuple(sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)))
-
-
-def _output_embedding(network: nn.Module) -> tuple[str, ...]:
-    find: Any = getattr(network, "get_output_embeddings", None)
-    output = find() if find else None
-    return tuple(name for name, module in network.named_modules() if output is not None and module is output)
+def copied(parameters: Mapping[Name, nn.Parameter]) -> State:
+    """Copy the values of parameters, as detached CPU float32 tensors."""
+    return State({name: p.detach().to("cpu", torch.float32, copy=True) for name, p in parameters.items()})

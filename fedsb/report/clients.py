@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,8 @@ def client_spread(records: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
     """Return how each metric of the clients spreads over them, in the last round that has any.
 
     Returns:
-        By metric: ``mean`` (each client counts once), ``std`` (of a sample; 0 for one client), ``worst``, ``worst_client``, ``clients``.
+        By metric: ``mean`` (each client counts once), ``std`` (of a sample; 0 for one client), ``worst``, ``worst_client``,
+        ``worst_tenth`` (the mean of the worst tenth of the clients, at least one), ``clients``.
     """
     last = next((record.client_metrics for record in reversed(records) if record.client_metrics), {})
     names = dict.fromkeys(name for row in last.values() for name in row)
@@ -27,17 +29,19 @@ def client_spread(records: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
 
 
 def _spread(name: str, values: Mapping[str, float]) -> dict[str, Any]:
-    worst = (max if name in LOWER_IS_BETTER else min)(sorted(values), key=values.__getitem__)
+    ranked = sorted(sorted(values), key=values.__getitem__, reverse=name in LOWER_IS_BETTER)
+    worst, tenth = ranked[0], ranked[: math.ceil(len(ranked) / 10)]
     std = statistics.stdev(values.values()) if len(values) > 1 else 0.0
     return {
-        "mean": statistics.fmean(values.values()), "std": std, "worst": values[worst], "worst_client": worst, "clients": len(values),
+        "mean": statistics.fmean(values.values()), "std": std, "worst": values[worst], "worst_client": worst,
+        "worst_tenth": statistics.fmean(values[client] for client in tenth), "clients": len(values),
     }  # fmt: skip
 
 
-def spread_rows(records: Sequence[RoundRecord]) -> list[tuple[str, str, str, str]]:
-    """Return metric, mean, spread and worst of the clients as they are shown."""
+def spread_rows(records: Sequence[RoundRecord]) -> list[tuple[str, str, str, str, str]]:
+    """Return metric, mean, spread, worst tenth and worst of the clients as they are shown."""
     return [
-        (name, number(row["mean"]), number(row["std"]), f"{number(row['worst'])} ({row['worst_client']})")
+        (name, number(row["mean"]), number(row["std"]), number(row["worst_tenth"]), f"{number(row['worst'])} ({row['worst_client']})")
         for name, row in client_spread(records).items()
     ]
 

@@ -173,7 +173,7 @@ def _round(record: RoundRecord, metrics: list[str], on_clients: list[str], extra
 
 def _clients(run: Run) -> str:
     spread, (head, rows) = spread_rows(run.records), client_rows(run)
-    shown = table(("metric on clients", "mean", "standard deviation", "worst"), spread) if spread else UNMEASURED
+    shown = table(("metric on clients", "mean", "standard deviation", "worst tenth", "worst"), spread) if spread else UNMEASURED
     return "\n\n".join(filter(None, [partition_text(run), shown, table(head, rows) if rows else ""]))
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from torch import Tensor
 from fedsb.core.disk import sync_folder
 from fedsb.core.errors import RunError, UserError
 from fedsb.core.state import Name, State, sha256
-from fedsb.wire.frozen import FrozenLog
+from fedsb.wire.frozen import ROOT, FrozenLog, head_of
 
-FORMAT = 1
+FORMAT = 2  # 1 has all deltas of the frozen log
 STATE = "state"
 ROUND = re.compile(r"round-[0-9]{4,}\.safetensors")
 LOG = logging.getLogger(__name__)
@@ -71,16 +71,37 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, *, run: str = "", keep: in
     """
     folder.mkdir(parents=True, exist_ok=True)
     frozen = snapshot.frozen
-    for version, delta in enumerate(frozen.deltas(), start=1):
+    for version, delta in frozen.deltas().items():
         path = _delta_file(folder, version, frozen.heads[version])
         if not _holds(path, delta):
             _write(path, _tensors({STATE: delta}), {"head": frozen.heads[version]})
             _WHOLE[path] = _stamp(path)
-    facts = {"format": FORMAT, "round": snapshot.round, "frozen": frozen.heads[1:], "run": run, "facts": dict(snapshot.memory.facts)}
+    log = {
+        "frozen": frozen.heads[1:],
+        "there": list(frozen.deltas()),
+        "first": [[*name, version] for name, version in frozen.first.items()],
+    }
+    facts = {"format": FORMAT, "round": snapshot.round, **log, "run": run, "facts": dict(snapshot.memory.facts)}
     _write(folder / f"round-{snapshot.round:04d}.safetensors", _tensors({STATE: snapshot.state, **snapshot.memory.states}), facts)
     # A file of a later round is not this run's, or is damaged: it takes no other's place.
     for old in [path for path in _rounds(folder) if _number(path) <= snapshot.round][keep:]:
         old.unlink()
+    if len(frozen.deltas()) < frozen.version:
+        _drop_superseded(folder)
+
+
+def _drop_superseded(folder: Path) -> None:
+    """Remove the deltas that no round which is still there builds on; none where a round cannot be read."""
+    needed: set[Path] = set()
+    for path in _rounds(folder):
+        try:
+            facts = _read(path)[1]
+        except Damaged:
+            return
+        needed |= {_delta_file(folder, version, facts["frozen"][version - 1]) for version in _there(facts)}
+    for path in folder.glob("frozen-*.safetensors"):
+        if path not in needed:
+            path.unlink()
 
 
 def load_checkpoint(folder: Path, *, run: str | None = None) -> Snapshot:
@@ -116,17 +137,31 @@ def _load(folder: Path, path: Path, run: str | None) -> Snapshot:
     groups, facts = _read(path)
     if run is not None and facts["run"] != run:
         raise Damaged("is of a run with another configuration")
-    log = FrozenLog()
-    for version, head in enumerate(facts["frozen"], start=1):
-        delta = _delta_file(folder, version, head)
-        _WHOLE.pop(delta, None)
-        stamp = _stamp(delta)
-        log.append(_read(delta)[0].get(STATE, State()))
-        if log.head != head:
-            raise Damaged(f"builds on '{delta.name}', whose content has changed")
-        _WHOLE[delta] = stamp
     state = groups.pop(STATE, State())
-    return Snapshot(facts["round"], state, log, Memory(groups, facts["facts"]))
+    return Snapshot(facts["round"], state, _log(folder, facts), Memory(groups, facts["facts"]))
+
+
+def _there(facts: Mapping[str, Any]) -> Sequence[int]:
+    """Return the versions of the frozen log that a checkpoint builds on."""
+    versions: Sequence[int] = facts.get("there", range(1, len(facts["frozen"]) + 1))
+    return versions
+
+
+def _log(folder: Path, facts: Mapping[str, Any]) -> FrozenLog:
+    """Read what a checkpoint's frozen log still holds."""
+    heads: list[str] = facts["frozen"]
+    deltas = {}
+    for version in _there(facts):
+        path = _delta_file(folder, version, heads[version - 1])
+        _WHOLE.pop(path, None)
+        stamp = _stamp(path)
+        deltas[version] = _read(path)[0].get(STATE, State())
+        if head_of([ROOT, *heads][version - 1], deltas[version]) != heads[version - 1]:
+            raise Damaged(f"builds on '{path.name}', whose content has changed")
+        _WHOLE[path] = stamp
+    log = FrozenLog()
+    log.take_up(heads, deltas, {Name(module, role): version for module, role, version in facts["first"]} if "first" in facts else None)
+    return log
 
 
 def _delta_file(folder: Path, version: int, head: str) -> Path:

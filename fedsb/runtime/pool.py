@@ -22,7 +22,7 @@ from torch import nn
 from fedsb.core.errors import UserError
 from fedsb.core.logs import Line, last_line, overheard
 from fedsb.models import loading
-from fedsb.models.adapted import forget_models
+from fedsb.models.build import forget_models
 from fedsb.runtime.cluster import start_placed
 from fedsb.runtime.fab import LAUNCH_FOLDER, launch_folder
 from fedsb.runtime.grid import answered, claim_identity, context_of

@@ -143,7 +143,7 @@ def rows_of_step(config: Config) -> int:
 
 def client_bytes(config: Config, adapted: AdaptedModel, task: Task) -> float:
     """Estimate what one client adds to a pass: activations, factors with their gradients and optimiser, per-example gradients."""
-    rows, trained = rows_of_step(config), 4 * adapted.layout.numel
+    rows, trained = rows_of_step(config), 4 * adapted.layouts.learnt.numel
     sampled = rows * trained if config.privacy.unit == "example" else 0
     return TRANSIENT * rows * example_bytes(config, adapted, task) + 4 * trained + sampled
 

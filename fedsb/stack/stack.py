@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from fedsb.adapters.layer import LowRankLayer
 from fedsb.core.errors import UserError
 from fedsb.core.rng import Turns, generator_states
-from fedsb.core.state import HEAD, Name
+from fedsb.core.state import HEAD, Name, State
 from fedsb.models.adapted import AdaptedModel
 from fedsb.stack.batched import batched_linear, batched_lora
 from fedsb.stack.dropout import fill_noise, is_off
@@ -66,16 +66,17 @@ class Stack:
     Args:
         adapted: holds the server's state; its own factors are not moved.
         dropout: where each client's random numbers come from; as many as there are clients.
+        own: what each client brings of its own; the rest it has from the server.
 
     Attributes:
-        members: what each client trains, by name; at the server's values when the stack is made.
+        members: what each client trains, by name; at the values that it starts from when the stack is made.
     """
 
-    def __init__(self, adapted: AdaptedModel, dropout: Sequence[torch.Generator]) -> None:
-        own = adapted.trainable()
+    def __init__(self, adapted: AdaptedModel, dropout: Sequence[torch.Generator], own: Sequence[State] | None = None) -> None:
+        trainable, mine = adapted.trainable(), own or [State()] * len(dropout)
         self.adapted = adapted
         self.members: list[dict[Name, nn.Parameter]] = [
-            {name: nn.Parameter(p.detach().clone()) for name, p in own.items()} for _ in dropout
+            {name: nn.Parameter(each.get(name, p).detach().to(p, copy=True)) for name, p in trainable.items()} for each in mine
         ]
         self._turns = Turns(dropout)
         self._parts: Sequence[Part] = ()
@@ -162,7 +163,7 @@ def _is_plain_lora(layer: LowRankLayer, trained: Container[nn.Module]) -> bool:
     return (
         type(layer.base) is nn.Linear
         and "forward" not in vars(layer)
-        and layer.R is None
+        and layer.spec.factors == ("B", "A")
         and isinstance(layer.dropout, nn.Identity)
         and layer.A in trained
         and layer.B in trained

@@ -1,9 +1,10 @@
-"""What clients hold fixed: an append-only log of deltas, named by the hash of its content, and the cache that follows it.
+"""What clients hold beside the state of a round: an append-only log of deltas, named by the hash of its content, and its cache.
 
-A delta either sets the frozen factors of the adapters (roles ``A``, ``B``: Fed-SB's basis) or adds ``U V`` to the frozen weights
+A delta sets factors of the adapters (Fed-SB's B and A, once; what learns in turns, again and again) or adds ``U V`` to the frozen weights
 (roles ``U`` (m, ρ) and ``V`` (ρ, n): FedEx's residual). Version v is the state after v deltas; its *head* is a hash over the whole
-chain up to it. A client at version u gets a :class:`Bundle` with exactly what it lacks. Where the ranks to send exceed
-mn/(m+n), sending ``Σ U V`` is cheaper, and the bundle holds that dense sum (role ``D``) for the module instead.
+chain up to it. A client at version u gets a :class:`Bundle` with exactly what it lacks: of each factor the latest version alone. Where the
+ranks to send exceed mn/(m+n), sending ``Σ U V`` is cheaper, and the bundle holds that dense sum (role ``D``) for the module instead.
+What is superseded is forgotten: only its place in the chain of hashes stays.
 
 The residual is accumulated as ``D ← D + U V`` in float32 from zero and in version order by server and client alike, and the
 weight is always the pristine ``W0 + D``: whatever bundles a client received, it ends with the same bits.
@@ -16,6 +17,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from fedsb.core.errors import RunError
 from fedsb.core.state import LINE, Layout, Name, State, laid_out, non_finite, sha256
 
 ROOT = "0" * 32
-BASIS = ("A", "B")
+ADDED = ("U", "V", "D")  # roles that add to the frozen weights; every other one is a factor
 
 
 class FrozenMissing(LookupError):
@@ -38,21 +40,18 @@ class FrozenMissing(LookupError):
 
 @dataclass(frozen=True)
 class Bundle:
-    """The deltas from one head to another. Roles carry the version behind an ``@``: ``U@3``, ``D@5``, ``A@1``."""
+    """The deltas from one head to another. Roles carry the version behind an ``@``: ``U@3``, ``D@5``, ``A@1``.
+
+    Attributes:
+        parent, head: where it leads from and to.
+        state: what the holder of ``parent`` lacks.
+        one_off: number of values that are delivered once in a run: first versions of factors. Known to the server alone.
+    """
 
     parent: str
     head: str
     state: State
-
-    @property
-    def one_off(self) -> State:
-        """The part that is delivered once in a run: the basis."""
-        return State({name: t for name, t in self.state.items() if name.role.split("@")[0] in BASIS})
-
-    @property
-    def recurring(self) -> State:
-        """The part that a method sends anew each round: residuals."""
-        return State({name: t for name, t in self.state.items() if name.role.split("@")[0] not in BASIS})
+    one_off: int = 0
 
 
 @dataclass
@@ -67,7 +66,7 @@ class Frozen:
         versioned = sorted(bundle.state.items(), key=lambda item: (int(item[0].role.split("@")[1]), item[0]))
         for (module, role), tensor in versioned:
             kind, version = role.split("@")
-            if kind in BASIS:
+            if kind not in ADDED:
                 self.basis = self.basis.merge(State({Name(module, kind): tensor}))
             elif kind == "D":
                 self.residuals[module] = tensor.clone()
@@ -76,7 +75,7 @@ class Frozen:
 
     def _add(self, module: str, left: Tensor, right: Tensor) -> None:
         if module not in self.residuals:
-            self.residuals[module] = torch.zeros(left.shape[0], right.shape[1])
+            self.residuals[module] = left.new_zeros(left.shape[0], right.shape[1], dtype=torch.float32)
         self.residuals[module].addmm_(left, right)
 
 
@@ -85,13 +84,15 @@ class FrozenLog:
 
     def __init__(self) -> None:
         self.heads = [ROOT]
-        self._deltas: list[State] = []
+        self._deltas: dict[int, State] = {}  # by version; what is superseded is not there
+        self._first: dict[Name, int] = {}  # version of the first value of a factor
+        self._latest: dict[Name, int] = {}
         self._view = Frozen()
 
     @property
     def version(self) -> int:
-        """Number of deltas."""
-        return len(self._deltas)
+        """Number of deltas there have been."""
+        return len(self.heads) - 1
 
     @property
     def head(self) -> str:
@@ -99,7 +100,7 @@ class FrozenLog:
         return self.heads[-1]
 
     def append(self, delta: State) -> None:
-        """Add a delta with roles ``A``/``B`` or ``U``/``V`` and move the head; an empty delta changes nothing.
+        """Add a delta of factors, or of ``U`` and ``V``, and move the head; an empty delta changes nothing.
 
         Raises:
             RunError: it holds NaN or infinity, which no client could ever get rid of (finite uploads may overflow in a difference).
@@ -108,18 +109,53 @@ class FrozenLog:
             return
         if broken := non_finite(delta):
             raise RunError(f"what the frozen weight of '{broken.module}' is to gain holds NaN or infinity; lower train.lr")
-        names = json.dumps(Layout.of(delta).shapes)
-        self._deltas.append(delta)
-        self.heads.append(hashlib.sha256((self.head + names + sha256(delta)).encode()).hexdigest()[:32])
+        self.extend(delta, head_of(self.head, delta))
+
+    def take_up(self, heads: Sequence[str], deltas: Mapping[int, State], first: Mapping[Name, int] | None) -> None:
+        """Bring an empty log to where another one was.
+
+        Args:
+            heads: of its versions, from 1.
+            deltas: its :meth:`deltas`.
+            first: its :attr:`first`; None: that of these deltas.
+        """
+        for version, head in enumerate(heads, start=1):
+            self._take(deltas.get(version, State()), head)
+        if first is not None:
+            self._first = dict(first)
+
+    def extend(self, delta: State, head: str) -> None:
+        """Add a delta that nothing is known against, under a head that somebody else has made; an empty one changes nothing."""
+        if len(delta):
+            self._take(delta, head)
+
+    def _take(self, delta: State, head: str) -> None:
+        self.heads.append(head)
+        self._deltas[self.version] = delta
+        for name in delta:
+            if name.role not in ADDED:
+                self._first.setdefault(name, self.version)
+                self._latest[name] = self.version
         self._view.apply(Bundle(self.heads[-2], self.head, _versioned(delta, self.version)))
+        for version in [v for v, old in self._deltas.items() if not self._counts(old, v)]:
+            del self._deltas[version]
+
+    def _counts(self, delta: State, version: int) -> bool:
+        """Tell whether anything of a delta is not superseded."""
+        return any(name.role in ADDED or self._latest[name] == version for name in delta)
+
+    @property
+    def first(self) -> Mapping[Name, int]:
+        """The version in which each factor came to the log."""
+        return self._first
 
     def view(self) -> Frozen:
         """Return the frozen part at the head; it changes with the next append."""
         return self._view
 
-    def deltas(self) -> tuple[State, ...]:
-        """Return all deltas in order, for hashing and checkpoints."""
-        return tuple(self._deltas)
+    def deltas(self) -> Mapping[int, State]:
+        """Return the deltas that still count by their version, in order, for hashing and checkpoints."""
+        return self._deltas
 
     def bundle(self, since: int) -> Bundle | None:
         """Return what a holder of version ``since`` lacks, or None where it lacks nothing."""
@@ -127,18 +163,28 @@ class FrozenLog:
             return None
         dense = self._cheaper_dense(since)
         tensors: dict[Name, Tensor] = {Name(module, f"D@{self.version}"): self._view.residuals[module].clone() for module in dense}
-        for version in range(since + 1, self.version + 1):
-            part = _versioned(self._deltas[version - 1], version)
-            tensors.update({n: t for n, t in part.items() if n.module not in dense or n.role.split("@")[0] in BASIS})
-        return Bundle(self.heads[since], self.head, State(tensors))
+        one_off = 0
+        for version, delta in self._deltas.items():
+            for name, tensor in delta.items() if version > since else ():
+                added = name.role in ADDED
+                if (added and name.module not in dense) or self._latest.get(name) == version:
+                    tensors[Name(name.module, f"{name.role}@{version}")] = tensor
+                    one_off += 0 if added or self._first[name] != version else tensor.numel()
+        return Bundle(self.heads[since], self.head, State(tensors), one_off)
 
     def _cheaper_dense(self, since: int) -> set[str]:
         """Modules whose ranks to send since a version exceed mn / (m + n)."""
         ranks: dict[str, int] = {}
-        for delta in self._deltas[since:]:
+        for delta in (delta for version, delta in self._deltas.items() if version > since):
             for name, left in delta.pick("U").items():
                 ranks[name.module] = ranks.get(name.module, 0) + left.shape[1]
         return {module for module, rank in ranks.items() if dense_is_cheaper(rank, *self._view.residuals[module].shape)}
+
+
+def head_of(parent: str, delta: State) -> str:
+    """Return the head of the log that a delta leads to from ``parent``: a hash over names, shapes and values of the whole chain."""
+    names = json.dumps(Layout.of(delta).shapes)
+    return hashlib.sha256((parent + names + sha256(delta)).encode()).hexdigest()[:32]
 
 
 def dense_is_cheaper(rank: int, m: int, n: int) -> bool:

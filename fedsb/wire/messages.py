@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -35,6 +36,7 @@ class Instruction:
         flats: the packed state as received, by group.
         digest: digest of the state's layout on the sender's side.
         bundle: frozen deltas that the client is thought to lack.
+        origin: names the run, from its first process on to every one that resumes it.
         overrides: of a resumed run, for a real node, which does not see its folder; read by :func:`fedsb.app.client_job.as_told`.
     """
 
@@ -47,6 +49,7 @@ class Instruction:
     digest: int = 0
     bundle: Bundle | None = None
     overrides: str | None = None
+    origin: str = ""
 
     def state(self, layout: Layout) -> State:
         """Unpack the state.
@@ -138,6 +141,7 @@ def encode_instruction(instruction: Instruction, cargo: Cargo) -> RecordDict:
         "frozen": instruction.frozen,
         "labels": json.dumps(instruction.labels),
         "layout": instruction.digest,
+        "origin": instruction.origin,
         **cargo.config,
         **({} if instruction.overrides is None else {"overrides": instruction.overrides}),
     }
@@ -155,11 +159,17 @@ def decode_instruction(content: RecordDict) -> Instruction:
         round=int(config["round"]),  # type: ignore[arg-type]
         stage=str(config["stage"]),
         frozen=head,
+        origin=_folder_name(str(config.get("origin", ""))),
         labels=tuple(json.loads(str(config["labels"]))),
         flats=flats,
         digest=int(config["layout"]),  # type: ignore[arg-type]
         bundle=None if frozen_flat is None else Bundle(str(config["parent"]), head, _bundle_state(str(config["bundle"]), frozen_flat)),
     )
+
+
+def _folder_name(origin: str) -> str:
+    """Take what comes from the server as the name of a folder, or not at all."""
+    return origin if re.fullmatch(r"[0-9a-f]{0,32}", origin) else ""
 
 
 def _bundle_state(layout: str, flat: Tensor) -> State:

@@ -198,7 +198,7 @@ class ServerRow:
             for state in self._states(present):
                 total.add(state)
             return Release((flat(total.mean()).numpy() * CLIENTS,))
-        reducer = server.reducer(lambda state: state, cohort, run, real=False)
+        reducer = server.mean(cohort, run, real=False)
         current = self._current.map(torch.Tensor.double)
         reducer.begin(current)
         for update in self._states(present):

@@ -24,12 +24,13 @@ from fedsb.config.compose import load
 from fedsb.config.schema import TrainConfig
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import HEAD, State
-from fedsb.models.adapted import AdaptedModel, build_model
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.build import build_model
 from fedsb.models.fit import Site, collate
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.randomness import Streams
 from fedsb.tasks.task import IGNORED, TASKS, Task
-from fedsb.wire.frozen import BASIS, Frozen
+from fedsb.wire.frozen import Frozen
 
 CANARIES, LABELS, TOKENS, LENGTH, RANK = 64, 128, 80, 6, 8
 TASK = TASKS["classification"]
@@ -109,7 +110,7 @@ def prepared(network: dict[str, Any], canaries: list[dict[str, Any]], *, labels:
     adapted = build_model(model, config.adapter, family="lora_sb", task=TASK, labels=tuple(str(i) for i in range(labels)), seed=seed)
     adapted.tokenizer = tokenizer_of(max_length)
     drawn = orthogonal(adapted.shapes, RANK, seed)
-    start, frozen = adapted.initial.pick(HEAD).merge(drawn.pick("R")), Frozen(drawn.pick(*BASIS))
+    start, frozen = adapted.initial.pick(HEAD).merge(drawn.pick("R")), Frozen(drawn.pick(*adapted.spec.in_log))
     adapted.install(start, frozen)
     gradients = torch.stack([gradient(adapted, canary) for canary in canaries])
     return Subject(adapted, start, frozen, config.train, canaries, float(gradients.norm(dim=1).min()) / excess, gradients)

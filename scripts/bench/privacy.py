@@ -32,8 +32,8 @@ import clients.sampling
 from clients.clipping import Clipping
 from clients.private import Mechanism, private_fit
 from fedsb.adapters import write
-from fedsb.adapters.starts import DATA_FREE
 from fedsb.app.assembly import client_features, corpus_of, model_of, task_of
+from fedsb.app.own_factors import data_free
 from fedsb.config.compose import load
 from fedsb.config.derived import start_kind
 from fedsb.config.schema import Config
@@ -67,9 +67,8 @@ class Rival:
     def begin(self) -> None:
         """Bring the model to its start, which takes time that is nobody's."""
         self.adapted.reset()
-        if kind := start_kind(self.config):
-            config = self.config
-            write(self.adapted.model, DATA_FREE[config.method.adapter, kind](self.adapted.weights(), config.adapter.rank, 0))
+        if start_kind(self.config):
+            write(self.adapted.model, data_free(self.config, self.adapted))
 
     def plain(self) -> None:
         """Train without privacy."""

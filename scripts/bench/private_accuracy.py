@@ -174,7 +174,7 @@ def federate(overrides: Sequence[str], part: str) -> float:
         result = prepared.strategy.start(grid, first, num_rounds=config.federation.num_rounds, timeout=1e6)
         assert result.arrays is not None
         adapted = prepared.adapted
-        adapted.install(unpack(decode_arrays(result.arrays), adapted.layout), prepared.strategy.frozen.view())
+        adapted.install(unpack(decode_arrays(result.arrays), adapted.layouts.down), prepared.strategy.frozen.view())
         features = test_features(config) if part == "test" else public_features(config)
         return evaluate(adapted, task_of(config), features, train=config.train)["accuracy"]
 

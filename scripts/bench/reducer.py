@@ -41,7 +41,7 @@ def factored(source: Iterator[tuple[State, float]]) -> tuple[State, State]:
         reducer.add(upload, weight)
         del upload
     aggregate = reducer.finish()
-    return aggregate.state, aggregate.residual
+    return aggregate.state, aggregate.log
 
 
 def dense(source: Iterator[tuple[State, float]], dtype: torch.dtype = torch.float32) -> Result:

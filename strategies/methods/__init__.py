@@ -1,1 +1,14 @@
-"""The methods, one file each."""
+"""The methods, one file each, by the name that ``method=`` takes."""
+
+from strategies.base import LowRankStrategy
+from strategies.methods.fed_sb import FedSB
+from strategies.methods.fedavg_lora import FedAvgLoRA
+from strategies.methods.fedex_lora import FedExLoRA
+from strategies.methods.head_only import HeadOnly
+
+STRATEGIES: dict[str, type[LowRankStrategy]] = {
+    "fed_sb": FedSB,
+    "fedavg_lora": FedAvgLoRA,
+    "fedex_lora": FedExLoRA,
+    "head_only": HeadOnly,
+}

@@ -4,17 +4,8 @@
 parameters, not for the path of a local optimiser that takes several steps.
 """
 
-from __future__ import annotations
-
 from strategies.base import LowRankStrategy
-from strategies.reducers import MeanReducer, Reducer
 
 
 class FedSB(LowRankStrategy):
     """Average R (and the head)."""
-
-    sums_uploads = True
-
-    def new_reducer(self) -> Reducer:
-        """Return the mean of all trained tensors."""
-        return MeanReducer(self.decode)

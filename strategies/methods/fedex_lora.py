@@ -7,7 +7,7 @@ Eckart-Young), and the error of that is reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from torch import Tensor
 from fedsb.core.errors import UserError
 from fedsb.core.state import Name, State, WeightedSum
 from strategies.base import LowRankStrategy
+from strategies.products import truncate
 from strategies.reducers import Aggregate, Reducer
-from strategies.weighting import Fixed
 
 HUGE_PAGE = 2**21  # bytes
 
@@ -143,19 +143,6 @@ def _fresh(rows: int, columns: int) -> Tensor:
     return torch.from_numpy(flat[start : start + size]).view(rows, columns)
 
 
-def truncate(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:
-    """Return the best rank-``rank`` factors of ``left @ right``, the squared error and the squared norm of the product.
-
-    QR of both sides and the SVD of a small core; the (m, n) product is not formed.
-    """
-    q_left, r_left = torch.linalg.qr(left.double())
-    q_right, r_right = torch.linalg.qr(right.double().T)
-    u, s, vh = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
-    kept_left = (q_left @ u[:, :rank]) * s[:rank]
-    kept_right = vh[:rank] @ q_right.T
-    return kept_left.float(), kept_right.float(), float(s[rank:].square().sum()), float(s.square().sum())
-
-
 class FedExLoRA(LowRankStrategy):
     """Average A, B and the head; append the residual to the frozen log.
 
@@ -164,38 +151,26 @@ class FedExLoRA(LowRankStrategy):
         options: see :class:`strategies.base.LowRankStrategy`.
 
     Raises:
-        UserError: a server optimiser is given: it would move A and B away from the means that the residual completes.
+        UserError: ``truncate`` is no rank.
     """
 
     def __init__(self, *, truncate: int | None = None, **options: Any) -> None:
         super().__init__(**options)
-        _check_truncate(truncate)
-        if self.server_optimizer is not None:
-            raise UserError(
-                "federation.server_optimizer is not defined with method=fedex_lora: its residual completes the plain means of A and B; "
-                "use federation.server_optimizer.name=none or another method"
-            )
-        if not isinstance(self.weighting, Fixed):
-            raise UserError(
-                f"federation.weighting={self.participation.weighting} scales the mean update, and with method=fedex_lora the residual "
-                "completes the plain means of A and B; use federation.weighting=examples or another method"
-            )
+        if truncate is not None and (not isinstance(truncate, int) or isinstance(truncate, bool) or truncate < 1):
+            raise UserError(f"method.options.truncate={truncate} must be a rank of at least 1, or null for the whole residual")
         self._truncate = truncate
+        self._coarse = self.wire_dtype != "float32"
 
-    @classmethod
-    def residual_rank(cls, cohort: int, rank: int, *, coarse: bool, truncate: int | None = None) -> int:
+    @property
+    def is_exact(self) -> bool:
+        """Whether the residual is sent whole."""
+        return self._truncate is None
+
+    def residual_rank(self, ranks: Sequence[int]) -> int:
         """Return (k − 1) r, 2 r more on a coarse wire, or the truncation where it is smaller."""
-        _check_truncate(truncate)
-        whole = (cohort - 1) * rank + (2 * rank if coarse else 0)
-        return whole if truncate is None else min(whole, truncate)
+        whole = sum(ranks[1:]) + (2 * ranks[0] if self._coarse else 0)
+        return whole if self._truncate is None else min(whole, self._truncate)
 
-    def new_reducer(self) -> Reducer:
+    def over_uploads(self) -> Reducer:
         """Return the means with their residual."""
-        return FedExReducer(
-            self.scale, self.decode, coarse=self.wire_dtype != "float32", truncate=self._truncate, cohort=len(self.round_clients)
-        )
-
-
-def _check_truncate(truncate: object) -> None:
-    if truncate is not None and (not isinstance(truncate, int) or isinstance(truncate, bool) or truncate < 1):
-        raise UserError(f"method.options.truncate={truncate} must be a rank of at least 1, or null for the whole residual")
+        return FedExReducer(self.scale, self.decode, coarse=self._coarse, truncate=self._truncate, cohort=len(self.round_clients))

@@ -10,24 +10,24 @@ import torch
 from fedsb.config.schema import PrivacyConfig
 from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_generator
-from fedsb.core.state import Layout, State
+from fedsb.core.state import Layout
 from fedsb.privacy.plan import ServerPlan
 from fedsb.privacy.randomness import secret_generator
-from strategies.privacy.mean import ClippingBound, PrivateMeanReducer, PrivateSum
+from strategies.privacy.mean import ClippingBound, PrivateMean, PrivateSum
 
 CPU = torch.device("cpu")
 
 
-def check_sum(method: str, sums_uploads: bool) -> None:
+def check_mean(method: str, needs_a_mean_alone: bool) -> None:
     """Hold that noise on the sum of the uploads covers what a method hands out.
 
     Raises:
         UserError: it does not.
     """
-    if not sums_uploads:
+    if not needs_a_mean_alone:
         raise UserError(
-            f"privacy.unit=client is not defined for {method}: noise on the sum of the uploads covers what follows from the sum, and "
-            "this method also hands out the clients' own factors in its residual; use method=fed_sb or method=fedavg_lora"
+            f"privacy.unit=client is not defined for {method}: noise on the sum of the uploads covers what follows from their mean, and "
+            "this method hands out more of the clients' own factors; use one that needs a mean alone, such as method=fed_sb"
         )
 
 
@@ -53,22 +53,20 @@ class ClientPrivacy:
     clients: tuple[str, ...] = ()
     charge: Callable[[int, str, Sequence[str]], None] = lambda round_number, exchange, clients: None
 
-    def check(self, method: str, sums_uploads: bool) -> None:
-        """Refuse a method whose result is more than a function of the sum of the uploads.
+    def check(self, method: str, needs_a_mean_alone: bool) -> None:
+        """Refuse a method whose result is more than a function of the mean of the uploads.
 
         Raises:
             UserError: it is; or the noise on an adaptive bound's count is too small.
         """
-        check_sum(method, sums_uploads)
+        check_mean(method, needs_a_mean_alone)
         self.bound.sum_multiplier(self.noise_multiplier)
 
-    def reducer(self, decode: Callable[[State], State], cohort: Sequence[str], round_number: int, *, real: bool) -> PrivateMeanReducer:
+    def mean(self, cohort: Sequence[str], round_number: int, *, real: bool) -> PrivateMean:
         """Return the private mean of a round with a scheduled ``cohort``; noise of a ``real`` federation cannot be repeated."""
         self.charge(round_number, "train", cohort)
         generator = self._generator(f"round-{round_number}", real)
-        return PrivateMeanReducer(
-            decode, bound=self.bound, noise_multiplier=self.noise_multiplier, cohort=len(cohort), generator=generator
-        )  # fmt: skip
+        return PrivateMean(bound=self.bound, noise_multiplier=self.noise_multiplier, cohort=len(cohort), generator=generator)
 
     def start_sum(self, layout: Layout, number: int, *, real: bool) -> PrivateSum:
         """Return the private sum of an exchange of the start."""

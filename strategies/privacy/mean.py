@@ -8,7 +8,6 @@ The accountant sees one Gaussian of ``noise_multiplier`` a release; floating-poi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -140,24 +139,20 @@ class PrivateSum:
         return State({name: (t + self._std * noise[name]) / self._divisor for name, t in self._sum.items()})
 
 
-class PrivateMeanReducer:
+class PrivateMean:
     """What clients were sent, plus the private mean of their updates, head included.
 
     Attributes:
         diagnostics: ``clip_rate`` of those that answered, and ``signal_to_noise``. Not private: only a simulation may show them.
 
     Args:
-        decode: rounds a state to what clients decode from the wire.
         bound: the clipping bound; :meth:`finish` moves an adaptive one.
         noise_multiplier: z of the round's release; an adaptive bound's count is part of it.
         cohort: the scheduled number of clients.
         generator: where the noise comes from; see :class:`PrivateSum`.
     """
 
-    def __init__(
-        self, decode: Callable[[State], State], *, bound: ClippingBound, noise_multiplier: float, cohort: int, generator: torch.Generator
-    ) -> None:
-        self._decode = decode
+    def __init__(self, *, bound: ClippingBound, noise_multiplier: float, cohort: int, generator: torch.Generator) -> None:
         self._bound = bound
         multiplier = bound.sum_multiplier(noise_multiplier)
         self._new_sum = partial(PrivateSum, noise_multiplier=multiplier, divisor=cohort, generator=generator)
@@ -184,11 +179,11 @@ class PrivateMeanReducer:
         self._within += [norm <= self._bound.value] if 0 < norm < math.inf else []
 
     def finish(self) -> Aggregate:
-        """Return the next state and move the bound. The extras are public or private themselves."""
+        """Return what the clients were sent plus the private mean, and move the bound. The extras are public or private themselves."""
         inside, count = sum(self._within), len(self._within)
         self.diagnostics = {"clip_rate": 1 - inside / count if count else 0.0, "signal_to_noise": self._total.signal_to_noise}
         extras = {"clip_norm": self._bound.value, "noise_std": self._total.noise_std}
         mean = self._total.mean()
-        state = self._decode(State({name: t + mean[name] for name, t in self._current.items()}))
+        state = State({name: t + mean[name] for name, t in self._current.items()})
         self._bound.update(inside - count / 2, self._cohort, self._generator)
         return Aggregate(state, extras=extras)

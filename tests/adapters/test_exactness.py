@@ -54,18 +54,18 @@ def norm(parts: dict[str, Tensor]) -> float:
 @given(seed=seeds, weights=weightings, with_residual=st.booleans(), scale=st.sampled_from([1.0, 0.4]))
 def test_the_gap_is_the_dense_one(family: str, seed: int, weights: list[float], with_residual: bool, scale: float) -> None:
     spec = SPECS[family]
-    basis = factors(family, spec.frozen, seed).pick(*spec.frozen)
-    start, held = (factors(family, spec.trained, seed + k) for k in (100, 200))
-    uploads = [factors(family, spec.trained, seed + 1000 * (i + 1)) for i in range(len(weights))]
+    basis = factors(family, spec.in_log, seed).pick(*spec.in_log)
+    start, held = (factors(family, spec.in_state, seed + k) for k in (100, 200))
+    uploads = [factors(family, spec.in_state, seed + 1000 * (i + 1)) for i in range(len(weights))]
     residual = State()
     if with_residual and family == "lora":
         pairs = {module: (gaussian(m, 3, seed=seed), gaussian(3, n, seed=seed + 1)) for module, (m, n) in SHAPES.items()}
         residual = State({Name(module, role): t for module, pair in pairs.items() for role, t in zip("UV", pair, strict=True)})
     meter = ExactnessMeter(spec, scale, start)
-    meter.begin(basis)
+    meter.begin(basis, spec.uploaded(1))
     for upload, weight in zip(uploads, weights, strict=True):
         meter.add(upload, weight)
-    gap = meter.measure(held, residual)
+    gap = meter.measure(basis.merge(held).merge(residual))
 
     products = [dense(family, upload, basis, scale) for upload in uploads]
     wanted = {key: sum(w / sum(weights) * p[key] for w, p in zip(weights, products, strict=True)) for key in products[0]}
@@ -81,27 +81,28 @@ def test_the_gap_is_the_dense_one(family: str, seed: int, weights: list[float], 
 @pytest.mark.parametrize("family", ["lora", "lora_sb"])
 def test_a_round_forgets_the_round_before_and_keeps_the_first_head(family: str) -> None:
     spec = SPECS[family]
-    basis = factors(family, spec.frozen, 1).pick(*spec.frozen)
-    start, earlier, upload = (factors(family, spec.trained, k) for k in (2, 3, 4))
+    basis = factors(family, spec.in_log, 1).pick(*spec.in_log)
+    start, earlier, upload = (factors(family, spec.in_state, k) for k in (2, 3, 4))
     twice, once = (ExactnessMeter(spec, 1.0, start) for _ in range(2))
-    twice.begin(basis)
+    twice.begin(basis, spec.uploaded(1))
     twice.add(earlier, 5.0)
-    twice.measure(earlier, State())
+    twice.measure(basis.merge(earlier))
     for meter in (twice, once):
-        meter.begin(basis)
+        meter.begin(basis, spec.uploaded(1))
         meter.add(upload, 3.0)
-    assert twice.measure(earlier, State()) == once.measure(earlier, State())
+    assert twice.measure(basis.merge(earlier)) == once.measure(basis.merge(earlier))
 
 
 @pytest.mark.parametrize("family", ["lora", "lora_sb"])
 def test_one_client_that_gets_back_what_it_sent_has_no_gap(family: str) -> None:
     spec = SPECS[family]
-    upload = factors(family, spec.trained, 2)
-    meter = ExactnessMeter(spec, 2.0, factors(family, spec.trained, 3))
-    meter.begin(factors(family, spec.frozen, 1).pick(*spec.frozen))
+    upload = factors(family, spec.in_state, 2)
+    meter = ExactnessMeter(spec, 2.0, factors(family, spec.in_state, 3))
+    basis = factors(family, spec.in_log, 1).pick(*spec.in_log)
+    meter.begin(basis, spec.uploaded(1))
     meter.add(upload, 7.0)
     # ‖x − x‖² from Gram matrices in float64 is rounding of ‖x‖², so its root is about 1e-8 of ‖x‖.
-    assert meter.measure(upload, State()).relative <= 1e-7
+    assert meter.measure(basis.merge(upload)).relative <= 1e-7
 
 
 def test_where_nothing_moves_there_is_no_gap() -> None:
@@ -114,8 +115,8 @@ def test_where_nothing_moves_there_is_no_gap() -> None:
 @given(seed=seeds)
 def test_what_rounding_takes_from_an_upload_is_the_dense_difference(family: str, seed: int) -> None:
     spec = SPECS[family]
-    basis = factors(family, spec.frozen, seed).pick(*spec.frozen)
-    upload = factors(family, spec.trained, seed + 50)
+    basis = factors(family, spec.in_log, seed).pick(*spec.in_log)
+    upload = factors(family, spec.in_state, seed + 50)
     decoded = quantise(upload, "bfloat16")
     sides = dense(family, upload, basis, 0.4), dense(family, decoded, basis, 0.4)
     lost = encoding_error(upload, decoded, spec, 0.4, basis)
@@ -125,9 +126,9 @@ def test_what_rounding_takes_from_an_upload_is_the_dense_difference(family: str,
 def test_what_the_wire_took_is_added_to_the_difference() -> None:
     spec, start, upload = SPECS["lora"], factors("lora", ("A", "B"), 1), factors("lora", ("A", "B"), 2)
     meter = ExactnessMeter(spec, 1.0, start)
-    meter.begin(State())
+    meter.begin(State(), spec.uploaded(1))
     meter.add(upload, 1.0)
-    plain, told = meter.measure(start, State()), meter.measure(start, State(), lost=0.5)
+    plain, told = meter.measure(start), meter.measure(start, lost=0.5)
     assert told == Gap(plain.difference + 0.5, plain.update)
 
 

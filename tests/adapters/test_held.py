@@ -73,15 +73,15 @@ def test_the_held_gap_is_that_of_layers_that_hold_it(
     for number in range(1, 4):
         before = {name: residual.clone() for name, residual in log.view().residuals.items()}
         uploads = [upload(layers, 100 * number + i) for i in range(len(WEIGHTS))]
-        meter.begin(State())
+        meter.begin(State(), SPEC.uploaded(1))
         reducer.begin(State())
         weights.begin(log.view().residuals)
         for each, weight in zip(uploads, WEIGHTS, strict=True):
             meter.add(each, weight)
             reducer.add(each, weight)
         aggregate = reducer.finish()
-        log.append(aggregate.residual)
-        factors = meter.measure(aggregate.state, aggregate.residual)
+        log.append(aggregate.log)
+        factors = meter.measure(aggregate.state.merge(aggregate.log))
         gap = meter.measure_held(aggregate.state, weights, log.view().residuals)
 
         trained = [computed_with(layers, each, before) for each in uploads]

@@ -79,11 +79,11 @@ def test_the_scale_reaches_every_layer(method: str, rslora: str, scale: float, t
     more = (f"method={method}", "init.kind=random", "rank=4", "adapter.alpha=32", f"adapter.rslora={rslora}", "adapter.dropout=0")
     adapted = prepared(*small(tiny_bert, tmp_path, *more)).adapted
     generator = torch.Generator().manual_seed(0)
-    factors = State({name: torch.randn(shape, generator=generator) for name, shape in adapted.layout.shapes if name.role != "head"})
+    factors = State({name: torch.randn(shape, generator=generator) for name, shape in adapted.layouts.down.shapes if name.role != "head"})
     basis = State({
         Name(module, role): torch.randn(adapted.spec.shape(role, *layer.shape, 4), generator=generator)
         for module, layer in adapted.layers.items()
-        for role in adapted.spec.frozen
+        for role in adapted.spec.in_log
     })  # fmt: skip
     write(adapted.model, basis)
     write(adapted.model, factors)
@@ -91,7 +91,7 @@ def test_the_scale_reaches_every_layer(method: str, rslora: str, scale: float, t
         x = torch.randn(3, layer.shape[1], generator=generator)
         product = torch.eye(layer.shape[0], dtype=torch.float64)
         for role in adapted.spec.factors:
-            product = product @ (factors if role in adapted.spec.trained else basis)[Name(module, role)].double()
+            product = product @ (factors if role in adapted.spec.in_state else basis)[Name(module, role)].double()
         with torch.no_grad():
             moved = (layer.eval()(x) - layer.base(x)).double()
         torch.testing.assert_close(moved, scale * x.double() @ product.T, rtol=1e-4, atol=1e-3)

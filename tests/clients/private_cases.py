@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from clients.clipping import CLIPPINGS, Clipping, FlatClipping
 from clients.private import Mechanism, PrivateFit, private_fit
-from fedsb.adapters.starts import DATA_FREE
+from fedsb.adapters import SPECS
 from fedsb.config.compose import load
 from fedsb.core.rng import numpy_generator, torch_generator
 from fedsb.core.state import Name, State
-from fedsb.models.adapted import AdaptedModel, build_model
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.build import build_model
 from fedsb.models.fit import Site, collate
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.randomness import Streams, simulated_streams
@@ -78,14 +79,14 @@ def build_case(folder: Path, task: str, family: str, start: str = "later", *, dr
     frozen = {
         Name(module, role): torch.zeros_like(layer.factor(role).weight)
         for module, layer in adapted.layers.items()
-        for role in adapted.spec.frozen
+        for role in adapted.spec.in_log
     }
     made = adapted.initial.merge(State(frozen))
     if start == "later":
         made = State({name: t + 0.1 * torch.randn(t.shape, generator=torch_generator(0, "test", *name)) for name, t in made.items()})
     elif adapted.spec.factors:
-        made = made.merge(DATA_FREE[family, start](adapted.weights(), 2, 0))
-    return Case(adapted, TASKS[task], features, made, Frozen(made.pick(*adapted.spec.frozen)))
+        made = made.merge(SPECS[family].starts[start](adapted.weights(), 2, 0))
+    return Case(adapted, TASKS[task], features, made, Frozen(made.pick(*adapted.spec.in_log)))
 
 
 make_case = cache(build_case)

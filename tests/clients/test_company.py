@@ -17,7 +17,8 @@ from transformers import BartConfig, BartForSequenceClassification
 from clients.company import made_up
 from fedsb.config.compose import load
 from fedsb.core.state import State
-from fedsb.models.adapted import AdaptedModel, build_model
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.build import build_model
 from fedsb.privacy.codes import CODES, SelfCheckFailed
 from fedsb.tasks.task import TASKS
 from fedsb.wire.frozen import Frozen

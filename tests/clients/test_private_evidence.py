@@ -23,7 +23,8 @@ from fedsb.adapters.starts import Side
 from fedsb.config.compose import load
 from fedsb.core.rng import numpy_generator, torch_generator
 from fedsb.core.state import Name, State, non_finite, squared_norm, subtract
-from fedsb.models.adapted import AdaptedModel, build_model
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.build import build_model
 from fedsb.models.fit import collate
 from fedsb.privacy.forecast import forecast_snr
 from fedsb.tasks.task import TASKS

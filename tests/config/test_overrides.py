@@ -10,6 +10,7 @@ from hydra.core.override_parser.types import QuotedString
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from fedsb.adapters import SPECS
 from fedsb.config.compose import conf_dir, load
 from fedsb.config.overrides import check_single, readable, sweep_jobs
 from fedsb.core.errors import UserError
@@ -84,6 +85,11 @@ OPTIONS = {group: sorted(path.stem for path in (conf_dir() / group).glob("*.yaml
 @pytest.mark.parametrize("method", OPTIONS["method"])
 @pytest.mark.parametrize("experiment", OPTIONS["experiment"])
 def test_every_experiment_goes_with_every_method(method: str, experiment: str) -> None:
-    config = load([f"experiment={experiment}", f"method={method}"])
+    overrides = [f"experiment={experiment}", f"method={method}"]
+    if experiment == "private" and SPECS[load([f"method={method}"]).method.adapter].own:
+        with pytest.raises(UserError, match=r"^privacy\.unit=example with method '\w+': each client keeps its own B, "):
+            load(overrides)
+        return
+    config = load(overrides)
     assert config.method.name == method
     assert experiment != "quick" or config.init.kind != "gradient"

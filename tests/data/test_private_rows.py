@@ -37,7 +37,7 @@ from fedsb.config.schema import Config, DataConfig
 from fedsb.core.errors import UserError
 from fedsb.data import load_site
 from fedsb.data.private_rows import count_rows, read_private_rows
-from fedsb.models.adapted import build_model
+from fedsb.models.build import build_model
 from fedsb.models.fit import collate
 from fedsb.tasks.task import IGNORED, TASKS
 from tests.architectures import BART, T5

@@ -18,7 +18,8 @@ from fedsb.config.compose import load
 from fedsb.config.schema import Config
 from fedsb.data import tokenise
 from fedsb.data.examples import Examples
-from fedsb.models.adapted import AdaptedModel, build_model
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.build import build_model
 from fedsb.models.fit import collate
 from fedsb.run.records import RunFolder
 from fedsb.tasks.task import TASKS, Task
@@ -42,7 +43,7 @@ class Built:
         self.adapted: AdaptedModel = build_model(model, adapter, family="lora_sb", task=task, labels=LABELS, seed=0)
         stream = torch.Generator().manual_seed(5)
         for layer in layers(self.adapted.model).values():
-            for role in layer.spec.frozen:
+            for role in layer.spec.in_log:
                 layer.hold(role, 0.3 * torch.randn(layer.factor(role).weight.shape, generator=stream))
         with torch.no_grad():
             for p in self.adapted.trainable().values():
@@ -115,7 +116,7 @@ def test_shapes_alone_tell_what_is_trained(built: Built) -> None:
     """What a run costs is foretold on the meta device, where no layer computes anything."""
     model, adapter = built.config.model, built.config.adapter
     shapes = build_model(model, adapter, family="lora_sb", task=built.task, labels=LABELS, seed=0, device="meta")
-    assert shapes.layout == built.adapted.layout
+    assert shapes.layouts == built.adapted.layouts
 
 
 TIED = {

@@ -148,5 +148,5 @@ def test_files_of_other_names_and_numbers_do_not_take_a_rounds_place(tmp_path: P
 def test_a_later_format_is_named_though_it_hashes_otherwise(tmp_path: Path) -> None:
     facts = json.dumps({"format": 99, "of": "another shape"})
     save_file({"anything": torch.zeros(1)}, tmp_path / "round-0001.safetensors", metadata={"facts": facts, "blake3": "0" * 64})
-    with pytest.raises(UserError, match=r"written by a later version \(format 99, this one reads 1\); use that version$"):
+    with pytest.raises(UserError, match=r"written by a later version \(format 99, this one reads 2\); use that version$"):
         load_checkpoint(tmp_path)

@@ -37,6 +37,7 @@ from fedsb.run.resuming import for_nodes, resumed, sealed
 from fedsb.runtime.local import LocalGrid
 from fedsb.runtime.stack_size import stack_size
 from fedsb.server_app import serve
+from strategies import STRATEGIES
 from tests.strategies.federations import named
 from tests.strategies.private_runs import CLIENT, EXAMPLE, small, write_table
 
@@ -49,6 +50,7 @@ RUNS = {
     "private examples": (*EXAMPLE, "privacy.clipping=adaptive", "init.kind=weight_svd"),
     "private clients": (*CLIENT, "privacy.clipping=adaptive", "privacy.quantile_lr=0.5", "init.kind=weight_svd"),
 }
+RUNS |= {method: (f"method={method}",) for method in STRATEGIES if method not in RUNS}
 PRIVATE_START = ("init.kind=gradient", "init.num_examples=8", "init.power_iterations=0", "privacy.init_fraction=0.3")
 Run = Callable[..., dict[str, Any]]
 
@@ -232,7 +234,7 @@ def test_a_run_without_a_checkpoint_says_that_it_begins_anew(run: Run, tmp_path:
 
 def test_a_checkpoint_of_a_later_version_is_refused(stopped: Path, run: Run) -> None:
     rewrite(stopped / "checkpoints" / "round-0002.safetensors", format=99)
-    with pytest.raises(UserError, match=r"written by a later version \(format 99, this one reads 1\); use that version$"):
+    with pytest.raises(UserError, match=r"written by a later version \(format 99, this one reads 2\); use that version$"):
         run(stopped, f"resume={stopped}")
 
 

@@ -30,7 +30,7 @@ from fedsb.config.schema import Config
 from fedsb.core.errors import RunError, UserError
 from fedsb.core.logs import run_log
 from fedsb.core.state import Name, State
-from fedsb.models.adapted import forget_models
+from fedsb.models.build import forget_models
 from fedsb.privacy.account import DIAGNOSTICS, LEDGERS
 from fedsb.run.records import read_run
 from fedsb.runtime.cluster import RAY_SWITCHES, start_ray

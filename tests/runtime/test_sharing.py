@@ -11,7 +11,7 @@ from torch import nn
 from fedsb.config.compose import load
 from fedsb.core.state import LINE, Name, State
 from fedsb.models import loading
-from fedsb.models.adapted import build_model
+from fedsb.models.build import build_model
 from fedsb.models.loading import load_network
 from fedsb.runtime.sharing import Parts, join, split
 from fedsb.tasks.task import TASKS

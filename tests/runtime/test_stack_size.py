@@ -14,7 +14,8 @@ from fedsb.client_app import app
 from fedsb.config.compose import load
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
-from fedsb.models.adapted import AdaptedModel, build_model
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.build import build_model
 from fedsb.models.fit import collate
 from fedsb.runtime import stack_size as module
 from fedsb.runtime.local import LocalGrid

@@ -22,6 +22,7 @@ from fedsb.run.resuming import resumed
 from fedsb.runtime.grids import grid_for
 from fedsb.runtime.local import LocalGrid
 from fedsb.server_app import serve
+from strategies import STRATEGIES
 from tests.strategies.private_runs import EXAMPLE, small
 
 RUNS = {
@@ -36,6 +37,8 @@ RUNS = {
     "faults": ("init.kind=weight_svd", "faults.crash=0.2", "federation.min_replies=1"),
     "uneven": ("init.kind=weight_svd", "federation.partition.kind=size", "federation.partition.sizes=[1,2,3,4]", "train.local_steps=null"),
 }
+RUNS |= {method: (f"method={method}", "federation.num_rounds=3") for method in STRATEGIES if method not in RUNS}
+RUNS |= {f"private examples, {method}": (*EXAMPLE, f"method={method}") for method in ("fedex_lora", "head_only")}
 
 
 def federate(folder: Path, overrides: list[str], grid: type[LocalGrid] = LocalGrid) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fedsb.config.compose import load
-from fedsb.models.adapted import AdaptedModel, build_model
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.build import build_model
 from fedsb.tasks.task import TASKS
 from scripts.bench.frozen_prefix import remember_prefix
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
+import torch
 from flwr.app import Context, Message
 from torch import Tensor
 
@@ -19,7 +20,8 @@ from fedsb.app.prepare import Prepared, prepare
 from fedsb.client_app import app as client_app
 from fedsb.config.schema import Config
 from fedsb.core.state import HEAD, Name, State, sha256
-from fedsb.models.adapted import AdaptedModel, build_model
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.build import build_model
 from fedsb.run.records import RoundRecord
 from fedsb.runtime.local import LocalGrid
 from fedsb.server_app import evaluator
@@ -125,7 +127,7 @@ class Federation:
     @property
     def sha256(self) -> str:
         """The fingerprint that a summary holds."""
-        return sha256(self.kept.states[-1], *self.frozen.deltas())
+        return sha256(self.kept.states[-1], *self.frozen.deltas().values())
 
     def payload(self) -> tuple[int, int, int]:
         """Return the bytes up, down and one-off of the run."""
@@ -183,7 +185,11 @@ def federate(
 
 def mean_update(federation: Federation, exchanges: Sequence[Exchange], basis: State) -> tuple[Dense, State]:
     """Return ``s Σ w_i B_i R_i A_i`` of each module and the mean head of a round, densely in float64, from the uploads."""
-    uploads = [(e.answer.state(federation.prepared.adapted.layout), e.answer.num_examples) for e in exchanges if e.uploaded]
+    uploads = [
+        (e.answer.state(federation.prepared.adapted.layouts.up_in(e.instruction.round)), e.answer.num_examples)
+        for e in exchanges
+        if e.uploaded
+    ]
     uniform = federation.config.federation.weighting == "uniform"
     weights = [1.0 if uniform else float(count) for _, count in uploads]
     updates: Dense = {}
@@ -202,10 +208,13 @@ def product(federation: Federation, state: State, basis: State) -> Dense:
     adapted = federation.prepared.adapted
     found: Dense = {}
     for module in adapted.shapes:
-        factors = [state.get(Name(module, role), basis.get(Name(module, role))).double() for role in adapted.spec.factors]
-        dense = factors[0]
+        factors = [state.get(Name(module, role), basis.get(Name(module, role))) for role in adapted.spec.factors]
+        if any(factor is None for factor in factors):  # they begin anew, where the product is zero
+            found[module] = torch.zeros(adapted.shapes[module], dtype=torch.float64)
+            continue
+        dense = factors[0].double()
         for factor in factors[1:]:
-            dense = dense @ factor
+            dense = dense @ factor.double()
         found[module] = adapted.scale * dense
     return found
 
@@ -226,7 +235,7 @@ def held_by(federation: Federation, exchange: Exchange, store: FrozenStore, mode
     if exchange.instruction.bundle is not None:
         store.receive(exchange.instruction.bundle)
     frozen = store.load(exchange.instruction.frozen)
-    state = exchange.instruction.state(federation.prepared.adapted.layout)
+    state = exchange.instruction.state(federation.prepared.adapted.layouts.down)
     model.install(state, frozen)
     inner = product(federation, state, frozen.basis)
     weights = {name: out_in(layer.base, layer.base.weight).double() + inner[name] for name, layer in model.layers.items()}

@@ -86,7 +86,7 @@ class Finished:
 
     @property
     def sha256(self) -> str:
-        return sha256(self.last, *self.prepared.strategy.frozen.deltas())
+        return sha256(self.last, *self.prepared.strategy.frozen.deltas().values())
 
 
 def run_privately(

@@ -35,7 +35,7 @@ def test_methods_that_sum_uploads_run(method: str, tiny_bert: Path, tmp_path: Pa
 REFUSED = {
     "fedex_lora": (
         ["method=fedex_lora"],
-        r"^privacy.unit=client is not defined for method=fedex_lora: .* own factors in its residual; use method=",
+        r"^privacy.unit=client is not defined for method=fedex_lora: .* more of the clients' own factors; use one that",
     ),
     "weights": (["federation.weighting=examples"], r"weight would be protected less; use federation.weighting=uniform$"),
     "per_layer": (["privacy.clipping=per_layer"], r"^privacy.clipping=per_layer is for privacy.unit=example; use flat or adaptive"),
@@ -102,7 +102,7 @@ def failing(client: str, number: int) -> ClientCall:
 def released(run: Finished, number: int, bound: float, multiplier: float, cohort: int) -> State:
     """Return ``current + (Σ clipped updates + noise) / cohort`` in float64, from the messages of a round and the noise's named stream."""
     exchanges = run.grid.rounds()[number]
-    layout = run.prepared.adapted.layout
+    layout = run.prepared.adapted.layouts.down
     current = exchanges[0].instruction.state(layout).map(torch.Tensor.double)
     total = current.map(torch.zeros_like)
     for e in exchanges:
@@ -120,7 +120,7 @@ def test_the_released_state_is_that_of_a_slow_oracle(tiny_bert: Path, tmp_path: 
     more = ("privacy=client", "privacy.noise_multiplier=0.5", "federation.weighting=uniform", "privacy.max_grad_norm=0.15")
     sizes = ("federation.partition.kind=size", "federation.partition.sizes=[5,3,1,1]", "train.local_steps=null", "train.lr=0.01")
     run = run_privately(small(tiny_bert, tmp_path, *more, *sizes), tmp_path / "run", app=failing("client-1", 2))
-    layout = run.prepared.adapted.layout
+    layout = run.prepared.adapted.layouts.down
     assert [set(record.failed) for record in run.records] == [set(), set(), {"client-1"}]
     assert 0 < run.records[1].simulation_only["clip_rate"] < 1
     assert run.records[2].extras["noise_std"] == pytest.approx(0.5 * 0.15 / 4)
@@ -233,7 +233,7 @@ def test_an_adaptive_bound_moves_and_is_kept_between_rounds(tiny_bert: Path, tmp
     for number, shown in enumerate(bounds, start=1):
         assert shown == pytest.approx(bound)
         stream = torch_generator(run.config.seed, "server-noise", f"round-{number}")
-        for _, shape in run.prepared.adapted.layout.shapes:
+        for _, shape in run.prepared.adapted.layouts.down.shapes:
             torch.randn(shape, generator=stream, dtype=torch.float64)
         count = 2.0 + 0.4 * float(torch.randn((), generator=stream, dtype=torch.float64))  # all four within the bound
         bound *= math.exp(-0.5 * (count / 4 + 0.5 - 0.5))

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedsb.adapters import SPECS
+from fedsb.adapters import SPECS, Layouts
 from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import HEAD, Layout, Name, State, WeightedSum
 from fedsb.wire.arrays import quantise
 from strategies import FedExLoRA, Participation
 from strategies.methods.fedex_lora import FedExReducer
-from strategies.reducers import Aggregate, MeanReducer, Reducer
+from strategies.reducers import Aggregate, PlainMean, Reducer
 from strategies.server_optimizer import ServerOptimizer, server_optimizer
 
 law = settings(max_examples=25, deadline=None)
@@ -74,9 +74,9 @@ def wanted(case: Case) -> Tensor:
 
 def added(aggregate: Aggregate) -> Tensor | float:
     """Return ``U V`` densely in float64, or 0 where there is none."""
-    if Name("x", "U") not in aggregate.residual:
+    if Name("x", "U") not in aggregate.log:
         return 0.0
-    return aggregate.residual[Name("x", "U")].double() @ aggregate.residual[Name("x", "V")].double()
+    return aggregate.log[Name("x", "U")].double() @ aggregate.log[Name("x", "V")].double()
 
 
 def held(case: Case, aggregate: Aggregate) -> Tensor:
@@ -96,8 +96,8 @@ def test_fedex_holds_the_mean_of_the_products(case: Case) -> None:
     assert error <= 1e-6 * size(case)
     assert error <= 1e-5 * float(wanted(case).norm()) + 1e-7 * size(case)
     clients = len(case.uploads)
-    rank = aggregate.residual[Name("x", "U")].shape[1] if len(aggregate.residual) else 0
-    assert rank == (clients - 1) * case.rank == FedExLoRA.residual_rank(clients, case.rank, coarse=False)
+    rank = aggregate.log[Name("x", "U")].shape[1] if len(aggregate.log) else 0
+    assert rank == (clients - 1) * case.rank == fedex().residual_rank([case.rank] * clients)
     assert aggregate.extras["residual_rank"] == rank
 
 
@@ -108,7 +108,7 @@ def test_fedex_is_exact_over_a_wire_that_rounds(case: Case) -> None:
     aggregate = reduce(FedExReducer(case.scale, coarse, coarse=True), case.uploads, case.weights)
     assert all(torch.equal(t, coarse(State({name: t}))[name]) for name, t in aggregate.state.items())
     assert float((held(case, aggregate) - wanted(case)).norm()) <= 1e-6 * size(case)
-    assert aggregate.extras["residual_rank"] == FedExLoRA.residual_rank(len(case.uploads), case.rank, coarse=True)
+    assert aggregate.extras["residual_rank"] == fedex(wire_dtype="bfloat16").residual_rank([case.rank] * len(case.uploads))
 
 
 @law
@@ -121,7 +121,7 @@ def test_a_truncated_residual_is_the_best_of_its_rank(case: Case, kept: int) -> 
     values = torch.linalg.svdvals(residual)
     whole = (len(case.uploads) - 1) * case.rank
     rank = min(kept, *residual.shape) if kept < whole else whole
-    assert aggregate.residual[Name("x", "U")].shape[1] == rank
+    assert aggregate.log[Name("x", "U")].shape[1] == rank
     best = float(values[rank:].norm())
     assert float((added(aggregate) - residual).norm()) == pytest.approx(best, rel=1e-4, abs=1e-6 * size(case))
     # Nothing is truncated where the rank allows all of it, whatever rounding says.
@@ -130,7 +130,7 @@ def test_a_truncated_residual_is_the_best_of_its_rank(case: Case, kept: int) -> 
 
 
 REDUCERS: dict[str, Callable[[], Reducer]] = {
-    "mean": lambda: MeanReducer(fine),
+    "mean": lambda: PlainMean(),
     "fedex": lambda: FedExReducer(5 / 3, fine),
     "truncated": lambda: FedExReducer(5 / 3, fine, truncate=2),
 }
@@ -158,7 +158,7 @@ def test_a_round_forgets_the_round_before(kind: str, first: Case, second: Case) 
     reduce(reducer, first.uploads, first.weights)
     again = reduce(reducer, second.uploads, second.weights)
     fresh = reduce(REDUCERS[kind](), second.uploads, second.weights)
-    for left, right in ((again.state, fresh.state), (again.residual, fresh.residual)):
+    for left, right in ((again.state, fresh.state), (again.log, fresh.log)):
         assert left.keys() == right.keys()
         assert all(torch.equal(t, right[name]) for name, t in left.items())
     assert again.extras == fresh.extras
@@ -181,16 +181,16 @@ def test_a_mean_is_linear(case: Case, factor: float) -> None:
     sums = [
         State({name: t.double() + factor * y[name].double() for name, t in x.items()}) for x, y in zip(case.uploads, others, strict=True)
     ]
-    x, y, both = (reduce(MeanReducer(lambda state: state), u, case.weights).state for u in (case.uploads, others, sums))
+    x, y, both = (reduce(PlainMean(), u, case.weights).state for u in (case.uploads, others, sums))
     assert all(torch.allclose(t, x[name] + factor * y[name], rtol=1e-10, atol=1e-10) for name, t in both.items())
 
 
 @law
 @given(cases())
 def test_a_mean_of_equal_uploads_is_that_upload(case: Case) -> None:
-    aggregate = reduce(MeanReducer(fine), [case.uploads[0]] * len(case.uploads), case.weights)
+    aggregate = reduce(PlainMean(), [case.uploads[0]] * len(case.uploads), case.weights)
     assert all(torch.equal(t, case.uploads[0][name]) for name, t in aggregate.state.items())
-    assert len(aggregate.residual) == 0
+    assert len(aggregate.log) == 0
 
 
 def path(optimizer: ServerOptimizer, steps: int, shape: tuple[int, int] = (3, 3)) -> list[Tensor]:
@@ -219,7 +219,7 @@ def test_a_mean_keeps_one_upload_and_fedex_the_factors_of_all() -> None:
     m, n, r = 40, 30, 2
     held: dict[str, dict[int, int]] = {"mean": {}, "fedex": {}}
     for count in (3, 30):
-        reducers = {"mean": MeanReducer(fine), "fedex": FedExReducer(1.0, fine, cohort=count)}
+        reducers = {"mean": PlainMean(), "fedex": FedExReducer(1.0, fine, cohort=count)}
         for i in range(count):
             for reducer in reducers.values():
                 reducer.add(State({A: gaussian(r, n, seed=i), B: gaussian(m, r, seed=i)}), 1.0)
@@ -285,13 +285,16 @@ def test_an_unknown_server_optimiser_is_named() -> None:
 
 
 def fedex(**options: object) -> FedExLoRA:
-    return FedExLoRA(spec=SPECS["lora"], layout=Layout(()), scale=1.0, participation=Participation(("a",)), **options)
+    nothing = Layout(())
+    layouts = Layouts(nothing, (nothing,), nothing)
+    return FedExLoRA(spec=SPECS["lora"], layouts=layouts, scale=1.0, participation=Participation(("a",)), **options)
 
 
 @pytest.mark.parametrize("name", ["momentum", "adam"])
 def test_a_server_optimiser_with_fedex_is_refused(name: str) -> None:
     with pytest.raises(
-        UserError, match=r"server_optimizer is not defined with method=fedex_lora: .* use federation\.server_optimizer\.name=none"
+        UserError,
+        match=r"server_optimizer is not defined with FedExLoRA: .* use federation\.server_optimizer\.name=none",
     ):
         fedex(server_optimizer=server_optimizer(name))
 

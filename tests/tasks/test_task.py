@@ -21,7 +21,8 @@ from fedsb.adapters.starts import Sketch
 from fedsb.config.compose import load
 from fedsb.core.rng import numpy_generator, torch_generator
 from fedsb.core.state import State, squared_norm, subtract
-from fedsb.models.adapted import AdaptedModel, build_model
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.build import build_model
 from fedsb.models.evaluate import evaluate
 from fedsb.tasks.task import TASKS
 

@@ -2,4 +2,4 @@
 
 from fedsb.adapters.spec import AdapterSpec
 
-SPEC = AdapterSpec(name="head_only", factors=(), trained=(), frozen=(), starts=())
+SPEC = AdapterSpec(name="head_only")

@@ -3,12 +3,16 @@
 With ``init.kind=weight_svd`` it has the geometry of LoRA-XS (Bałazy et al. 2024, arXiv:2405.17604).
 """
 
-from fedsb.adapters.spec import AdapterSpec
+from fedsb.adapters.spec import NEVER, AdapterSpec, Role
+from fedsb.adapters.starts import from_shapes, orthogonal, random_core, weight_svd
 
 SPEC = AdapterSpec(
     name="lora_sb",
-    factors=("B", "R", "A"),
-    trained=("R",),
-    frozen=("B", "A"),
-    starts=("gradient", "weight_svd", "orthogonal", "random"),
+    roles=(Role("B", learns=NEVER, down="log"), Role("R"), Role("A", learns=NEVER, down="log")),
+    starts={
+        "gradient": None,
+        "weight_svd": weight_svd,
+        "orthogonal": from_shapes(orthogonal),
+        "random": from_shapes(random_core),
+    },
 )

@@ -1,0 +1,182 @@
+"""The loop of a run: the start, round after round, and what is asked of the clients in between; what a round makes of it is a method's.
+
+Flower's own loop knows no start, no frozen log and no clients by name, so that this one takes its place behind the same ``Strategy.start``.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from uuid import uuid4
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedsb.core.cohort import dispatch_order
+from fedsb.core.state import Layout, unpack
+from fedsb.run.records import RoundRecord
+from fedsb.wire.arrays import decode_arrays
+from fedsb.wire.frozen import FrozenLog
+from fedsb.wire.messages import Instruction
+from strategies.asking import Questions
+from strategies.collecting import collect
+from strategies.inbox import LayoutOf, Upload
+from strategies.participation import Listener, Participation
+from strategies.roster import Roster
+from strategies.rounds import RoundState
+from strategies.transport import Transport
+
+Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+class RoundLoop(Strategy):
+    """Runs a start and rounds over any Flower ``Grid``.
+
+    Args:
+        participation: who takes part.
+        down: layout of the state that is sent in every round.
+        labels: class names in order; clients read their data with them.
+        frozen: the frozen log.
+        start: runs before round 1 and returns the first arrays; None keeps the initial ones.
+        listener: is told each round's record, state and frozen log.
+
+    Attributes:
+        rounds_done: what an earlier process has done: None not even the start; otherwise :meth:`start` is given what that led to.
+        held: the version of the frozen log that each client holds.
+        counts: training examples that each client has.
+        simulated: whether the clients are; known once they are there.
+        origin: names the run, over all processes that go on with it.
+    """
+
+    def __init__(
+        self,
+        *,
+        participation: Participation,
+        down: Layout,
+        labels: Sequence[str],
+        frozen: FrozenLog,
+        start: Callable[..., ArrayRecord] | None,
+        listener: Listener | None,
+    ) -> None:
+        self.participation = participation
+        self.down = down
+        self.labels = tuple(labels)
+        self.frozen = frozen
+        self.start_phase = start
+        self.listener = listener
+        self.rounds_done: int | None = None
+        self.held: dict[str, int] = {}
+        self.counts: dict[str, int] = {}
+        self.simulated = True
+        self.origin = uuid4().hex
+        self._round: RoundState | None = None
+        self._transport: Transport | None = None
+        self._timeout = 3600.0
+
+    @property
+    def round_clients(self) -> tuple[str, ...]:
+        """The cohort of the current round, in dispatch order."""
+        return self._round.order if self._round else ()
+
+    def unfinished(self) -> RoundRecord | None:
+        """Return the record, so far, of the round in progress."""
+        return self._round.record({}) if self._round else None
+
+    @property
+    @abstractmethod
+    def has_global_model(self) -> bool:
+        """Whether the server holds a whole model; where it does not, the mean of the clients' metrics is the run's."""
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Evaluate | None = None,
+    ) -> Result:
+        """Run the start phase and ``num_rounds`` rounds; see Flower's ``Strategy.start`` for the arguments.
+
+        Raises:
+            RunError: no client is connected, or a round had too few valid replies.
+        """
+        self.summary()
+        self._timeout = timeout
+        result = Result()
+        self.connect(grid)
+        arrays = initial_arrays
+        if self.rounds_done is None:
+            self._round = RoundState(0)
+            arrays = self.start_phase(self, grid, arrays) if self.start_phase else arrays
+            self._close(0, arrays, evaluate_fn, result)
+        for number in range((self.rounds_done or 0) + 1, num_rounds + 1):
+            arrays = self._run_round(number, grid, arrays, result, train_config, evaluate_config)
+            self._close(number, arrays, evaluate_fn, result)
+        result.arrays = arrays
+        return result
+
+    def connect(self, grid: Grid) -> Roster:
+        """Wait for the clients and return who serves them; RunError where too few come in time."""
+        roster = self._connect(grid).roster
+        roster.wait(grid, self.participation.wait)
+        self.simulated = not roster.real
+        return roster
+
+    def _run_round(
+        self, number: int, grid: Grid, arrays: ArrayRecord, result: Result, train: ConfigRecord | None, evaluate: ConfigRecord | None
+    ) -> ArrayRecord:
+        transport = self._connect(grid)
+        messages = list(self.configure_train(number, arrays, train or ConfigRecord(), grid))
+        updated, metrics = self.aggregate_train(number, transport.replies(messages, self._timeout))
+        assert updated is not None
+        assert metrics is not None
+        result.train_metrics_clientapp[number] = metrics
+        messages = list(self.configure_evaluate(number, updated, evaluate or ConfigRecord(), grid))
+        if messages and (evaluated := self.aggregate_evaluate(number, transport.replies(messages, self._timeout))):
+            result.evaluate_metrics_clientapp[number] = evaluated
+        return updated
+
+    def _close(self, number: int, arrays: ArrayRecord, evaluate_fn: Evaluate | None, result: Result) -> None:
+        """Evaluate on the server and hand the round's record on."""
+        metrics = evaluate_fn(number, arrays) if evaluate_fn else None
+        if metrics is not None:
+            result.evaluate_metrics_serverapp[number] = metrics
+        assert self._round is not None
+        if metrics is None and not self.has_global_model:
+            metrics = result.evaluate_metrics_clientapp.get(number)
+        self._round.remarks = self._transport.roster.remarks() if self._transport else []
+        if self.listener:
+            self.listener.end(self._round.record(metrics or {}), unpack(decode_arrays(arrays), self.down), self.frozen)
+
+    def exchange(self, grid: Grid, stage: str, arrays: ArrayRecord, sent: Layout, wanted: Layout, *, title: str = "") -> Iterator[Upload]:
+        """Ask all connected clients for one exchange of the start, and yield their valid replies in dispatch order.
+
+        ``arrays`` goes with it, of layout ``sent``; replies have layout ``wanted``. ``title`` is shown while it goes on.
+        """
+        assert self._round is not None
+        transport = self._connect(grid)
+        order = dispatch_order(self.participation.clients, self.counts)
+        self._round.begin_exchange(order, title)
+        instruction = Instruction("", 0, stage=stage, labels=self.labels, digest=sent.digest)
+        requests = transport.requests(order, "train.evidence", lambda client: (instruction, arrays), self._round.tally)
+        yield from self._uploads(transport.replies(transport.address(requests, self._round.failed), self._timeout), lambda client: wanted)
+        self._round.check_quorum(self._needed(len(order)))
+
+    def _needed(self, of: int) -> int:
+        assert self._transport is not None
+        return self._transport.roster.needed(of)
+
+    def _connect(self, grid: Grid) -> Transport:
+        if self._transport is None or self._transport.grid is not grid:
+            questions = Questions(self.labels, self._timeout, self.participation.overrides)
+            roster = Roster(self.participation, questions, self.counts)
+            self._transport = Transport(grid, roster, self.frozen, self.held, self.origin)
+        return self._transport
+
+    def _uploads(self, replies: Iterable[Message], layout: LayoutOf, *, training: bool = True) -> Iterator[Upload]:
+        assert self._round is not None
+        assert self._transport is not None
+        return collect(replies, layout, self._round, self._transport, self.listener, training=training)

@@ -1,0 +1,131 @@
+"""What every method must do, read off the dictionary of methods: whoever adds one adds it here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedsb.adapters import SPECS
+from fedsb.config.compose import load
+from fedsb.core.errors import UserError
+from fedsb.core.state import HEAD
+from fedsb.cost.table import cost_of
+from strategies import STRATEGIES
+from tests.strategies.federations import Federation, classification, federate
+from tests.strategies.private_runs import CLIENT, EXAMPLE, run_privately, small
+
+SCHEDULE = [
+    "federation.num_rounds=4",
+    "federation.fraction=0.6",
+    "adapter.alpha=5",
+    "train.lr=0.02",
+    "federation.partition.sizes=[9,8,7,6,5]",
+]
+METHODS = list(STRATEGIES)
+Run = Callable[..., Federation]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_bert: Path, tiny_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Run a federation of five clients of unequal size, three a round, once for each method and set of overrides."""
+
+    @cache
+    def federated(method: str, *more: str) -> Federation:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FEDSB_HOME", str(tmp_path_factory.mktemp("home")))
+            start = f"init.kind={'orthogonal' if method == 'fed_sb' else 'null'}"
+            return federate([*classification(tiny_bert, tiny_csv), f"method={method}", start, *SCHEDULE, *more])
+
+    return federated
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_moves_what_its_cost_foretells(run: Run, method: str) -> None:
+    federation = run(method)
+    cost = cost_of(federation.config)
+    assert federation.payload() == (cost.payload_up, cost.payload_down, cost.payload_one_off)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gap_is_nothing_where_a_method_is_exact_and_something_elsewhere(run: Run, method: str) -> None:
+    federation = run(method)
+    gaps = [record.exactness_gap for record in federation.records[1:]]
+    if not federation.prepared.strategy.has_global_model:
+        assert gaps == [None] * 4
+    elif federation.prepared.strategy.is_exact:
+        assert max(gaps) < 1e-5
+    else:
+        assert min(gaps) > 1e-3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_factor_that_learns_moves(run: Run, method: str) -> None:
+    """The last state and the log together hold every factor that the server keeps, and each that learns has left its start."""
+    federation = run(method)
+    spec, last = federation.prepared.adapted.spec, federation.kept.states[-1].merge(federation.frozen.view().basis)
+    first = federation.kept.states[0]
+    kept = [role.name for role in spec.roles if role.kept_by == "server"]
+    assert {name.role for name in last} == {*kept, HEAD}
+    moved = {name.role for name, t in last.items() if name in first and not torch.equal(t, first[name])}
+    assert {name.role for name in first} <= moved | {HEAD}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_clients_of_several_ranks_move_true_shapes_or_are_refused(run: Run, method: str) -> None:
+    if not STRATEGIES[method].any_rank:
+        with pytest.raises(UserError, match=r"federation\.ranks=\[1, 2, 3\]: \w+ averages factors of one shape; use"):
+            run(method, "federation.ranks=[1,2,3]")
+        return
+    federation = run(method, "federation.ranks=[1,2,3]")
+    cost = cost_of(federation.config)
+    assert federation.payload() == (cost.payload_up, cost.payload_down, cost.payload_one_off)
+    assert federation.payload()[0] < run(method).payload()[0]
+    for exchange in federation.grid.exchanges:
+        rank = 1 + int(exchange.instruction.client.removeprefix("client-")) % 3
+        trained = exchange.answer.flats["trained"].numel()
+        assert trained == sum(rank * (m + n) for m, n in federation.prepared.adapted.shapes.values())
+    assert all(not record.failed for record in federation.records)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_wire_may_be_bfloat16(run: Run, method: str) -> None:
+    federation = run(method, "federation.wire_dtype=bfloat16")
+    plain = run(method)
+    assert all(not record.failed for record in federation.records)
+    assert federation.payload()[0] * 2 == plain.payload()[0]
+    if federation.prepared.strategy.has_global_model and federation.prepared.strategy.is_exact:
+        assert max(record.exactness_gap for record in federation.records[1:]) < 0.02
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_clients_evaluate_what_they_hold(run: Run, method: str) -> None:
+    federation = run(method, "federation.evaluate_clients=true", "data.client_test_fraction=0.3")
+    for record in federation.records[1:]:
+        assert set(record.client_metrics) == set(record.clients)
+        assert not record.failed
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("unit", [EXAMPLE, CLIENT], ids=["example", "client"])
+def test_privacy_is_accounted_for_or_refused_in_one_line(
+    unit: tuple[str, ...], method: str, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    overrides = small(tiny_bert, tmp_path, *unit, f"method={method}", "init.kind=weight_svd" if method == "fed_sb" else "init.kind=null")
+    whole = not SPECS[load([f"method={method}"]).method.adapter].own
+    if whole and (unit is EXAMPLE or STRATEGIES[method].needs_a_mean_alone()):
+        run = run_privately(overrides, tmp_path / "run")
+        assert run.error is None
+        assert run.claim.final(simulated=True)["max"] > 0
+    else:
+        with pytest.raises(UserError, match=r"^privacy\.unit=\w+ [^\n]+; use [^\n]+$"):
+            run_privately(overrides, tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_equal_seed_gives_equal_bits(run: Run, method: str) -> None:
+    assert run(method, "progress=lines").sha256 == run(method).sha256
