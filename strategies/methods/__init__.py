@@ -4,11 +4,13 @@ from strategies.base import LowRankStrategy
 from strategies.methods.fed_sb import FedSB
 from strategies.methods.fedavg_lora import FedAvgLoRA
 from strategies.methods.fedex_lora import FedExLoRA
+from strategies.methods.ffa_lora import FFALoRA
 from strategies.methods.head_only import HeadOnly
 
 STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "fed_sb": FedSB,
     "fedavg_lora": FedAvgLoRA,
     "fedex_lora": FedExLoRA,
+    "ffa_lora": FFALoRA,
     "head_only": HeadOnly,
 }
