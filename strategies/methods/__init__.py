@@ -6,11 +6,13 @@ from strategies.methods.fedavg_lora import FedAvgLoRA
 from strategies.methods.fedex_lora import FedExLoRA
 from strategies.methods.ffa_lora import FFALoRA
 from strategies.methods.head_only import HeadOnly
+from strategies.methods.rolora import RoLoRA
 
 STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "fed_sb": FedSB,
     "fedavg_lora": FedAvgLoRA,
     "fedex_lora": FedExLoRA,
     "ffa_lora": FFALoRA,
+    "rolora": RoLoRA,
     "head_only": HeadOnly,
 }
