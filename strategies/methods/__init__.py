@@ -5,6 +5,7 @@ from strategies.methods.fed_sb import FedSB
 from strategies.methods.fedavg_lora import FedAvgLoRA
 from strategies.methods.fedex_lora import FedExLoRA
 from strategies.methods.ffa_lora import FFALoRA
+from strategies.methods.flora import FLoRA
 from strategies.methods.head_only import HeadOnly
 from strategies.methods.rolora import RoLoRA
 
@@ -13,6 +14,7 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "fedavg_lora": FedAvgLoRA,
     "fedex_lora": FedExLoRA,
     "ffa_lora": FFALoRA,
+    "flora": FLoRA,
     "rolora": RoLoRA,
     "head_only": HeadOnly,
 }
