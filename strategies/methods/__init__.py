@@ -4,6 +4,7 @@ from strategies.base import LowRankStrategy
 from strategies.methods.fed_sb import FedSB
 from strategies.methods.fedavg_lora import FedAvgLoRA
 from strategies.methods.fedex_lora import FedExLoRA
+from strategies.methods.fedsa_lora import FedSALoRA
 from strategies.methods.ffa_lora import FFALoRA
 from strategies.methods.flora import FLoRA
 from strategies.methods.head_only import HeadOnly
@@ -13,6 +14,7 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "fed_sb": FedSB,
     "fedavg_lora": FedAvgLoRA,
     "fedex_lora": FedExLoRA,
+    "fedsa_lora": FedSALoRA,
     "ffa_lora": FFALoRA,
     "flora": FLoRA,
     "rolora": RoLoRA,
