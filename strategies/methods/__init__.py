@@ -6,6 +6,7 @@ from strategies.methods.fedavg_lora import FedAvgLoRA
 from strategies.methods.fedex_lora import FedExLoRA
 from strategies.methods.fedsa_lora import FedSALoRA
 from strategies.methods.ffa_lora import FFALoRA
+from strategies.methods.flexlora import FlexLoRA
 from strategies.methods.flora import FLoRA
 from strategies.methods.head_only import HeadOnly
 from strategies.methods.rolora import RoLoRA
@@ -16,6 +17,7 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "fedex_lora": FedExLoRA,
     "fedsa_lora": FedSALoRA,
     "ffa_lora": FFALoRA,
+    "flexlora": FlexLoRA,
     "flora": FLoRA,
     "rolora": RoLoRA,
     "head_only": HeadOnly,

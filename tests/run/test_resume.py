@@ -51,6 +51,7 @@ RUNS = {
     "private clients": (*CLIENT, "privacy.clipping=adaptive", "privacy.quantile_lr=0.5", "init.kind=weight_svd"),
 }
 RUNS |= {method: (f"method={method}",) for method in STRATEGIES if method not in RUNS}
+RUNS["two ranks"] = ("method=flexlora", "federation.ranks=[1,2]")
 PRIVATE_START = ("init.kind=gradient", "init.num_examples=8", "init.power_iterations=0", "privacy.init_fraction=0.3")
 Run = Callable[..., dict[str, Any]]
 

@@ -36,9 +36,10 @@ RUNS = {
     "private clients": ("privacy=client", "privacy.noise_multiplier=2", "federation.weighting=uniform", "init.kind=weight_svd"),
     "faults": ("init.kind=weight_svd", "faults.crash=0.2", "federation.min_replies=1"),
     "uneven": ("init.kind=weight_svd", "federation.partition.kind=size", "federation.partition.sizes=[1,2,3,4]", "train.local_steps=null"),
+    "two ranks": ("method=flexlora", "federation.ranks=[1,1,2]"),
 }
 RUNS |= {method: (f"method={method}", "federation.num_rounds=3") for method in STRATEGIES if method not in RUNS}
-RUNS |= {f"private examples, {method}": (*EXAMPLE, f"method={method}") for method in ("fedex_lora", "head_only")}
+RUNS |= {f"private examples, {method}": (*EXAMPLE, f"method={method}") for method in ("ffa_lora", "rolora", "flora", "flexlora")}
 
 
 def federate(folder: Path, overrides: list[str], grid: type[LocalGrid] = LocalGrid) -> dict[str, Any]:

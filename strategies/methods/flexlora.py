@@ -1,0 +1,61 @@
+"""FlexLoRA (Bai et al. 2024, arXiv:2402.11505): clients of several ranks; the mean of their products is decomposed anew in each round.
+
+``ΔW = Σ w_i B_i A_i = P S Qᵀ``; a client of rank r_i is sent ``B = P S`` and ``A = Qᵀ`` cut to r_i, its best approximation of that rank.
+All share one scale s = alpha / r with r the server's rank, so that a factor means the same to everyone. What lies beyond the server's rank
+is lost, as the exactness gap tells. The mean is a stack of factors, and no (m, n) product is formed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedsb.core.state import HEAD, Name, State, WeightedSum
+from strategies.base import LowRankStrategy
+from strategies.products import truncate
+from strategies.reducers import Aggregate, Reducer
+
+
+class Decomposing:
+    """The mean of the head, and the decomposed mean of the products of all uploads."""
+
+    def begin(self, current: State) -> None:
+        """Forget the last round; ``current`` has the server's rank."""
+        self._current = current
+        self._head = WeightedSum()
+        self._uploads: list[tuple[State, float]] = []
+
+    def add(self, upload: State, weight: float) -> None:
+        """Keep the factors of an upload, of any rank, and add its head to the mean."""
+        head = upload.pick(HEAD)
+        if len(head):
+            self._head.add(head, weight)
+        self._uploads.append((upload, weight))
+
+    def finish(self) -> Aggregate:
+        """Return the mean head, and B and A of each module at the server's rank."""
+        total = sum(weight for _, weight in self._uploads)
+        head = self._head.mean() if len(self._current.pick(HEAD)) else State()
+        found: dict[Name, Tensor] = {}
+        for module in self._current.modules:
+            a, b = Name(module, "A"), Name(module, "B")
+            left = torch.cat([upload[b] for upload, _ in self._uploads], dim=1)
+            right = torch.cat([weight / total * upload[a] for upload, weight in self._uploads])
+            found[b], found[a] = _widened(*truncate(left, right, len(self._current[a]))[:2], self._current[a])
+        return Aggregate(head.merge(State(found)))
+
+
+def _widened(b: Tensor, a: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill factors up to the rank of ``before``, the last A: columns of B with zeros, beside rows of A that can still learn."""
+    missing = len(before) - len(a)
+    return torch.cat([b, b.new_zeros(len(b), missing)], dim=1), torch.cat([a, before[len(a) :].to(a)])
+
+
+class FlexLoRA(LowRankStrategy):
+    """Decompose the mean of the products; average the head."""
+
+    any_rank = True
+
+    def over_uploads(self) -> Reducer:
+        """Return the decomposition."""
+        return Decomposing()
