@@ -119,7 +119,7 @@ def open_round(
         raise UserError(f"round {site.round} is not among those that '{site.client}' was drawn for; its noise does not cover it")
     held = frozen()
     entry = account.plan.training
-    mechanism, check = mechanism_in(account, privacy, site.round), not _went_well(account)
+    mechanism, check = mechanism_in(account, privacy, site.round), not _went_well(account, site.round, adapted.spec.turns)
     account.charge(key, entry)
 
     def close(trained: State, fit: PrivateFit) -> Answer:
@@ -184,10 +184,11 @@ def private_round(
     return opened.close(adapted.trained(), fit)
 
 
-def _went_well(account: Account) -> bool:
-    """Tell whether this run's last training was finished: one that failed may have failed its checks."""
+def _went_well(account: Account, round_number: int, turns: int) -> bool:
+    """Tell whether this run's last training of the same factors was finished: one that failed may have failed its checks."""
     mine = account.key(0, TRAIN)
-    trained = [key for key, _ in account.ledger.charges() if key._replace(round=0) == mine]
+    alike = [key for key, _ in account.ledger.charges() if key._replace(round=0) == mine]
+    trained = [key for key in alike if (key.round - round_number) % turns == 0]
     return bool(trained) and account.ledger.kept(trained[-1]) is not None
 
 

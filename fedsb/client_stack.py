@@ -21,6 +21,7 @@ from fedsb.privacy.randomness import Streams
 from fedsb.runtime.grid import TRAIN, answered
 from fedsb.runtime.process_memory import keep_large_blocks
 from fedsb.stack.stack import Stack
+from fedsb.wire.arrays import LayoutError
 from fedsb.wire.frozen import Frozen
 
 LOG = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def answer_together(messages: Sequence[Message], contexts: Sequence[Context]) ->
             seats[i] = found
         elif found is not None:
             replies[i] = found
-    for group in _alike(seats):
+    for group in _alike(seats) if len(seats) > 1 else []:
         try:
             replies |= dict(zip(group, _side_by_side(list(group.values())), strict=True))
         except Exception as error:  # whose fault it is shows when each trains alone
@@ -105,7 +106,10 @@ def _alike(seats: Mapping[int, Seat]) -> list[dict[int, Seat]]:
     """Return the groups of several clients that start from the same state over the same model."""
     groups: list[dict[int, Seat]] = []
     for i, seat in seats.items():
-        group = next((group for group in groups if _start_alike(seat.job, next(iter(group.values())).job)), None)
+        try:
+            group = next((group for group in groups if _start_alike(seat.job, next(iter(group.values())).job)), None)
+        except LayoutError:  # it says so itself, alone
+            continue
         if group is None:
             groups.append({i: seat})
         else:

@@ -23,7 +23,7 @@ from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 from fedsb.core.folders import home
 from fedsb.core.logs import node_log
-from fedsb.core.state import State
+from fedsb.core.state import State, non_finite
 from fedsb.models.fit import FitResult, Site
 from fedsb.node.policy import NodePolicy, is_operated, read_policy
 from fedsb.node.refusals import code_of, key_of
@@ -185,8 +185,10 @@ class Job:
 
     def keep_own(self, trained: State) -> None:
         """Keep what of the trained factors is the client's own."""
-        if self.adapted.spec.own:
-            self._own_state.save(self.instruction.round, trained.pick(*self.adapted.spec.own))
+        own = trained.pick(*self.adapted.spec.own)
+        # One that is not finite would never be again; the upload is dropped for the same reason, and the last one stays.
+        if len(own) and non_finite(own) is None:
+            self._own_state.save(self.instruction.round, own)
 
     @cached_property
     def _own_state(self) -> OwnState:

@@ -14,7 +14,7 @@ import torch
 from fedsb.adapters import AdapterSpec, Layouts
 from fedsb.config.derived import client_names, start_kind
 from fedsb.config.schema import Config
-from fedsb.core.cohort import cohort_size, draw_cohort
+from fedsb.core.cohort import cohort_size, draw_cohort, evaluated_rounds
 from fedsb.core.state import Layout, Name, State
 from fedsb.wire.byte_counts import state_bytes
 from fedsb.wire.frozen import FrozenLog
@@ -120,9 +120,10 @@ def _run_bytes(config: Config, layouts_of: LayoutsOf, basis: State, growth: Grow
     held: dict[str, int] = {}
     up = down = one_off = 0
     log.extend(basis, "start")
+    due = evaluated_rounds(config.eval.every, federation.num_rounds) if federation.evaluate_clients else frozenset()
     for number in range(1, federation.num_rounds + 1):
         cohort = draw_cohort(names, size, seed=config.seed, round_number=number)
-        for evaluating in (False, True) if federation.evaluate_clients else (False,):
+        for evaluating in (False, True) if number in due else (False,):
             if evaluating:
                 log.extend(growth(number, cohort), str(number))
             for client in cohort:
@@ -132,6 +133,6 @@ def _run_bytes(config: Config, layouts_of: LayoutsOf, basis: State, growth: Grow
                 one_off += state_bytes(once)
                 up += 0 if evaluating else state_bytes(layouts_of(client).up_in(number).numel, dtype)
                 held[client] = log.version
-        if not federation.evaluate_clients:
+        if number not in due:
             log.extend(growth(number, cohort), str(number))
     return up, down, one_off

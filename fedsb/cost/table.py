@@ -11,7 +11,7 @@ from fedsb.app.assembly import corpus_of, peopled, task_of
 from fedsb.app.prepare import shapes_alone
 from fedsb.config.compose import load
 from fedsb.config.schema import Config
-from fedsb.core.errors import NothingToTrainError, unknown
+from fedsb.core.errors import UserError, unknown
 from fedsb.core.state import State
 from fedsb.cost.foretell import Cost, method_cost, without_values
 from fedsb.models.build import build_model
@@ -22,7 +22,7 @@ OWN = ("method=", "method.", "init.kind=")
 
 
 def costs(overrides: Sequence[str], methods: Collection[str]) -> dict[str, Cost]:
-    """Return the cost of the configuration's own method as given, and of every other one that fits the task, with its own defaults.
+    """Return the cost of the configuration's own method as given, and of every other one that goes with it, with its own defaults.
 
     Args:
         overrides: as for ``fedsb run``.
@@ -41,10 +41,10 @@ def costs(overrides: Sequence[str], methods: Collection[str]) -> dict[str, Cost]
     for name in methods:
         own = list(overrides) if name == given.method.name else [*shared, f"method={name}", "init.kind=null"]
         rank = given.cost.rank.get(name)
-        config = peopled(load([*own, *([f"rank={rank}"] if rank is not None else [])]))
         try:
-            found[name] = cost_of(config)
-        except NothingToTrainError:
+            found[name] = cost_of(peopled(load([*own, *([f"rank={rank}"] if rank is not None else [])])))
+        except UserError:
+            # What the configuration asks for need not suit every other method.
             if name == given.method.name:
                 raise
     return found
@@ -79,6 +79,8 @@ def print_costs(overrides: Sequence[str], methods: Collection[str]) -> None:
     console.print(_values(found))
     console.print(_bytes(found))
     _compare(console, found)
+    if others := [name for name in methods if name not in found]:
+        console.print(f"not shown, for they do not go with these settings: {', '.join(others)}")
 
 
 def _values(found: dict[str, Cost]) -> Table:

@@ -96,7 +96,7 @@ def _drop_superseded(folder: Path) -> None:
     for path in _rounds(folder):
         try:
             facts = _read(path)[1]
-        except Damaged:
+        except (Damaged, UserError):
             return
         needed |= {_delta_file(folder, version, facts["frozen"][version - 1]) for version in _there(facts)}
     for path in folder.glob("frozen-*.safetensors"):

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from clients.self_checks import FirstRound
 from fedsb.adapters import SPECS
+from fedsb.app.client_job import Job
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
-from fedsb.core.state import HEAD
+from fedsb.core.state import HEAD, Name, State
 from fedsb.cost.table import cost_of
+from fedsb.run.own_state import OwnState
 from strategies import STRATEGIES
 from tests.strategies.federations import Federation, classification, federate
 from tests.strategies.private_runs import CLIENT, EXAMPLE, run_privately, small
@@ -107,6 +112,11 @@ def test_clients_evaluate_what_they_hold(run: Run, method: str) -> None:
     for record in federation.records[1:]:
         assert set(record.client_metrics) == set(record.clients)
         assert not record.failed
+    rare = run(method, "federation.evaluate_clients=true", "data.client_test_fraction=0.3", "eval.every=2")
+    for each in (federation, rare):
+        cost = cost_of(each.config)
+        assert each.payload() == (cost.payload_up, cost.payload_down, cost.payload_one_off)
+    assert rare.payload()[1] < federation.payload()[1]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -129,3 +139,40 @@ def test_privacy_is_accounted_for_or_refused_in_one_line(
 @pytest.mark.parametrize("method", METHODS)
 def test_an_equal_seed_gives_equal_bits(run: Run, method: str) -> None:
     assert run(method, "progress=lines").sha256 == run(method).sha256
+
+
+def test_each_turn_is_checked_when_it_first_comes(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault that shows in A's gradients alone is found in round 2, where A learns for the first time."""
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    checked: list[tuple[int, set[str]]] = []
+    plain = FirstRound.depends
+
+    def noting(self: FirstRound, output: Callable[[], Any]) -> None:
+        checked.append((len(checked), {name.role for name in self._trained}))
+        plain(self, output)
+
+    monkeypatch.setattr(FirstRound, "depends", noting)
+    turns = [method for method in METHODS if SPECS[load([f"method={method}"]).method.adapter].turns > 1]
+    assert turns
+    for method in turns:
+        checked.clear()
+        run = run_privately(small(tiny_bert, tmp_path, *EXAMPLE, f"method={method}", "federation.num_rounds=4"), tmp_path / method)
+        assert run.error is None
+        factors = SPECS[run.config.method.adapter].factors
+        assert [roles - {HEAD} for _, roles in checked] == [{role} for role in factors for _ in range(4)]
+
+
+def test_a_client_that_diverged_once_goes_on_with_what_it_had(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    own = [method for method in METHODS if SPECS[load([f"method={method}"]).method.adapter].own]
+    assert own
+    for method in own:
+        config = load([f"method={method}"])
+        kept = OwnState(tmp_path / method, 3)
+        job = SimpleNamespace(
+            adapted=SimpleNamespace(spec=SPECS[config.method.adapter]), instruction=SimpleNamespace(round=2), _own_state=kept
+        )
+        role = SPECS[config.method.adapter].own[0]
+        for value, held in ((1.0, 1.0), (float("nan"), 1.0), (3.0, 3.0)):
+            Job.keep_own(job, State({Name("x", role): torch.full((2, 2), value)}))  # type: ignore[arg-type]
+            assert float((kept.last(3) or State())[Name("x", role)].sum()) == 4 * held
