@@ -53,7 +53,7 @@ class LowRankLayer(nn.Module):
         for role in spec.factors:
             factor = self.factor(role).weight
             factor.requires_grad_(role in spec.learn(1))
-            if role in spec.held:
+            if role in spec.frozen:
                 self.hold(role, None)
             elif not weight.is_meta:
                 nn.init.zeros_(factor)
@@ -198,7 +198,7 @@ def write(model: nn.Module, state: State) -> None:
             if name.role == HEAD:
                 continue
             layer = adapted[name.module]
-            if name.role in layer.spec.held:
+            if name.role in layer.spec.frozen:
                 layer.hold(name.role, tensor)
             elif name.role in layer.spec.factors:
                 _fill(layer.factor(name.role), tensor)
@@ -217,7 +217,7 @@ def _fill(factor: nn.Linear, tensor: Tensor) -> None:
 def release(model: nn.Module) -> None:
     """Let go of the frozen factors: zeros again."""
     for layer in layers(model).values():
-        for role in layer.spec.held:
+        for role in layer.spec.frozen:
             layer.hold(role, None)
 
 

@@ -116,7 +116,7 @@ class AdapterSpec:
         return self._where(lambda role: role.down == "log")
 
     @property
-    def held(self) -> tuple[str, ...]:
+    def frozen(self) -> tuple[str, ...]:
         """The factors that clients hold from the log and nobody ever trains: they need no copy."""
         return self._where(lambda role: role.down == "log" and role.learns == NEVER)
 
