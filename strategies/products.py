@@ -5,6 +5,46 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedsb.core.state import HEAD, Name, State, WeightedSum
+
+
+class Stacks:
+    """The factors A and B of all uploads of a round, of any ranks, stacked by module so that ``U V = s Σ w_i B_i A_i``; and the mean head.
+
+    Memory is that of all uploads.
+
+    Args:
+        scale: s.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self._scale = scale
+        self._head = WeightedSum()
+        self._uploads: list[tuple[State, float]] = []
+
+    def add(self, upload: State, weight: float) -> None:
+        """Keep the factors of an upload, and add its head to the mean."""
+        head = upload.pick(HEAD)
+        if len(head):
+            self._head.add(head, weight)
+        self._uploads.append((upload, weight))
+
+    @property
+    def modules(self) -> list[str]:
+        """The adapted modules."""
+        return self._uploads[0][0].modules
+
+    def head(self) -> State:
+        """Return the mean of the heads; nothing where there is none."""
+        return self._head.mean() if self._head.total_weight else State()
+
+    def of(self, module: str) -> tuple[Tensor, Tensor]:
+        """Return ``U`` (m, Σ r_i) and ``V`` (Σ r_i, n) of a module."""
+        total = sum(weight for _, weight in self._uploads)
+        left = [upload[Name(module, "B")] for upload, _ in self._uploads]
+        right = [self._scale * weight / total * upload[Name(module, "A")] for upload, weight in self._uploads]
+        return torch.cat(left, dim=1), torch.cat(right)
+
 
 def truncate(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:
     """Return the best rank-``rank`` factors of ``left @ right``, the squared error and the squared norm of the product.

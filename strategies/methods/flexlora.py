@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedsb.core.state import HEAD, Name, State, WeightedSum
+from fedsb.core.state import Name, State
 from strategies.base import LowRankStrategy
-from strategies.products import truncate
+from strategies.products import Stacks, truncate
 from strategies.reducers import Aggregate, Reducer
 
 
@@ -22,27 +22,20 @@ class Decomposing:
     def begin(self, current: State) -> None:
         """Forget the last round; ``current`` has the server's rank."""
         self._current = current
-        self._head = WeightedSum()
-        self._uploads: list[tuple[State, float]] = []
+        self._stacks = Stacks()
 
     def add(self, upload: State, weight: float) -> None:
-        """Keep the factors of an upload, of any rank, and add its head to the mean."""
-        head = upload.pick(HEAD)
-        if len(head):
-            self._head.add(head, weight)
-        self._uploads.append((upload, weight))
+        """Take one upload, of any rank."""
+        self._stacks.add(upload, weight)
 
     def finish(self) -> Aggregate:
         """Return the mean head, and B and A of each module at the server's rank."""
-        total = sum(weight for _, weight in self._uploads)
-        head = self._head.mean() if len(self._current.pick(HEAD)) else State()
         found: dict[Name, Tensor] = {}
         for module in self._current.modules:
             a, b = Name(module, "A"), Name(module, "B")
-            left = torch.cat([upload[b] for upload, _ in self._uploads], dim=1)
-            right = torch.cat([weight / total * upload[a] for upload, weight in self._uploads])
-            found[b], found[a] = _widened(*truncate(left, right, len(self._current[a]))[:2], self._current[a])
-        return Aggregate(head.merge(State(found)))
+            left, right, *_ = truncate(*self._stacks.of(module), len(self._current[a]))
+            found[b], found[a] = _widened(left, right, self._current[a])
+        return Aggregate(self._stacks.head().merge(State(found)))
 
 
 def _widened(b: Tensor, a: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
-from fedsb.core.state import HEAD, Name, State, WeightedSum
+from fedsb.core.state import Name, State
 from strategies.base import LowRankStrategy
+from strategies.products import Stacks
 from strategies.reducers import Aggregate, Reducer
 
 
@@ -28,26 +27,16 @@ class Stacking:
 
     def begin(self, current: State) -> None:
         """Forget the last round's uploads."""
-        self._head = WeightedSum()
-        self._uploads: list[tuple[State, float]] = []
+        self._stacks = Stacks(self._scale)
 
     def add(self, upload: State, weight: float) -> None:
-        """Keep the factors of an upload, and add its head to the mean."""
-        head = upload.pick(HEAD)
-        if len(head):
-            self._head.add(head, weight)
-        self._uploads.append((upload, weight))
+        """Take one upload."""
+        self._stacks.add(upload, weight)
 
     def finish(self) -> Aggregate:
         """Return the mean head, and ``U`` and ``V`` of each module."""
-        total = sum(weight for _, weight in self._uploads)
-        first, _ = self._uploads[0]
-        added: dict[Name, torch.Tensor] = {}
-        for module in first.modules:
-            a, b = Name(module, "A"), Name(module, "B")
-            added[Name(module, "U")] = torch.cat([upload[b] for upload, _ in self._uploads], dim=1)
-            added[Name(module, "V")] = torch.cat([self._scale * weight / total * upload[a] for upload, weight in self._uploads])
-        return Aggregate(self._head.mean() if len(first.pick(HEAD)) else State(), State(added))
+        added = {Name(module, role): t for module in self._stacks.modules for role, t in zip("UV", self._stacks.of(module), strict=True)}
+        return Aggregate(self._stacks.head(), State(added))
 
 
 class FLoRA(LowRankStrategy):
