@@ -51,6 +51,7 @@ class Seat:
     context: Context
     job: Job
     frozen: Frozen
+    own: State
 
     @property
     def private(self) -> bool:
@@ -91,7 +92,7 @@ def _seated(message: Message, context: Context) -> Seat | Message | None:
         faults = faults_of(message, context)
         if faults is None or not faults.any:
             job = Job(message, context)
-            seat.append(Seat(message, context, job, job.frozen()))
+            seat.append(Seat(message, context, job, job.frozen(), job.own()))
         return message
 
     if message.metadata.message_type != TRAIN:
@@ -143,7 +144,7 @@ def _side_by_side(seats: Sequence[Seat]) -> list[Message]:
     first.adapted.install(first.state(), seats[0].frozen, first.instruction.round)
     streams = [seat.job.streams("train") if seat.private else None for seat in seats]
     dropout = [dropout_of(seat.job.site()) if own is None else own.dropout for seat, own in zip(seats, streams, strict=True)]
-    stack = Stack(first.adapted, dropout, [seat.job.own() for seat in seats])
+    stack = Stack(first.adapted, dropout, [seat.own for seat in seats])
     pupils: dict[int, Pupil | Exception] = {}
     for i, (seat, own) in enumerate(zip(seats, streams, strict=True)):
         try:

@@ -208,6 +208,7 @@ class LowRankStrategy(RoundLoop):
             self.gap.add(upload.state, weight)
             self._round.note(upload.metrics, weight)
         self._round.check_quorum(self._needed(len(self._round.order)))
+        self.counted |= dict.fromkeys(self._round.clients if self.spec.own else (), server_round)
         self.weighting.end_round(self._round.clients)
         return encode_arrays(self._finish(), self.wire_dtype), MetricRecord(self._round.train_metrics())
 
@@ -244,7 +245,7 @@ class LowRankStrategy(RoundLoop):
             if layout not in shares:
                 leading = {name: whole[name][tuple(map(slice, shape))] for name, shape in layout.shapes}
                 shares[layout] = encode_arrays(State(leading), self.wire_dtype)
-            return Instruction("", round_number, labels=self.labels, digest=layout.digest), shares[layout]
+            return Instruction("", round_number, labels=self.labels, digest=layout.digest, own=self.counted.get(client, 0)), shares[layout]
 
         return ask
 

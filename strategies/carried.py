@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from strategies.base import LowRankStrategy
 
 OPTIMIZER, FIRST_HEAD = "server-optimizer", "first-head"
-CLIP, HELD, WEIGHTS, COUNTS, ORIGIN = "clip_norm", "held", "weighting", "examples", "origin"
+CLIP, HELD, WEIGHTS, COUNTS, ORIGIN, COUNTED = "clip_norm", "held", "weighting", "examples", "origin", "counted"
 
 
 def remember(strategy: LowRankStrategy) -> Memory:
@@ -22,6 +22,7 @@ def remember(strategy: LowRankStrategy) -> Memory:
     # Sorted: in dispatch order they would be ranked by their numbers of examples, which under this privacy nothing may tell.
     counts = {} if private and not strategy.simulated else dict(sorted(strategy.counts.items()))
     facts = {HELD: dict(sorted(strategy.held.items())), COUNTS: counts, WEIGHTS: strategy.weighting.memory(), ORIGIN: strategy.origin}
+    facts |= {COUNTED: dict(sorted(strategy.counted.items()))} if strategy.spec.own else {}
     return Memory(states, facts | ({CLIP: private.bound.value} if private else {}))
 
 
@@ -33,6 +34,7 @@ def recall(strategy: LowRankStrategy, snapshot: Snapshot) -> None:
     strategy.held = dict(memory.facts[HELD])
     strategy.origin = memory.facts.get(ORIGIN, strategy.origin)
     strategy.counts = dict(memory.facts.get(COUNTS, {}))
+    strategy.counted = dict(memory.facts.get(COUNTED, {}))
     strategy.weighting.take_up(memory.facts.get(WEIGHTS, {}))
     if FIRST_HEAD in memory.states:
         strategy.gap.measure_from(memory.states[FIRST_HEAD])

@@ -45,6 +45,7 @@ class RoundLoop(Strategy):
         rounds_done: what an earlier process has done: None not even the start; otherwise :meth:`start` is given what that led to.
         held: the version of the frozen log that each client holds.
         counts: training examples that each client has.
+        counted: the last round whose training by a client counted, by client; empty where no client keeps anything of its own.
         simulated: whether the clients are; known once they are there.
         origin: names the run, over all processes that go on with it.
     """
@@ -68,6 +69,7 @@ class RoundLoop(Strategy):
         self.rounds_done: int | None = None
         self.held: dict[str, int] = {}
         self.counts: dict[str, int] = {}
+        self.counted: dict[str, int] = {}
         self.simulated = True
         self.origin = uuid4().hex
         self._round: RoundState | None = None
@@ -173,7 +175,7 @@ class RoundLoop(Strategy):
         if self._transport is None or self._transport.grid is not grid:
             questions = Questions(self.labels, self._timeout, self.participation.overrides)
             roster = Roster(self.participation, questions, self.counts)
-            self._transport = Transport(grid, roster, self.frozen, self.held, self.origin)
+            self._transport = Transport(grid, roster, self.frozen, self.held, self.origin, begin_anew=self.participation.begin_anew)
         return self._transport
 
     def _uploads(self, replies: Iterable[Message], layout: LayoutOf, *, training: bool = True) -> Iterator[Upload]:

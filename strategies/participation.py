@@ -48,6 +48,7 @@ class Participation:
         overrides: of a resumed run, for nodes that don't see its folder; None where nobody knows them.
         resumed: whether the run is.
         ranks: of clients that have one of their own.
+        begin_anew: whether a client that has lost what it kept of its own begins anew; otherwise its round fails.
         say: shows a line.
         client_privacy: clips and noises what they send, at the server; None for plain sums.
     """
@@ -67,6 +68,7 @@ class Participation:
     overrides: str | None = None
     resumed: bool = False
     ranks: Mapping[str, int] = field(default_factory=dict)
+    begin_anew: bool = False
     say: Callable[[str], None] = LOG.info
 
     def evaluates(self, round_number: int) -> bool:

@@ -61,6 +61,11 @@ class Roster:
         """The overrides that nodes must be told with each message; None where they know them, or see the run's folder."""
         return self._p.overrides if self._real else None
 
+    def remark(self, text: str) -> None:
+        """Keep what has happened to a client; records must tell it."""
+        LOG.warning(text)
+        self._places.remarks.append(text)
+
     def remarks(self) -> list[str]:
         """Return what has happened to the places since this was last asked; records must tell it."""
         found, self._places.remarks = self._places.remarks, []

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
+from fedsb.privacy.codes import CODES
 from fedsb.wire.byte_counts import array_bytes, overhead_bytes, payload_bytes, state_bytes
 from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.messages import Cargo, Instruction, encode_cargo, encode_instruction
@@ -64,14 +65,18 @@ class Transport:
         frozen: the server's frozen log.
         held: versions that clients hold, by client; kept up to date.
         origin: names the run.
+        begin_anew: whether a client that has lost what it kept of its own is asked to train from the start.
     """
 
-    def __init__(self, grid: Grid, roster: Roster, frozen: FrozenLog, held: dict[str, int], origin: str = "") -> None:
+    def __init__(
+        self, grid: Grid, roster: Roster, frozen: FrozenLog, held: dict[str, int], origin: str = "", *, begin_anew: bool = False
+    ) -> None:
         self.grid = grid
         self.roster = roster
         self._frozen = frozen
         self._held = held
         self._origin = origin
+        self._begin_anew = begin_anew
         self._addressed: list[tuple[Message, Request]] = []
         self._by_id: dict[str, Request] = {}
         self._loads: dict[tuple[int, int], Load] = {}
@@ -127,16 +132,27 @@ class Transport:
                 if request is None:
                     continue
                 self._count_reply(request, reply)
-                client = request.instruction.client
-                if _lacks_frozen(reply) and client not in self._caught_up:
-                    self._caught_up.add(client)
-                    pending |= self._push([self._message(request, reply.metadata.src_node_id, 0)])
+                if again := self._again(request, reply):
+                    pending |= self._push([again])
                 else:
                     yield reply
             pause = POLL_S[0] if arrived else min(2 * pause, POLL_S[1])
             if not arrived:
                 # A grid that has waited by itself must not wait again: its workers would idle meanwhile.
                 time.sleep(max(0.0, looked + pause - time.monotonic()))
+
+    def _again(self, request: Request, reply: Message) -> Message | None:
+        """Return what to send a client once more: the whole log to one that lacks some, and a start anew where that is allowed."""
+        client, node = request.instruction.client, reply.metadata.src_node_id
+        if _says(reply, "missing") and client not in self._caught_up:
+            self._caught_up.add(client)
+            return self._message(request, node, 0)
+        own = request.instruction.own
+        if own and self._begin_anew and request.kind == "train" and _says(reply, "code") == CODES["own_state"].number:
+            why = f"for what it kept of its own in round {own} is not there (federation.lost_state=anew)"
+            self.roster.remark(f"{client}: it begins anew, {why}")
+            return self._message(replace(request, instruction=replace(request.instruction, own=0)), node, self._held[client])
+        return None
 
     def _push(self, messages: Sequence[Message]) -> set[str]:
         # A grid returns None for what it could not push: that client will not have answered in time.
@@ -173,5 +189,7 @@ class Transport:
         request.tally.overhead += overhead_bytes(reply.content)
 
 
-def _lacks_frozen(reply: Message) -> bool:
-    return reply.has_content() and "metrics" in reply.content.metric_records and "missing" in reply.content.metric_records["metrics"]
+def _says(reply: Message, key: str) -> object:
+    """Return what a reply says under a key of its metrics; 0 where it says nothing."""
+    found = reply.content.metric_records.get("metrics") if reply.has_content() else None
+    return found.get(key, 0) if found else 0

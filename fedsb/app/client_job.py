@@ -20,7 +20,7 @@ from fedsb.app.private_run import add_plan, plan_of, reason_of, saved_plan
 from fedsb.config.compose import as_dict, load, split_overrides
 from fedsb.config.derived import ranks_of
 from fedsb.config.schema import Config
-from fedsb.core.errors import UserError
+from fedsb.core.errors import RunError, UserError
 from fedsb.core.folders import home
 from fedsb.core.logs import node_log
 from fedsb.core.state import State, non_finite
@@ -28,7 +28,7 @@ from fedsb.models.fit import FitResult, Site
 from fedsb.node.policy import NodePolicy, is_operated, read_policy
 from fedsb.node.refusals import code_of, key_of
 from fedsb.privacy.account import LEDGERS, Account, allowed, charge_unnoised
-from fedsb.privacy.codes import BudgetExceeded
+from fedsb.privacy.codes import BudgetExceeded, OwnStateLost
 from fedsb.privacy.ledger import SIMULATION, Key, Ledger
 from fedsb.privacy.naming import client_folder, name_of_data
 from fedsb.privacy.plan import Plan
@@ -38,7 +38,6 @@ from fedsb.privacy.shelf import Shelf
 from fedsb.run.own_state import OwnState
 from fedsb.run.resuming import fingerprint, resumed
 from fedsb.runtime.fab import launch_folder
-from fedsb.runtime.grid import TRAIN
 from fedsb.wire.arrays import quantise
 from fedsb.wire.frozen import Frozen, FrozenMissing, FrozenStore
 from fedsb.wire.messages import Instruction, decode_instruction, encode_code, encode_missing, encode_reply
@@ -107,10 +106,10 @@ def coded(message: Message, context: Context, answer: Callable[[], Message]) -> 
         except FrozenMissing:
             return Message(encode_missing(), reply_to=message)
         except Exception as error:
-            if not is_real(context) and config_in(context).privacy.unit == "none":
+            if not is_real(context) and config_in(context).privacy.unit == "none" and not isinstance(error, OwnStateLost):
                 raise
             # Expected refusals are a line, faults of ours a traceback; neither leaves this machine.
-            expected = isinstance(error, (BudgetExceeded, UserError))
+            expected = isinstance(error, (BudgetExceeded, OwnStateLost, UserError))
             LOG.warning("%s: %s", _asked(message, context), error, exc_info=not expected)
             return Message(encode_code(code_of(error).number, key_of(error)), reply_to=message)
 
@@ -142,7 +141,6 @@ class Job:
 
     def __init__(self, message: Message, context: Context) -> None:
         self._context = context
-        self._kind = message.metadata.message_type
         self.config = config_in(context)
         use_threads(self.config)
         self.instruction: Instruction = decode_instruction(message.content)
@@ -172,31 +170,32 @@ class Job:
 
     def own(self) -> State:
         """Return what the client brings itself: factors that it keeps, and those that begin anew in this round."""
-        number, spec = self.instruction.round, self.adapted.spec
-        if not spec.own:
-            return fresh_factors(self.config, self.adapted, number, self.rank)
-        # An evaluation comes after its round's training.
-        kept = self._own_state.last(number + (self._kind != TRAIN))
-        return own_start(self.config, self.adapted) if kept is None else kept
+        if not self.adapted.spec.own:
+            return fresh_factors(self.config, self.adapted, self.instruction.round, self.rank)
+        counted = self.instruction.own
+        return self._own_state.of(counted) if counted else own_start(self.config, self.adapted)
 
     def state(self) -> State:
         """Return what the client starts from, but for what it holds from the log."""
         return self.sent_down().merge(self.own())
 
     def keep_own(self, trained: State) -> None:
-        """Keep what of the trained factors is the client's own."""
+        """Keep what of the trained factors is the client's own.
+
+        Raises:
+            RunError: it is not finite, and would never be again: nothing is uploaded, and the client goes on from what it kept before.
+        """
         own = trained.pick(*self.adapted.spec.own)
-        # One that is not finite would never be again; the upload is dropped for the same reason, and the last one stays.
-        if len(own) and non_finite(own) is None:
-            self._own_state.save(self.instruction.round, own)
+        if broken := non_finite(own):
+            raise RunError(f"{broken.role} of '{broken.module}', which the client keeps for itself, holds NaN or infinity; lower train.lr")
+        if len(own):
+            self._own_state.save(self.instruction.round, own, since=self.instruction.own)
 
     @cached_property
     def _own_state(self) -> OwnState:
         """In the run's folder in a simulation, in the node's own home, by the run, otherwise."""
-        client, keep = client_folder(self.instruction.client), self.config.keep_checkpoints + 1
-        if self.real:
-            return OwnState(home() / OWN / self.instruction.origin / client, keep)
-        return OwnState(self._run_folder() / OWN / client, keep)
+        folder = home() / OWN / self.instruction.origin if self.real else self._run_folder() / OWN
+        return OwnState(folder / client_folder(self.instruction.client), self.config.keep_checkpoints)
 
     def site(self) -> Site:
         """Name the streams of this client and round."""

@@ -94,6 +94,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
             resumed=config.resume is not None,
             say=partial(say_early, progress=config.progress),
             ranks=ranks_of(config),
+            begin_anew=federation.lost_state == "anew",
             evaluate=federation.evaluate_clients,
             evaluated=evaluated_rounds(config.eval.every, federation.num_rounds),
             seed=config.seed,

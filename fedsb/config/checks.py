@@ -32,6 +32,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "train.schedule_over": ("run", "round"),
     "train.autocast": (None, "bfloat16"),
     "federation.weighting": ("examples", "uniform", "fedau"),
+    "federation.lost_state": ("refuse", "anew"),
     "federation.wire_dtype": ("float32", "bfloat16"),
     "federation.partition.kind": (None, "iid", "dirichlet", "shard", "size", "natural"),
     "federation.server_optimizer.name": ("none", "momentum", "adam"),

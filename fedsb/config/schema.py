@@ -153,6 +153,7 @@ class FederationConfig:
     cutoff: int
     min_replies: int | None
     replace_nodes: bool
+    lost_state: str
     timeout: float
     wait: float
     evaluate_clients: bool

@@ -11,7 +11,7 @@ from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 from fedsb.node.policy import KEYS as NODE_KEYS
 from fedsb.node.policy import NodeConfigError, PolicyError
-from fedsb.privacy.codes import BY_NUMBER, CODES, UNKNOWN, BudgetExceeded, Code, SelfCheckFailed
+from fedsb.privacy.codes import BY_NUMBER, CODES, UNKNOWN, BudgetExceeded, Code, OwnStateLost, SelfCheckFailed
 
 
 def _leaves(kind: type, before: str = "") -> Iterator[str]:
@@ -38,6 +38,7 @@ def code_of(error: Exception) -> Code:
 # The first that fits: the last is the kind of all before it.
 _NAMED: tuple[tuple[type[Exception], str], ...] = (
     (BudgetExceeded, "budget"),
+    (OwnStateLost, "own_state"),
     (NodeConfigError, "node_config"),
     (PolicyError, "policy"),
     (UserError, "refused"),

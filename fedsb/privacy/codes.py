@@ -31,6 +31,11 @@ CODES: dict[str, Code] = {
     "refused": Code(3, "refused: the request does not fit the client's data or ledger; its own log says why"),
     "policy": Code(4, "refused: the operator of the node does not allow what the run asks for; its own log says why"),
     "node_config": Code(5, "the node's own configuration (--node-config) cannot be used; its own log says why"),
+    "own_state": Code(
+        6,
+        "refused: what the client kept of its own in its last round that counted is not there; bring its disk back (FEDSB_HOME of its "
+        "node, the folder own/ of a simulated run), or let such clients begin anew by federation.lost_state=anew",
+    ),
     "clipped_sum": Code(11, "self-check: the clipped sum before noise is zero for a trained tensor", stops=True),
     "dependence": Code(12, "self-check: the model's output does not depend on every trained tensor", stops=True),
     "base": Code(13, "self-check: a frozen weight moved", stops=True),
@@ -48,6 +53,10 @@ UNKNOWN = Code(0, "the client answered with a code that this version does not kn
 
 class BudgetExceeded(RuntimeError):
     """A charge that the limit does not allow: nothing was written, and nothing may be computed."""
+
+
+class OwnStateLost(RuntimeError):
+    """A client lacks what it kept of its own, and does not go on from anything else."""
 
 
 class SelfCheckFailed(RuntimeError):

@@ -1,4 +1,8 @@
-"""What a client keeps for itself from round to round: on its own disk, by round, so that a run that goes back finds what was there then."""
+"""What a client keeps for itself from round to round: on its own disk, by round, so that a run that goes back finds what was there then.
+
+Which of the rounds a client goes on from is the server's to say: an upload that came late or was dropped counts for nobody, and a run
+that was resumed may have gone back. So no state takes another's place.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from fedsb.core.disk import make_folder, replace_whole
-from fedsb.core.errors import RunError
 from fedsb.core.state import Name, State
+from fedsb.privacy.codes import OwnStateLost
 
 NAME = re.compile(r"round-([0-9]{4,})\.safetensors")
 
@@ -20,36 +24,41 @@ class OwnState:
 
     Args:
         folder: made when something is kept.
-        keep: number of rounds to keep; as many as a run may go back, and one.
+        keep: number of checkpoints that the server keeps: it may go back to the beginning of as many rounds.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder = folder
         self._keep = keep
 
-    def save(self, round_number: int, state: State) -> None:
-        """Keep a state as that of the end of a round, whole or not at all; what was of later rounds is no more."""
-        make_folder(self._folder)
-        rounds = self._rounds()
-        replace_whole(self._path(round_number), save({f"{n.role}|{n.module}": t.contiguous() for n, t in state.items()}))
-        earlier = sorted(number for number in rounds if number < round_number)
-        for number in {*(number for number in rounds if number > round_number), *earlier[: -self._keep]}:
-            self._path(number).unlink(missing_ok=True)
+    def save(self, round_number: int, state: State, *, since: int) -> None:
+        """Keep a state as that of the end of a round, whole or not at all; remove those that nobody can ask for any more.
 
-    def last(self, before: int) -> State | None:
-        """Return the state of the last round before another; None where there is none.
+        Args:
+            round_number: of the round.
+            state: what the client has trained in it.
+            since: the round whose state it began from; 0: from the start. What lies between the two has not counted.
+        """
+        make_folder(self._folder)
+        replace_whole(self._path(round_number), save({f"{n.role}|{n.module}": t.contiguous() for n, t in state.items()}))
+        # The oldest checkpoint is of this round: the run would go on from the last state that had counted by then.
+        oldest = max((number for number in self._rounds() if number <= min(since, round_number - self._keep)), default=0)
+        for number in self._rounds():
+            if number < oldest or since < number < round_number:
+                self._path(number).unlink(missing_ok=True)
+
+    def of(self, round_number: int) -> State:
+        """Return the state of the end of a round.
 
         Raises:
-            RunError: it is damaged: an older one in its place would lead elsewhere.
+            OwnStateLost: it is not there, or damaged: another one in its place would lead elsewhere.
         """
-        rounds = [number for number in self._rounds() if number < before]
-        if not rounds:
-            return None
-        path = self._path(max(rounds))
+        path = self._path(round_number)
         try:
             tensors = load(path.read_bytes())
         except (OSError, SafetensorError) as error:
-            raise RunError(f"what this client keeps of its own, '{path}', cannot be read: {error}") from None
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise OwnStateLost(f"what this client kept of its own in round {round_number}, '{path}', cannot be read: {reason}") from None
         return State({Name(*reversed(key.split("|", 1))): tensor for key, tensor in tensors.items()})
 
     def _rounds(self) -> list[int]:

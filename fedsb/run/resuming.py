@@ -20,7 +20,7 @@ from fedsb.core.errors import UserError
 FREE = (
     "resume", "output", "keep_checkpoints", "plots", "progress", "log_level", "cost", "runtime.kind", "runtime.workers", "runtime.cpus",
     "runtime.gpus", "runtime.address", "runtime.max_retries", "runtime.client_timeout",
-    "federation.min_replies", "federation.replace_nodes", "federation.wait", "federation.timeout",
+    "federation.min_replies", "federation.replace_nodes", "federation.lost_state", "federation.wait", "federation.timeout",
 )  # fmt: skip
 PATHS = ("data.path", "data.test_path", "data.public_path", "model.name", "model.tokenizer")  # absolute where the run was begun
 SEAL, BEGUN = "# fingerprint ", "# begun with "

@@ -37,6 +37,8 @@ class Instruction:
         digest: digest of the state's layout on the sender's side.
         bundle: frozen deltas that the client is thought to lack.
         origin: names the run, from its first process on to every one that resumes it.
+        own: the last round whose training by this client has counted, for a client that keeps something of its own: it goes on from what it
+            kept then, and from the start at 0. No message of another method has it.
         overrides: of a resumed run, for a real node, which does not see its folder; read by :func:`fedsb.app.client_job.as_told`.
     """
 
@@ -50,6 +52,7 @@ class Instruction:
     bundle: Bundle | None = None
     overrides: str | None = None
     origin: str = ""
+    own: int = 0
 
     def state(self, layout: Layout) -> State:
         """Unpack the state.
@@ -143,6 +146,7 @@ def encode_instruction(instruction: Instruction, cargo: Cargo) -> RecordDict:
         "layout": instruction.digest,
         "origin": instruction.origin,
         **cargo.config,
+        **({"own": instruction.own} if instruction.own else {}),
         **({} if instruction.overrides is None else {"overrides": instruction.overrides}),
     }
     return RecordDict({"arrays": cargo.arrays, "config": ConfigRecord(config)})  # type: ignore[arg-type]
@@ -160,6 +164,7 @@ def decode_instruction(content: RecordDict) -> Instruction:
         stage=str(config["stage"]),
         frozen=head,
         origin=_folder_name(str(config.get("origin", ""))),
+        own=int(config.get("own", 0)),  # type: ignore[arg-type]
         labels=tuple(json.loads(str(config["labels"]))),
         flats=flats,
         digest=int(config["layout"]),  # type: ignore[arg-type]

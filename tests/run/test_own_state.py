@@ -1,14 +1,17 @@
-"""What a client keeps of its own: by round, whole, and no more rounds than a run may go back."""
+"""What a client keeps of its own: by round, whole, and as much as a run may go back to."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fedsb.core.errors import RunError
 from fedsb.core.state import Name, State, sha256
+from fedsb.privacy.codes import OwnStateLost
 from fedsb.run.own_state import OwnState
 
 
@@ -16,37 +19,54 @@ def state(value: float) -> State:
     return State({Name("layer.0|odd name", "B"): torch.full((3, 2), value), Name("layer.1", "B"): torch.full((1,), -value)})
 
 
-def test_a_round_begins_with_the_last_one_before_it(tmp_path: Path) -> None:
-    own = OwnState(tmp_path / "client", keep=3)
-    assert own.last(1) is None
-    for number in (1, 2, 5):
-        own.save(number, state(number))
-    assert [sha256(found) for before in (2, 3, 5, 6) if (found := OwnState(tmp_path / "client", 3).last(before))] == [
-        sha256(state(number)) for number in (1, 2, 2, 5)
-    ]
+# Of each round: whether the client trains, whether its upload counts, and how many checkpoints back the run is resumed after it (0: not).
+EVENTS = st.lists(st.tuples(st.booleans(), st.booleans(), st.sampled_from([0, 0, 0, 1, 2, 3])), min_size=1, max_size=25)
 
 
-def test_a_run_that_goes_back_forgets_what_came_later(tmp_path: Path) -> None:
-    own = OwnState(tmp_path, keep=3)
-    for number in (1, 2, 3):
-        own.save(number, state(number))
-    own.save(2, state(20))
-    assert own.last(99) is not None
-    assert sha256(own.last(99) or State()) == sha256(state(20))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-0001.safetensors", "round-0002.safetensors"]
+@given(EVENTS, st.integers(1, 3))
+def test_every_checkpoint_that_is_kept_finds_the_state_that_had_counted_by_then(events: list[tuple[bool, bool, int]], keep: int) -> None:
+    """Against a server that is two lists: the number and the value of the last state that counted, by checkpoint."""
+    with TemporaryDirectory() as folder:
+        own, checkpoints, value = OwnState(Path(folder) / "client", keep), [(0, 0, 0.0)], 0.0
+        for trains, counts, back in events:
+            number, counted, held = checkpoints[-1]
+            if trains:
+                assert not counted or sha256(own.of(counted)) == sha256(state(held))
+                value += 1
+                own.save(number + 1, state(value), since=counted)
+            checkpoints = [*checkpoints, (number + 1, *((number + 1, value) if trains and counts else (counted, held)))][-keep:]
+            if 0 < back < len(checkpoints):
+                checkpoints = checkpoints[:-back]
+            assert all(sha256(own.of(counted)) == sha256(state(held)) for _, counted, held in checkpoints if counted)
+            ahead = 2  # rounds that a run which went back has behind it for nothing
+            assert len(list(Path(folder).rglob("*.safetensors"))) <= keep + 1 + ahead
 
 
-def test_no_more_rounds_are_kept_than_a_run_may_go_back(tmp_path: Path) -> None:
+def test_no_more_is_kept_than_a_run_may_go_back_to(tmp_path: Path) -> None:
     own = OwnState(tmp_path, keep=2)
     for number in range(1, 8):
-        own.save(number, state(number))
+        own.save(number, state(number), since=number - 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"round-000{number}.safetensors" for number in (5, 6, 7)]
 
 
-def test_what_is_damaged_is_named_and_nothing_older_takes_its_place(tmp_path: Path) -> None:
+def test_uploads_that_never_count_do_not_push_out_the_last_that_did(tmp_path: Path) -> None:
+    own = OwnState(tmp_path, keep=2)
+    own.save(1, state(1), since=0)
+    for number in range(2, 9):
+        own.save(number, state(number), since=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-0001.safetensors", "round-0008.safetensors"]
+
+
+@pytest.mark.parametrize("content", [b"torn", None], ids=["damaged", "gone"])
+def test_what_is_not_there_is_named_and_nothing_takes_its_place(content: bytes | None, tmp_path: Path) -> None:
     own = OwnState(tmp_path, keep=2)
     for number in (1, 2):
-        own.save(number, state(number))
-    (tmp_path / "round-0002.safetensors").write_bytes(b"torn")
-    with pytest.raises(RunError, match=r"what this client keeps of its own, '.*round-0002\.safetensors', cannot be read: "):
-        own.last(3)
+        own.save(number, state(number), since=number - 1)
+    path = tmp_path / "round-0002.safetensors"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(OwnStateLost, match=r"kept of its own in round 2, '.*round-0002\.safetensors', cannot be read: "):
+        own.of(2)
+    assert sha256(own.of(1)) == sha256(state(1))

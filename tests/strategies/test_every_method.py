@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from clients.self_checks import FirstRound
 from fedsb.adapters import SPECS
 from fedsb.app.client_job import Job
 from fedsb.config.compose import load
-from fedsb.core.errors import UserError
+from fedsb.core.errors import RunError, UserError
 from fedsb.core.state import HEAD, Name, State
 from fedsb.cost.table import cost_of
 from fedsb.run.own_state import OwnState
@@ -137,6 +138,16 @@ def test_privacy_is_accounted_for_or_refused_in_one_line(
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_only_who_keeps_something_is_told_which_of_its_rounds_counted(run: Run, method: str) -> None:
+    federation = run(method)
+    counted: dict[str, int] = {}
+    for number, exchanges in federation.grid.rounds().items():
+        told = {exchange.instruction.client: exchange.instruction.own for exchange in exchanges}
+        assert told == {client: counted.get(client, 0) for client in told}
+        counted |= dict.fromkeys(federation.records[number].clients if federation.prepared.adapted.spec.own else (), number)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_an_equal_seed_gives_equal_bits(run: Run, method: str) -> None:
     assert run(method, "progress=lines").sha256 == run(method).sha256
 
@@ -162,7 +173,9 @@ def test_each_turn_is_checked_when_it_first_comes(tiny_bert: Path, tmp_path: Pat
         assert [roles - {HEAD} for _, roles in checked] == [{role} for role in factors for _ in range(4)]
 
 
-def test_a_client_that_diverged_once_goes_on_with_what_it_had(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_diverged_sends_nothing_and_keeps_what_it_had(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
     own = [method for method in METHODS if SPECS[load([f"method={method}"]).method.adapter].own]
     assert own
@@ -170,9 +183,13 @@ def test_a_client_that_diverged_once_goes_on_with_what_it_had(tiny_bert: Path, t
         config = load([f"method={method}"])
         kept = OwnState(tmp_path / method, 3)
         job = SimpleNamespace(
-            adapted=SimpleNamespace(spec=SPECS[config.method.adapter]), instruction=SimpleNamespace(round=2), _own_state=kept
+            adapted=SimpleNamespace(spec=SPECS[config.method.adapter]), instruction=SimpleNamespace(round=2, own=1), _own_state=kept
         )
         role = SPECS[config.method.adapter].own[0]
         for value, held in ((1.0, 1.0), (float("nan"), 1.0), (3.0, 3.0)):
-            Job.keep_own(job, State({Name("x", role): torch.full((2, 2), value)}))  # type: ignore[arg-type]
-            assert float((kept.last(3) or State())[Name("x", role)].sum()) == 4 * held
+            refused = pytest.raises(
+                RunError, match=rf"^{role} of 'x', which the client keeps for itself, holds NaN or infinity; lower train"
+            )
+            with refused if held != value else nullcontext():
+                Job.keep_own(job, State({Name("x", role): torch.full((2, 2), value)}))  # type: ignore[arg-type]
+            assert float(kept.of(2)[Name("x", role)].sum()) == 4 * held
