@@ -114,7 +114,7 @@ def describe(message: Message, context: Context) -> Message:
         leave_unnoised(context, config, labels)
         counts = [num_examples(config, name, data_path_of(context, name), labels) for name in names]
     content = {
-        "config": ConfigRecord({"client": own, "counted": json.dumps(names)}),
+        "config": ConfigRecord({"client": own, "counted": json.dumps(names), **({"rank": policy.rank} if policy and policy.rank else {})}),
         "metrics": MetricRecord({"num-examples": counts}),
     }
     return Message(RecordDict(content), reply_to=message)  # type: ignore[arg-type]

@@ -30,11 +30,13 @@ class Description:
         client: whom it serves; empty for a simulated node.
         counts: training examples by client.
         trouble: why it does not serve; empty where it does.
+        rank: of its client's factors; None where it leaves that to the run.
     """
 
     client: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
     trouble: str = ""
+    rank: int | None = None
 
 
 class Questions:
@@ -128,4 +130,5 @@ def _read(content: RecordDict) -> Description:
         return Description(client=str(config.get("client", "")), trouble=f"code {answer.code}, {shown(answer.code, answer.key)}")
     names = [str(name) for name in json.loads(str(config["counted"]))]
     counts = [int(n) for n in metrics["num-examples"]]  # type: ignore[union-attr]
-    return Description(str(config["client"]), dict(zip(names, counts, strict=True)))
+    rank = int(config["rank"]) if "rank" in config else None  # type: ignore[arg-type]
+    return Description(str(config["client"]), dict(zip(names, counts, strict=True)), rank=rank)

@@ -234,7 +234,7 @@ class LowRankStrategy(RoundLoop):
 
     def layouts_of(self, client: str) -> Layouts:
         """Return what travels to and from a client."""
-        return self.layouts.at(self.participation.ranks.get(client))
+        return self.layouts.at(self._transport.roster.rank_of(client) if self._transport else self.participation.ranks.get(client))
 
     def _asking(self, round_number: int, arrays: ArrayRecord) -> Ask:
         """Return what gives each client its instruction and its arrays: of a smaller rank it gets the leading rows and columns."""

@@ -48,6 +48,8 @@ class Participation:
         overrides: of a resumed run, for nodes that don't see its folder; None where nobody knows them.
         resumed: whether the run is.
         ranks: of clients that have one of their own.
+        rank: of the server's factors; None where there are none, or nobody is held to it.
+        several_ranks: whether nodes of a real federation may have smaller ones.
         begin_anew: whether a client that has lost what it kept of its own begins anew; otherwise its round fails.
         say: shows a line.
         client_privacy: clips and noises what they send, at the server; None for plain sums.
@@ -68,12 +70,27 @@ class Participation:
     overrides: str | None = None
     resumed: bool = False
     ranks: Mapping[str, int] = field(default_factory=dict)
+    rank: int | None = None
+    several_ranks: bool = False
     begin_anew: bool = False
     say: Callable[[str], None] = LOG.info
 
     def evaluates(self, round_number: int) -> bool:
         """Tell whether clients evaluate after a round."""
         return self.evaluate and (self.evaluated is None or round_number in self.evaluated)
+
+    def misfit(self, client: str, rank: int | None) -> str:
+        """Say what is wrong with the rank that a client's node has; nothing where it fits, or the node leaves it to the run."""
+        if rank is None or self.rank is None:
+            return ""
+        says, given = f"serves '{client}' with rank={rank}", self.ranks.get(client)
+        if given not in (None, rank):
+            return f"{says}, and federation.ranks gives that client {given}; make the two equal, or leave rank out of its --node-config"
+        if rank != self.rank and not self.several_ranks:
+            return f"{says}, and this method has one rank for all, {self.rank}; leave rank out of its --node-config, or take another method"
+        if not 1 <= rank <= self.rank:
+            return f"{says}, and the server keeps rank={self.rank}; begin the run with rank={rank}, or lower that of the node"
+        return ""
 
     def new_weighting(self) -> Weighting:
         """Return the weighting at the beginning of a run."""

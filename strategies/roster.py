@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from flwr.serverapp import Grid
@@ -52,6 +53,8 @@ class Roster:
         self._simulated: list[int] = []
         self._pool: list[int] = []  # simulated nodes that are online
         self._troubled: dict[int, Description] = {}  # nodes that answered, but do not serve
+        self._misfits: dict[int, Description] = {}  # nodes whose rank is not that of their client in this run
+        self._ranks: dict[int, int | None] = {}  # that nodes have said
         self._strangers: dict[int, str] = {}  # what is wrong with nodes that name no client of this run
         self._before: dict[str, int | None] = {}  # counts that simulated nodes have put others in place of
         self._order = {client: place for place, client in enumerate(self.clients)}
@@ -92,6 +95,11 @@ class Roster:
         if node is not None:
             return node
         return self._pool[self._order[client] % len(self._pool)] if self._pool else None
+
+    def rank_of(self, client: str) -> int | None:
+        """Return the rank of a client's own: that of the run, or that of its node; None: the server's."""
+        node = self.node_of(client)
+        return self._p.ranks.get(client) or (None if node is None else self._ranks.get(node))
 
     def wait(self, grid: Grid, seconds: float) -> None:
         """Look for nodes until every client is served; from then on each keeps its node.
@@ -146,7 +154,7 @@ class Roster:
         """Look once for nodes and their answers."""
         self._online = set(grid.get_node_ids())
         self._places.see(self._online)
-        known = self._places.nodes | self._strangers.keys() | set(self._simulated)
+        known = self._places.nodes | self._strangers.keys() | self._misfits.keys() | set(self._simulated)
         self._questions.ask(grid, sorted(self._online - known), self.clients)
         for node, said in self._questions.answers(grid):
             self._note(grid, node, said)
@@ -170,11 +178,23 @@ class Roster:
             self._before = {client: self.num_examples.get(client) for client in said.counts} | self._before
             self.num_examples |= said.counts
         elif said.client in self._order:
-            self._places.claim(node, said.client, said.counts[said.client])
+            self._admit(grid, node, said)
         else:
             self._turn_away(grid, node, f"names '{said.client}', which is no client of this run")
         if self._real and self._simulated:
             self._leave_out_nameless(grid)
+
+    def _admit(self, grid: Grid, node: int, said: Description) -> None:
+        """Let a node claim the place of its client, where its rank fits."""
+        if wrong := self._p.misfit(said.client, said.rank):
+            self._misfits[node] = replace(said, trouble=f"which {wrong}")
+            LOG.warning("node %d %s", node, wrong)
+            self._questions.notify(grid, node, f"this node gets no work: it {wrong}")
+            return
+        if said.rank not in (None, self._p.rank, self._p.ranks.get(said.client)):
+            self._p.say(f"{said.client}: its node has rank {said.rank}")
+        self._ranks[node] = said.rank
+        self._places.claim(node, said.client, said.counts[said.client])
 
     def _turn_away(self, grid: Grid, node: int, why: str) -> None:
         self._strangers[node] = why
@@ -216,7 +236,7 @@ class Roster:
 
     def why(self, client: str) -> str:
         """Tell why no node serves a client."""
-        refusing = [f"node {n}, {said.trouble}" for n, said in self._idle(self._troubled) if said.client == client]
+        refusing = [f"node {n}, {said.trouble}" for n, said in self._idle(self._troubled | self._misfits) if said.client == client]
         return "".join(refusing[:1]) or self._places.why(client) or (UNNAMED if self._silent() else "not connected")
 
     def _silent(self) -> list[tuple[int, float]]:

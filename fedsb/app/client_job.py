@@ -165,8 +165,8 @@ class Job:
 
     @property
     def rank(self) -> int | None:
-        """The client's own rank; None: that of the model."""
-        return ranks_of(self.config).get(self.instruction.client)
+        """The client's own rank, as its node or the run says; None: that of the model."""
+        return (self.policy.rank if self.policy else None) or ranks_of(self.config).get(self.instruction.client)
 
     def own(self) -> State:
         """Return what the client brings itself: factors that it keeps, and those that begin anew in this round."""

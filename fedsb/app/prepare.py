@@ -94,6 +94,8 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
             resumed=config.resume is not None,
             say=partial(say_early, progress=config.progress),
             ranks=ranks_of(config),
+            rank=config.adapter.rank if adapted.spec.factors else None,
+            several_ranks=STRATEGIES[config.method.name].any_rank,
             begin_anew=federation.lost_state == "anew",
             evaluate=federation.evaluate_clients,
             evaluated=evaluated_rounds(config.eval.every, federation.num_rounds),

@@ -42,6 +42,7 @@ class NodePolicy:
         max_delta: the largest δ at which that budget is judged.
         min_noise: the smallest noise multiplier of a release.
         ledger: a name for the ledger in place of where the data lie.
+        rank: of the client's factors, where the run gives it none and its method takes clients of several.
     """
 
     client: str
@@ -51,6 +52,7 @@ class NodePolicy:
     max_delta: float | None = None
     min_noise: float | None = None
     ledger: str | None = None
+    rank: int | None = None
 
     def admit(self, config: Config, *, unnoised: str | None) -> None:
         """Hold a run's configuration against the policy.
@@ -120,6 +122,12 @@ def _ledger(key: str, value: Any) -> str:
     return name
 
 
+def _rank(key: str, value: Any) -> int:
+    if isinstance(value, (bool, float)) or not re.fullmatch(r"[1-9][0-9]{0,8}", str(value).strip()):
+        raise NodeConfigError(f"{key}={value!r} in --node-config is no rank; it must be a whole number of at least 1", key=key)
+    return int(value)
+
+
 KEYS: Mapping[str, Callable[[str, Any], Any]] = {
     "client": _word,
     "data-path": _word,
@@ -128,6 +136,7 @@ KEYS: Mapping[str, Callable[[str, Any], Any]] = {
     "max-delta": _number(1.0, "between 0 and 1"),
     "min-noise": _number(math.inf, "a number above 0"),
     "ledger": _ledger,
+    "rank": _rank,
 }
 # key -> the key without which it would have no effect.
 NEEDS: Mapping[str, str] = {"max-epsilon": "privacy", "max-delta": "max-epsilon", "min-noise": "privacy"}

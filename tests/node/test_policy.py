@@ -59,6 +59,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a budget of no unit": ({**BASE, "max-epsilon": 1}, "max-epsilon in --node-config has no effect without privacy", "max-epsilon"),
     "a delta of no budget": ({**STRICT, "max-delta": 1e-6}, "max-delta in --node-config has no effect without max-epsilon", "max-delta"),
     "noise of no unit": ({**BASE, "min-noise": 1}, "min-noise in --node-config has no effect without privacy", "min-noise"),
+    "half a rank": ({**BASE, "rank": 2.5}, "rank=2.5 in --node-config is no rank; it must be a whole number of at least 1", "rank"),
+    "no rank": ({**BASE, "rank": "0"}, "rank='0' in --node-config is no rank", "rank"),
     "a ledger elsewhere": ({**STRICT, "ledger": "../else"}, "ledger='../else' in --node-config must be at most 48 letters", "ledger"),
 }
 
@@ -98,7 +100,7 @@ def test_what_the_operator_does_not_allow_is_refused_before_data_are_read(case: 
 
 
 def test_what_the_operator_allows_goes_on_to_the_data() -> None:
-    for node in (BASE, {**STRICT, "max-epsilon": "3", "max-delta": 1e-6, "min-noise": 1, "ledger": "the-ward_1"}):
+    for node in (BASE, {**STRICT, "max-epsilon": "3", "max-delta": 1e-6, "min-noise": 1, "ledger": "the-ward_1", "rank": "8"}):
         said = answer(node, *EXAMPLE)
         assert (said.code, said.key) == (CODES["refused"].number, "data-path")
 

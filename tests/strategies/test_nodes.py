@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from fedsb.client_app import app as client_app
 from fedsb.core.errors import RunError
 from fedsb.runtime.local import LocalGrid
-from strategies import roster
+from strategies import STRATEGIES, roster
 from tests.conftest import made_rows
 from tests.strategies.federations import ClientCall, Federation, KeepingGrid, classification, federate, named
 
@@ -272,3 +272,44 @@ def test_a_notice_is_one_plain_line(caplog: pytest.LogCaptureFixture) -> None:
     [line] = told(caplog)
     assert line.startswith("run 1: a b [31mc")
     assert len(line) <= len("run 1: ") + 500
+
+
+def test_nodes_have_ranks_of_their_own_where_the_run_gives_none(tiny_bert, tiny_csv, tables, capsys) -> None:
+    plain = {number: (site(f"client-{number - 1}", tables[20]), ALWAYS) for number in (1, 2)}
+    own = {number: ({**config, "rank": number}, rounds) for number, (config, rounds) in plain.items()}
+    for method in (name for name, strategy in STRATEGIES.items() if strategy.any_rank):
+        more = (f"method={method}", "init.kind=null", "rank=2", "progress=lines")
+        told, given = run(tiny_bert, tiny_csv, own, *more), run(tiny_bert, tiny_csv, plain, *more, "federation.ranks=[1,2]")
+        both = run(tiny_bert, tiny_csv, own, *more, "federation.ranks=[1,2]")
+        assert told.sha256 == given.sha256 == both.sha256
+        assert told.payload() == given.payload()
+        assert not any(record.failed for record in told.records)
+        assert run(tiny_bert, tiny_csv, plain, *more).sha256 != told.sha256
+    assert "client-0: its node has rank 1" in capsys.readouterr().out
+
+
+RANKS = {
+    "of the run": (1, ("method=flora", "federation.ranks=[2,2]"), "and federation.ranks gives that client 2; make the two equal, or leave"),
+    "of all": (1, ("method=fedavg_lora",), "and this method has one rank for all, 2; leave rank out of its --node-config, or take"),
+    "of the server": (3, ("method=flora",), "and the server keeps rank=2; begin the run with rank=3, or lower that of the node"),
+}
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_a_node_whose_rank_is_not_that_of_its_client_gets_no_work(name: str, tiny_bert, tiny_csv, tables, caplog) -> None:
+    rank, more, why = RANKS[name]
+    nodes = {
+        1: (site("client-0", tables[20]), ALWAYS),
+        2: ({**site("client-1", tables[20]), "rank": str(rank)}, ALWAYS),
+    }
+    with pytest.raises(RunError, match=rf"client-1 \(node 2, which serves 'client-1' with rank={rank}, {why}[^\n]*\)$"):
+        run(tiny_bert, tiny_csv, nodes, *more, "init.kind=null", "rank=2")
+    assert any(f"this node gets no work: it serves 'client-1' with rank={rank}, {why}" in line for line in told(caplog))
+
+
+def test_the_rank_of_all_may_be_said(tiny_bert, tiny_csv, tables) -> None:
+    for method in ("fedavg_lora", "head_only"):
+        for rank in ({}, {"rank": 2}):
+            nodes = {number: ({**site(f"client-{number - 1}", tables[20]), **rank}, ALWAYS) for number in (1, 2)}
+            found = run(tiny_bert, tiny_csv, nodes, f"method={method}", "init.kind=null", "rank=2")
+            assert not any(record.failed for record in found.records)
