@@ -12,13 +12,15 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-SETUPTOOLS = "setuptools>=77.0.3"
-
 Settings = dict[str, Any] | None
 
 
 def _is_checkout() -> bool:
     return Path("requirements.txt").is_file()
+
+
+def _development() -> list[str]:
+    return Path("requirements-dev.txt").read_text(encoding="utf-8").splitlines()
 
 
 def _setuptools() -> Any:
@@ -36,7 +38,7 @@ def _write_bare_metadata(metadata_directory: str) -> str:
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
     """Return what the frontend has to install before it builds."""
-    return [SETUPTOOLS] if _is_checkout() else []
+    return [line for line in _development() if line.startswith("setuptools")] if _is_checkout() else []
 
 
 get_requires_for_build_editable = get_requires_for_build_wheel

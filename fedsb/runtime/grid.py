@@ -1,7 +1,7 @@
 """What the project's own grids have in common: simulated nodes, and messages built outside Flower's runtimes.
 
-flwr 1.41 wants a process-wide ``TaskIdentity`` before a message is built outside its own runtimes; that private setting is touched here
-and nowhere else.
+flwr 1.41 and 1.42 want a process-wide ``TaskIdentity`` before a message is built outside their own runtimes; that private setting is
+touched here and nowhere else.
 """
 
 from __future__ import annotations
