@@ -39,7 +39,8 @@ from fedsb.run.own_state import OwnState
 from fedsb.run.resuming import fingerprint, resumed
 from fedsb.runtime.fab import launch_folder
 from fedsb.wire.arrays import quantise
-from fedsb.wire.frozen import Frozen, FrozenMissing, FrozenStore
+from fedsb.wire.frozen import Frozen, FrozenMissing
+from fedsb.wire.frozen_cache import FrozenStore
 from fedsb.wire.messages import Instruction, decode_instruction, encode_code, encode_missing, encode_reply
 
 LOG = logging.getLogger(__name__)
@@ -154,10 +155,8 @@ class Job:
 
     def frozen(self) -> Frozen:
         """Take in what came with the instruction and return the frozen part it is based on."""
-        store = _store(home() / "frozen")
-        if self.instruction.bundle is not None:
-            store.receive(self.instruction.bundle)
-        return store.load(self.instruction.frozen)
+        i = self.instruction
+        return _store(home() / "frozen").take(i.bundle, i.frozen, i.origin, back=self.config.keep_checkpoints)
 
     def sent_down(self) -> State:
         """Return the state that the server sent."""

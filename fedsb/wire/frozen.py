@@ -1,4 +1,4 @@
-"""What clients hold beside the state of a round: an append-only log of deltas, named by the hash of its content, and its cache.
+"""What clients hold beside the state of a round: an append-only log of deltas, named by the hash of its content.
 
 A delta sets factors of the adapters (Fed-SB's B and A, once; what learns in turns, again and again) or adds ``U V`` to the frozen weights
 (roles ``U`` (m, ρ) and ``V`` (ρ, n): FedEx's residual). Version v is the state after v deltas; its *head* is a hash over the whole
@@ -14,21 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from fedsb.core.disk import reason_of
 from fedsb.core.errors import RunError
-from fedsb.core.state import LINE, Layout, Name, State, laid_out, non_finite, sha256
+from fedsb.core.state import Layout, Name, State, non_finite, sha256
 
 ROOT = "0" * 32
 ADDED = ("U", "V", "D")  # roles that add to the frozen weights; every other one is a factor
@@ -162,6 +155,8 @@ class FrozenLog:
         if since == self.version:
             return None
         dense = self._cheaper_dense(since)
+        # A holder of what no longer counts is sent all, as one that holds nothing is: it need not have kept it.
+        parent = self.heads[since] if any(version <= since for version in self._deltas) else ROOT
         tensors: dict[Name, Tensor] = {Name(module, f"D@{self.version}"): self._view.residuals[module].clone() for module in dense}
         one_off = 0
         for version, delta in self._deltas.items():
@@ -170,7 +165,7 @@ class FrozenLog:
                 if (added and name.module not in dense) or self._latest.get(name) == version:
                     tensors[Name(name.module, f"{name.role}@{version}")] = tensor
                     one_off += 0 if added or self._first[name] != version else tensor.numel()
-        return Bundle(self.heads[since], self.head, State(tensors), one_off)
+        return Bundle(parent, self.head, State(tensors), one_off)
 
     def _cheaper_dense(self, since: int) -> set[str]:
         """Modules whose ranks to send since a version exceed mn / (m + n)."""
@@ -194,106 +189,3 @@ def dense_is_cheaper(rank: int, m: int, n: int) -> bool:
 
 def _versioned(delta: State, version: int) -> State:
     return State({Name(name.module, f"{name.role}@{version}"): t for name, t in delta.items()})
-
-
-class FrozenStore:
-    """A client's cache: one safetensors file a bundle, named by its head, and the materialised view of the last head used."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._head = ROOT
-        self._view = Frozen()
-
-    def receive(self, bundle: Bundle) -> None:
-        """Keep a bundle on disk, atomically; a known one is not written again.
-
-        Raises:
-            RunError: the disk does not take it.
-        """
-        if self._readable(bundle.head, bundle.parent):
-            return
-        try:
-            self._write(bundle)
-        except (OSError, SafetensorError) as error:
-            reason = reason_of(error) or str(error)
-            raise RunError(f"the frozen cache can't be written: {reason}; make room, or set FEDSB_HOME to another folder") from None
-
-    def _write(self, bundle: Bundle) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"{name.role}|{name.module}": t.detach().to(torch.float32).contiguous() for name, t in bundle.state.items()}
-        metadata = {"parent": bundle.parent, "head": bundle.head, "sha256": sha256(bundle.state), "padding": ""}
-        handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")
-        os.close(handle)
-        scratch = Path(name)
-        try:
-            save_file(tensors, scratch, metadata=metadata)
-            if beyond := _data_offset(scratch) % LINE:
-                save_file(tensors, scratch, metadata={**metadata, "padding": " " * (LINE - beyond)})
-            self._keep(scratch, bundle)
-        finally:
-            scratch.unlink(missing_ok=True)
-
-    def _keep(self, scratch: Path, bundle: Bundle) -> None:
-        """Give a file its name. The first one stays, so that processes that receive the same at the same time map one file."""
-        path = self._path(bundle.head)
-        try:
-            os.link(scratch, path)
-        except OSError:  # it is there, or the file system knows no links
-            if not self._readable(bundle.head, bundle.parent):
-                os.replace(scratch, path)
-
-    def load(self, head: str) -> Frozen:
-        """Return the frozen part at ``head``. The view is shared: it changes with the next load.
-
-        Raises:
-            FrozenMissing: a bundle of the chain is absent or damaged.
-        """
-        chain: list[Bundle] = []
-        at = head
-        while at not in (ROOT, self._head):
-            if any(bundle.head == at for bundle in chain):
-                raise FrozenMissing(at)  # a circle of parents leads nowhere
-            chain.append(self._read(at))
-            at = chain[-1].parent
-        if at == ROOT and self._head != ROOT:
-            self._head, self._view = ROOT, Frozen()
-        try:
-            for bundle in reversed(chain):
-                self._view.apply(bundle)
-        except BaseException:
-            # Half applied: the next load begins at the root again.
-            self._head, self._view = ROOT, Frozen()
-            raise
-        self._head = head
-        return self._view
-
-    def _path(self, head: str) -> Path:
-        # It comes from the server, and must not lead out of the folder.
-        if not re.fullmatch(r"[0-9a-f]+", head):
-            raise ValueError(f"'{head}' is no head of a frozen log")
-        return self.folder / f"{head}.safetensors"
-
-    def _readable(self, head: str, parent: str) -> bool:
-        try:
-            return self._read(head).parent == parent
-        except FrozenMissing:
-            return False
-
-    def _read(self, head: str) -> Bundle:
-        path = self._path(head)
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                state = State({Name(*reversed(key.split("|", 1))): laid_out(file.get_tensor(key)) for key in file.keys()})  # noqa: SIM118
-            whole = (metadata["head"], metadata["sha256"]) == (head, sha256(state))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise FrozenMissing(head) from error
-        if not whole or "parent" not in metadata:
-            raise FrozenMissing(head)
-        return Bundle(metadata["parent"], head, state)
-
-
-def _data_offset(path: Path) -> int:
-    """Return where the tensors of a safetensors file begin."""
-    with path.open("rb") as file:
-        return 8 + int.from_bytes(file.read(8), "little")

@@ -27,7 +27,8 @@ from fedsb.runtime.local import LocalGrid
 from fedsb.server_app import evaluator
 from fedsb.tasks.task import TASKS
 from fedsb.wire.arrays import encode_arrays
-from fedsb.wire.frozen import FrozenLog, FrozenStore
+from fedsb.wire.frozen import FrozenLog
+from fedsb.wire.frozen_cache import FrozenStore
 from fedsb.wire.messages import Instruction, Reply, decode_instruction, decode_reply
 
 ClientCall = Callable[[Message, Context], Message]

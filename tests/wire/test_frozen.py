@@ -19,7 +19,8 @@ from fedsb.core.errors import RunError
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import LINE, Name, State
 from fedsb.wire.arrays import encode_arrays
-from fedsb.wire.frozen import ROOT, Bundle, Frozen, FrozenLog, FrozenMissing, FrozenStore, dense_is_cheaper
+from fedsb.wire.frozen import ROOT, Bundle, Frozen, FrozenLog, FrozenMissing, dense_is_cheaper
+from fedsb.wire.frozen_cache import FrozenStore
 from fedsb.wire.messages import Instruction, decode_instruction, encode_cargo, encode_instruction
 
 law = settings(max_examples=25, deadline=None)

@@ -1,0 +1,239 @@
+"""A client's cache of the frozen log on its disk: any number of processes may share one, and what is superseded does not stay.
+
+Whatever is missing, for a disk was lost or another run has removed it, costs a message: its holder says so and is sent the whole log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedsb.core.disk import locked, reason_of
+from fedsb.core.errors import RunError
+from fedsb.core.state import LINE, Name, State, laid_out, sha256
+from fedsb.wire.frozen import ADDED, ROOT, Bundle, Frozen, FrozenMissing
+
+LOG = logging.getLogger(__name__)
+LATE = 2  # heads that a client may be behind the others
+SPARE = 4  # superseded files that may lie there before it is worth while to remove them
+Versions = Mapping[Name, int]  # of what a file holds, by its name without the version
+
+
+class FrozenStore:
+    """One safetensors file a bundle, named by its head, and the materialised view of the last head used."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._head = ROOT
+        self._view = Frozen()
+        self._tidied: tuple[str, str] | None = None
+
+    def take(self, bundle: Bundle | None, head: str, run: str, *, back: int) -> Frozen:
+        """Take in what came with an instruction, if anything, and return the frozen part at its head; see :meth:`load`.
+
+        Args:
+            bundle: what the server thinks that this cache lacks.
+            head: that the instruction is based on.
+            run: names the run.
+            back: number of rounds that the server may go back.
+        """
+        if bundle is None:
+            return self.load(head)
+        self.receive(bundle)
+        held = self.load(head)
+        self.tidy(run, back + LATE)
+        return held
+
+    def receive(self, bundle: Bundle) -> None:
+        """Keep a bundle on disk, atomically; a known one is not written again.
+
+        Raises:
+            RunError: the disk does not take it.
+        """
+        if self._readable(bundle.head, bundle.parent):
+            return
+        try:
+            self._write(bundle)
+        except (OSError, SafetensorError) as error:
+            reason = reason_of(error) or str(error)
+            raise RunError(f"the frozen cache can't be written: {reason}; make room, or set FEDSB_HOME to another folder") from None
+
+    def _write(self, bundle: Bundle, *, replace: bool = False) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"{name.role}|{name.module}": t.detach().to(torch.float32).contiguous() for name, t in bundle.state.items()}
+        metadata = {"parent": bundle.parent, "head": bundle.head, "sha256": sha256(bundle.state), "padding": ""}
+        handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")
+        os.close(handle)
+        scratch = Path(name)
+        try:
+            save_file(tensors, scratch, metadata=metadata)
+            if beyond := _data_offset(scratch) % LINE:
+                save_file(tensors, scratch, metadata={**metadata, "padding": " " * (LINE - beyond)})
+            if replace:
+                os.replace(scratch, self._path(bundle.head))
+            else:
+                self._keep(scratch, bundle)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def _keep(self, scratch: Path, bundle: Bundle) -> None:
+        """Give a file its name. The first one stays, so that processes that receive the same at the same time map one file."""
+        path = self._path(bundle.head)
+        try:
+            os.link(scratch, path)
+        except OSError:  # it is there, or the file system knows no links
+            if not self._readable(bundle.head, bundle.parent):
+                os.replace(scratch, path)
+
+    def load(self, head: str) -> Frozen:
+        """Return the frozen part at ``head``. The view is shared: it changes with the next load.
+
+        Raises:
+            FrozenMissing: a bundle of the chain is absent or damaged.
+        """
+        try:
+            chain, at = self._chain(head)
+        except FrozenMissing:  # another process may have put one file in place of several meanwhile
+            chain, at = self._chain(head)
+        if at == ROOT and self._head != ROOT:
+            self._head, self._view = ROOT, Frozen()
+        try:
+            for bundle in reversed(chain):
+                self._view.apply(bundle)
+        except BaseException:
+            # Half applied: the next load begins at the root again.
+            self._head, self._view = ROOT, Frozen()
+            raise
+        self._head = head
+        return self._view
+
+    def _chain(self, head: str) -> tuple[list[Bundle], str]:
+        """Read the bundles that lead to a head, the last first, and say where they begin: at what is in memory, or at the root."""
+        chain: list[Bundle] = []
+        at = head
+        while at not in (ROOT, self._head):
+            if any(bundle.head == at for bundle in chain):
+                raise FrozenMissing(at)  # a circle of parents leads nowhere
+            chain.append(self._read(at))
+            at = chain[-1].parent
+        return chain, at
+
+    def tidy(self, run: str, keep: int) -> None:
+        """Remove what later versions of a run's log have superseded; a disk that does not let it costs nothing but its room.
+
+        Args:
+            run: names it. The heads that were used in it are noted beside the files.
+            keep: number of the last heads that must lead to where they did, with all that led there: as many as a run may go back.
+        """
+        used = (run, self._head)
+        if not run or self._head == ROOT or used == self._tidied:
+            return
+        try:
+            with locked(self.folder / f"{run}.heads") as file:
+                self._tidy(file, keep)
+        except (OSError, SafetensorError, FrozenMissing) as error:
+            LOG.debug("the frozen cache is left as it is: %s", error)
+        self._tidied = used
+
+    def _tidy(self, file: BinaryIO, keep: int) -> None:
+        file.seek(0)
+        noted = [head for head in file.read().decode("ascii", "replace").split() if re.fullmatch(r"[0-9a-f]{32}", head)]
+        heads = list(dict.fromkeys([*noted, self._head]))
+        found = {head: about for head in heads if (about := self._about(head)) is not None}
+        old = superseded({head: versions for head, (_, versions) in found.items()}, keep)
+        if len(old) < SPARE:
+            file.write(f"{self._head}\n".encode() if heads != noted else b"")
+            return
+        for head, (parent, _) in found.items():
+            if head not in old and parent in old:
+                self._bridge(head, old)
+        for head in old:
+            self._path(head).unlink(missing_ok=True)
+        file.truncate(0)
+        file.write("".join(f"{head}\n" for head in found if head not in old).encode())
+
+    def _bridge(self, head: str, old: Collection[str]) -> None:
+        """Put a file in place of that of a head which holds all that those before it, which are to be removed, have led to."""
+        chain = [self._read(head)]
+        while chain[-1].parent in old:
+            chain.append(self._read(chain[-1].parent))
+        tensors: dict[Name, Tensor] = {}
+        for bundle in reversed(chain):
+            later = {_plain(name) for name in bundle.state}
+            tensors = {name: t for name, t in tensors.items() if _plain(name) not in later} | dict(bundle.state)
+        self._write(Bundle(chain[-1].parent, head, State(tensors)), replace=True)
+
+    def _about(self, head: str) -> tuple[str, Versions] | None:
+        """Return the parent of a file and the versions of what it holds, from its header; None where there is none that can be read."""
+        try:
+            with safe_open(self._path(head), "pt") as file:
+                names = [Name(*reversed(key.split("|", 1))) for key in file.keys()]  # noqa: SIM118
+                return str((file.metadata() or {}).get("parent", "")), {_plain(name): int(name.role.split("@")[1]) for name in names}
+        except (OSError, SafetensorError, TypeError, ValueError, IndexError):
+            return None
+
+    def _path(self, head: str) -> Path:
+        # It comes from the server, and must not lead out of the folder.
+        if not re.fullmatch(r"[0-9a-f]+", head):
+            raise ValueError(f"'{head}' is no head of a frozen log")
+        return self.folder / f"{head}.safetensors"
+
+    def _readable(self, head: str, parent: str) -> bool:
+        try:
+            return self._read(head).parent in (parent, ROOT)  # what leads there from nothing does so from anywhere
+        except FrozenMissing:
+            return False
+
+    def _read(self, head: str) -> Bundle:
+        path = self._path(head)
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                state = State({Name(*reversed(key.split("|", 1))): laid_out(file.get_tensor(key)) for key in file.keys()})  # noqa: SIM118
+            whole = (metadata["head"], metadata["sha256"]) == (head, sha256(state))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise FrozenMissing(head) from error
+        if not whole or "parent" not in metadata:
+            raise FrozenMissing(head)
+        return Bundle(metadata["parent"], head, state)
+
+
+def _data_offset(path: Path) -> int:
+    """Return where the tensors of a safetensors file begin."""
+    with path.open("rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")
+
+
+def _plain(name: Name) -> Name:
+    """Return a name in a bundle without its version."""
+    return Name(name.module, name.role.split("@")[0])
+
+
+def superseded(files: Mapping[str, Versions], keep: int) -> set[str]:
+    """Return the heads of files all of whose factors have a later version in the oldest of the last ``keep`` files, or before it.
+
+    What adds to the frozen weights is never superseded.
+    """
+    latest = {head: max(versions.values(), default=0) for head, versions in files.items()}
+    last = sorted(latest.values())[-keep:]
+    reach = last[0] if len(latest) > keep else 0
+    counts: dict[Name, int] = {}
+    for versions in files.values():
+        for name, version in versions.items():
+            if version <= reach:
+                counts[name] = max(version, counts.get(name, 0))
+    return {
+        head
+        for head, versions in files.items()
+        if latest[head] < reach and all(name.role not in ADDED and version < counts[name] for name, version in versions.items())
+    }
