@@ -134,7 +134,8 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
         if real and config.privacy.unit != "none":
             log.leave_times_out()
         skew = None if real else skew_in(config)
-        for line in opening_remarks(config, grid, prepared.labels, (*([skew.line()] if skew else []), *more)):
+        lines = (*([skew.line()] if skew else []), *more)
+        for line in opening_remarks(config, grid, prepared.labels, lines, counts=prepared.strategy.counts):
             listener.say(line)
         prepared.strategy.listener = listener
         first = encode_arrays(prepared.initial, config.federation.wire_dtype)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedsb.config.derived import client_names, ranks_of
 from fedsb.config.schema import Config
-from fedsb.core.cohort import cohort_size
+from fedsb.core.cohort import cohort_size, dispatch_order, draw_cohort
 from fedsb.core.errors import UserError
 from fedsb.core.state import Name
 from fedsb.data import made_row
@@ -52,6 +53,32 @@ def stack_remark(config: Config, grid: object) -> str:
         return ""
     tokens = config.train.batch_size * config.train.max_length
     return f"runtime.stack=auto: {stack_size(config)} side by side, at up to {tokens} tokens a client and step"
+
+
+def ranks_remark(config: Config, grid: object, counts: Mapping[str, int]) -> str:
+    """Say how many clients really train side by side where those of another rank cannot join them; nothing where all have one rank.
+
+    Args:
+        config: of the run.
+        grid: that it goes over.
+        counts: training examples by client, which the order of a round follows.
+    """
+    size = stack_size(config) if isinstance(grid, SimulationGrid) else 1
+    if size == 1 or len(set(ranks_of(config).values())) < 2:
+        return ""
+    return f"federation.ranks: only clients of one rank train side by side, {beside(config, size, counts):.1f} on average over the run"
+
+
+def beside(config: Config, size: int, counts: Mapping[str, int]) -> float:
+    """Return how many clients of one rank there are on average among ``size`` that a grid hands out together."""
+    ranks, clients, federation = ranks_of(config), client_names(config), config.federation
+    cohort = cohort_size(len(clients), federation.fraction)
+    passes = 0
+    for number in range(1, federation.num_rounds + 1):
+        drawn = draw_cohort(clients, cohort, seed=config.seed, round_number=number)
+        order = dispatch_order(drawn, dict(counts))
+        passes += sum(len({ranks.get(client) for client in order[i : i + size]}) for i in range(0, len(order), size))
+    return cohort * federation.num_rounds / passes
 
 
 def check_stack(config: Config, adapted: AdaptedModel, task: Task, seat: Seat | None = None) -> None:

@@ -20,7 +20,7 @@ from fedsb.models.fit import collate
 from fedsb.runtime import stack_size as module
 from fedsb.runtime.local import LocalGrid
 from fedsb.runtime.placement import Seat
-from fedsb.runtime.stack_size import check_stack, client_bytes, stack_remark, stack_size
+from fedsb.runtime.stack_size import check_stack, client_bytes, ranks_remark, stack_remark, stack_size
 from fedsb.stack.stack import Part, Stack
 from fedsb.tasks.task import TASKS
 
@@ -55,6 +55,7 @@ def test_auto_takes_what_pays(stack: str, batch: int, tokens: int, size: int) ->
     assert stack_remark(config, LocalGrid.simulation(app, {})) == (said if stack == "auto" else "")
     assert stack_remark(config, object()) == f"runtime.stack={stack}: without effect, for Flower hands out its messages one by one"
     assert stack_remark(load([]), object()) == ""
+    assert ranks_remark(config, LocalGrid.simulation(app, {}), {}) == ""
 
 
 @pytest.mark.parametrize("stack", ["0", "many", "1.5"])

@@ -146,3 +146,20 @@ def test_a_stack_of_one_is_the_client_itself(tiny_bert: Path, tmp_path: Path, mo
     grid = LocalGrid.simulation(app, {"overrides": join(overrides)}, stack=4, together=client_stack.answer_together)
     stacked = serve(load(overrides), grid, tmp_path / "stacked")
     assert stacked["factors_sha256"] == federate(tmp_path / "alone", overrides)["factors_sha256"]
+
+
+@pytest.mark.parametrize("ranks", ["[1,2]", "[1,1,2]", "[1,2,2,2]"])
+def test_how_many_of_one_rank_go_together_is_told(
+    ranks: str, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    sizes: list[int] = []
+    beside = client_stack._side_by_side
+    monkeypatch.setattr(client_stack, "_side_by_side", lambda seats: sizes.append(len(seats)) or beside(seats))  # type: ignore[func-returns-value]
+    sized = ("federation.partition.kind=size", "federation.partition.sizes=[1,2,3,4,5]", "federation.num_clients=5", "rank=2")
+    more = ("method=flexlora", f"federation.ranks={ranks}", "federation.fraction=0.8", "runtime.stack=3", "train.local_steps=1", *sized)
+    federate(tmp_path / "run", small(tiny_bert, tmp_path, *more))
+    trained = sum(len(record.clients) for record in read_run(tmp_path / "run").records)
+    passes = len(sizes) + trained - sum(sizes)
+    said = f"federation.ranks: only clients of one rank train side by side, {trained / passes:.1f} on average over the run"
+    assert said in capsys.readouterr().out.splitlines()
