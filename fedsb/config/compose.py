@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
@@ -85,11 +86,16 @@ def split_overrides(text: str) -> list[str]:
 
 
 def load(overrides: Sequence[str] = ()) -> Config:
-    """Compose, type and check a configuration.
+    """Compose, type and check a configuration, once for equal overrides: the command line, server and simulated clients ask in turn.
 
     Raises:
         UserError: an unknown group option, key or value; the message is one line with the nearest match.
     """
+    return _loaded(tuple(overrides))
+
+
+@lru_cache(maxsize=32)
+def _loaded(overrides: tuple[str, ...]) -> Config:
     return typed(compose_dict(overrides))
 
 
