@@ -298,10 +298,11 @@ RUNS = {
     "fed_sb": ("init.kind=gradient", "init.num_examples=8", "init.power_iterations=0"),
     "fedex_lora": ("method=fedex_lora", "federation.fraction=0.75"),
     "private examples": (*EXAMPLE, "init.kind=weight_svd"),
+    "fedsa_lora": ("method=fedsa_lora",),  # what a client keeps of its own serves whichever worker it comes to next
 }
 
 
-@pytest.mark.parametrize(("name", "workers", "kills"), [*((name, 2, (2, 5)) for name in RUNS), ("fed_sb", 1, ()), ("fed_sb", 3, ())])
+@pytest.mark.parametrize(("name", "workers", "kills"), [*((name, 2, (2, 5)) for name in RUNS), ("fed_sb", 1, ()), ("fedsa_lora", 3, ())])
 def test_the_bits_are_those_of_one_process_whoever_dies(
     name: str, workers: int, kills: tuple[int, ...], tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +312,8 @@ def test_the_bits_are_those_of_one_process_whoever_dies(
     again = federate(tmp_path / "ray", overrides, workers, kills)
     assert {key for key in whole if again[key] != whole[key]} <= {"wall_s", "cpu_s"}
     assert charged(tmp_path / "ray") == charged(tmp_path / "whole")
+    told, alone = ([record.client_metrics for record in read_run(tmp_path / name).records] for name in ("ray", "whole"))
+    assert told == alone
 
 
 @pytest.mark.parametrize("kills", [(), (2,)])
