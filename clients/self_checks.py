@@ -122,7 +122,7 @@ class FirstRound:
     def _partners_move(self, name: Name) -> bool:
         layer = self._adapted.layers[name.module]
         partners = (Name(name.module, role) for role in layer.spec.factors if role != name.role)
-        return all(bool(self._trained.get(partner, layer.factor(partner.role).weight).any()) for partner in partners)
+        return all(bool(self._trained.get(partner, layer.weight_of(partner.role)).any()) for partner in partners)
 
 
 def _probe(model: nn.Module, output: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...]:

@@ -91,7 +91,7 @@ def _merged(layer: LowRankLayer) -> nn.Module:
 
 def _product(layer: LowRankLayer) -> tuple[Tensor, Tensor]:
     """Split ``s · B R A`` into ``B`` and ``s · R A``, float64 on the CPU."""
-    left, right = layer.spec.split(tuple(layer.factor(role).weight.detach().to("cpu", torch.float64) for role in layer.spec.factors))
+    left, right = layer.spec.split(tuple(layer.weight_of(role).detach().to("cpu", torch.float64) for role in layer.spec.factors))
     return left, layer.scale * right
 
 

@@ -1,7 +1,8 @@
 """The one low-rank layer of the project: ``y = W0 x + s · B R A x``, or another product of the factors that a family has.
 
-The factors are plain ``nn.Linear(bias=False)`` modules, so Opacus has their per-sample gradients for free. ``W0`` is written
-(out, in) = (m, n) throughout, also for GPT-2's ``Conv1D``, which stores its transpose.
+The factors of a chain are plain ``nn.Linear(bias=False)`` modules, so Opacus has their per-sample gradients for free; those of another
+product lie in one module, whose per-sample gradients functorch finds. ``W0`` is written (out, in) = (m, n) throughout, also for GPT-2's
+``Conv1D``, which stores its transpose.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from fedsb.adapters.linear import out_in, shape_of
-from fedsb.adapters.spec import AdapterSpec
+from fedsb.adapters.spec import AdapterSpec, Shapes
 from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Name, State, laid_out
 
@@ -26,11 +28,12 @@ def with_residual(weight: Tensor, residual: Tensor) -> Tensor:
 
 
 class LowRankLayer(nn.Module):
-    """``base(x) + s · B(R(A(dropout(x))))`` around a frozen linear layer, with a chain of the factors that the family has.
+    """``base(x) + s · B(R(A(dropout(x))))`` around a frozen linear layer, with the factors that the family has.
 
     Attributes:
         base: the frozen ``nn.Linear`` or ``Conv1D``, or of a subclass; what it has and the layer has not is read from it.
-        spec: the family. Each of its factors is an ``nn.Linear(bias=False)`` under its role's name: A (r, n), R (r, r), B (m, r).
+        spec: the family. Each factor of a chain is an ``nn.Linear(bias=False)`` under its role's name: A (r, n), R (r, r), B (m, r); those
+            of another product are parameters of the module ``product``.
         scale: s.
         active: where False, the layer computes ``base(x)`` alone.
     """
@@ -45,13 +48,18 @@ class LowRankLayer(nn.Module):
         self.scale = scale
         self.active = True
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        for role, (outputs, inputs) in ((role, spec.shape(role, m, n, rank)) for role in reversed(spec.factors)):
-            self.add_module(role, _linear(inputs, outputs, weight))
+        shapes = spec.shapes(m, n, rank)
+        if spec.is_chain:
+            for role in reversed(spec.factors):
+                self.add_module(role, _linear(*reversed(shapes[role]), weight))
+        else:
+            with weight.device:
+                self.product = spec.build(shapes) if spec.build else Product(shapes, spec)
         self._pristine = weight.data
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         for role in spec.factors:
-            factor = self.factor(role).weight
+            factor = self.weight_of(role)
             factor.requires_grad_(role in spec.learn(1))
             if role in spec.frozen:
                 self.hold(role, None)
@@ -74,10 +82,13 @@ class LowRankLayer(nn.Module):
         """(m, n) = (out, in)."""
         return shape_of(self.base)
 
-    def factor(self, role: str) -> nn.Linear:
-        """Return the linear layer that holds a factor."""
-        factor: nn.Linear = getattr(self, role)
-        return factor
+    def place_of(self, role: str) -> str:
+        """Return where in the layer the parameter lies that is a factor."""
+        return f"{role}.weight" if self.spec.is_chain else f"product.{role}"
+
+    def weight_of(self, role: str) -> nn.Parameter:
+        """Return the parameter that is a factor."""
+        return self.get_parameter(self.place_of(role))
 
     @property
     def pristine(self) -> Tensor:
@@ -90,7 +101,7 @@ class LowRankLayer(nn.Module):
         Raises:
             ValueError: it has another shape.
         """
-        weight = self.factor(role).weight
+        weight = self.weight_of(role)
         if factor is None:
             # They take no memory: a model that waits for its factors should not weigh as much as one that has them.
             weight.data = torch.zeros((), dtype=weight.dtype, device=weight.device).expand_as(weight)
@@ -129,20 +140,37 @@ class LowRankLayer(nn.Module):
 
     def split(self, *, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """Return ``U`` (m, ρ) and ``V`` (ρ, n) of the weight change ``s · U V``, detached, in ``dtype`` or as the factors are."""
-        return self.spec.split(tuple(self.factor(role).weight.detach().to(dtype) for role in self.spec.factors))
+        return self.spec.split(tuple(self.weight_of(role).detach().to(dtype) for role in self.spec.factors))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, n) to (…, m)."""
         y: Tensor = self.base(x)
         if not self.active:
             return y
-        last, *first = self.spec.factors
         h = self.dropout(x)
+        if not self.spec.is_chain:
+            return y + self.scale * self.product(h)
+        last, *first = self.spec.factors
         for role in reversed(first):
-            h = self.factor(role)(h)
+            h = getattr(self, role)(h)
         # s goes to the r columns of h, not to the m of the product: a pass over the largest tensor less, each way.
-        out: Tensor = y + self.factor(last)(self.scale * h)
+        out: Tensor = y + getattr(self, last)(self.scale * h)
         return out
+
+
+class Product(nn.Module):
+    """Factors whose product is no chain, as parameters under their roles' names: ``x Vᵀ Uᵀ``, with U (m, ρ) and V (ρ, n) of the family."""
+
+    def __init__(self, shapes: Shapes, spec: AdapterSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        for role in spec.factors:
+            self.register_parameter(role, nn.Parameter(torch.empty(shapes[role])))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, n) to (…, m)."""
+        left, right = self.spec.split(tuple(getattr(self, role) for role in self.spec.factors))
+        return F.linear(F.linear(x, right), left)
 
 
 def _linear(inputs: int, outputs: int, beside: Tensor) -> nn.Linear:
@@ -179,7 +207,7 @@ def read(model: nn.Module, *roles: str) -> State:
     """Copy the factors with the given roles out of a model, as detached CPU float32 tensors."""
     return State(
         {
-            Name(name, role): layer.factor(role).weight.detach().to("cpu", torch.float32, copy=True)
+            Name(name, role): layer.weight_of(role).detach().to("cpu", torch.float32, copy=True)
             for name, layer in layers(model).items()
             for role in roles
         }
@@ -201,17 +229,19 @@ def write(model: nn.Module, state: State) -> None:
             if name.role in layer.spec.frozen:
                 layer.hold(name.role, tensor)
             elif name.role in layer.spec.factors:
-                _fill(layer.factor(name.role), tensor)
+                _fill(layer, name.role, tensor)
 
 
-def _fill(factor: nn.Linear, tensor: Tensor) -> None:
+def _fill(layer: LowRankLayer, role: str, tensor: Tensor) -> None:
     """Copy a factor to its place, which takes its shape: clients may have ranks of their own."""
-    weight = factor.weight
+    weight = layer.weight_of(role)
     if weight.shape == tensor.shape:
         weight.copy_(tensor)
     else:
+        owner, _, attribute = layer.place_of(role).rpartition(".")
         # A parameter of its own: autograd remembers the shape of one that has had a gradient.
-        factor.weight = nn.Parameter(tensor.detach().to(weight, copy=True), requires_grad=weight.requires_grad)
+        own = nn.Parameter(tensor.detach().to(weight, copy=True), requires_grad=weight.requires_grad)
+        setattr(layer.get_submodule(owner), attribute, own)
 
 
 def release(model: nn.Module) -> None:

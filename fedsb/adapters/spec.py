@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Layout, State
 
 ALWAYS: Literal["always"] = "always"
@@ -19,6 +20,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 Weights = Mapping[str, Tensor]
 # From the pristine weights by module name, each (m, n), the rank and the seed to every factor of a family.
 Start = Callable[[Weights, int, int], State]
+# From the shapes of the factors to a module that has a parameter of each name, and maps (…, n) to the product (…, m) without s.
+Build = Callable[[Shapes], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,9 @@ class AdapterSpec:
             there is nothing to start.
         shapes: of the factors, from m, n and the rank.
         split: from the factors in the order of the roles to ``U`` (m, ρ) and ``V`` (ρ, n), without s.
+        build: a module with a forward of the family's own; None: ``nn.Linear`` factors one after the other where ``split`` is a chain, and
+            ``x Vᵀ Uᵀ`` elsewhere.
+        configure: from ``adapter.options``, its keyword arguments, to the spec; None where there is nothing to choose.
     """
 
     name: str
@@ -75,6 +81,29 @@ class AdapterSpec:
     starts: Mapping[str, Start | None] = field(default_factory=dict)
     shapes: Callable[[int, int, int], Shapes] = chain_shapes
     split: Callable[[tuple[Tensor, ...]], tuple[Tensor, Tensor]] = chain
+    build: Build | None = None
+    configure: Callable[..., AdapterSpec] | None = None
+
+    def having(self, options: Mapping[str, Any]) -> AdapterSpec:
+        """Return the family as ``adapter.options`` ask for it.
+
+        Raises:
+            UserError: it has no such options, or not these values.
+        """
+        if not options:
+            return self
+        given = ", ".join(f"{key}={value}" for key, value in options.items())
+        if self.configure is None:
+            raise UserError(f"adapter.options ({given}): the family '{self.name}' has none; leave adapter.options={{}}")
+        try:
+            return self.configure(**options)
+        except TypeError as error:
+            raise UserError(f"the family '{self.name}' does not take these adapter.options ({given}): {error}") from None
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether the layer is a row of ``nn.Linear`` factors."""
+        return self.build is None and self.split is chain
 
     def shape(self, role: str, out_features: int, in_features: int, rank: int) -> tuple[int, ...]:
         """Return the shape of a factor."""

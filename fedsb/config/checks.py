@@ -10,7 +10,7 @@ from typing import Any
 from fedsb.adapters import SPECS
 from fedsb.config.checks_privacy import PRIVACY_RANGES, PRIVACY_RULES
 from fedsb.config.checks_tasks import TASK_RULES
-from fedsb.config.derived import start_kind
+from fedsb.config.derived import family, start_kind
 from fedsb.config.schema import Config
 from fedsb.core.cohort import cohort_size
 from fedsb.core.errors import UserError, unknown
@@ -127,7 +127,7 @@ def _get(config: Config, key: str) -> Any:
 
 
 def _start_fits_adapter(config: Config) -> None:
-    starts = SPECS[config.method.adapter].starts
+    starts = family(config).starts
     if config.init.kind is not None and not starts:
         raise UserError(f"init.kind={config.init.kind}: method '{config.method.name}' has no adapters to start; leave init.kind=null")
     if config.init.kind is not None and config.init.kind not in starts:
@@ -143,7 +143,7 @@ def _needs_are_met(config: Config) -> None:
 
 
 def _a_private_model_is_whole(config: Config) -> None:
-    own = SPECS[config.method.adapter].own
+    own = family(config).own
     if own and config.privacy.unit != "none":
         raise UserError(
             f"privacy.unit={config.privacy.unit} with method '{config.method.name}': each client keeps its own {', '.join(own)}, so that "

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from fedsb.adapters import SPECS
+from fedsb.adapters import SPECS, AdapterSpec
 from fedsb.config.schema import Config
+
+
+def family(config: Config) -> AdapterSpec:
+    """Return the method's adapter family, with the options that are given."""
+    return SPECS[config.method.adapter].having(config.adapter.options)
 
 
 def start_kind(config: Config) -> str | None:
@@ -11,7 +16,7 @@ def start_kind(config: Config) -> str | None:
 
     Under privacy a gradient start from the clients' data is no first choice: it costs epsilon, or epsilon altogether.
     """
-    starts = tuple(SPECS[config.method.adapter].starts)
+    starts = tuple(family(config).starts)
     if config.privacy.unit != "none" and config.init.evidence == "clients" and not config.privacy.init_fraction:
         starts = tuple(kind for kind in starts if kind != "gradient") or starts
     return config.init.kind or next(iter(starts), None)

@@ -26,13 +26,14 @@ class MethodConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class AdapterConfig:
-    """Where adapters go and how they scale."""
+    """Where adapters go and how they scale; ``options`` are keyword arguments of the family."""
 
     rank: int
     alpha: float
     rslora: bool
     dropout: float
     targets: Words
+    options: dict[str, Any]
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -142,7 +141,7 @@ class AdaptedModel:
             learn = self.spec.learn(round_number)
             for layer in self.layers.values():
                 for role in self.spec.factors:
-                    layer.factor(role).weight.requires_grad_(role in learn)
+                    layer.weight_of(role).requires_grad_(role in learn)
 
     def trainable(self) -> dict[Name, nn.Parameter]:
         """Return the parameters that a client trains in the round whose state is installed, by name."""
@@ -150,7 +149,7 @@ class AdaptedModel:
         found: dict[Name, nn.Parameter] = {Name(name, HEAD): parameters[name] for name in self.head}
         for module, layer in self.layers.items():
             for role in self.spec.learn(self._round):
-                found[Name(module, role)] = cast(nn.Parameter, layer.factor(role).weight)
+                found[Name(module, role)] = layer.weight_of(role)
         return {name: found[name] for name in sorted(found)}
 
     @property

@@ -69,7 +69,7 @@ def build_model(
         UserError: no such model, no weights in its folder, targets that match nothing, a rank that is too large, no parameter to
             train, or a pooling that does not fit the model.
     """
-    spec = SPECS[family]
+    spec = SPECS[family].having(adapter.options)
     _check_fits(model, spec, task)
     network = load_network(model, task, labels, seed, device)
     head = head_parameters(network, model.head, task, pooler=model.pooling == "own")

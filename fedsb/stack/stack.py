@@ -86,7 +86,7 @@ class Stack:
         """The modules that own trained parameters."""
         found: dict[nn.Module, dict[str, Name]] = {}
         for name in self.adapted.trainable():
-            path = name.module if name.role == HEAD else f"{name.module}.{name.role}.weight"
+            path = name.module if name.role == HEAD else f"{name.module}.{self.adapted.layers[name.module].place_of(name.role)}"
             owner, _, attribute = path.rpartition(".")
             found.setdefault(self.adapted.model.get_submodule(owner), {})[attribute] = name
         if any(list(module.children()) for module in found):
@@ -163,6 +163,7 @@ def _is_plain_lora(layer: LowRankLayer, trained: Container[nn.Module]) -> bool:
     return (
         type(layer.base) is nn.Linear
         and "forward" not in vars(layer)
+        and layer.spec.is_chain
         and layer.spec.factors == ("B", "A")
         and isinstance(layer.dropout, nn.Identity)
         and layer.A in trained

@@ -86,7 +86,7 @@ def build(case: str, method: str, *, residual: bool, rank: int = 4) -> tuple[nn.
     with torch.no_grad():
         for layer in layers(model).values():
             for role in layer.spec.factors:
-                factor = layer.factor(role).weight
+                factor = layer.weight_of(role)
                 factor.data = torch.empty(factor.shape).normal_(std=0.3)
         for name, parameter in model.named_parameters():
             if name.startswith(heads or ("-",)) and ".B." not in name:

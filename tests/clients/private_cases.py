@@ -77,7 +77,7 @@ def build_case(folder: Path, task: str, family: str, start: str = "later", *, dr
     draw = numpy_generator(0, "texts")
     features = [{"input_ids": draw.integers(5, 30, n).tolist(), "target": n % 3} for n in LENGTHS]
     frozen = {
-        Name(module, role): torch.zeros_like(layer.factor(role).weight)
+        Name(module, role): torch.zeros_like(layer.weight_of(role))
         for module, layer in adapted.layers.items()
         for role in adapted.spec.in_log
     }

@@ -80,7 +80,7 @@ def adapt(model: nn.Module, exclude: tuple[str, ...] = ("classifier", "*pooler*"
     for layer in layers(model).values():
         for role in layer.spec.factors:
             # Far from zero, so that a run with adapters on would give another gradient.
-            factor = layer.factor(role).weight
+            factor = layer.weight_of(role)
             factor.data = torch.randn(factor.shape, generator=torch_generator(0, "factors"))
     return model
 

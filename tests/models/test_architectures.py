@@ -44,7 +44,7 @@ class Built:
         stream = torch.Generator().manual_seed(5)
         for layer in layers(self.adapted.model).values():
             for role in layer.spec.in_log:
-                layer.hold(role, 0.3 * torch.randn(layer.factor(role).weight.shape, generator=stream))
+                layer.hold(role, 0.3 * torch.randn(layer.weight_of(role).shape, generator=stream))
         with torch.no_grad():
             for p in self.adapted.trainable().values():
                 p.copy_(0.3 * torch.randn(p.shape, generator=stream))

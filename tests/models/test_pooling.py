@@ -63,7 +63,7 @@ def build(request: pytest.FixtureRequest) -> Build:
         with torch.no_grad():
             for layer in layers(adapted.model).values():
                 for role in layer.spec.factors:
-                    factor = layer.factor(role).weight
+                    factor = layer.weight_of(role)
                     factor.data = torch.empty(factor.shape).normal_(std=0.3, generator=stream)
         return adapted
 

@@ -11,6 +11,7 @@ import pytest
 
 from clients import stacked
 from fedsb import client_stack
+from fedsb.adapters import SPECS
 from fedsb.client_app import app
 from fedsb.config.compose import load
 from fedsb.core.state import squared_norm, subtract
@@ -30,16 +31,15 @@ RUNS = {
     "fedavg_lora": ("method=fedavg_lora", "train.local_steps=null"),
     "fedex_lora": ("method=fedex_lora", "federation.fraction=0.75", "federation.num_rounds=3"),
     "head_only": ("method=head_only",),
-    "private examples": (*EXAMPLE, "init.kind=weight_svd"),
     "private, adaptive": (*EXAMPLE, "init.kind=weight_svd", "privacy.clipping=adaptive"),
-    "private examples, LoRA": (*EXAMPLE, "method=fedavg_lora"),
     "private clients": ("privacy=client", "privacy.noise_multiplier=2", "federation.weighting=uniform", "init.kind=weight_svd"),
     "faults": ("init.kind=weight_svd", "faults.crash=0.2", "federation.min_replies=1"),
     "uneven": ("init.kind=weight_svd", "federation.partition.kind=size", "federation.partition.sizes=[1,2,3,4]", "train.local_steps=null"),
     "two ranks": ("method=flexlora", "federation.ranks=[1,1,2]"),
 }
 RUNS |= {method: (f"method={method}", "federation.num_rounds=3") for method in STRATEGIES if method not in RUNS}
-RUNS |= {f"private examples, {method}": (*EXAMPLE, f"method={method}") for method in ("ffa_lora", "rolora", "flora", "flexlora")}
+WHOLE = [method for method in STRATEGIES if not SPECS[load([f"method={method}"]).method.adapter].own]
+RUNS |= {f"private examples, {method}": (*EXAMPLE, f"method={method}") for method in WHOLE}
 
 
 def federate(folder: Path, overrides: list[str], grid: type[LocalGrid] = LocalGrid) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def test_clients_that_cannot_be_computed_together_train_alone(
     assert "clients side by side failed, each trains alone now: too many of them" in caplog.messages
 
 
-@pytest.mark.parametrize(("name", "kept"), [("private examples, LoRA", 4), ("private examples, LoRA", 5), ("private, adaptive", 4)])
+@pytest.mark.parametrize(("name", "kept"), [("private examples, fedavg_lora", 4), ("private examples, fedavg_lora", 5), ("private, adaptive", 4)])
 def test_a_private_stack_ended_between_two_of_its_replies_releases_nothing_new(
     name: str, kept: int, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

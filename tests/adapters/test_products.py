@@ -1,0 +1,167 @@
+"""A family whose product is no chain goes through layer, gradients, runs, stacks, privacy and export as the others do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from shlex import join
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from clients.private import sampled_gradients
+from fedsb.adapters import SPECS, LowRankLayer, attach, write
+from fedsb.adapters.export import merged_copy
+from fedsb.adapters.linear import out_in
+from fedsb.config.compose import load
+from fedsb.core.errors import UserError
+from fedsb.core.rng import torch_generator
+from fedsb.core.state import Name, State, squared_norm, subtract
+from fedsb.cost.table import cost_of
+from fedsb.models.build import forget_models
+from fedsb.run.checkpoint import load_checkpoint
+from fedsb.runtime.grids import grid_for
+from fedsb.server_app import serve
+from tests.adapters.odd_families import FAMILIES, hadamard
+from tests.strategies.federations import Federation, classification, federate
+from tests.strategies.private_runs import EXAMPLE, run_privately, small
+
+M, N, RANK, SCALE = 7, 5, 3, 0.6
+BASES = {"linear": lambda: nn.Linear(N, M), "conv1d": lambda: Conv1D(M, N)}
+
+
+# Of each family the one in whose place it runs, which has a method whose rule suits it.
+PLACES = {"hadamard": "lora", "own_forward": "lora_sb"}
+METHODS = {"hadamard": ["method=fedavg_lora"], "own_forward": ["method=fed_sb", "init.kind=orthogonal"]}
+ROUNDS = ["train.lr=0.02", "federation.num_rounds=2"]
+Use = Callable[[str], None]
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Use]:
+    """Put a family in the place of a method's own, in a process that remembers no model."""
+
+    def put(family: str) -> None:
+        forget_models()
+        monkeypatch.setitem(SPECS, PLACES[family], FAMILIES[family])
+
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    forget_models()
+    yield put
+    forget_models()
+
+
+def filled(base: nn.Module, family: str) -> LowRankLayer:
+    layer = LowRankLayer(base, FAMILIES[family], RANK, SCALE)
+    for i, role in enumerate(layer.spec.factors):
+        weight = layer.weight_of(role)
+        weight.data = torch.randn(weight.shape, generator=torch_generator(i, "product"))
+    return layer
+
+
+def dense(layer: LowRankLayer) -> Tensor:
+    """Return s times the product in float64, entry by entry."""
+    f = {role: layer.weight_of(role).detach().double() for role in layer.spec.factors}
+    product = (f["B1"] @ f["A1"]) * (f["B2"] @ f["A2"]) if "B1" in f else f["B"] @ f["R"] @ f["A"]
+    return SCALE * product
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("base", BASES)
+def test_the_layer_computes_with_the_dense_product(base: str, family: str) -> None:
+    layer = filled(BASES[base](), family)
+    x = torch.randn(2, 4, N, generator=torch_generator(0, "x"))
+    expected = layer.base(x) + x @ dense(layer).float().T
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.delta().double(), dense(layer), rtol=1e-5, atol=1e-5)
+    merged = merged_copy(nn.Sequential(layer))[0]
+    torch.testing.assert_close(out_in(merged, merged.weight).double(), layer.pristine.double() + dense(layer), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_those_of_each_example_alone(family: str) -> None:
+    layer = filled(nn.Linear(N, M), family)
+    trained = [layer.weight_of(role) for role in layer.spec.learn(1)]
+    x, weights = (torch.randn(3, 4, size, generator=torch_generator(size, "x")) for size in (N, M))
+    alone = [torch.autograd.grad((layer(x[i : i + 1]).square() * weights[i]).sum(), trained) for i in range(3)]
+    with sampled_gradients(layer):
+        (layer(x).square() * weights).sum().backward()
+        found = [p.grad_sample for p in trained]
+    for i, together in enumerate(found):
+        torch.testing.assert_close(together, torch.stack([gradients[i] for gradients in alone]), rtol=1e-4, atol=1e-4)
+
+
+def federated(bert: Path, table: Path, family: str, *more: str) -> Federation:
+    return federate([*classification(bert, table), *METHODS[family], *ROUNDS, *more])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_moves_what_it_should_and_measures_its_gap(family: str, use: Use, tiny_bert: Path, tiny_csv: Path) -> None:
+    use(family)
+    run = federated(tiny_bert, tiny_csv, family)
+    cost = cost_of(run.config)
+    assert run.payload() == (cost.payload_up, cost.payload_down, cost.payload_one_off)
+    gaps = [record.exactness_gap for record in run.records[1:]]
+    assert max(gaps) < 1e-5 if family == "own_forward" else min(gaps) > 1e-3
+    shapes = run.prepared.adapted.shapes.values()
+    each = sum((RANK + 2) * (m + n) for m, n in shapes) if family == "hadamard" else RANK**2 * len(shapes)
+    assert {exchange.answer.flats["trained"].numel() for exchange in run.grid.rounds()[1]} == {each}
+
+
+def test_a_forward_of_its_own_trains_as_the_chain_does(use: Use, tiny_bert: Path, tiny_csv: Path) -> None:
+    chain = federated(tiny_bert, tiny_csv, "own_forward").kept.states[-1]
+    use("own_forward")
+    own = federated(tiny_bert, tiny_csv, "own_forward").kept.states[-1]
+    assert squared_norm(subtract(own, chain)) < 1e-8 * squared_norm(chain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_clients_side_by_side_end_where_each_ends_alone(family: str, use: Use, tiny_bert: Path, tiny_csv: Path, tmp_path: Path) -> None:
+    use(family)
+    states = []
+    for size in (1, 3):
+        overrides = [*classification(tiny_bert, tiny_csv), *METHODS[family], *ROUNDS, f"runtime.stack={size}"]
+        config = load(overrides)
+        serve(config, grid_for(config, {"overrides": join(overrides), "output": str(tmp_path / str(size))}), tmp_path / str(size))
+        states.append(load_checkpoint(tmp_path / str(size) / "checkpoints").state)
+    alone, stacked = states
+    assert squared_norm(subtract(stacked, alone)) < 1e-10 * squared_norm(alone)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_private_clients_train_and_pass_their_checks(family: str, use: Use, tiny_bert: Path, tmp_path: Path) -> None:
+    use(family)
+    run = run_privately(small(tiny_bert, tmp_path, *EXAMPLE, *METHODS[family]), tmp_path / "run")
+    assert run.error is None
+    assert not any(record.failed for record in run.records)
+    assert run.claim.final(simulated=True)["max"] > 0
+
+
+def test_options_choose_the_shape_of_a_family(use: Use, tiny_bert: Path, tiny_csv: Path) -> None:
+    use("hadamard")
+    run = federated(tiny_bert, tiny_csv, "hadamard", "+adapter.options.second=4")
+    assert {t.shape[1] for name, t in run.kept.states[-1].items() if name.role == "B2"} == {4}
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "said"),
+    [
+        ("hadamard", {"third": 2}, r"^the family 'hadamard' does not take these adapter\.options \(third=2\): .*'third'"),
+        ("own_forward", {"second": 2}, r"^adapter\.options \(second=2\): the family 'own_forward' has none; leave"),
+    ],
+)
+def test_options_that_a_family_does_not_have_are_told(family: str, given: dict[str, int], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        FAMILIES[family].having(given)
+
+
+def test_a_factor_takes_the_shape_that_comes() -> None:
+    """A client of a smaller rank computes with what it was sent."""
+    model = nn.Sequential(nn.Linear(N, M))
+    layer = attach(model, hadamard(), targets=["0"], rank=RANK, scale=SCALE)["0"]
+    narrow = {role: torch.randn(shape) for role, shape in layer.spec.shapes(M, N, 1).items()}
+    write(model, State({Name("0", role): t for role, t in narrow.items()}))
+    expected = SCALE * (narrow["B1"] @ narrow["A1"]) * (narrow["B2"] @ narrow["A2"])
+    torch.testing.assert_close(layer.delta(), expected)
