@@ -51,7 +51,7 @@ class LowRankLayer(nn.Module):
         shapes = spec.shapes(m, n, rank)
         if spec.is_chain:
             for role in reversed(spec.factors):
-                self.add_module(role, _linear(*reversed(shapes[role]), weight))
+                self.add_module(role, _linear(shapes[role], weight))
         else:
             with weight.device:
                 self.product = spec.build(shapes) if spec.build else Product(shapes, spec)
@@ -149,7 +149,8 @@ class LowRankLayer(nn.Module):
             return y
         h = self.dropout(x)
         if not self.spec.is_chain:
-            return y + self.scale * self.product(h)
+            added: Tensor = self.product(h)
+            return y + self.scale * added
         last, *first = self.spec.factors
         for role in reversed(first):
             h = getattr(self, role)(h)
@@ -173,8 +174,9 @@ class Product(nn.Module):
         return F.linear(F.linear(x, right), left)
 
 
-def _linear(inputs: int, outputs: int, beside: Tensor) -> nn.Linear:
-    """Return a factor in float32 on the device of the base weight; its values come later."""
+def _linear(shape: tuple[int, ...], beside: Tensor) -> nn.Linear:
+    """Return a factor (out, in) in float32 on the device of the base weight; its values come later."""
+    outputs, inputs = shape
     return skip_init(nn.Linear, inputs, outputs, bias=False, device=beside.device, dtype=torch.float32)  # type: ignore[no-untyped-call, no-any-return]
 
 

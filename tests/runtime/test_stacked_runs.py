@@ -104,7 +104,7 @@ def test_clients_that_cannot_be_computed_together_train_alone(
     assert "clients side by side failed, each trains alone now: too many of them" in caplog.messages
 
 
-@pytest.mark.parametrize(("name", "kept"), [("private examples, fedavg_lora", 4), ("private examples, fedavg_lora", 5), ("private, adaptive", 4)])
+@pytest.mark.parametrize(("name", "kept"), [*(("private examples, fedavg_lora", kept) for kept in (4, 5)), ("private, adaptive", 4)])
 def test_a_private_stack_ended_between_two_of_its_replies_releases_nothing_new(
     name: str, kept: int, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
