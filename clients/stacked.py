@@ -40,7 +40,7 @@ def taught_together(
     Raises:
         UserError: the model draws random numbers that cannot be told apart by client.
     """
-    if private and any(type(site.module) not in GradSampleHooks.GRAD_SAMPLERS for site in stack.sites):
+    if private and any(type(owner.module) not in GradSampleHooks.GRAD_SAMPLERS for owner in stack.trained):
         raise UserError("a trained layer has no per-example gradients of its own in Opacus; set runtime.stack=1")
     results: dict[int, Any] = {}
     asked: dict[int, Features] = {}
@@ -142,9 +142,9 @@ def _cut(value: Tensor, length: int, tokens: int) -> Tensor:
 
 
 def _hand_out(stack: Stack, parts: Sequence[Part]) -> None:
-    for site in stack.sites:
-        for attribute, name in site.names.items():
-            p = getattr(site.module, attribute)
+    for owner in stack.trained:
+        for attribute, name in owner.names.items():
+            p = getattr(owner.module, attribute)
             check_sampled(p, sum(part.rows for part in parts))
             for part, sampled in zip(parts, torch.split(p.grad_sample, [part.rows for part in parts]), strict=True):
                 stack.members[part.client][name].grad_sample = sampled  # type: ignore[attr-defined]

@@ -15,43 +15,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsb.app.assembly import (
     anchored,
-    every_core,
     peopled,
     progress_of,
     run_folder,
     skew_in,
-    task_of,
-    test_features,
     use_threads,
 )
-from fedsb.app.export_run import export_run
 from fedsb.app.opening import opening_remarks
+from fedsb.app.outcome import evaluator, finish, listener_of
 from fedsb.app.prepare import Prepared, planned, prepare
-from fedsb.app.private_run import check_ledgers, open_accounts, opening_lines
-from fedsb.app.recorder import Recorder
+from fedsb.app.private_run import check_ledgers, opening_lines
 from fedsb.config.compose import load, split_overrides
 from fedsb.config.schema import Config
-from fedsb.core.cohort import evaluated_rounds
 from fedsb.core.errors import RunError, UserError
 from fedsb.core.logs import run_log
-from fedsb.core.state import State, sha256, unpack
+from fedsb.core.state import unpack
 from fedsb.core.streams import spell_out
-from fedsb.models.evaluate import evaluate
-from fedsb.report.progress import Progress
-from fedsb.report.report import write_report
-from fedsb.report.summary import build_summary
 from fedsb.run.checkpoint import Snapshot, load_checkpoint
-from fedsb.run.records import RunFolder
+from fedsb.run.folder import RunFolder
 from fedsb.run.resuming import fingerprint, for_nodes, resumed, sealed
 from fedsb.run.story import ending_in_one_line, told
 from fedsb.runtime.grid import SimulationGrid
 from fedsb.wire.arrays import decode_arrays, encode_arrays
-from strategies.carried import remember
 
 LOG = logging.getLogger(__name__)
 app = ServerApp()
@@ -124,7 +114,7 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
     begun, config = time.monotonic(), prepared.config
     records = folder.cut(snapshot.round if snapshot else -1)
     with run_log(folder.log, config.log_level) as log, told(config, folder.path), progress_of(config) as progress:
-        listener = recorder(prepared, folder, progress)
+        listener = listener_of(prepared, folder, progress)
         if snapshot is not None:
             listener.resume(records, snapshot.memory)
         if config.resume:
@@ -148,7 +138,7 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
         assert result.arrays is not None
         state = unpack(decode_arrays(result.arrays), prepared.adapted.layouts.down)
         wall_s = time.monotonic() - begun + sum(record.wall_s or 0.0 for record in records)
-        summary = _finish(prepared, folder, listener, state, wall_s)
+        summary = finish(prepared, folder, listener, state, wall_s)
         progress.finish(summary, folder.path)
     return summary
 
@@ -163,73 +153,3 @@ def last_snapshot(config: Config, folder: RunFolder) -> Snapshot | None:
         return load_checkpoint(folder.checkpoints, run=fingerprint(config))
     except FileNotFoundError:
         return None
-
-
-def recorder(prepared: Prepared, folder: RunFolder, progress: Progress) -> Recorder:
-    """Return the listener of a run; under client-level privacy the server's ledger is charged before each release."""
-    claim, books = open_accounts(prepared.config, folder.path, prepared.plans, prepared.server_plan)
-    if books is not None and prepared.strategy.participation.client_privacy is not None:
-        books.simulated = lambda: prepared.strategy.simulated
-        prepared.strategy.participation.client_privacy.charge = books.charge
-    strategy = prepared.strategy
-    return Recorder(
-        folder,
-        progress,
-        claim,
-        simulated=lambda: strategy.simulated,
-        server_accounts=books.accounts if books else None,
-        memory=lambda: remember(strategy),
-        run=fingerprint(prepared.config),
-        keep=prepared.config.keep_checkpoints,
-    )
-
-
-def evaluator(prepared: Prepared) -> Any:
-    """Return Flower's ``evaluate_fn``: the server's test split under the current state, in rounds that are to be evaluated."""
-    config = prepared.config
-    task, features = task_of(config), test_features(config)
-    due = evaluated_rounds(config.eval.every, config.federation.num_rounds)
-
-    def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        if server_round not in due or not prepared.adapted.spec.has_global_model:
-            return None
-        adapted = prepared.adapted
-        adapted.install(unpack(decode_arrays(arrays), adapted.layouts.down), prepared.strategy.frozen.view())
-        with every_core():
-            return MetricRecord(evaluate(adapted, task, features, train=config.train))  # type: ignore[arg-type]
-
-    return evaluate_fn
-
-
-def _finish(prepared: Prepared, folder: RunFolder, listener: Recorder, state: State, wall_s: float) -> dict[str, Any]:
-    """Export the adapter, write the report, and last the summary, by which the run has finished."""
-    config, adapted, strategy = prepared.config, prepared.adapted, prepared.strategy
-    adapted.install(state, strategy.frozen.view())
-    export_run(config, adapted, folder)
-    summary = build_summary(
-        method=config.method.name,
-        rounds=config.federation.num_rounds,
-        clients=config.federation.num_clients,
-        seed=config.seed,
-        model=config.model.name,
-        data=config.data.path or config.data.test_path or config.data.kind,
-        rank=config.adapter.rank if adapted.spec.factors else None,
-        trained_params=adapted.layouts.learnt.numel,
-        records=listener.records,
-        factors_sha256=sha256(state, *strategy.frozen.deltas().values()),
-        wall_s=wall_s,
-        held_modules=strategy.gap.sample,
-        epsilon=listener.claim.final(simulated=strategy.simulated),
-        epsilon_reason=listener.claim.why_none(),
-        partition=_partition(prepared),
-    )
-    write_report(folder.path, summary, plots=config.plots)
-    folder.write_summary(summary)
-    return summary
-
-
-def _partition(prepared: Prepared) -> dict[str, object] | None:
-    """Return how examples are dealt out, in a simulation without privacy: labels and sizes are what others protect."""
-    shown = prepared.strategy.simulated and prepared.config.privacy.unit == "none"
-    skew = skew_in(prepared.config) if shown else None
-    return None if skew is None else skew.as_dict()

@@ -17,7 +17,7 @@ from fedsb.models.build import build_model
 from fedsb.models.loading import locate
 from fedsb.models.pooling import pooling_remark
 from fedsb.run.checkpoint import load_checkpoint
-from fedsb.run.records import RunFolder
+from fedsb.run.folder import RunFolder
 
 
 def export_run(config: Config, adapted: AdaptedModel, folder: RunFolder) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from fedsb.report.series import LOWER_IS_BETTER
 from fedsb.report.table import number, plural
-from fedsb.run.records import RoundRecord, Run
+from fedsb.run.folder import Run
+from fedsb.run.records import RoundRecord
 
 MOST_CLIENTS = 50
 MOST_LABELS = 12

@@ -14,7 +14,7 @@ from fedsb.report.markdown import document, or_dash, table, write
 from fedsb.report.plots import compare
 from fedsb.report.series import final_metrics, largest_gap, metric_names, total_or_none, totals
 from fedsb.report.table import bound, epsilon_text, gap_text, human_bytes, human_seconds, number, plural
-from fedsb.run.records import Run, read_run
+from fedsb.run.folder import Run, read_run
 
 PAYLOADS = ("payload_up", "payload_down", "payload_one_off", "payload_total")
 

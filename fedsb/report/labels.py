@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedsb.run.records import Run
+from fedsb.run.folder import Run
 
 # Shown wherever they differ; every other setting only where it tells two runs apart that these do not.
 TOLD: dict[str, str] = {"rank": "rank", "federation.num_clients": "clients", "seed": "seed"}

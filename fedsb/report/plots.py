@@ -11,7 +11,7 @@ from fedsb.report.labels import run_labels
 from fedsb.report.privacy import draw_noise, has_noise_figures, mark_level
 from fedsb.report.series import LOWER_IS_BETTER, PAYLOADS, cumulative, curve, metric_names, primary_metric, totals
 from fedsb.report.table import human_bytes
-from fedsb.run.records import Run, read_run
+from fedsb.run.folder import Run, read_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedsb.privacy.claim import NO_MECHANISM, NOT_COVERED
 from fedsb.report.table import bound, epsilon_text, uncovered_text
-from fedsb.run.records import RoundRecord, Run
+from fedsb.run.folder import Run
+from fedsb.run.records import RoundRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,8 @@ from fedsb.report.plots import plot_run
 from fedsb.report.privacy import account_rows, accounts_of, claim_text
 from fedsb.report.series import final_metrics, largest_gap, mean_over_clients, metric_names, totals
 from fedsb.report.table import gap_text, gaps_text, human_bytes, human_seconds, number, plural
-from fedsb.run.records import RoundRecord, Run, finite, read_run
+from fedsb.run.folder import Run, read_run
+from fedsb.run.records import RoundRecord, finite
 
 # Label, and the settings that it shows; one that the run's configuration lacks is left out.
 SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (

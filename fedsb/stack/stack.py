@@ -40,7 +40,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Site:
+class TrainedModule:
     """A module that owns trained parameters: their names by attribute, and what each client has in their place."""
 
     module: nn.Module
@@ -82,7 +82,7 @@ class Stack:
         self._parts: Sequence[Part] = ()
 
     @cached_property
-    def sites(self) -> tuple[Site, ...]:
+    def trained(self) -> tuple[TrainedModule, ...]:
         """The modules that own trained parameters."""
         found: dict[nn.Module, dict[str, Name]] = {}
         for name in self.adapted.trainable():
@@ -95,15 +95,15 @@ class Stack:
             raise UserError(
                 f"the model's '{own[0]}' that it trains has a forward of its own, with one client's values; set runtime.stack=1"
             )
-        return tuple(Site(module, names, self.members) for module, names in found.items())
+        return tuple(TrainedModule(module, names, self.members) for module, names in found.items())
 
     @contextmanager
     def laid(self) -> Iterator[None]:
         """Let the model compute with the clients' values inside the block; each pass names its parts by :meth:`among`."""
-        at = {site.module: site for site in self.sites}
+        at = {owner.module: owner for owner in self.trained}
         layers = [layer for layer in self.adapted.model.modules() if isinstance(layer, LowRankLayer) and _is_plain_lora(layer, at)]
-        for site in self.sites:
-            site.module.forward = partial(self._forward, site)
+        for owner in self.trained:
+            owner.module.forward = partial(self._forward, owner)
         for layer in layers:
             layer.forward = partial(self._low_rank, layer, at)  # type: ignore[method-assign]
         try:
@@ -134,7 +134,7 @@ class Stack:
         with self.laid(), self.among([Part(client, rows, 0)]):
             return forward()
 
-    def _low_rank(self, layer: LowRankLayer, at: Mapping[nn.Module, Site], x: Tensor) -> Tensor:
+    def _low_rank(self, layer: LowRankLayer, at: Mapping[nn.Module, TrainedModule], x: Tensor) -> Tensor:
         """Compute a whole LoRA layer at once, where nobody has to see what its factors get: neither hooks nor mixed precision."""
         rows = rows_of(self._parts, len(x))
         watched = layer.A._forward_hooks or torch.is_autocast_enabled(x.device.type)
@@ -145,16 +145,18 @@ class Stack:
         blocks = x.reshape(len(rows), -1, x.shape[-1])
         return batched_lora(blocks, cast(nn.Linear, layer.base), a, b, layer.scale).view(*x.shape[:-1], -1)
 
-    def _forward(self, site: Site, x: Tensor) -> Tensor:
+    def _forward(self, owner: TrainedModule, x: Tensor) -> Tensor:
         parts = self._parts
         rows = rows_of(parts, len(x))
-        if type(site.module) is nn.Linear and len(parts) > 1 and len(set(rows)) == 1:
+        if type(owner.module) is nn.Linear and len(parts) > 1 and len(set(rows)) == 1:
             blocks = x.reshape(len(parts), -1, x.shape[-1])
-            return batched_linear(blocks, cast(Tensor, site.stacked("weight", parts)), site.stacked("bias", parts)).view(*x.shape[:-1], -1)
+            return batched_linear(blocks, cast(Tensor, owner.stacked("weight", parts)), owner.stacked("bias", parts)).view(
+                *x.shape[:-1], -1
+            )
         for part in parts:
-            site.copies[part.client].training = site.module.training
+            owner.copies[part.client].training = owner.module.training
         pieces = torch.split(x, rows)
-        out: Tensor = torch.cat([site.copies[part.client](piece) for part, piece in zip(parts, pieces, strict=True)])
+        out: Tensor = torch.cat([owner.copies[part.client](piece) for part, piece in zip(parts, pieces, strict=True)])
         return out
 
 

@@ -24,7 +24,7 @@ from figures import Figure, show
 
 from fedsb.client_app import app
 from fedsb.config.compose import load
-from fedsb.run.records import read_run
+from fedsb.run.folder import read_run
 from fedsb.runtime.local import LocalGrid
 from fedsb.server_app import serve
 

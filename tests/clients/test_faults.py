@@ -19,7 +19,8 @@ from fedsb.config.schema import FaultConfig
 from fedsb.core.errors import UserError
 from fedsb.privacy.account import LEDGERS
 from fedsb.privacy.codes import CODES
-from fedsb.run.records import RoundRecord, read_run
+from fedsb.run.folder import read_run
+from fedsb.run.records import RoundRecord
 from fedsb.runtime.local import LocalGrid
 from fedsb.server_app import serve
 from tests.strategies.private_runs import EXAMPLE, small

@@ -10,7 +10,7 @@ import pytest
 
 from fedsb.commands.sweep import CUT, FINISHED, JOBS, NEW, endings, going_on, label_jobs, run_noted, tell
 from fedsb.core.errors import RunError, UserError
-from fedsb.run.records import read_run
+from fedsb.run.folder import read_run
 from tests.test_cli import Call, call, first_line, quick  # noqa: F401
 
 GRID = ("seed=0,1", "federation.num_rounds=2", "output=sweep")

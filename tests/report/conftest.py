@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedsb.run.records import RoundRecord, RunFolder
+from fedsb.run.folder import RunFolder
+from fedsb.run.records import RoundRecord
 from tests.report.made import Maker, make_config, make_records, make_summary
 
 

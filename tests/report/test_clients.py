@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from fedsb.report.clients import client_spread
 from fedsb.report.report import report_text
 from fedsb.report.table import rows
-from fedsb.run.records import RoundRecord, read_run
+from fedsb.run.folder import read_run
+from fedsb.run.records import RoundRecord
 from tests.report.made import Maker, make_records, make_summary
 from tests.report.test_report import table_after
 

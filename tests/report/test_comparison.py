@@ -17,7 +17,8 @@ from fedsb.core.errors import UserError
 from fedsb.report.comparison import mean_text, write_comparison
 from fedsb.report.labels import run_labels
 from fedsb.report.report import runs_in, write_reports
-from fedsb.run.records import RoundRecord, Run, read_run
+from fedsb.run.folder import Run, read_run
+from fedsb.run.records import RoundRecord
 from tests.report.made import SCORES, Maker, make_records
 from tests.report.test_report import table_after
 

@@ -15,7 +15,8 @@ from fedsb.report.labels import run_labels
 from fedsb.report.plots import compare, plot_run
 from fedsb.report.report import report_text, write_comparison, write_report, write_reports
 from fedsb.report.series import curve
-from fedsb.run.records import RoundRecord, read_run
+from fedsb.run.folder import read_run
+from fedsb.run.records import RoundRecord
 from tests.report.made import Maker, make_records, make_summary
 
 SECTIONS = ["What ran", "Rounds", "Clients", "Communication", "Exactness", "Privacy", "Failures", "Versions"]

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsb.core.errors import UserError
-from fedsb.run.records import RoundRecord, RunFolder, read_run
+from fedsb.run.folder import RunFolder, read_run
+from fedsb.run.records import RoundRecord
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 WORDS = st.text(max_size=12)
@@ -108,7 +109,7 @@ def test_of_two_runs_that_start_together_one_gets_the_folder(tmp_path: Path) -> 
 
 KILLED_AS_IT_WRITES = """
 import resource, signal, sys
-from fedsb.run.records import RunFolder
+from fedsb.run.folder import RunFolder
 
 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))

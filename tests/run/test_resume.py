@@ -32,7 +32,8 @@ from fedsb.core.rng import numpy_generator
 from fedsb.privacy.codes import CODES
 from fedsb.privacy.randomness import simulated_streams
 from fedsb.report.report import write_report
-from fedsb.run.records import RoundRecord, RunFolder, read_run
+from fedsb.run.folder import RunFolder, read_run
+from fedsb.run.records import RoundRecord
 from fedsb.run.resuming import for_nodes, resumed, sealed
 from fedsb.runtime.local import LocalGrid
 from fedsb.runtime.stack_size import stack_size

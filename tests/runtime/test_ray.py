@@ -32,7 +32,7 @@ from fedsb.core.logs import run_log
 from fedsb.core.state import Name, State
 from fedsb.models.build import forget_models
 from fedsb.privacy.account import DIAGNOSTICS, LEDGERS
-from fedsb.run.records import read_run
+from fedsb.run.folder import read_run
 from fedsb.runtime.cluster import RAY_SWITCHES, start_ray
 from fedsb.runtime.grid import simulated_nodes
 from fedsb.runtime.grids import CLIENT, TOGETHER

@@ -18,7 +18,7 @@ from fedsb.core.state import squared_norm, subtract
 from fedsb.privacy.account import LEDGERS
 from fedsb.privacy.ledger import Ledger
 from fedsb.run.checkpoint import load_checkpoint
-from fedsb.run.records import read_run
+from fedsb.run.folder import read_run
 from fedsb.run.resuming import resumed
 from fedsb.runtime.grids import grid_for
 from fedsb.runtime.local import LocalGrid

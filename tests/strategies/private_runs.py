@@ -17,6 +17,7 @@ from rich.console import Console
 
 from fedsb.app.assembly import client_features, use_threads
 from fedsb.app.client_job import config_of as client_config
+from fedsb.app.outcome import listener_of
 from fedsb.app.prepare import Prepared, planned, prepare
 from fedsb.app.private_run import opening_lines
 from fedsb.client_app import app as client_app
@@ -25,9 +26,9 @@ from fedsb.core.errors import RunError
 from fedsb.core.state import State, sha256
 from fedsb.report.progress import Progress
 from fedsb.run.checkpoint import load_checkpoint
-from fedsb.run.records import RoundRecord, RunFolder, read_run
+from fedsb.run.folder import RunFolder, read_run
+from fedsb.run.records import RoundRecord
 from fedsb.run.resuming import sealed
-from fedsb.server_app import recorder
 from fedsb.wire.arrays import encode_arrays
 from fedsb.wire.messages import decode_instruction
 from tests.conftest import TOPICS
@@ -105,7 +106,7 @@ def run_privately(
     out, screen, error = RunFolder(folder), io.StringIO(), None
     out.write_config(sealed(config))
     with Progress(config.federation.num_rounds, Console(file=screen)) as progress:
-        listener = recorder(prepared, out, progress)
+        listener = listener_of(prepared, out, progress)
         for line in opening_lines(config, prepared.every_plan, prepared.adapted.shapes):
             progress.say(line)
         prepared.strategy.listener = listener

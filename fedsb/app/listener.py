@@ -13,7 +13,8 @@ from fedsb.privacy.claim import Claim
 from fedsb.report.progress import Progress
 from fedsb.report.table import round_line
 from fedsb.run.checkpoint import Memory, Snapshot, save_checkpoint
-from fedsb.run.records import RoundRecord, RunFolder
+from fedsb.run.folder import RunFolder
+from fedsb.run.records import RoundRecord
 from fedsb.wire.frozen import FrozenLog
 
 LOG = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ DIAGNOSED = {"loss": "train_loss", "clip_rate": "clip_rate", "signal_to_noise": 
 ACCOUNTS, SILENT = "accounts", "silent"
 
 
-class Recorder:
+class RunListener:
     """The listener of a run.
 
     Args:
