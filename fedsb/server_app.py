@@ -42,6 +42,7 @@ from fedsb.run.resuming import fingerprint, for_nodes, resumed, sealed
 from fedsb.run.story import ending_in_one_line, told
 from fedsb.runtime.grid import SimulationGrid
 from fedsb.wire.arrays import decode_arrays, encode_arrays
+from strategies.carried import remember
 
 LOG = logging.getLogger(__name__)
 app = ServerApp()
@@ -114,7 +115,7 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
     begun, config = time.monotonic(), prepared.config
     records = folder.cut(snapshot.round if snapshot else -1)
     with run_log(folder.log, config.log_level) as log, told(config, folder.path), progress_of(config) as progress:
-        listener = listener_of(prepared, folder, progress)
+        listener = listener_of(prepared, folder, progress, lambda: remember(prepared.strategy))
         if snapshot is not None:
             listener.resume(records, snapshot.memory)
         if config.resume:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
@@ -17,14 +18,14 @@ from fedsb.models.evaluate import evaluate
 from fedsb.report.progress import Progress
 from fedsb.report.report import write_report
 from fedsb.report.summary import build_summary
+from fedsb.run.checkpoint import Memory
 from fedsb.run.folder import RunFolder
 from fedsb.run.resuming import fingerprint
 from fedsb.wire.arrays import decode_arrays
-from strategies.carried import remember
 
 
-def listener_of(prepared: Prepared, folder: RunFolder, progress: Progress) -> RunListener:
-    """Return the listener of a run; under client-level privacy the server's ledger is charged before each release."""
+def listener_of(prepared: Prepared, folder: RunFolder, progress: Progress, memory: Callable[[], Memory]) -> RunListener:
+    """Return the listener of a run, whose checkpoints hold ``memory``; under client-level privacy the server's ledger is charged by it."""
     claim, books = open_accounts(prepared.config, folder.path, prepared.plans, prepared.server_plan)
     if books is not None and prepared.strategy.participation.client_privacy is not None:
         books.simulated = lambda: prepared.strategy.simulated
@@ -36,7 +37,7 @@ def listener_of(prepared: Prepared, folder: RunFolder, progress: Progress) -> Ru
         claim,
         simulated=lambda: strategy.simulated,
         server_accounts=books.accounts if books else None,
-        memory=lambda: remember(strategy),
+        memory=memory,
         run=fingerprint(prepared.config),
         keep=prepared.config.keep_checkpoints,
     )

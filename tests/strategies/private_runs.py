@@ -31,6 +31,7 @@ from fedsb.run.records import RoundRecord
 from fedsb.run.resuming import sealed
 from fedsb.wire.arrays import encode_arrays
 from fedsb.wire.messages import decode_instruction
+from strategies.carried import remember
 from tests.conftest import TOPICS
 from tests.strategies.federations import ClientCall, KeepingGrid
 
@@ -106,7 +107,7 @@ def run_privately(
     out, screen, error = RunFolder(folder), io.StringIO(), None
     out.write_config(sealed(config))
     with Progress(config.federation.num_rounds, Console(file=screen)) as progress:
-        listener = listener_of(prepared, out, progress)
+        listener = listener_of(prepared, out, progress, lambda: remember(prepared.strategy))
         for line in opening_lines(config, prepared.every_plan, prepared.adapted.shapes):
             progress.say(line)
         prepared.strategy.listener = listener
