@@ -15,27 +15,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context
+from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
 from fedsb.app.assembly import (
     anchored,
+    every_core,
     peopled,
     progress_of,
     run_folder,
     skew_in,
+    task_of,
+    test_features,
     use_threads,
 )
 from fedsb.app.opening import opening_remarks
-from fedsb.app.outcome import evaluator, finish, listener_of
+from fedsb.app.outcome import finish, listener_of
 from fedsb.app.prepare import Prepared, planned, prepare
 from fedsb.app.private_run import check_ledgers, opening_lines
 from fedsb.config.compose import load, split_overrides
 from fedsb.config.schema import Config
+from fedsb.core.cohort import evaluated_rounds
 from fedsb.core.errors import RunError, UserError
 from fedsb.core.logs import run_log
 from fedsb.core.state import unpack
 from fedsb.core.streams import spell_out
+from fedsb.models.evaluate import evaluate
 from fedsb.run.checkpoint import Snapshot, load_checkpoint
 from fedsb.run.folder import RunFolder
 from fedsb.run.resuming import fingerprint, for_nodes, resumed, sealed
@@ -154,3 +159,20 @@ def last_snapshot(config: Config, folder: RunFolder) -> Snapshot | None:
         return load_checkpoint(folder.checkpoints, run=fingerprint(config))
     except FileNotFoundError:
         return None
+
+
+def evaluator(prepared: Prepared) -> Any:
+    """Return Flower's ``evaluate_fn``: the server's test split under the current state, in rounds that are to be evaluated."""
+    config = prepared.config
+    task, features = task_of(config), test_features(config)
+    due = evaluated_rounds(config.eval.every, config.federation.num_rounds)
+
+    def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        if server_round not in due or not prepared.adapted.spec.has_global_model:
+            return None
+        adapted = prepared.adapted
+        adapted.install(unpack(decode_arrays(arrays), adapted.layouts.down), prepared.strategy.frozen.view())
+        with every_core():
+            return MetricRecord(evaluate(adapted, task, features, train=config.train))  # type: ignore[arg-type]
+
+    return evaluate_fn

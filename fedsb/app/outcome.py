@@ -1,27 +1,22 @@
-"""What is made of a run's rounds: what they are measured by, who listens to them, and what is left at the end."""
+"""Who listens to a run's rounds, and what is left of them at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from flwr.app import ArrayRecord, MetricRecord
-
-from fedsb.app.assembly import every_core, skew_in, task_of, test_features
+from fedsb.app.assembly import skew_in
 from fedsb.app.export_run import export_run
 from fedsb.app.listener import RunListener
 from fedsb.app.prepare import Prepared
 from fedsb.app.private_run import open_accounts
-from fedsb.core.cohort import evaluated_rounds
-from fedsb.core.state import State, sha256, unpack
-from fedsb.models.evaluate import evaluate
+from fedsb.core.state import State, sha256
 from fedsb.report.progress import Progress
 from fedsb.report.report import write_report
 from fedsb.report.summary import build_summary
 from fedsb.run.checkpoint import Memory
 from fedsb.run.folder import RunFolder
 from fedsb.run.resuming import fingerprint
-from fedsb.wire.arrays import decode_arrays
 
 
 def listener_of(prepared: Prepared, folder: RunFolder, progress: Progress, memory: Callable[[], Memory]) -> RunListener:
@@ -41,23 +36,6 @@ def listener_of(prepared: Prepared, folder: RunFolder, progress: Progress, memor
         run=fingerprint(prepared.config),
         keep=prepared.config.keep_checkpoints,
     )
-
-
-def evaluator(prepared: Prepared) -> Any:
-    """Return Flower's ``evaluate_fn``: the server's test split under the current state, in rounds that are to be evaluated."""
-    config = prepared.config
-    task, features = task_of(config), test_features(config)
-    due = evaluated_rounds(config.eval.every, config.federation.num_rounds)
-
-    def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        if server_round not in due or not prepared.adapted.spec.has_global_model:
-            return None
-        adapted = prepared.adapted
-        adapted.install(unpack(decode_arrays(arrays), adapted.layouts.down), prepared.strategy.frozen.view())
-        with every_core():
-            return MetricRecord(evaluate(adapted, task, features, train=config.train))  # type: ignore[arg-type]
-
-    return evaluate_fn
 
 
 def finish(prepared: Prepared, folder: RunFolder, listener: RunListener, state: State, wall_s: float) -> dict[str, Any]:

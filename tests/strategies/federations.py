@@ -16,7 +16,6 @@ from torch import Tensor
 from fedsb.adapters.linear import out_in
 from fedsb.app.assembly import use_threads
 from fedsb.app.client_job import config_of as client_config
-from fedsb.app.outcome import evaluator
 from fedsb.app.prepare import Prepared, prepare
 from fedsb.client_app import app as client_app
 from fedsb.config.schema import Config
@@ -25,6 +24,7 @@ from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import build_model
 from fedsb.run.records import RoundRecord
 from fedsb.runtime.local import LocalGrid
+from fedsb.server_app import evaluator
 from fedsb.tasks.task import TASKS
 from fedsb.wire.arrays import encode_arrays
 from fedsb.wire.frozen import FrozenLog
