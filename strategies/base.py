@@ -17,11 +17,11 @@ from flwr.serverapp import Grid
 from fedsb.adapters import AdapterSpec, Layouts
 from fedsb.adapters.held import HeldWeights
 from fedsb.core.cohort import cohort_size, dispatch_order, draw_cohort
-from fedsb.core.errors import UserError
 from fedsb.core.state import Layout, Name, State, squared_norm, subtract, unpack
 from fedsb.wire.arrays import decode_arrays, encode_arrays, quantise
 from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.messages import Instruction
+from strategies.combinations import Wanted, check_wanted
 from strategies.gap import GapMeter
 from strategies.loop import RoundLoop
 from strategies.participation import Listener, Participation
@@ -29,7 +29,6 @@ from strategies.reducers import Aggregate, PlainMean, Reducer
 from strategies.rounds import RoundState
 from strategies.server_optimizer import ServerOptimizer, server_step
 from strategies.transport import Ask
-from strategies.weighting import Fixed
 
 LOG = logging.getLogger(__name__)
 Start = Callable[["LowRankStrategy", Grid, ArrayRecord], ArrayRecord]
@@ -134,24 +133,11 @@ class LowRankStrategy(RoundLoop):
         )
 
     def _check(self) -> None:
-        name = type(self).__name__
-        if self.participation.client_privacy:
-            self.participation.client_privacy.check(name, self.needs_a_mean_alone())
-        if self.participation.ranks and not self.any_rank:
-            raise UserError(
-                f"federation.ranks={sorted(set(self.participation.ranks.values()))}: {name} averages factors of one shape; use "
-                "federation.ranks=null, or a method that takes several"
-            )
-        if self.server_optimizer is not None and not (self.is_the_mean() and self.layouts.up == (self.layouts.down,)):
-            raise UserError(
-                f"federation.server_optimizer is not defined with {name}: it moves one mean from round to round, and this method hands out "
-                "more than that, or another one each round; use federation.server_optimizer.name=none or another method"
-            )
-        if not isinstance(self.weighting, Fixed) and not self.is_the_mean():
-            raise UserError(
-                f"federation.weighting={self.participation.weighting} scales the mean update, and what {name} hands out is more than a "
-                "mean; use federation.weighting=examples or another method"
-            )
+        p = self.participation
+        wanted = Wanted(p.client_privacy is not None, tuple(p.ranks.values()), self.server_optimizer is not None, p.weighting)
+        check_wanted(type(self), self.spec, wanted, type(self).__name__)
+        if p.client_privacy:
+            p.client_privacy.check()
 
     def decode(self, state: State) -> State:
         """Return a state as clients decode it from the wire."""

@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedsb.core.cohort import dispatch_order
 from fedsb.core.state import Layout, unpack
-from fedsb.run.records import RoundRecord
+from fedsb.run.records import CLIENTS, RoundRecord
 from fedsb.wire.arrays import decode_arrays
 from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.messages import Instruction
@@ -149,6 +149,7 @@ class RoundLoop(Strategy):
         assert self._round is not None
         if metrics is None and not self.has_global_model:
             metrics = result.evaluate_metrics_clientapp.get(number)
+            self._round.measured_by = CLIENTS
         self._round.remarks = self._transport.roster.remarks() if self._transport else []
         if self.listener:
             self.listener.end(self._round.record(metrics or {}), unpack(decode_arrays(arrays), self.down), self.frozen)

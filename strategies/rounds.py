@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedsb.core.errors import RunError
-from fedsb.run.records import RoundRecord
+from fedsb.run.records import SERVER, RoundRecord
 from strategies.transport import Tally
 
 ACCOUNT = ("epsilon", "delta", "sampling-rate", "noise-multiplier", "steps")
@@ -28,6 +28,7 @@ class RoundState:
         diagnostics: of server-side privacy; not private themselves.
         accounts: what private clients said of their accounts.
         remarks: what happened to the nodes that serve the clients.
+        measured_by: whose metrics the round's are.
     """
 
     number: int
@@ -46,6 +47,7 @@ class RoundState:
     held_gap: float | None = None
     remarks: list[str] = field(default_factory=list)
     client_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    measured_by: str = SERVER
     _earlier: dict[str, str] = field(default_factory=dict)
     _trained: tuple[tuple[str, ...], list[str]] = field(default_factory=lambda: ((), []))
 
@@ -126,6 +128,7 @@ class RoundState:
             failed={**self._earlier, **self.failed},
             remarks=tuple(self.remarks),
             metrics={key: float(value) for key, value in metrics.items()},
+            measured_by=self.measured_by,
             client_metrics=dict(self.client_metrics),
             train_loss=self.train_loss(),
             payload_up=self.tally.up,

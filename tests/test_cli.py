@@ -93,7 +93,7 @@ MISTAKES = {
     ),
     "an optimiser": (
         ["method=fedex_lora", "federation.server_optimizer.name=adam"],
-        "error: federation.server_optimizer is not defined with FedExLoRA: ",
+        "error: federation.server_optimizer is not defined with method=fedex_lora: ",
     ),
     "an option": (["+method.options.truncate=3"], "error: method 'fed_sb' does not take these method.options (truncate)"),
     "a model": (["model.name=./nowhere"], "error: model.name=./nowhere: no such folder"),

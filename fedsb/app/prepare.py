@@ -13,7 +13,7 @@ from fedsb.adapters.held import HeldWeights
 from fedsb.app.assembly import corpus_of, model_of, parts_of, task_of, test_features
 from fedsb.app.first_factors import first_factors
 from fedsb.app.private_run import client_plans, server_plan_of
-from fedsb.config.derived import client_names, ranks_of
+from fedsb.config.derived import client_names, family, ranks_of
 from fedsb.config.schema import Config
 from fedsb.core.cohort import evaluated_rounds
 from fedsb.core.errors import UserError
@@ -28,7 +28,8 @@ from fedsb.runtime.stack_size import check_stack
 from fedsb.wire.frozen import FrozenLog
 from strategies import STRATEGIES, LowRankStrategy, Participation
 from strategies.carried import recall
-from strategies.privacy.client_unit import check_mean, client_privacy
+from strategies.combinations import Wanted, check_wanted
+from strategies.privacy.client_unit import client_privacy
 from strategies.server_optimizer import server_optimizer
 
 
@@ -62,8 +63,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
     Raises:
         UserError: they do not fit.
     """
-    if config.privacy.unit == "client":
-        check_mean(f"method={config.method.name}", STRATEGIES[config.method.name].needs_a_mean_alone())
+    check_method(config)
     corpus = corpus_of(config)
     parts_of(config)
     test_features(config)  # before the weights, which may take long
@@ -116,6 +116,18 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
     return Prepared(config, corpus.labels, adapted, strategy, initial, server_plan=server_plan)
 
 
+def check_method(config: Config) -> None:
+    """Hold what a configuration asks for against its method, before anything is read.
+
+    Raises:
+        UserError: it does not go with the method.
+    """
+    federation = config.federation
+    optimizer, ranks = federation.server_optimizer.name != "none", federation.ranks or ()
+    wanted = Wanted(config.privacy.unit == "client", ranks, optimizer, federation.weighting)
+    check_wanted(STRATEGIES[config.method.name], family(config), wanted, f"method={config.method.name}")
+
+
 def planned(prepared: Prepared, grid: Grid) -> Prepared:
     """Add the clients' plans under ``privacy.unit=example``, once they have said how many examples they have; writes nothing."""
     if isinstance(grid, SimulationGrid):
@@ -127,6 +139,7 @@ def planned(prepared: Prepared, grid: Grid) -> Prepared:
 
 def shapes_alone(config: Config, adapted: AdaptedModel) -> LowRankStrategy:
     """Return the strategy of a configuration that is asked what would travel, and never run."""
+    check_method(config)
     federation = config.federation
     return build_strategy(
         config,

@@ -68,10 +68,12 @@ def check_job(overrides: Sequence[str], sweep: Path | None = None, number: int =
         UserError: a mistake in what was given.
     """
     from fedsb.app.assembly import anchored, peopled
+    from fedsb.app.prepare import check_method
     from fedsb.config.compose import load
     from fedsb.run.resuming import resumed
 
     config = load(overrides)
+    check_method(config)
     check_makeable(Path(config.output or "outputs").expanduser(), f"output={config.output}" if config.output else "outputs")
     if config.resume:
         resumed(peopled(anchored(config, Path.cwd())), overrides)

@@ -153,10 +153,14 @@ def _a_private_model_is_whole(config: Config) -> None:
 
 def _ranks_fit(config: Config) -> None:
     ranks = config.federation.ranks
-    if ranks is not None and (not ranks or min(ranks) < 1 or max(ranks) != config.adapter.rank):
+    if ranks is None:
+        return
+    if not ranks or min(ranks) < 1:
+        raise UserError(f"federation.ranks={list(ranks)} must name ranks of at least 1, as in [4,8,16]; null gives all clients rank")
+    if max(ranks) != config.adapter.rank:
         raise UserError(
-            f"federation.ranks={list(ranks)} must be ranks of at least 1, the largest of them rank={config.adapter.rank}, which the server "
-            f"keeps; set rank={max(ranks, default=1)}, or federation.ranks=null for one rank for all"
+            f"rank={config.adapter.rank} is not the largest of federation.ranks={list(ranks)}, which the server keeps; leave rank out, or "
+            f"set rank={max(ranks)}"
         )
 
 

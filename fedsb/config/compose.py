@@ -33,6 +33,7 @@ from fedsb.config.schema import Config
 from fedsb.core.errors import UserError, nearest, unknown
 
 ROOT = "config"
+SAID = {"tuple_type": "it must be a list, as in [4,8]"}  # what pydantic says of Python's types, for those who write none
 
 
 def conf_dir() -> Path:
@@ -59,6 +60,13 @@ def default_clients(names: Sequence[str] | None, partition: str | None, otherwis
     return 0 if partition == "natural" else otherwise
 
 
+def default_rank(ranks: Sequence[int] | None, otherwise: int) -> int:
+    """Return the rank where none is given: the largest of the clients' own, or that of the method."""
+    numbers = [rank for rank in ranks if isinstance(rank, int)] if isinstance(ranks, Sequence) and not isinstance(ranks, str) else []
+    return max(numbers, default=otherwise)
+
+
+OmegaConf.register_new_resolver("fedsb_rank", default_rank, replace=True)
 OmegaConf.register_new_resolver("fedsb_clients", default_clients, replace=True)
 
 
@@ -207,7 +215,7 @@ def _explain_value(error: ValidationError) -> UserError:
     if first["type"] == "missing":
         return UserError(f"{key} must be given: add {key}=…")
     # One error a kind of value that the key may have: a number, or a word.
-    said = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors() if _key(e) == key)
+    said = dict.fromkeys(SAID.get(e["type"], e["msg"][0].lower() + e["msg"][1:]) for e in error.errors() if _key(e) == key)
     return UserError(f"{key}={first['input']} is not valid: {'; or '.join(said)}")
 
 

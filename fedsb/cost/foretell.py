@@ -36,6 +36,7 @@ class Cost:
         one_off: values a client receives and sends once, start included.
         bytes_up, bytes_down: the same in bytes on the wire.
         payload_up, payload_down, payload_one_off: bytes over the whole run and all clients.
+        evaluated: rounds in which clients are sent the state a second time, to evaluate it; in the bytes of the run alone.
     """
 
     method: str
@@ -49,6 +50,7 @@ class Cost:
     payload_up: int
     payload_down: int
     payload_one_off: int
+    evaluated: int = 0
 
     @property
     def payload(self) -> int:
@@ -86,6 +88,7 @@ def method_cost(config: Config, spec: AdapterSpec, layouts: Layouts, shapes: Sha
         payload_up=bytes_up,
         payload_down=bytes_down,
         payload_one_off=bytes_one_off + clients * state_bytes(start_up + start_down),
+        evaluated=len(_evaluating(config)),
     )
 
 
@@ -113,6 +116,12 @@ def start_values(config: Config, shapes: Shapes) -> tuple[int, int]:
     return sent, received
 
 
+def _evaluating(config: Config) -> frozenset[int]:
+    """Return the rounds, from 1, in which clients evaluate."""
+    federation = config.federation
+    return evaluated_rounds(config.eval.every, federation.num_rounds) - {0} if federation.evaluate_clients else frozenset()
+
+
 def _run_bytes(config: Config, layouts_of: LayoutsOf, basis: State, growth: Growth) -> tuple[int, int, int]:
     """Walk through the schedule and return bytes up, down and one-off over all clients, the start's exchanges aside."""
     federation, names, log = config.federation, client_names(config), FrozenLog()
@@ -120,7 +129,7 @@ def _run_bytes(config: Config, layouts_of: LayoutsOf, basis: State, growth: Grow
     held: dict[str, int] = {}
     up = down = one_off = 0
     log.extend(basis, "start")
-    due = evaluated_rounds(config.eval.every, federation.num_rounds) if federation.evaluate_clients else frozenset()
+    due = _evaluating(config)
     for number in range(1, federation.num_rounds + 1):
         cohort = draw_cohort(names, size, seed=config.seed, round_number=number)
         for evaluating in (False, True) if number in due else (False,):

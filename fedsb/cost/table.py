@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +22,15 @@ from fedsb.report.table import human_bytes
 OWN = ("method=", "method.", "init.kind=")
 
 
-def costs(overrides: Sequence[str], methods: Collection[str]) -> dict[str, Cost]:
+@dataclass(frozen=True)
+class Costs:
+    """What methods cost, and of the others why they do not go with the configuration."""
+
+    found: dict[str, Cost]
+    refused: dict[str, str]
+
+
+def costs(overrides: Sequence[str], methods: Collection[str]) -> Costs:
     """Return the cost of the configuration's own method as given, and of every other one that goes with it, with its own defaults.
 
     Args:
@@ -38,16 +47,18 @@ def costs(overrides: Sequence[str], methods: Collection[str]) -> dict[str, Cost]
             raise unknown("method", f"cost.rank.{name}", [f"cost.rank.{method}" for method in methods])
     shared = [text for text in overrides if not text.lstrip("+~").startswith(OWN)]
     found: dict[str, Cost] = {}
+    refused: dict[str, str] = {}
     for name in methods:
         own = list(overrides) if name == given.method.name else [*shared, f"method={name}", "init.kind=null"]
         rank = given.cost.rank.get(name)
         try:
             found[name] = cost_of(peopled(load([*own, *([f"rank={rank}"] if rank is not None else [])])))
-        except UserError:
+        except UserError as error:
             # What the configuration asks for need not suit every other method.
             if name == given.method.name:
                 raise
-    return found
+            refused[name] = str(error)
+    return Costs(found, refused)
 
 
 def cost_of(config: Config) -> Cost:
@@ -68,8 +79,8 @@ def cost_of(config: Config) -> Cost:
 
 def print_costs(overrides: Sequence[str], methods: Collection[str]) -> None:
     """Print the table of all methods and how their totals compare."""
-    found = costs(overrides, methods)
-    config = peopled(load([text for text in overrides if not text.startswith("cost.rank.")]))
+    both = costs(overrides, methods)
+    found, config = both.found, peopled(load([text for text in overrides if not text.startswith("cost.rank.")]))
     console = Console(width=None if Console().is_terminal else 140)
     f = config.federation
     console.print(
@@ -79,8 +90,8 @@ def print_costs(overrides: Sequence[str], methods: Collection[str]) -> None:
     console.print(_values(found))
     console.print(_bytes(found))
     _compare(console, found)
-    if others := [name for name in methods if name not in found]:
-        console.print(f"not shown, for they do not go with these settings: {', '.join(others)}")
+    for name, why in both.refused.items():
+        console.print(f"not shown: {name}, which does not go with these settings ({why})", soft_wrap=True, highlight=False)
 
 
 def _values(found: dict[str, Cost]) -> Table:
@@ -105,6 +116,8 @@ def _bytes(found: dict[str, Cost]) -> Table:
 
 
 def _compare(console: Console, found: dict[str, Cost]) -> None:
+    if twice := [f"{name} in {c.evaluated}" for name, c in found.items() if c.evaluated]:
+        console.print(f"clients are sent the state again to evaluate it, in the bytes of the run alone: rounds of {', '.join(twice)}")
     least = min(found.values(), key=lambda c: c.down)
     for name, c in found.items():
         if c is not least:

@@ -10,11 +10,21 @@ from typing import Any
 from fedsb.report.series import LOWER_IS_BETTER
 from fedsb.report.table import number, plural
 from fedsb.run.folder import Run
-from fedsb.run.records import RoundRecord
+from fedsb.run.records import CLIENTS, RoundRecord
 
 MOST_CLIENTS = 50
 MOST_LABELS = 12
 UNMEASURED = "No metric was measured on clients: `federation.evaluate_clients=true data.client_test_fraction=0.1` does."
+
+
+def by_clients(run: Run) -> bool:
+    """Tell whether a run's metrics are those of its clients, each of which keeps a part of the model: there is no one model to measure."""
+    return any(record.measured_by == CLIENTS for record in run.records)
+
+
+def measured_where(run: Run) -> str:
+    """Say on what the run's metrics are measured."""
+    return "the clients' own parts" if by_clients(run) else "the test part"
 
 
 def client_spread(records: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
@@ -54,7 +64,9 @@ def partition_text(run: Run) -> str:
         return ""
     sizes = list(partition["sizes"].values())
     skew = "" if partition["label_skew"] is None else f"; label skew **{partition['label_skew']:.2f}**, from 0 (all alike) to 1"
-    return f"{plural(len(sizes), 'client')} hold {sum(sizes):,} training examples, {min(sizes):,} to {max(sizes):,} each{skew}."
+    held_out = run.setting("data.client_test_fraction")
+    of_these = f", of which they hold {held_out:.0%} out to evaluate on" if held_out else ""
+    return f"{plural(len(sizes), 'client')} hold {sum(sizes):,} examples, {min(sizes):,} to {max(sizes):,} each{of_these}{skew}."
 
 
 def client_rows(run: Run) -> tuple[list[str], list[list[str]]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedsb.core.folders import filled_whole
+from fedsb.report.clients import by_clients, measured_where
 from fedsb.report.labels import flatten, run_labels, varying
 from fedsb.report.markdown import document, or_dash, table, write
 from fedsb.report.plots import compare
@@ -35,7 +36,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path | None = Non
 
 
 def _text(runs: Sequence[Run], plot: Path) -> str:
-    sections = {"Results": f"{_results(runs)}\n\n![The runs side by side]({plot.name})"}
+    sections = {"Results": "\n\n".join(filter(None, [_results(runs), _told_apart(runs), f"![The runs side by side]({plot.name})"]))}
     if seeds := _over_seeds(runs):
         sections["Over seeds"] = seeds
     sections["Settings that differ"] = _differences(runs)
@@ -43,12 +44,25 @@ def _text(runs: Sequence[Run], plot: Path) -> str:
     return document("Comparison of runs", lead, sections)
 
 
+def _told_apart(runs: Sequence[Run]) -> str:
+    """Say whose metrics are measured on other examples than the rest; empty where all are measured alike."""
+    apart = dict.fromkeys(run.method for run in runs if by_clients(run))
+    if not apart or all(run.method in apart for run in runs):
+        return ""
+    return (
+        f"Not to be held against the others: {', '.join(apart)} is measured by its clients, each on the part that it holds out, with "
+        "factors of its own, and the rest by the server on the test part."
+    )
+
+
 def write_csv(runs: Sequence[Run], path: Path) -> Path:
     """Write a row a run: what varies, every metric, bytes, gap, epsilon, seconds, folder."""
     keys, metrics = varying(runs), list(dict.fromkeys(name for run in runs for name in metric_names(run.records)))
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["method", *keys, "finished", "rounds", *metrics, *PAYLOADS, "exactness_gap", "epsilon", "wall_s", "folder"])
+        rows.writerow(
+            ["method", *keys, "finished", "rounds", *metrics, *PAYLOADS, "exactness_gap", "epsilon", "wall_s", "measured_on", "folder"]
+        )
         rows.writerows(_csv_row(run, keys, metrics) for run in runs)
     return path
 
@@ -58,7 +72,7 @@ def _csv_row(run: Run, keys: Sequence[str], metrics: Sequence[str]) -> list[obje
     return [
         run.method, *(run.setting(key) for key in keys), run.summary is not None, run.records[-1].round,
         *(final.get(name) for name in metrics), *(sums[key] for key in PAYLOADS), largest_gap(run.records), epsilon.get("max"),
-        total_or_none([record.wall_s for record in run.records]), run.path,
+        total_or_none([record.wall_s for record in run.records]), measured_where(run), run.path,
     ]  # fmt: skip
 
 

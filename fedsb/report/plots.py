@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsb.report.clients import by_clients, measured_where
 from fedsb.report.labels import run_labels
 from fedsb.report.privacy import draw_noise, has_noise_figures, mark_level
 from fedsb.report.series import LOWER_IS_BETTER, PAYLOADS, cumulative, curve, metric_names, primary_metric, totals
@@ -133,7 +134,7 @@ def _quality(run: Run) -> Figure | None:
             losses = [math.nan if record.train_loss is None else record.train_loss for record in run.records]
             if not all(map(math.isnan, losses)):
                 ax.plot(rounds, losses, marker="s", linestyle="--", color=COLOURS[1], label="training loss on clients")
-        title = "Quality on the test part" if group is scores else f"{group[0]} on the test part"
+        title = f"{'Quality' if group is scores else group[0]} on {measured_where(run)}"
         _dress(ax, title, "round", "score" if group is scores else group[0])
         _rounds_axis(ax)
         ax.legend(frameon=False)
@@ -217,11 +218,10 @@ def _dress_gaps(ax: Axes, title: str = "Exactness gap") -> None:
 def _style(runs: Sequence[Run], index: int) -> dict[str, Any]:
     methods = list(dict.fromkeys(run.method for run in runs))
     before = sum(run.method == runs[index].method for run in runs[:index])
-    return {
-        "color": COLOURS[methods.index(runs[index].method) % len(COLOURS)],
-        "marker": MARKERS[before % len(MARKERS)],
-        "linestyle": STYLES[before % len(STYLES)],
-    }
+    lap, colour = divmod(methods.index(runs[index].method), len(COLOURS))
+    # Methods that share a colour share no marker: each has every so many of them.
+    shape = before * math.ceil(len(methods) / len(COLOURS)) + lap
+    return {"color": COLOURS[colour], "marker": MARKERS[shape % len(MARKERS)], "linestyle": STYLES[shape % len(STYLES)]}
 
 
 def _shared_metric(runs: Sequence[Run]) -> str | None:
@@ -231,7 +231,8 @@ def _shared_metric(runs: Sequence[Run]) -> str | None:
 def _compare_quality(ax: Axes, runs: list[Run], labels: list[str]) -> None:
     metric = _shared_metric(runs) or "quality"
     for i, (run, label) in enumerate(zip(runs, labels, strict=True)):
-        ax.plot(*curve(run.records, metric, [record.round for record in run.records]), label=label, **_style(runs, i))
+        where = f" (on {measured_where(run)})" if by_clients(run) else ""
+        ax.plot(*curve(run.records, metric, [record.round for record in run.records]), label=f"{label}{where}", **_style(runs, i))
     _dress(ax, f"{metric} over rounds", "round", metric)
     _rounds_axis(ax)
 

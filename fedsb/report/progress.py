@@ -75,7 +75,7 @@ class Progress:
         rate, eta = self.pace.examples_per_s(), self.pace.eta_s()
         parts = [
             f"{rate:,.0f} examples/s" if rate is not None else "",
-            f"run ends in {human_seconds(eta)}" if eta is not None else "",
+            f"run ends in {human_seconds(eta)}" if eta else "",  # what is left at 0 is the last evaluation, of unknown length
             human_bytes(self.pace.memory_bytes()),
             f"{self._failed} failed, last {self._last_failed}" if self._failed else "",
         ]

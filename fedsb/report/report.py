@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsb.core.folders import filled_whole
-from fedsb.report.clients import UNMEASURED, client_rows, partition_text, spread_rows
+from fedsb.report.clients import UNMEASURED, by_clients, client_rows, partition_text, spread_rows
 from fedsb.report.comparison import write_comparison
 from fedsb.report.markdown import document, or_dash, table, write
 from fedsb.report.plots import plot_run
@@ -55,6 +55,12 @@ EXACTNESS = (
 HELD = (
     "That is of the factors. Of the weights that clients compute with it is {gap}, measured {where}: what is added to frozen weights is "
     "rounded to their dtype."
+)
+
+UNMEASURED_GAP = "The exactness gap was not measured."
+OWN = (
+    "The metrics are the mean over the clients, each on the part that it holds out, weighted by its examples; the columns *on clients* "
+    "count each client once."
 )
 
 
@@ -153,7 +159,8 @@ def _rounds(run: Run) -> str:
     extras = list(dict.fromkeys(name for record in run.records for name in record.extras))
     head = ["round", *metrics, *(f"{name} on clients" for name in on_clients), "train loss", "clients", "failed", "up", "down", "one-off"]
     head += ["overhead", "gap", *extras, "time"]
-    return table(head, [_round(record, metrics, on_clients, extras) for record in run.records])
+    body = table(head, [_round(record, metrics, on_clients, extras) for record in run.records])
+    return f"{body}\n\n{OWN}" if by_clients(run) else body
 
 
 def _round(record: RoundRecord, metrics: list[str], on_clients: list[str], extras: list[str]) -> list[object]:
@@ -195,7 +202,7 @@ def _communication(run: Run) -> str:
 def _exactness(run: Run) -> str:
     gap, held = largest_gap(run.records), largest_gap(run.records, "held_gap")
     if gap is None:
-        return "The exactness gap was not measured."
+        return "There is no one model to measure: each client keeps a part of its own." if by_clients(run) else UNMEASURED_GAP
     text = EXACTNESS.format(gap=f"**{gap_text(gap)}**")
     if held is None:
         return text

@@ -16,6 +16,7 @@ from fedsb.report.series import LOWER_IS_BETTER, mean_over_clients
 from fedsb.run.records import RoundRecord
 
 MAX_WIDTH = 100
+FINGERPRINT = "factors sha256"
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -164,7 +165,7 @@ ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("not covered", uncovered_text),
     ("failures", lambda s: str(s["failures"])),
     ("time", lambda s: "" if s["wall_s"] is None else human_seconds(s["wall_s"])),
-    ("factors sha256", lambda s: str(s["factors_sha256"])),
+    (FINGERPRINT, lambda s: str(s["factors_sha256"])),
 )
 
 
@@ -174,7 +175,7 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def print_summary(summary: Mapping[str, Any], folder: str | Path, console: Console | None = None) -> None:
-    """Print the final table, at most 100 columns wide, and below it the folder on a line that is never broken."""
+    """Print the final table, at most 100 columns wide, and below it what must not be broken: the folder, and a hash that is wider."""
     out = console or Console()
     if not out.is_terminal:
         # Rich takes 80 columns for a pipe, which has no width.
@@ -182,8 +183,13 @@ def print_summary(summary: Mapping[str, Any], folder: str | Path, console: Conso
     table = Table(show_header=False, box=box.ROUNDED if out.is_terminal else box.ASCII)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for label, text in rows(summary):
+    shown = dict(rows(summary))
+    width = min(out.width, MAX_WIDTH)
+    # A hash that is broken over two lines can't be copied.
+    below = {label: shown.pop(label) for label in (FINGERPRINT,) if width < len(label) + len(shown[label]) + 7}
+    for label, text in shown.items():
         table.add_row(label, Text(text))
-    out.print(table, width=min(out.width, MAX_WIDTH))
-    out.print(Text(f"run folder: {folder}"), soft_wrap=True)
+    out.print(table, width=width)
+    for label, text in {**below, "run folder": str(folder)}.items():
+        out.print(Text(f"{label}: {text}"), soft_wrap=True)
     out.file.flush()

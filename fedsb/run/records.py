@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+SERVER, CLIENTS = "server", "clients"
+
 
 @dataclass(frozen=True)
 class RoundRecord:
@@ -18,7 +20,8 @@ class RoundRecord:
         clients: names of those whose reply counted.
         failed: reason by name of those whose reply did not.
         remarks: what happened to the nodes that serve the clients: two that named one, one that came back.
-        metrics: on the server's test split, after this round.
+        metrics: on the server's test split, after this round; or the clients' mean, weighted by their examples.
+        measured_by: ``server``, or ``clients`` where each keeps a part of the model.
         client_metrics: on each client's held-out part, by name.
         train_loss: mean over the clients' local training.
         payload_up, payload_down, payload_one_off: what the protocol moves; one-off is what is delivered once, such as B and A.
@@ -38,6 +41,7 @@ class RoundRecord:
     failed: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    measured_by: str = SERVER
     client_metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     train_loss: float | None = None
     payload_up: int = 0

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from fedsb.config.schema import PrivacyConfig
-from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import Layout
 from fedsb.privacy.plan import ServerPlan
@@ -16,19 +15,6 @@ from fedsb.privacy.randomness import secret_generator
 from strategies.privacy.mean import ClippingBound, PrivateMean, PrivateSum
 
 CPU = torch.device("cpu")
-
-
-def check_mean(method: str, needs_a_mean_alone: bool) -> None:
-    """Hold that noise on the sum of the uploads covers what a method hands out.
-
-    Raises:
-        UserError: it does not.
-    """
-    if not needs_a_mean_alone:
-        raise UserError(
-            f"privacy.unit=client is not defined for {method}: noise on the sum of the uploads covers what follows from their mean, and "
-            "this method hands out more of the clients' own factors; use one that needs a mean alone, such as method=fed_sb"
-        )
 
 
 @dataclass
@@ -53,13 +39,12 @@ class ClientPrivacy:
     clients: tuple[str, ...] = ()
     charge: Callable[[int, str, Sequence[str]], None] = lambda round_number, exchange, clients: None
 
-    def check(self, method: str, needs_a_mean_alone: bool) -> None:
-        """Refuse a method whose result is more than a function of the mean of the uploads.
+    def check(self) -> None:
+        """Hold that there is noise enough for both the sum and an adaptive bound's count.
 
         Raises:
-            UserError: it is; or the noise on an adaptive bound's count is too small.
+            UserError: the noise on the count is too small.
         """
-        check_mean(method, needs_a_mean_alone)
         self.bound.sum_multiplier(self.noise_multiplier)
 
     def mean(self, cohort: Sequence[str], round_number: int, *, real: bool) -> PrivateMean:

@@ -90,6 +90,26 @@ def test_one_rank_reaches_the_scale() -> None:
     assert load(["method=fedex_lora", "method.lr=0.5"]).train.lr == 0.5
 
 
+@pytest.mark.parametrize("method", ["flora", "flexlora"])
+def test_the_largest_of_the_clients_ranks_is_the_rank(method: str) -> None:
+    assert load([f"method={method}", "federation.ranks=[4,32,16]"]).adapter.rank == 32
+    assert load([f"method={method}"]).adapter.rank == load([f"method={method}"]).method.rank
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    {
+        ("rank=8", "federation.ranks=[4,16]"): r"^rank=8 is not the largest of federation\.ranks=\[4, 16\].*leave rank out, or set rank=16$",
+        ("federation.ranks=[]",): r"^federation\.ranks=\[\] must name ranks of at least 1, as in \[4,8,16\]",
+        ("federation.ranks=[0,4]",): r"^federation\.ranks=\[0, 4\] must name ranks of at least 1",
+        ("federation.ranks=4",): r"^federation\.ranks=4 is not valid: .*a list, as in \[4,8\]",
+    }.items(),
+)
+def test_ranks_that_cannot_be_are_told(given: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load(["method=flexlora", *given])
+
+
 MISTAKES = {
     "method=fedex": r"unknown method 'fedex' \(did you mean 'fedex_lora'\?\); choose from fed_sb, fedavg_lora, fedex_lora",
     "model=minillm": r"unknown model 'minillm' \(did you mean 'minilm'\?\); choose from ",

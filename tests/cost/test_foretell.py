@@ -61,7 +61,7 @@ def counted() -> Callable[[str], dict[str, Cost]]:
     @cache
     def count(model: str) -> dict[str, Cost]:
         setting = [f"federation.num_clients={CLIENTS[model]}", "federation.num_rounds=1", "rank=32", "cost.rank.fed_sb=200"]
-        return costs([f"model={model}", "data.task=causal_lm", *setting], STRATEGIES)
+        return costs([f"model={model}", "data.task=causal_lm", *setting], STRATEGIES).found
 
     return count
 
@@ -116,7 +116,7 @@ def test_the_one_off_is_told(counted: Counted, model: str) -> None:
 
 def test_a_single_method_keeps_its_own_overrides(tiny_bert: Path, tiny_csv: Path) -> None:
     more = ["method=fedex_lora", "method.options.truncate=4", "rank=2", "federation.num_clients=10"]
-    found = costs([*classifier(tiny_bert, tiny_csv), *more], STRATEGIES)
+    found = costs([*classifier(tiny_bert, tiny_csv), *more], STRATEGIES).found
     assert found["fedex_lora"].down == (2 + 4) * SIDES + HEAD  # means of rank 2, and of 9 · 2 ranks of the residual 4
     assert found["fed_sb"].rank == 2
 
@@ -130,14 +130,16 @@ def classifier(model: Path, table: Path) -> list[str]:
 
 
 def test_a_classifier_counts_its_head(tiny_bert: Path, tiny_csv: Path) -> None:
-    found = costs([*classifier(tiny_bert, tiny_csv), "rank=3"], STRATEGIES)
+    found = costs([*classifier(tiny_bert, tiny_csv), "rank=3"], STRATEGIES).found
     assert found["fed_sb"].trained == 2 * 6 * 3**2 + HEAD
     assert found["fedavg_lora"].trained == 3 * SIDES + HEAD
 
 
 def test_a_dense_sum_is_counted_where_factors_are_larger(tiny_bert: Path, tiny_csv: Path) -> None:
     """Nine ranks of 2 are 18: above 32 · 32 / 64 = 16, below 48 · 32 / 80 = 19.2."""
-    found = costs([*classifier(tiny_bert, tiny_csv), "method=fedex_lora", "rank=2", "federation.num_clients=10"], STRATEGIES)["fedex_lora"]
+    found = costs([*classifier(tiny_bert, tiny_csv), "method=fedex_lora", "rank=2", "federation.num_clients=10"], STRATEGIES).found[
+        "fedex_lora"
+    ]
     assert found.down == 2 * SIDES + HEAD + 2 * (4 * 32 * 32 + 2 * 18 * 80)
     assert dense_is_cheaper(18, 32, 32)
     assert not dense_is_cheaper(18, 48, 32)

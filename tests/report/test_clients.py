@@ -50,7 +50,7 @@ def test_report_and_table_show_who_holds_what_and_fares_worst(make_run: Maker):
     summary = {**make_summary(records), "partition": partition}
     (folder / "summary.json").write_text(json.dumps(summary))
     text = report_text(read_run(folder)).split("## Clients\n")[1].split("\n## ")[0]
-    assert "2 clients hold 40 training examples, 10 to 30 each; label skew **0.25**" in text
+    assert "2 clients hold 40 examples, 10 to 30 each; label skew **0.25**" in text
     assert "| accuracy | 0.700 | 0.283 | 0.500 | 0.500 (b) |" in text
     assert "| client | examples | no | yes | accuracy |" in text
     assert "| b | 10 | 100% | 0% | 0.500 |" in text

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from fedsb.core.errors import UserError
 from fedsb.report.comparison import mean_text, write_comparison
 from fedsb.report.labels import run_labels
-from fedsb.report.report import runs_in, write_reports
+from fedsb.report.plots import _style
+from fedsb.report.report import report_text, runs_in, write_reports
 from fedsb.run.folder import Run, read_run
 from fedsb.run.records import RoundRecord
 from tests.report.made import SCORES, Maker, make_records
@@ -95,6 +96,24 @@ def test_one_seed_has_no_mean_and_one_value_no_error(make_run: Maker, tmp_path: 
     text = write_comparison([make_run("a", rank=4), make_run("b", rank=8)]).read_text()
     assert "Over seeds" not in text
     assert (mean_text([0.5]), mean_text([]), mean_text([0.5, math.nan])) == ("0.500", "–", "–")
+
+
+def test_no_two_runs_of_many_methods_look_alike() -> None:
+    runs = [Run(Path(f"{i}-{seed}"), {"method": {"name": f"m{i}"}}, (), None) for i in range(15) for seed in range(2)]
+    styles = [tuple(_style(runs, index).values()) for index in range(len(runs))]
+    assert len(set(styles)) == len(runs)
+
+
+def test_metrics_of_clients_own_parts_are_told_apart(make_run: Maker) -> None:
+    own = [replace(record, measured_by="clients") for record in make_records()]
+    server, clients = make_run("a", method="fed_sb"), make_run("b", method="fedsa_lora", records=own)
+    comparison = write_comparison([server, clients])
+    assert "Not to be held against the others: fedsa_lora is measured by its clients" in comparison.read_text()
+    with comparison.with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+        assert [row["measured_on"] for row in csv.DictReader(file)] == ["the test part", "the clients' own parts"]
+    assert "Not to be held" not in write_comparison([clients, clients]).read_text()
+    assert "weighted by its examples" in report_text(read_run(clients))
+    assert "weighted by its examples" not in report_text(read_run(server))
 
 
 def test_the_csv_has_the_figures_themselves(make_run: Maker, tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ def test_a_run_moves_what_its_cost_foretells(run: Run, method: str) -> None:
 def test_the_gap_is_nothing_where_a_method_is_exact_and_something_elsewhere(run: Run, method: str) -> None:
     federation = run(method)
     gaps = [record.exactness_gap for record in federation.records[1:]]
-    if not federation.prepared.strategy.has_global_model:
+    whole = federation.prepared.strategy.has_global_model
+    assert {record.measured_by for record in federation.records[1:]} == {"server" if whole else "clients"}
+    if not whole:
         assert gaps == [None] * 4
     elif federation.prepared.strategy.is_exact:
         assert max(gaps) < 1e-5
@@ -83,7 +85,7 @@ def test_every_factor_that_learns_moves(run: Run, method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_clients_of_several_ranks_move_true_shapes_or_are_refused(run: Run, method: str) -> None:
     if not STRATEGIES[method].any_rank:
-        with pytest.raises(UserError, match=r"federation\.ranks=\[1, 2, 3\]: \w+ averages factors of one shape; use"):
+        with pytest.raises(UserError, match=r"federation\.ranks=\[1, 2, 3\]: method=\w+ averages factors of one shape; use"):
             run(method, "federation.ranks=[1,2,3]")
         return
     federation = run(method, "federation.ranks=[1,2,3]")

@@ -171,8 +171,8 @@ def test_named_parameters_are_a_head_of_a_language_model_too(tiny_llama: Path, t
 
 def test_costs_leave_out_a_method_without_anything_to_train(tiny_llama: Path, tiny_csv: Path) -> None:
     others = set(STRATEGIES) - {"head_only"}
-    assert set(costs(language_model(tiny_llama, tiny_csv), STRATEGIES)) == others
-    assert costs(classification(tiny_llama, tiny_csv), STRATEGIES)["head_only"].trained == 3 * 32
+    assert set(costs(language_model(tiny_llama, tiny_csv), STRATEGIES).found) == others
+    assert costs(classification(tiny_llama, tiny_csv), STRATEGIES).found["head_only"].trained == 3 * 32
     with pytest.raises(UserError, match="nothing to train"):
         costs([*language_model(tiny_llama, tiny_csv), "method=head_only"], STRATEGIES)
 
