@@ -82,6 +82,11 @@ class LowRankLayer(nn.Module):
         """(m, n) = (out, in)."""
         return shape_of(self.base)
 
+    def factor(self, role: str) -> nn.Linear:
+        """Return the linear layer that holds a factor of a chain."""
+        factor: nn.Linear = getattr(self, role)
+        return factor
+
     def place_of(self, role: str) -> str:
         """Return where in the layer the parameter lies that is a factor."""
         return f"{role}.weight" if self.spec.is_chain else f"product.{role}"

@@ -116,8 +116,8 @@ def _bytes(found: dict[str, Cost]) -> Table:
 
 
 def _compare(console: Console, found: dict[str, Cost]) -> None:
-    if twice := [f"{name} in {c.evaluated}" for name, c in found.items() if c.evaluated]:
-        console.print(f"clients are sent the state again to evaluate it, in the bytes of the run alone: rounds of {', '.join(twice)}")
+    if twice := [f"{name}, {c.evaluated} rounds" for name, c in found.items() if c.evaluated]:
+        console.print(f"to evaluate, clients are sent the state once more (in the bytes over the run alone): {'; '.join(twice)}")
     least = min(found.values(), key=lambda c: c.down)
     for name, c in found.items():
         if c is not least:
