@@ -33,7 +33,7 @@ from fedsb.config.schema import Config
 from fedsb.core.errors import UserError, nearest, unknown
 
 ROOT = "config"
-SAID = {"tuple_type": "it must be a list, as in [4,8]"}  # what pydantic says of Python's types, for those who write none
+SAID = {"tuple_type": "it must be a list, as in [a,b]"}  # what pydantic says of Python's types, for those who write none
 
 
 def conf_dir() -> Path:

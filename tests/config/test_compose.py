@@ -99,10 +99,10 @@ def test_the_largest_of_the_clients_ranks_is_the_rank(method: str) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     {
-        ("rank=8", "federation.ranks=[4,16]"): r"^rank=8 is not the largest of federation\.ranks=\[4, 16\].*leave rank out, or set rank=16$",
+        ("rank=8", "federation.ranks=[4,16]"): r"^rank=8 is not the largest of federation\.ranks=\[4, 16\].* out, or set rank=16$",
         ("federation.ranks=[]",): r"^federation\.ranks=\[\] must name ranks of at least 1, as in \[4,8,16\]",
         ("federation.ranks=[0,4]",): r"^federation\.ranks=\[0, 4\] must name ranks of at least 1",
-        ("federation.ranks=4",): r"^federation\.ranks=4 is not valid: .*a list, as in \[4,8\]",
+        ("federation.ranks=4",): r"^federation\.ranks=4 is not valid: .*a list, as in \[a,b\]",
     }.items(),
 )
 def test_ranks_that_cannot_be_are_told(given: tuple[str, ...], said: str) -> None:
@@ -131,7 +131,7 @@ MISTAKES = {
     "init.kind=gradients": r"unknown init\.kind 'gradients' \(did you mean 'gradient'\?\); choose from gradient, null, orthogonal",
     "federation.server_optimizer.betas=[0.9]": r"federation\.server_optimizer\.betas must have more values than 1$",
     "runtime.stack=3x": r"^runtime\.stack=3x is not valid: input should be a valid integer.*; or input should be 'auto'$",
-    "model.head=3": r"^model\.head=3 is not valid: input should be a valid string; or input should be a valid tuple$",
+    "model.head=3": r"^model\.head=3 is not valid: input should be a valid string; or it must be a list, as in \[a,b\]$",
     "device=gpu": r"unknown device 'gpu'.*; choose from auto, cpu, cuda",
     "model=pretrained": r"model\.name must be given: add model\.name=…",
     "federation.wire_dtype=float16": r"unknown federation\.wire_dtype 'float16' .*; choose from bfloat16, float32",

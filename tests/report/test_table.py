@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,11 @@ def test_the_table_fits_and_loses_nothing(width: int | None, terminal: bool) -> 
     text = printed(folder, width=width, terminal=terminal)
     *table, last = text.rstrip("\n").split("\n")
     assert last == f"run folder: {folder}"
+    narrow = terminal and width is not None and width < 80
+    if narrow:
+        *table, fingerprint = table
+        assert re.fullmatch("factors sha256: [0-9a-f]{64}", fingerprint)
+    assert ("factors sha256" in "".join(table)) is not narrow
     widest = max(Console().render_str(line).cell_len for line in map(_unstyled, table))
     assert widest <= min(100, (width or 100) if terminal else 100)
     assert "…" not in text
