@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsb.run.records import read_run
+from fedsb.run.folder import read_run
 from fedsb.runtime.flower import CONNECTION
 from tests.flower.conftest import local
 from tests.flower.harness import ROOT, belonging_to, deployment, eventually, submitting, summary

@@ -17,7 +17,8 @@ from fedsb.config.compose import load
 from fedsb.core.errors import RunError
 from fedsb.core.rng import numpy_generator
 from fedsb.privacy.codes import CODES
-from fedsb.run.records import RoundRecord, read_run
+from fedsb.run.folder import read_run
+from fedsb.run.records import RoundRecord
 from fedsb.run.resuming import resumed
 from fedsb.runtime.grid import simulated_nodes
 from fedsb.runtime.local import LocalGrid
