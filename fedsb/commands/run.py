@@ -183,6 +183,7 @@ def _run_job(given: Config, overrides: list[str], output: Path) -> int:
     say_early("loading model and data …", progress=config.progress)
     _quieten()
     from fedsb.runtime.grids import grid_for
+    from fedsb.runtime.process_memory import release_memory
     from fedsb.server_app import serve
 
     log_to_screen()
@@ -194,6 +195,8 @@ def _run_job(given: Config, overrides: list[str], output: Path) -> int:
         serve(config, grid, folder, overrides=overrides)
     finally:
         grid.close()
+        del grid
+        release_memory()
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedsb.runtime.process_memory import available_bytes
+from fedsb.runtime.process_memory import available_bytes, release_memory
 
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 LOOK = """
@@ -64,6 +64,28 @@ def own(tmp_path: Path) -> Path:
     path = tmp_path / "cgroup"
     path.write_text("4:cpu,cpuacct:/jobs\n3:memory:/jobs/7\n0::/slice/job 7\n")
     return path
+
+
+class Ring:
+    """Holds memory, and itself."""
+
+    def __init__(self) -> None:
+        self.me = self
+        self.blocks = [bytearray(4096) for _ in range(30_000)]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
+def test_what_holds_itself_is_given_back_to_the_system() -> None:
+    process, held, pegs = psutil.Process(), 120e6, []
+    release_memory()
+    before = process.memory_info().rss
+    ring = Ring()
+    pegs.append(bytearray(4096))  # above it all: the heap can't just be cut
+    full = process.memory_info().rss
+    del ring
+    release_memory()
+    assert full - before > 0.8 * held
+    assert process.memory_info().rss - before < 0.3 * held
 
 
 def test_a_limit_of_version_2_counts_and_cached_files_are_free(tmp_path: Path) -> None:
