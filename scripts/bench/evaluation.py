@@ -45,10 +45,10 @@ def main() -> None:
 
 
 def made(folder: Path, more: list[str]) -> tuple[Config, AdaptedModel]:
-    """Make a model and a tokeniser without words."""
+    """Make a model and a tokeniser of one word."""
     sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=WORDS, max_position_embeddings=4096, **sizes)).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"</s>": 0}, "</s>")), eos_token="</s>").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"</s>": 0, "word": 1}, "</s>")), eos_token="</s>").save_pretrained(folder)
     config = load(["model=pretrained", f"model.name='{folder}'", "rank=2", "data.task=causal_lm", *more])
     return config, build_model(config.model, config.adapter, family="lora_sb", task=TASKS["causal_lm"], labels=(), seed=0)
 
