@@ -23,7 +23,8 @@ from opacus.accountants import PRVAccountant
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fedsb import client_app, server_app
+from fedsb import client_app
+from fedsb.app import outcome
 from fedsb.cli import main
 from fedsb.client_stack import answer_together
 from fedsb.config.compose import load
@@ -381,7 +382,7 @@ def test_a_run_that_dies_at_its_report_goes_on_to_it(run: Run, tmp_path: Path, m
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(server_app, "write_report", die)
+        patched.setattr(outcome, "write_report", die)
         with pytest.raises(Killed):
             run(folder, "init.kind=weight_svd", "plots=true")
     run(folder, f"resume={folder}")
