@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import datasets
-
 from fedsb.config.schema import DataConfig
 from fedsb.core.errors import UserError, nearest
 from fedsb.data.cells import check_one_kind, check_whole, shown
-from fedsb.data.tables import Rows
+from fedsb.data.tables import Rows, class_names
 
 MANY = 10  # rows, of which no two have the same label: those are numbers, or names of the rows
 Targets = tuple[int, ...] | tuple[float, ...] | None
@@ -99,8 +97,7 @@ def find_labels(dataset: Rows, cfg: DataConfig, *, part: str = "train") -> tuple
         return _given_labels(cfg.labels)
     column = label_column(cfg)
     values = _label_texts(dataset, column, part)
-    feature = dataset.features.get(column)
-    labels = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else natural_order(values)
+    labels = class_names(dataset, column) or natural_order(values)
     if len(labels) == 1:
         raise UserError(
             f"data.label={column}: every row of {PARTS[part]} has the label '{labels[0]}', and one class is no classification; "
@@ -186,9 +183,8 @@ def _owners(dataset: Rows, column: str, part: str) -> tuple[str, ...]:
 
 def _label_texts(dataset: Rows, column: str, part: str) -> list[str]:
     values = _column(dataset, column, part, "data.label")
-    feature = dataset.features.get(column)
-    if isinstance(feature, datasets.ClassLabel):
-        return [_class_name(feature.names, value, row, part) for row, value in enumerate(values, start=1)]
+    if (names := class_names(dataset, column)) is not None:
+        return [_class_name(names, value, row, part) for row, value in enumerate(values, start=1)]
     check_one_kind(values, f"data.label={column}", PARTS[part])
     return [label_text(value, column, row, part) for row, value in enumerate(values, start=1)]
 

@@ -1,6 +1,7 @@
-"""How a simulation deals the training part out to clients, with the partitioners of flwr-datasets.
+"""How a simulation deals the training part out to clients, as flwr-datasets does.
 
-Rows are shuffled first, from a stream of the seed, because some partitioners cut the table where it stands.
+Rows are shuffled first, from a stream of the seed, because some partitioners cut the table where it stands. What draws is drawn by
+flwr-datasets itself; what only cuts is cut here, to the same parts, for its import takes each process more than a second.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 
 from fedsb.config.schema import PartitionConfig
@@ -90,6 +90,8 @@ def partition(train: Examples, cfg: PartitionConfig, names: Sequence[str], seed:
 
 def _load(partitioner: Partitioner, rows: Sequence[int], keys: Sequence[int], count: int) -> list[list[int]]:
     """Run a partitioner on a table of ``rows`` keyed by ``keys``; its warnings and progress bars stay off the terminal."""
+    import datasets
+
     partitioner.dataset = datasets.Dataset.from_dict({"row": list(rows), "key": list(keys)})
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -97,7 +99,7 @@ def _load(partitioner: Partitioner, rows: Sequence[int], keys: Sequence[int], co
 
 
 def _iid(deal: _Deal) -> list[list[int]]:
-    return _load(_partitioners().IidPartitioner(len(deal.names)), deal.rows, deal.rows, len(deal.names))
+    return [part.tolist() for part in np.array_split(deal.rows, len(deal.names))]
 
 
 def _dirichlet(deal: _Deal) -> list[list[int]]:
@@ -153,7 +155,7 @@ def _size(deal: _Deal) -> list[list[int]]:
             f"federation.partition.sizes leaves client '{deal.names[int(counts.argmin())]}' without any of {len(deal.rows)} examples; "
             "raise its size or bring more data"
         )
-    return _load(_partitioners().SizePartitioner(counts.tolist()), deal.rows, deal.rows, count)
+    return [part.tolist() for part in np.split(deal.rows, np.cumsum(counts)[:-1])]
 
 
 def _natural(deal: _Deal) -> list[list[int]]:
@@ -166,8 +168,10 @@ def _natural(deal: _Deal) -> list[list[int]]:
             f"federation.partition.column={deal.cfg.column} names {len(owners)} owners in the training part for {len(deal.names)} clients; "
             f"leave federation.num_clients out, or choose another column"
         )
-    rank = {owner: i for i, owner in enumerate(deal.names if set(owners) == set(deal.names) else owners)}
-    return _load(_partitioners().NaturalIdPartitioner("key"), deal.rows, [rank[deal.train.owners[row]] for row in deal.rows], len(owners))
+    parts: dict[str, list[int]] = {owner: [] for owner in (deal.names if set(owners) == set(deal.names) else owners)}
+    for row in deal.rows:
+        parts[deal.train.owners[row]].append(row)
+    return list(parts.values())
 
 
 def _classes(deal: _Deal) -> list[int]:

@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from fedsb.config.schema import DataConfig
 from fedsb.core.errors import UserError, nearest
 from fedsb.data.cells import is_torn, kind_of
 from fedsb.data.examples import Examples, label_column, label_text, text_columns
 from fedsb.data.private_tables import private_table, read_private_table
 from fedsb.data.sources import read_path
-from fedsb.data.tables import Table, named_columns
+from fedsb.data.tables import Table, class_names, named_columns
 
 LOG = logging.getLogger(__name__)
 MOST_SAID = 20
@@ -76,7 +74,7 @@ def read_private_rows(cfg: DataConfig, path: str | Path, labels: Sequence[str], 
     _check_header(table, ("data.text", first), ("data.text", second), ("data.label", label))
     readers: dict[str, Reader] = {name: _text for name in (first, second) if name}
     if label:
-        readers[label] = _TARGETS[cfg.task](label, table.features.get(label), labels)
+        readers[label] = _TARGETS[cfg.task](label, class_names(table, label), labels)
     rows = [_row({name: table[name][i] for name in readers}, readers) for i in range(len(table))]
     unusable = {i: row for i, row in enumerate(rows) if isinstance(row, str)}
     _say(unusable, len(rows))
@@ -118,9 +116,8 @@ def _text(value: Any) -> str:
     return value
 
 
-def _class_of(column: str, feature: Any, labels: Sequence[str]) -> Reader:
+def _class_of(column: str, names: Sequence[str] | None, labels: Sequence[str]) -> Reader:
     index = {label: i for i, label in enumerate(labels)}
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
 
     def read(value: Any) -> int:
         try:
@@ -135,7 +132,7 @@ def _class_of(column: str, feature: Any, labels: Sequence[str]) -> Reader:
     return read
 
 
-def _number_of(column: str, feature: Any, labels: Sequence[str]) -> Reader:
+def _number_of(column: str, names: Sequence[str] | None, labels: Sequence[str]) -> Reader:
     def read(value: Any) -> float:
         try:
             number = math.nan if value is None else float(value)
@@ -148,7 +145,10 @@ def _number_of(column: str, feature: Any, labels: Sequence[str]) -> Reader:
     return read
 
 
-_TARGETS: Mapping[str, Callable[[str, Any, Sequence[str]], Reader]] = {"classification": _class_of, "regression": _number_of}
+_TARGETS: Mapping[str, Callable[[str, Sequence[str] | None, Sequence[str]], Reader]] = {
+    "classification": _class_of,
+    "regression": _number_of,
+}
 
 
 def _say(unusable: Mapping[int, str], of: int) -> None:

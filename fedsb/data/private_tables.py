@@ -12,15 +12,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import datasets
 import pyarrow
 import pyarrow.parquet
 
 from fedsb.config.schema import DataConfig
 from fedsb.core.errors import UserError
 from fedsb.data.tables import BYTE_ORDER_MARKS, HEADER, SEPARATORS, Rows, Table, parsed, separator_of
+
+if TYPE_CHECKING:
+    import datasets
 
 WIDE = ("utf-16", "utf-32")  # more than a byte a character
 MOST_LINES = 10_000  # of one record: a quote that is never closed does not look through the whole file
@@ -179,6 +181,9 @@ def of_arrow(table: pyarrow.Table, names: Sequence[str]) -> Table:
         table: the columns that are read.
         names: of all columns.
     """
+    # It takes a second to import, and most processes read no such file.
+    import datasets
+
     values = {name: list(_values(table.column(name))) for name in table.column_names}
     return Table(names, values, table.num_rows, datasets.Features.from_arrow_schema(table.schema))
 
@@ -203,6 +208,6 @@ def private_table(rows: Rows, wanted: Collection[str]) -> Table:
     """Return rows that came as ``save_to_disk`` keeps them, as a table; others are one already."""
     if isinstance(rows, Table):
         return rows
-    assert isinstance(rows, datasets.Dataset)
-    held = rows.select_columns([name for name in rows.column_names if name in wanted])
+    saved = cast("datasets.Dataset", rows)
+    held = saved.select_columns([name for name in rows.column_names if name in wanted])
     return Table(rows.column_names, {}, len(rows)) if not held.column_names else of_arrow(held.with_format("arrow")[:], rows.column_names)

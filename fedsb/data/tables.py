@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import datasets
 import pyarrow.parquet
 
 from fedsb.config.schema import DataConfig
@@ -71,6 +70,13 @@ class Table:
 
     def __getitem__(self, column: str) -> Sequence[Any]:
         return self.values[column]
+
+
+def class_names(rows: Rows, column: str) -> tuple[str, ...] | None:
+    """Return the names of a column's classes, in order, where it is a ``datasets.ClassLabel``."""
+    # Of all kinds of columns that alone has names; its class would take a second to import in each process.
+    names = getattr(rows.features.get(column), "names", None)
+    return None if names is None else tuple(names)
 
 
 def named_columns(cfg: DataConfig, owner_column: str | None = None) -> frozenset[str]:
@@ -217,6 +223,9 @@ def parsed(text: str) -> Any:
 
 def read_parquet(path: Path, cfg: DataConfig, wanted: Collection[str]) -> Table:
     """Read a Parquet file; names of classes that ``datasets`` has left in it are kept."""
+    # It takes a second to import, and most processes read no such file.
+    import datasets
+
     # By itself: a reader of data sets would take columns out of a path such as label=3/rows.parquet.
     with pyarrow.parquet.ParquetFile(path) as file:
         names = list(file.schema_arrow.names)

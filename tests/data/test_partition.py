@@ -6,13 +6,16 @@ import random
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
+from flwr_datasets import partitioner
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fedsb.config.checks import CHOICES
 from fedsb.core.errors import UserError
+from fedsb.core.rng import numpy_generator
 from fedsb.data import PARTITIONERS, Examples, partition
 
 
@@ -44,6 +47,27 @@ def test_a_partition_is_a_disjoint_cover_that_the_seed_fixes(partition_config, d
     assert sorted(i for part in parts.values() for i in part) == list(range(len(targets)))
     assert all(part and list(part) == sorted(part) for part in parts.values())
     assert parts == partition(_train(targets, owners), cfg, _names(clients), seed)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data(), st.integers(1, 7), st.integers(0, 3))
+def test_what_only_cuts_cuts_as_flwr_datasets_does(partition_config, data, clients, seed):
+    rows = data.draw(st.integers(clients, 40))
+    owners = tuple(f"o{i % clients}" for i in range(rows))
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=clients, max_size=clients).filter(lambda s: rows >= sum(s)))
+    sizes[-1] += rows - sum(sizes)
+    shuffled = numpy_generator(seed, "partition.shuffle").permutation(rows).tolist()
+    whole = datasets.Dataset.from_dict({"row": shuffled, "owner": [owners[row] for row in shuffled]})
+    for kind, theirs in {
+        "iid": partitioner.IidPartitioner(clients),
+        "size": partitioner.SizePartitioner(list(sizes)),
+        "natural": partitioner.NaturalIdPartitioner("owner"),
+    }.items():
+        theirs.dataset = whole
+        cfg = partition_config(kind=kind, sizes=tuple(map(float, sizes)), column="owner")
+        found = list(partition(_train([0] * rows, owners), cfg, _names(clients), seed).values())
+        wanted = [tuple(sorted(theirs.load_partition(i)["row"])) for i in range(clients)]
+        assert sorted(found) == sorted(wanted) if kind == "natural" else found == wanted
 
 
 @pytest.mark.parametrize("kind", ["iid", "dirichlet", "shard", "size"])
@@ -119,12 +143,14 @@ def test_a_wrong_number_of_owners_says_how_many(partition_config):
         partition(train, partition_config(kind="natural", column="site"), _names(3), 0)
 
 
-def test_dealing_out_loads_no_plotting_library_and_leaves_the_plots_to_who_asks_for_them():
+def test_dealing_out_loads_what_draws_and_no_plotting_library_and_leaves_the_plots_to_who_asks_for_them():
     program = """
 import sys
 from fedsb.data.partition import PARTITIONERS, partition
 from fedsb.data.examples import Examples
 from fedsb.config.schema import PartitionConfig
+partition(Examples(tuple("abcdef"), owners=tuple("ababab")), PartitionConfig("iid", 1.0, 2, None, None), ("a", "b"), 0)
+assert not {"datasets", "pandas", "flwr_datasets"} & set(sys.modules)
 config = PartitionConfig("dirichlet", 100.0, 2, None, None)
 partition(Examples(tuple("abcdef"), targets=(0, 1) * 3), config, ("a", "b"), 0)
 assert "flwr_datasets" in sys.modules and not {"seaborn", "matplotlib", "scipy"} & set(sys.modules)
