@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from fedsb.commands.flags import has_flag, without_flags
+from fedsb.commands.flags import SHOWING, has_flag, without_flags
 from fedsb.commands.outcome import MISTAKE, guarded
 from fedsb.commands.pages import USAGE, page
 from fedsb.core.errors import UserError, unknown
 from fedsb.core.signals import heeding_sigterm
 from fedsb.core.streams import hand_on, spell_out
+from fedsb.runtime.early import begin
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,6 +43,8 @@ def _dispatch(arguments: list[str]) -> int:
 
 def run(arguments: list[str]) -> int:
     """Run a federation, or a sweep of them."""
+    if not has_flag(arguments, SHOWING):
+        begin(arguments)
     from fedsb.commands.run import run as run_command
 
     return run_command(arguments)

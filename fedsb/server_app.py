@@ -164,7 +164,6 @@ def last_snapshot(config: Config, folder: RunFolder) -> Snapshot | None:
 def evaluator(prepared: Prepared) -> Any:
     """Return Flower's ``evaluate_fn``: the server's test split under the current state, in rounds that are to be evaluated."""
     config = prepared.config
-    task, features = task_of(config), test_features(config)
     due = evaluated_rounds(config.eval.every, config.federation.num_rounds)
 
     def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -173,6 +172,6 @@ def evaluator(prepared: Prepared) -> Any:
         adapted = prepared.adapted
         adapted.install(unpack(decode_arrays(arrays), adapted.layouts.down), prepared.strategy.frozen.view())
         with every_core():
-            return MetricRecord(evaluate(adapted, task, features, train=config.train))  # type: ignore[arg-type]
+            return MetricRecord(evaluate(adapted, task_of(config), test_features(config), train=config.train))  # type: ignore[arg-type]
 
     return evaluate_fn

@@ -174,7 +174,7 @@ class RoundLoop(Strategy):
 
     def _connect(self, grid: Grid) -> Transport:
         if self._transport is None or self._transport.grid is not grid:
-            questions = Questions(self.labels, self._timeout, self.participation.overrides)
+            questions = Questions(self.labels, self._timeout, self.participation.overrides, self.participation.dealt)
             roster = Roster(self.participation, questions, self.counts)
             self._transport = Transport(grid, roster, self.frozen, self.held, self.origin, begin_anew=self.participation.begin_anew)
         return self._transport

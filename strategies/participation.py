@@ -52,6 +52,8 @@ class Participation:
         several_ranks: whether nodes of a real federation may have smaller ones.
         begin_anew: whether a client that has lost what it kept of its own begins anew; otherwise its round fails.
         say: shows a line.
+        dealt: returns the training examples by client that the server deals out in a simulation, so that it asks no node for what it
+            knows; None: it has none to deal.
         client_privacy: clips and noises what they send, at the server; None for plain sums.
     """
 
@@ -74,6 +76,7 @@ class Participation:
     several_ranks: bool = False
     begin_anew: bool = False
     say: Callable[[str], None] = LOG.info
+    dealt: Callable[[], Mapping[str, int]] | None = None
 
     def evaluates(self, round_number: int) -> bool:
         """Tell whether clients evaluate after a round."""

@@ -26,7 +26,6 @@ from fedsb.data import (
     Examples,
     PrivateRows,
     hold_out,
-    limit_of,
     load_corpus,
     load_site,
     load_test,
@@ -34,7 +33,6 @@ from fedsb.data import (
     partition,
     thin,
     tokenise,
-    whole_ids,
 )
 from fedsb.data.skew import Skew, skew_of
 from fedsb.models.adapted import AdaptedModel
@@ -46,7 +44,6 @@ from fedsb.tasks.task import TASKS, Task
 
 Features = list[dict[str, Any]]
 Value = TypeVar("Value")
-LOOKED_AT = 1000  # texts, to tell how many are cut
 CORES = torch.get_num_threads()  # before anyone sets it: what the machine has, or OMP_NUM_THREADS allows
 _MEMO: dict[str, dict[str, Any]] = {}
 
@@ -167,6 +164,11 @@ def num_examples(config: Config, client: str, data_path: str | None, labels: tup
     return len(client_examples(config, client, data_path, labels)[0])
 
 
+def counts_dealt(config: Config, labels: tuple[str, ...]) -> dict[str, int]:
+    """Return how many training examples each client of a simulation has."""
+    return {client: num_examples(config, client, None, labels) for client in client_names(config)}
+
+
 def _is_private_site(data_path: str | None, config: Config) -> TypeGuard[str]:
     return data_path is not None and config.privacy.unit == "example"
 
@@ -194,13 +196,18 @@ def client_features(config: Config, client: str, data_path: str | None, labels: 
 def features_of(config: Config, examples: Examples) -> Features:
     """Tokenise examples and put their targets beside the tokens."""
     ends = not task_of(config).has_head
-    features = [dict(f) for f in tokenise(examples, _tokenizer(config), config.train.max_length, ends=ends)]
+    features = [dict(f) for f in tokenise(examples, tokenizer_of(config), config.train.max_length, ends=ends)]
     if examples.targets is None:
         return features
     return [{**f, "target": target} for f, target in zip(features, examples.targets, strict=True)]
 
 
-def _tokenizer(config: Config) -> PreTrainedTokenizerBase:
+def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
+    """Return the tokenizer.
+
+    Raises:
+        UserError: the model has none, or one that cannot be used.
+    """
     tokenizer = _once("tokenizer", config.model, lambda: load_tokenizer(config.model))
     if tokenizer is None:
         raise UserError(f"model '{config.model.name}' has no tokenizer; set model.tokenizer to a folder or hub id")
@@ -214,24 +221,6 @@ def test_features(config: Config) -> Features:
     return _once(
         "test", key, lambda: features_of(config, thin(corpus_of(config).test, most, numpy_generator(config.seed, "eval.max_examples")))
     )
-
-
-def cut_texts(config: Config) -> str:
-    """Say what share of the training texts, or of the test texts where there are none here, is cut; nothing where none is.
-
-    Of many texts it looks at :data:`LOOKED_AT`, drawn by the seed.
-    """
-    corpus, tokenizer, ends = corpus_of(config), _tokenizer(config), not task_of(config).has_head
-    part, examples = ("training texts", corpus.train) if len(corpus.train) else ("test texts", corpus.test)
-    if len(examples) > LOOKED_AT:
-        rows = numpy_generator(config.seed, "cut texts").choice(len(examples), LOOKED_AT, replace=False)
-        part, examples = f"{LOOKED_AT:,} {part} looked at", examples.take(rows.tolist())
-    limit = limit_of(tokenizer, config.train.max_length)
-    share = sum(len(ids) > limit for ids in whole_ids(examples, tokenizer, ends=ends)) / max(1, len(examples))
-    if not share:
-        return ""
-    whose = "train.max_length" if limit == config.train.max_length else "the model's limit"
-    return f"{share:.{0 if share >= 0.01 else 1}%} of the {part} are longer than {whose}={limit} tokens: their ends are cut off"
 
 
 def public_features(config: Config) -> Features:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedsb.app.assembly import cut_texts
+from fedsb.app.assembly import corpus_of, task_of, tokenizer_of
 from fedsb.config.schema import Config
+from fedsb.core.rng import numpy_generator
+from fedsb.data import limit_of, whole_ids
 from fedsb.models.pooling import pooling_remark
 from fedsb.report.classes import class_lines
 from fedsb.runtime.grid import SimulationGrid
 from fedsb.runtime.stack_size import ranks_remark, stack_remark
+
+LOOKED_AT = 250  # texts, to tell how many are cut
 
 
 def opening_remarks(
@@ -29,3 +33,21 @@ def opening_remarks(
     runtime = (*stacks, grid.remark if isinstance(grid, SimulationGrid) else "")
     lines = (*class_lines(labels), cut_texts(config), pooling_remark(config.model.pooling, "this run"), *runtime, *told)
     yield from filter(None, lines)
+
+
+def cut_texts(config: Config) -> str:
+    """Say what share of the training texts, or of the test texts where there are none here, is cut; nothing where none is.
+
+    Of many texts it looks at :data:`LOOKED_AT`, drawn by the seed.
+    """
+    corpus, tokenizer, ends = corpus_of(config), tokenizer_of(config), not task_of(config).has_head
+    part, examples = ("training texts", corpus.train) if len(corpus.train) else ("test texts", corpus.test)
+    if len(examples) > LOOKED_AT:
+        rows = numpy_generator(config.seed, "cut texts").choice(len(examples), LOOKED_AT, replace=False)
+        part, examples = f"{LOOKED_AT:,} {part} looked at", examples.take(rows.tolist())
+    limit = limit_of(tokenizer, config.train.max_length)
+    share = sum(len(ids) > limit for ids in whole_ids(examples, tokenizer, ends=ends)) / max(1, len(examples))
+    if not share:
+        return ""
+    whose = "train.max_length" if limit == config.train.max_length else "the model's limit"
+    return f"{share:.{0 if share >= 0.01 else 1}%} of the {part} are longer than {whose}={limit} tokens: their ends are cut off"

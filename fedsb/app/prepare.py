@@ -10,7 +10,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fedsb.adapters.held import HeldWeights
-from fedsb.app.assembly import corpus_of, model_of, parts_of, task_of, test_features
+from fedsb.app.assembly import corpus_of, counts_dealt, model_of, parts_of, task_of, tokenizer_of
 from fedsb.app.first_factors import first_factors
 from fedsb.app.private_run import client_plans, server_plan_of
 from fedsb.config.derived import client_names, family, ranks_of
@@ -66,7 +66,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
     check_method(config)
     corpus = corpus_of(config)
     parts_of(config)
-    test_features(config)  # before the weights, which may take long
+    tokenizer_of(config)  # before the weights, which may take long
     adapted = model_of(config, corpus.labels, device)
     server_plan = server_plan_of(config) if config.privacy.unit == "client" else None
     if config.privacy.unit == "example":
@@ -93,6 +93,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
             overrides=told,
             resumed=config.resume is not None,
             say=partial(say_early, progress=config.progress),
+            dealt=partial(counts_dealt, config, corpus.labels) if len(corpus.train) else None,
             ranks=ranks_of(config),
             rank=config.adapter.rank if adapted.spec.factors else None,
             several_ranks=STRATEGIES[config.method.name].any_rank,

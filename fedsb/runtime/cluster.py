@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import socket
 import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
 
 import ray
-import torch
 
 from fedsb.core.errors import RunError, UserError
 from fedsb.core.logs import last_line
@@ -21,6 +24,29 @@ RAY_SWITCHES = {
     "RAY_worker_niceness": "0",  # 15 by default, and any other work on the machine would stop a run
 }
 
+CARDS = Path("/dev/nvidia0")  # is there where NVIDIA's driver is
+_STARTING = threading.Lock()
+
+
+def start_early() -> None:
+    """Begin to start Ray on this machine while the caller imports what else it needs; :func:`start_ray` waits for it.
+
+    Where there are GPUs nothing is begun: how many of them Ray hands out follows from what the workers ask for. A start that fails is tried
+    again by whoever needs Ray, and told then.
+    """
+    if not CARDS.exists():
+        done = threading.Event()
+        threading.Thread(target=_begin, args=(done,), name="ray-start", daemon=True).start()
+        atexit.register(done.wait)  # before Ray's own, which ends what is there by then
+
+
+def _begin(done: threading.Event) -> None:
+    with suppress(RunError):
+        start_ray(None)
+    done.set()
+    # Ray's processes are told to die with the thread that started them.
+    threading.Event().wait()
+
 
 def start_placed(address: str | None, device: str, share: float | None, workers: int | None) -> Placement:
     """Start Ray or join a cluster, and say where workers and driver compute; for the arguments see :func:`fedsb.runtime.placement.place`.
@@ -28,6 +54,9 @@ def start_placed(address: str | None, device: str, share: float | None, workers:
     Raises:
         UserError, RunError: see :func:`start_ray`.
     """
+    # It takes seconds to import, and Ray is started beside that.
+    import torch
+
     cards = torch.cuda.device_count() if address is None and not ray.is_initialized() else 0
     if cards:
         placement = place(device, share, workers, cards, own=True)
@@ -44,8 +73,12 @@ def start_ray(address: str | None, cards: int | None = None) -> None:
         UserError: there is no cluster at the address.
         RunError: Ray does not start on this machine.
     """
-    if ray.is_initialized():
-        return
+    with _STARTING:
+        if not ray.is_initialized():
+            _start(address, cards)
+
+
+def _start(address: str | None, cards: int | None) -> None:
     for name, value in RAY_SWITCHES.items():
         os.environ.setdefault(name, value)
     # Ray pastes the interpreter's path into a shell line.

@@ -119,6 +119,12 @@ class SimulationGrid(Grid):
         return replies
 
 
+def is_simulation(grid: Grid) -> bool:
+    """Tell whether a grid's nodes are all simulated: one of the project's own, or that of Flower's simulation engine."""
+    # By name: flwr 1.42 has moved that class, and no deployment has it.
+    return isinstance(grid, SimulationGrid) or any(kind.__name__ == "InMemoryGrid" for kind in type(grid).__mro__)
+
+
 def simulated_nodes(number: int = 1) -> dict[int, dict[str, Any]]:
     """Return the configurations of nodes that serve any logical client; one is enough, however many clients and workers there are."""
     return {i + 1: {"partition-id": i, "num-partitions": number} for i in range(number)}

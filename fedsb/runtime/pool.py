@@ -263,7 +263,8 @@ _POOLS: dict[PoolSettings, Pool] = {}
 def pool_for(settings: PoolSettings) -> Pool:
     """Return the process's pool of these settings; one of other settings is ended first."""
     if settings not in _POOLS:
-        close_pools()
+        if _POOLS:
+            close_pools()
         _POOLS[settings] = Pool(settings)
     return _POOLS[settings]
 

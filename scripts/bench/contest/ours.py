@@ -9,16 +9,9 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from fedsb.app.assembly import use_threads
-from fedsb.app.prepare import planned, prepare
-from fedsb.app.private_run import save_plans
-from fedsb.config.compose import load
-from fedsb.core.state import State
-from fedsb.run.records import RoundRecord
-from fedsb.runtime.grids import grid_for
-from fedsb.wire.arrays import encode_arrays
-from fedsb.wire.frozen import FrozenLog
+from fedsb.runtime.early import begin
 
 
 class Commanded:
@@ -33,7 +26,7 @@ class Commanded:
         """Stop at a client that failed."""
         assert ok, f"{client} failed"
 
-    def end(self, record: RoundRecord, state: State, frozen: FrozenLog) -> None:
+    def end(self, record: Any, state: Any, frozen: Any) -> None:
         """Say so."""
         print("done" if record.round else "ready", flush=True)
 
@@ -41,6 +34,14 @@ class Commanded:
 def main() -> None:
     """Run the federation of the overrides that the workload and the command line name."""
     overrides = [*json.loads(Path(sys.argv[1]).read_text())["overrides"], *sys.argv[2:]]
+    begin(overrides)  # as the command line does, and then it imports the rest
+    from fedsb.app.assembly import use_threads
+    from fedsb.app.prepare import planned, prepare
+    from fedsb.app.private_run import save_plans
+    from fedsb.config.compose import load
+    from fedsb.runtime.grids import grid_for
+    from fedsb.wire.arrays import encode_arrays
+
     config = load(overrides)
     use_threads(config)
     with tempfile.TemporaryDirectory() as folder:
