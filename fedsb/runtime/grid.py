@@ -21,6 +21,7 @@ from fedsb.runtime.placement import Seat
 CLIENT_RAISED = 2  # Flower's code for an exception in the ClientApp
 RUN_ID = 1
 TRAIN = "train"  # the messages that several clients can answer at once
+SIMULATED: dict[str, Any] = {"partition-id": 0, "num-partitions": 1}  # what Flower's simulation tells a node, and nothing else
 QUERY = "query"  # how the types begin of those that ask a node about itself
 ClientCall = Callable[[Message, Context], Message]
 StackCall = Callable[[Sequence[Message], Sequence[Context]], list[Message]]
@@ -120,11 +121,13 @@ class SimulationGrid(Grid):
 
 
 def is_simulation(grid: Grid) -> bool:
-    """Tell whether a grid's nodes are all simulated: one of the project's own, or that of Flower's simulation engine."""
+    """Tell whether a grid's nodes are all simulated: that of Flower's simulation engine, or one of the project's own."""
+    if isinstance(grid, SimulationGrid):
+        return all(node.keys() == SIMULATED.keys() for node in grid.node_configs.values())
     # By name: flwr 1.42 has moved that class, and no deployment has it.
-    return isinstance(grid, SimulationGrid) or any(kind.__name__ == "InMemoryGrid" for kind in type(grid).__mro__)
+    return any(kind.__name__ == "InMemoryGrid" for kind in type(grid).__mro__)
 
 
 def simulated_nodes(number: int = 1) -> dict[int, dict[str, Any]]:
     """Return the configurations of nodes that serve any logical client; one is enough, however many clients and workers there are."""
-    return {i + 1: {"partition-id": i, "num-partitions": number} for i in range(number)}
+    return {i + 1: {**SIMULATED, "partition-id": i, "num-partitions": number} for i in range(number)}

@@ -164,6 +164,10 @@ def one_node(app: ClientCall, run_config: dict[str, Any]) -> KeepingGrid:
     return KeepingGrid(app, run_config, {1: {"partition-id": 0, "num-partitions": 1}})
 
 
+# A simulated node of which the server does not know that it is one, and which it asks therefore.
+ASKED: dict[int, dict[str, Any]] = {1: {"partition-id": 0}}
+
+
 def federate(
     overrides: Sequence[str],
     *,

@@ -21,7 +21,7 @@ from fedsb.privacy.codes import CODES
 from fedsb.wire.messages import encode_code
 from strategies.inbox import Inbox
 from strategies.rounds import ACCOUNT
-from tests.strategies.federations import named
+from tests.strategies.federations import ASKED, named
 from tests.strategies.private_runs import (
     CLIENT,
     EXAMPLE,
@@ -56,7 +56,7 @@ def test_a_reply_carries_its_account_and_nothing_of_the_data(method: str, tiny_b
         if text:
             write_table(folder / "train.csv", 80, text)
         watch = Watch(breaking("client-2", 1))
-        run_privately(overrides, folder / "run", app=watch)
+        run_privately(overrides, folder / "run", app=watch, nodes=ASKED)
         said.append([(message.metadata.message_type, *asked(message), reply) for message, reply in watch.seen])
     ours, theirs = said
     assert [step[:3] for step in ours] == [step[:3] for step in theirs]

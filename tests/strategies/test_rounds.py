@@ -34,6 +34,7 @@ from fedsb.wire.messages import decode_instruction, encode_missing
 from strategies import STRATEGIES, LowRankStrategy
 from strategies.rounds import RoundState
 from tests.strategies.federations import (
+    ASKED,
     ClientCall,
     Dense,
     Exchange,
@@ -487,7 +488,7 @@ def test_a_node_that_fails_to_describe_itself_is_asked_again(options: Options) -
         return client_app(message, context)
 
     more = ("federation.fraction=1.0", "federation.num_rounds=1", "train.local_steps=1", "federation.wait=5")
-    federation = federate(options("tiny_bert", "fed_sb", *more), app=call)
+    federation = federate(options("tiny_bert", "fed_sb", *more), app=call, grid=asked_grid)
     assert len(asked) == 2
     assert not federation.records[1].failed
 
@@ -498,7 +499,25 @@ def test_a_node_that_never_describes_itself_is_said_to_be_there(options: Options
 
     overrides = options("tiny_bert", "fed_sb", "federation.num_rounds=1", "train.local_steps=1")
     with pytest.raises(RunError, match=r"0 of 5 clients are connected.*; node 1 is connected and fails to .*: the disk is busy$"):
-        federate(overrides, app=call)
+        federate(overrides, app=call, grid=asked_grid)
+
+
+def asked_grid(app: ClientCall, config: dict[str, Any]) -> KeepingGrid:
+    return KeepingGrid(app, config, ASKED)
+
+
+def test_a_simulated_node_is_not_asked_for_what_the_server_deals_out(options: Options) -> None:
+    seen: list[str] = []
+
+    def call(message: Message, context: Context) -> Message:
+        seen.append(message.metadata.message_type)
+        return client_app(message, context)
+
+    overrides = options("tiny_bert", "fed_sb", "federation.num_rounds=1", "train.local_steps=1", "data.client_test_fraction=0.2")
+    known, asked = federate(overrides, app=call), federate(overrides, grid=asked_grid)
+    assert "query.describe" not in seen
+    assert known.prepared.strategy.counts == asked.prepared.strategy.counts
+    assert sum(known.prepared.strategy.counts.values()) > 0
 
 
 def test_a_data_path_without_a_client_is_refused(options: Options) -> None:
