@@ -10,6 +10,7 @@ from pathlib import Path
 from fedsb.commands.flags import SHOWING, has_flag, without_flags
 from fedsb.commands.outcome import MISTAKE, guarded
 from fedsb.commands.pages import USAGE, page
+from fedsb.core.collector import uncollected
 from fedsb.core.errors import UserError, unknown
 from fedsb.core.signals import heeding_sigterm
 from fedsb.core.streams import hand_on, spell_out
@@ -45,21 +46,24 @@ def run(arguments: list[str]) -> int:
     """Run a federation, or a sweep of them."""
     if not has_flag(arguments, SHOWING):
         begin(arguments)
-    from fedsb.commands.run import run as run_command
+    with uncollected():
+        from fedsb.commands.run import run as run_command
 
     return run_command(arguments)
 
 
 def submit(arguments: list[str]) -> int:
     """Submit a run to a real federation and watch it."""
-    from fedsb.commands.submit import submit as submit_command
+    with uncollected():
+        from fedsb.commands.submit import submit as submit_command
 
     return submit_command(arguments)
 
 
 def report(arguments: list[str]) -> int:
     """Write the report of one run, or the comparison of several."""
-    from fedsb.report.report import write_reports
+    with uncollected():
+        from fedsb.report.report import write_reports
 
     folders = [Path(a) for a in without_flags("report", arguments)]
     if not folders:
@@ -71,7 +75,8 @@ def report(arguments: list[str]) -> int:
 
 def export(arguments: list[str]) -> int:
     """Write the merged model of a run."""
-    from fedsb.app.export_run import export_merged
+    with uncollected():
+        from fedsb.app.export_run import export_merged
 
     if not without_flags("export", arguments, most=2):
         raise UserError("fedsb export needs the folder of a run: fedsb export outputs/… [OUT]")
@@ -84,8 +89,9 @@ def export(arguments: list[str]) -> int:
 
 def cost(arguments: list[str]) -> int:
     """Print what every method costs."""
-    from fedsb.cost.table import print_costs
-    from strategies import STRATEGIES
+    with uncollected():
+        from fedsb.cost.table import print_costs
+        from strategies import STRATEGIES
 
     print_costs(without_flags("cost", arguments), list(STRATEGIES))
     return 0

@@ -3,6 +3,7 @@
 # ruff: noqa: E402 -- the submitted code must come first on the import path before any of it is imported
 from __future__ import annotations
 
+from fedsb.core.collector import uncollected
 from fedsb.runtime.fab import prefer_submitted_code
 
 prefer_submitted_code()
@@ -12,24 +13,25 @@ import logging
 from collections.abc import Callable
 from functools import wraps
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+with uncollected():
+    from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
 
-from clients import draw_evidence, evaluate_round, give_evidence, train_round
-from clients.faults import Faults, drawn, suffer
-from fedsb.adapters.starts import Sketch
-from fedsb.app.assembly import num_examples
-from fedsb.app.client_job import Job, as_told, coded, config_in, data_path_of, is_real, leave_unnoised, own_log
-from fedsb.config.checks import FAULTS
-from fedsb.config.derived import client_names, start_kind
-from fedsb.core.errors import UserError
-from fedsb.core.state import State
-from fedsb.node.policy import read_policy
-from fedsb.privacy.account import allowed
-from fedsb.privacy.plan import unnoised_start
-from fedsb.runtime.process_memory import keep_large_blocks
-from fedsb.wire.messages import encode_reply
-from fedsb.wire.sketch_layouts import probe_layout, sketch_of
+    from clients import draw_evidence, evaluate_round, give_evidence, train_round
+    from clients.faults import Faults, drawn, suffer
+    from fedsb.adapters.starts import Sketch
+    from fedsb.app.assembly import num_examples
+    from fedsb.app.client_job import Job, as_told, coded, config_in, data_path_of, is_real, leave_unnoised, own_log
+    from fedsb.config.checks import FAULTS
+    from fedsb.config.derived import client_names, start_kind
+    from fedsb.core.errors import UserError
+    from fedsb.core.state import State
+    from fedsb.node.policy import read_policy
+    from fedsb.privacy.account import allowed
+    from fedsb.privacy.plan import unnoised_start
+    from fedsb.runtime.process_memory import keep_large_blocks
+    from fedsb.wire.messages import encode_reply
+    from fedsb.wire.sketch_layouts import probe_layout, sketch_of
 
 LOG = logging.getLogger(__name__)
 MOST_TOLD = 500  # characters of a server's line that a node writes to its log

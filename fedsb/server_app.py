@@ -3,6 +3,7 @@
 # ruff: noqa: E402 -- the submitted code must come first on the import path before any of it is imported
 from __future__ import annotations
 
+from fedsb.core.collector import uncollected
 from fedsb.runtime.fab import launch_folder, prefer_submitted_code
 
 prefer_submitted_code()
@@ -15,39 +16,40 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, Context, MetricRecord
-from flwr.serverapp import Grid, ServerApp
+with uncollected():
+    from flwr.app import ArrayRecord, Context, MetricRecord
+    from flwr.serverapp import Grid, ServerApp
 
-from fedsb.app.assembly import (
-    anchored,
-    every_core,
-    peopled,
-    progress_of,
-    run_folder,
-    skew_in,
-    task_of,
-    test_features,
-    use_threads,
-)
-from fedsb.app.opening import opening_remarks
-from fedsb.app.outcome import finish, listener_of
-from fedsb.app.prepare import Prepared, planned, prepare
-from fedsb.app.private_run import check_ledgers, opening_lines
-from fedsb.config.compose import load, split_overrides
-from fedsb.config.schema import Config
-from fedsb.core.cohort import evaluated_rounds
-from fedsb.core.errors import RunError, UserError
-from fedsb.core.logs import run_log
-from fedsb.core.state import unpack
-from fedsb.core.streams import spell_out
-from fedsb.models.evaluate import evaluate
-from fedsb.run.checkpoint import Snapshot, load_checkpoint
-from fedsb.run.folder import RunFolder
-from fedsb.run.resuming import fingerprint, for_nodes, resumed, sealed
-from fedsb.run.story import ending_in_one_line, told
-from fedsb.runtime.grid import SimulationGrid
-from fedsb.wire.arrays import decode_arrays, encode_arrays
-from strategies.carried import remember
+    from fedsb.app.assembly import (
+        anchored,
+        every_core,
+        peopled,
+        progress_of,
+        run_folder,
+        skew_in,
+        task_of,
+        test_features,
+        use_threads,
+    )
+    from fedsb.app.opening import opening_remarks
+    from fedsb.app.outcome import finish, listener_of
+    from fedsb.app.prepare import Prepared, planned, prepare
+    from fedsb.app.private_run import check_ledgers, opening_lines
+    from fedsb.config.compose import load, split_overrides
+    from fedsb.config.schema import Config
+    from fedsb.core.cohort import evaluated_rounds
+    from fedsb.core.errors import RunError, UserError
+    from fedsb.core.logs import run_log
+    from fedsb.core.state import unpack
+    from fedsb.core.streams import spell_out
+    from fedsb.models.evaluate import evaluate
+    from fedsb.run.checkpoint import Snapshot, load_checkpoint
+    from fedsb.run.folder import RunFolder
+    from fedsb.run.resuming import fingerprint, for_nodes, resumed, sealed
+    from fedsb.run.story import ending_in_one_line, told
+    from fedsb.runtime.grid import SimulationGrid
+    from fedsb.wire.arrays import decode_arrays, encode_arrays
+    from strategies.carried import remember
 
 LOG = logging.getLogger(__name__)
 app = ServerApp()

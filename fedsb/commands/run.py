@@ -16,6 +16,7 @@ from fedsb.commands.outcome import by_signal, guarded
 from fedsb.commands.sweep import CUT, NEW, Ending, Job, endings, going_on, label_jobs, run_noted, state_of, tell
 from fedsb.config.overrides import readable, sweep_jobs
 from fedsb.config.schema import Config
+from fedsb.core.collector import uncollected
 from fedsb.core.errors import UserError
 from fedsb.core.folders import check_makeable, claim, forget_empty, home
 from fedsb.core.logs import log_to_screen, say_early, speaking_to
@@ -67,10 +68,11 @@ def check_job(overrides: Sequence[str], sweep: Path | None = None, number: int =
     Raises:
         UserError: a mistake in what was given.
     """
-    from fedsb.app.assembly import anchored, peopled
-    from fedsb.app.prepare import check_method
-    from fedsb.config.compose import load
-    from fedsb.run.resuming import resumed
+    with uncollected():
+        from fedsb.app.assembly import anchored, peopled
+        from fedsb.app.prepare import check_method
+        from fedsb.config.compose import load
+        from fedsb.run.resuming import resumed
 
     config = load(overrides)
     check_method(config)
@@ -182,9 +184,10 @@ def _run_job(given: Config, overrides: list[str], output: Path) -> int:
     config = resumed(given, overrides)
     say_early("loading model and data …", progress=config.progress)
     _quieten()
-    from fedsb.runtime.grids import grid_for
-    from fedsb.runtime.process_memory import release_memory
-    from fedsb.server_app import serve
+    with uncollected():
+        from fedsb.runtime.grids import grid_for
+        from fedsb.runtime.process_memory import release_memory
+        from fedsb.server_app import serve
 
     log_to_screen()
     folder = Path(config.resume or output)

@@ -23,6 +23,7 @@ from fedsb.adapters import (
     used_by_hand,
 )
 from fedsb.config.schema import AdapterConfig, ModelConfig
+from fedsb.core.collector import uncollected
 from fedsb.core.errors import NothingToTrainError, UserError
 from fedsb.data import pad_id
 from fedsb.models.adapted import AdaptedModel
@@ -51,6 +52,7 @@ def forget_models() -> None:
     _CACHE.clear()
 
 
+@uncollected()
 def build_model(
     model: ModelConfig, adapter: AdapterConfig, *, family: str, task: Task, labels: tuple[str, ...], seed: int, device: str = "cpu"
 ) -> AdaptedModel:

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from fedsb.config.schema import ModelConfig
+from fedsb.core.collector import uncollected
 from fedsb.core.errors import UserError
 from fedsb.core.logs import HUB_LOGGERS, speaking_from
 from fedsb.core.rng import torch_stream
@@ -165,6 +166,7 @@ def _from_config(model: ModelConfig, task: Task, options: dict[str, Any], device
     return network.eval()
 
 
+@uncollected()
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer of a model, held to the model's tables; None where a model of ``kind=config`` names none.
 

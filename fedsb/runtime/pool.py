@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-import pkgutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +19,14 @@ from ray.exceptions import RayError
 from torch import nn
 
 from fedsb.core.errors import UserError
-from fedsb.core.logs import Line, last_line, overheard
+from fedsb.core.logs import last_line
 from fedsb.models import loading
 from fedsb.models.build import forget_models
 from fedsb.runtime.cluster import start_placed
 from fedsb.runtime.fab import LAUNCH_FOLDER, launch_folder
-from fedsb.runtime.grid import answered, claim_identity, context_of
 from fedsb.runtime.placement import fitting
 from fedsb.runtime.sharing import join, share_arrays, split
+from fedsb.runtime.worker import Work, Worker, with_content
 
 LOG = logging.getLogger(__name__)
 # A client reads these from its process, which started with those of the run that started Ray.
@@ -58,73 +57,6 @@ class PoolSettings:
     gpus: float | None = None
     device: str = "auto"
     address: str | None = None
-
-
-@dataclass(frozen=True)
-class Work:
-    """A message as it goes to an actor: what many share lies in the object store, by reference.
-
-    Attributes:
-        message: with the content that is its own.
-        shared: further records of the content, by key; empty for the one that the actor has got last.
-        networks: base models in the object store, by key; None for those that the actor has been told.
-    """
-
-    message: Message
-    shared: Mapping[str, Sequence[ray.ObjectRef]]
-    node_config: dict[str, Any]
-    run_config: dict[str, Any]
-    networks: Mapping[str, list[ray.ObjectRef]] | None
-    environment: Mapping[str, str]
-
-
-class Worker:
-    """In the actor's process: a ClientApp, and base models mapped from the object store."""
-
-    def __init__(self, client: str, together: str, cards: bool = True) -> None:
-        if not cards:
-            # Ray leaves all of them visible to an actor that reserves none.
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        claim_identity()
-        share_arrays()
-        self._client = pkgutil.resolve_name(client)
-        self._together = together
-        self._networks: Mapping[str, list[ray.ObjectRef]] = {}
-        self._shared: dict[str, ArrayRecord] = {}
-        loading.use_networks(self._network)
-
-    def answer(self, works: Sequence[Work], level: int) -> tuple[list[Message], list[Line]]:
-        """Answer one message, or several at once, and return what was logged over it from a level on."""
-        with overheard(level) as lines:
-            return self._answer(works), lines
-
-    def _answer(self, works: Sequence[Work]) -> list[Message]:
-        messages = [self._unpacked(work) for work in works]
-        contexts = [context_of(m.metadata.dst_node_id, work.node_config, work.run_config) for m, work in zip(messages, works, strict=True)]
-        if len(works) > 1:
-            replies: list[Message] = pkgutil.resolve_name(self._together)(messages, contexts)
-            return replies
-        return [answered(self._client, message, context) for message, context in zip(messages, contexts, strict=True)]
-
-    def _unpacked(self, work: Work) -> Message:
-        self._networks = self._networks if work.networks is None else work.networks
-        os.environ.update(work.environment)
-        records = {key: self._record(key, refs) for key, refs in work.shared.items()}
-        return _with(work.message, RecordDict({**records, **work.message.content}))
-
-    def _record(self, key: str, refs: Sequence[ray.ObjectRef]) -> ArrayRecord:
-        """Fetch a record, or take the last one."""
-        if refs:
-            self._shared[key] = ray.get(refs[0])
-        return self._shared[key]
-
-    def call(self, function: Callable[..., Any], *arguments: Any, networks: Mapping[str, list[ray.ObjectRef]] | None = None) -> Any:
-        """Run a function in the actor's process, with these base models at hand; for measurements."""
-        self._networks = networks or self._networks
-        return function(*arguments)
-
-    def _network(self, key: str, load: Callable[[], nn.Module]) -> nn.Module:
-        return join(ray.get(self._networks[key][0])) if key in self._networks else load()
 
 
 class Pool:
@@ -159,7 +91,16 @@ class Pool:
         forget_models()
         self._failures = 0
         self._last_start = time.monotonic()
-        for _ in range(self.size):
+        # On this machine one core is left to this process, which has seconds of its own work before the first message.
+        spare = max(1, (os.cpu_count() or 1) - 1) if settings.address is None else self.size
+        self._to_come = max(0, self.size - spare)
+        for _ in range(self.size - self._to_come):
+            self._start()
+
+    def fill(self) -> None:
+        """Start the actors that were put off until there is something to do for them."""
+        while self._to_come:
+            self._to_come -= 1
             self._start()
 
     def _start(self) -> None:
@@ -229,7 +170,7 @@ class Pool:
         models = self._news(actor, "", [ref for refs in self.networks.values() for ref in refs])
         light = RecordDict({key: record for key, record in message.content.items() if key not in shared})
         environment = {name: os.environ[name] for name in HANDED_ON if name in os.environ} | {LAUNCH_FOLDER: str(launch_folder())}
-        return Work(_with(message, light), shared, node_config, run_config, self.networks if models else None, environment)
+        return Work(with_content(message, light), shared, node_config, run_config, self.networks if models else None, environment)
 
     def _news(self, actor: ActorHandle, key: str, refs: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
         """Return references, or none where they are what the actor was told last."""
@@ -282,8 +223,3 @@ def close_pools() -> None:
         # Its weights may lie in the store that is about to go.
         forget_models()
         ray.shutdown()
-
-
-def _with(message: Message, content: RecordDict) -> Message:
-    """Return a message with other content, and the id that the first one has."""
-    return Message(content=content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]

@@ -110,6 +110,7 @@ class RayGrid(SimulationGrid):
 
     def enqueue(self, message: Message) -> None:
         """Put a message behind the others."""
+        self._pool.fill()
         self._waiting.append(Task([message], self._pushed, self.pushes))
         self._pushed += 1
         self._unanswered.add(message.metadata.message_id)

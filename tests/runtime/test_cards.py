@@ -49,6 +49,7 @@ def cards() -> tuple[str, str]:
 
 def seen(pool: Pool) -> list[tuple[str, str]]:
     """Return the cards of all actors of a pool."""
+    pool.fill()
     while pool.starting:
         pool.came(ray.wait(pool.starting, num_returns=1)[0])
     actors = [pool.take() for _ in range(pool.size)]

@@ -63,6 +63,7 @@ def ended() -> Iterator[None]:
 def obedient(**options: Any) -> RayGrid:
     """Return a grid of two actors that do what they are told, and are both ready to."""
     pool = pool_for(PoolSettings("tests.runtime.apps:obey", "tests.runtime.apps:obey_all", workers=2, cpus=0.5))
+    pool.fill()
     while pool.starting:
         pool.came(ray.wait(pool.starting, num_returns=1)[0])
     return RayGrid(pool, {"overrides": "as given"}, simulated_nodes(3), **options)

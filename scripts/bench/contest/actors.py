@@ -33,6 +33,7 @@ def measure() -> tuple[float, float, float]:
     The actor without a model has read the same data and taken an optimiser step of a toy: what a first step imports is no copy of weights.
     """
     pool = pool_for(PoolSettings(CLIENT, TOGETHER, workers=2, cpus=0.5))
+    pool.fill()
     while pool.starting:
         pool.came(ray.wait(pool.starting, num_returns=1)[0])
     config = load(list(OVERRIDES))

@@ -109,6 +109,7 @@ def local_grid() -> SimulationGrid:
 def ray_grid() -> SimulationGrid:
     """Return the same over two actors that have started."""
     pool = pool_for(PoolSettings(IDLE, workers=2, cpus=0.5))
+    pool.fill()
     while pool.starting:
         pool.came(pool.starting[:1])
     return RayGrid.simulation(pool, {"overrides": ""})
