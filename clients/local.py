@@ -16,13 +16,13 @@ from fedsb.models.adapted import AdaptedModel
 from fedsb.models.evaluate import evaluate
 from fedsb.models.fit import FitResult, Site, collate, fit
 from fedsb.tasks.task import Batch, Task
-from fedsb.wire.frozen import Frozen
+from fedsb.wire.frozen import FrozenView
 
 Features = Sequence[dict[str, Any]]
 
 
 def train_round(
-    adapted: AdaptedModel, task: Task, features: Features, *, state: State, frozen: Frozen, train: TrainConfig, site: Site
+    adapted: AdaptedModel, task: Task, features: Features, *, state: State, frozen: FrozenView, train: TrainConfig, site: Site
 ) -> tuple[State, FitResult]:
     """Install the state that a client starts from, train on its examples, and return what it has trained."""
     adapted.install(state, frozen, site.round)
@@ -31,7 +31,7 @@ def train_round(
 
 
 def evaluate_round(
-    adapted: AdaptedModel, task: Task, features: Features, *, state: State, frozen: Frozen, train: TrainConfig
+    adapted: AdaptedModel, task: Task, features: Features, *, state: State, frozen: FrozenView, train: TrainConfig
 ) -> dict[str, float]:
     """Install a state and evaluate it on one client's held-out examples."""
     adapted.install(state, frozen)

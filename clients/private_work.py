@@ -30,7 +30,7 @@ from fedsb.privacy.models import hold_unmixed
 from fedsb.privacy.randomness import Streams
 from fedsb.tasks.task import Batch, Task
 from fedsb.wire.arrays import quantise
-from fedsb.wire.frozen import Frozen
+from fedsb.wire.frozen import FrozenView
 
 TRAIN = "train"
 UNBOUNDED = 1e30  # a norm that nothing is clipped to
@@ -82,7 +82,7 @@ class Opened:
     """
 
     mechanism: Mechanism
-    held: Frozen
+    held: FrozenView
     charged: Entry | None
     close: Callable[[State, PrivateFit], Answer]
 
@@ -90,7 +90,7 @@ class Opened:
 def open_round(
     adapted: AdaptedModel,
     *,
-    frozen: Callable[[], Frozen],
+    frozen: Callable[[], FrozenView],
     privacy: PrivacyConfig,
     site: Site,
     account: Account,
@@ -142,7 +142,7 @@ def private_round(
     features: Features,
     *,
     state: State,
-    frozen: Callable[[], Frozen],
+    frozen: Callable[[], FrozenView],
     train: TrainConfig,
     privacy: PrivacyConfig,
     site: Site,

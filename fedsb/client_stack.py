@@ -22,7 +22,7 @@ from fedsb.runtime.grid import TRAIN, answered
 from fedsb.runtime.process_memory import keep_large_blocks
 from fedsb.stack.stack import Stack
 from fedsb.wire.arrays import LayoutError
-from fedsb.wire.frozen import Frozen
+from fedsb.wire.frozen import FrozenView
 
 LOG = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Seat:
     message: Message
     context: Context
     job: Job
-    frozen: Frozen
+    frozen: FrozenView
     own: State
 
     @property

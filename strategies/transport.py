@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from fedsb.privacy.codes import CODES
 from fedsb.wire.byte_counts import array_bytes, overhead_bytes, payload_bytes, state_bytes
 from fedsb.wire.frozen import FrozenLog
-from fedsb.wire.messages import Cargo, Instruction, encode_cargo, encode_instruction
+from fedsb.wire.messages import Instruction, SharedPart, encode_instruction, encode_shared
 from strategies.roster import Roster
 
 Ask = Callable[[str], tuple[Instruction, ArrayRecord]]
@@ -45,10 +45,10 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Load:
+class CountedPart:
     """What travels to every holder of one version of the frozen log: bytes of the basis, which is sent once in a run, and of the rest."""
 
-    cargo: Cargo
+    shared: SharedPart
     basis: int
     rest: int
 
@@ -79,7 +79,7 @@ class Transport:
         self._begin_anew = begin_anew
         self._addressed: list[tuple[Message, Request]] = []
         self._by_id: dict[str, Request] = {}
-        self._loads: dict[tuple[int, int], Load] = {}
+        self._parts: dict[tuple[int, int], CountedPart] = {}
         self._caught_up: set[str] = set()
 
     def requests(self, clients: Sequence[str], kind: str, ask: Ask, tally: Tally) -> list[Request]:
@@ -97,7 +97,7 @@ class Transport:
         messages = []
         self._addressed = []
         self._by_id = {}
-        self._loads = {}
+        self._parts = {}
         self._caught_up = set()
         for request in requests:
             node = self.roster.node_of(request.instruction.client)
@@ -159,25 +159,25 @@ class Transport:
         return {message_id for message_id in self.grid.push_messages(messages) if message_id}
 
     def _message(self, request: Request, node: int, held: int) -> Message:
-        load = self._load(request.arrays, held)
-        content = encode_instruction(request.instruction, load.cargo)
+        part = self._part(request.arrays, held)
+        content = encode_instruction(request.instruction, part.shared)
         tally = request.tally
-        tally.one_off += load.basis + (load.rest if request.is_start else 0)
-        tally.down += 0 if request.is_start else load.rest
+        tally.one_off += part.basis + (part.rest if request.is_start else 0)
+        tally.down += 0 if request.is_start else part.rest
         tally.overhead += overhead_bytes(content)
         message = Message(content, node, request.kind)
         self._addressed.append((message, request))
         return message
 
-    def _load(self, arrays: ArrayRecord, held: int) -> Load:
+    def _part(self, arrays: ArrayRecord, held: int) -> CountedPart:
         """Encode what goes to the holders of one version, once for all of them: a bundle may outweigh the state many times."""
         key = id(arrays), held
-        if key not in self._loads:
+        if key not in self._parts:
             bundle = self._frozen.bundle(held)
-            cargo = encode_cargo(arrays, bundle)
+            shared = encode_shared(arrays, bundle)
             basis = state_bytes(bundle.one_off) if bundle else 0
-            self._loads[key] = Load(cargo, basis, array_bytes(cargo.arrays) - basis)
-        return self._loads[key]
+            self._parts[key] = CountedPart(shared, basis, array_bytes(shared.arrays) - basis)
+        return self._parts[key]
 
     def _count_reply(self, request: Request, reply: Message) -> None:
         if reply.has_error():

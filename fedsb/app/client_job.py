@@ -39,8 +39,8 @@ from fedsb.run.own_state import OwnState
 from fedsb.run.resuming import fingerprint, resumed
 from fedsb.runtime.fab import launch_folder
 from fedsb.wire.arrays import quantise
-from fedsb.wire.frozen import Frozen, FrozenMissing
-from fedsb.wire.frozen_cache import FrozenStore
+from fedsb.wire.frozen import FrozenMissing, FrozenView
+from fedsb.wire.frozen_cache import FrozenCache
 from fedsb.wire.messages import Instruction, decode_instruction, encode_code, encode_missing, encode_reply
 
 LOG = logging.getLogger(__name__)
@@ -91,8 +91,8 @@ def is_real(context: Context) -> bool:
 
 
 @cache
-def _store(folder: Path) -> FrozenStore:
-    return FrozenStore(folder)
+def _store(folder: Path) -> FrozenCache:
+    return FrozenCache(folder)
 
 
 def coded(message: Message, context: Context, answer: Callable[[], Message]) -> Message:
@@ -153,7 +153,7 @@ class Job:
         self.adapted = model_of(self.config, self.instruction.labels)
         self.train, self.held_out = client_features(self.config, self.instruction.client, self.data_path, self.instruction.labels)
 
-    def frozen(self) -> Frozen:
+    def frozen(self) -> FrozenView:
         """Take in what came with the instruction and return the frozen part it is based on."""
         i = self.instruction
         return _store(home() / "frozen").take(i.bundle, i.frozen, i.origin, back=self.config.keep_checkpoints)
@@ -246,7 +246,7 @@ class Job:
         i = self.instruction
         return simulated_streams(self.config.seed, i.client, i.round, exchange, self.adapted.device)
 
-    def plain_reply(self, trained: State, result: FitResult, frozen: Frozen) -> RecordDict:
+    def plain_reply(self, trained: State, result: FitResult, frozen: FrozenView) -> RecordDict:
         """Return the content of the reply to a round that has no privacy, and keep what is the client's own."""
         adapted, wire = self.adapted, self.config.federation.wire_dtype
         upload = adapted.sent(trained, self.instruction.round)

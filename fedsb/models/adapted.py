@@ -21,7 +21,7 @@ from fedsb.adapters import (
     write,
 )
 from fedsb.core.state import HEAD, Layout, Name, State
-from fedsb.wire.frozen import Frozen
+from fedsb.wire.frozen import FrozenView
 
 
 @dataclass
@@ -110,9 +110,9 @@ class AdaptedModel:
     def reset(self) -> None:
         """Bring the model back to what it was when it was built; a process keeps it from one run to the next."""
         release(self.model)
-        self.install(self.initial, Frozen())
+        self.install(self.initial, FrozenView())
 
-    def install(self, state: State, frozen: Frozen, round_number: int = 1) -> None:
+    def install(self, state: State, frozen: FrozenView, round_number: int = 1) -> None:
         """Bring a whole state into the model: what comes from the log, held without a copy where nobody trains it, factors and head.
 
         Args:

@@ -2,9 +2,9 @@
 
 A delta sets factors of the adapters (Fed-SB's B and A, once; what learns in turns, again and again) or adds ``U V`` to the frozen weights
 (roles ``U`` (m, ρ) and ``V`` (ρ, n): FedEx's residual). Version v is the state after v deltas; its *head* is a hash over the whole
-chain up to it. A client at version u gets a :class:`Bundle` with exactly what it lacks: of each factor the latest version alone. Where the
-ranks to send exceed mn/(m+n), sending ``Σ U V`` is cheaper, and the bundle holds that dense sum (role ``D``) for the module instead.
-What is superseded is forgotten: only its place in the chain of hashes stays.
+chain up to it. A client at version u gets a :class:`FrozenBundle` with exactly what it lacks: of each factor the latest version alone.
+Where the ranks to send exceed mn/(m+n), sending ``Σ U V`` is cheaper, and the bundle holds that dense sum (role ``D``) for the module
+instead. What is superseded is forgotten: only its place in the chain of hashes stays.
 
 The residual is accumulated as ``D ← D + U V`` in float32 from zero and in version order by server and client alike, and the
 weight is always the pristine ``W0 + D``: whatever bundles a client received, it ends with the same bits.
@@ -32,7 +32,7 @@ class FrozenMissing(LookupError):
 
 
 @dataclass(frozen=True)
-class Bundle:
+class FrozenBundle:
     """The deltas from one head to another. Roles carry the version behind an ``@``: ``U@3``, ``D@5``, ``A@1``.
 
     Attributes:
@@ -48,13 +48,13 @@ class Bundle:
 
 
 @dataclass
-class Frozen:
+class FrozenView:
     """The frozen part in the form that a model takes: basis factors and the accumulated residual of each module."""
 
     basis: State = field(default_factory=State)
     residuals: dict[str, Tensor] = field(default_factory=dict)
 
-    def apply(self, bundle: Bundle) -> None:
+    def apply(self, bundle: FrozenBundle) -> None:
         """Bring this view from ``bundle.parent`` to ``bundle.head``, in version order."""
         versioned = sorted(bundle.state.items(), key=lambda item: (int(item[0].role.split("@")[1]), item[0]))
         for (module, role), tensor in versioned:
@@ -72,6 +72,9 @@ class Frozen:
         self.residuals[module].addmm_(left, right)
 
 
+Frozen = FrozenView  # its name before; see fedsb.core.moved
+
+
 class FrozenLog:
     """The server's log. ``heads[v]`` names version v; version 0 is empty."""
 
@@ -80,7 +83,7 @@ class FrozenLog:
         self._deltas: dict[int, State] = {}  # by version; what is superseded is not there
         self._first: dict[Name, int] = {}  # version of the first value of a factor
         self._latest: dict[Name, int] = {}
-        self._view = Frozen()
+        self._view = FrozenView()
 
     @property
     def version(self) -> int:
@@ -129,7 +132,7 @@ class FrozenLog:
             if name.role not in ADDED:
                 self._first.setdefault(name, self.version)
                 self._latest[name] = self.version
-        self._view.apply(Bundle(self.heads[-2], self.head, _versioned(delta, self.version)))
+        self._view.apply(FrozenBundle(self.heads[-2], self.head, _versioned(delta, self.version)))
         for version in [v for v, old in self._deltas.items() if not self._counts(old, v)]:
             del self._deltas[version]
 
@@ -142,7 +145,7 @@ class FrozenLog:
         """The version in which each factor came to the log."""
         return self._first
 
-    def view(self) -> Frozen:
+    def view(self) -> FrozenView:
         """Return the frozen part at the head; it changes with the next append."""
         return self._view
 
@@ -150,7 +153,7 @@ class FrozenLog:
         """Return the deltas that still count by their version, in order, for hashing and checkpoints."""
         return self._deltas
 
-    def bundle(self, since: int) -> Bundle | None:
+    def bundle(self, since: int) -> FrozenBundle | None:
         """Return what a holder of version ``since`` lacks, or None where it lacks nothing."""
         if since == self.version:
             return None
@@ -165,7 +168,7 @@ class FrozenLog:
                 if (added and name.module not in dense) or self._latest.get(name) == version:
                     tensors[Name(name.module, f"{name.role}@{version}")] = tensor
                     one_off += 0 if added or self._first[name] != version else tensor.numel()
-        return Bundle(parent, self.head, State(tensors), one_off)
+        return FrozenBundle(parent, self.head, State(tensors), one_off)
 
     def _cheaper_dense(self, since: int) -> set[str]:
         """Modules whose ranks to send since a version exceed mn / (m + n)."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from fedsb.core.disk import locked, reason_of
 from fedsb.core.errors import RunError
 from fedsb.core.state import LINE, Name, State, laid_out, sha256
-from fedsb.wire.frozen import ADDED, ROOT, Bundle, Frozen, FrozenMissing
+from fedsb.wire.frozen import ADDED, ROOT, FrozenBundle, FrozenMissing, FrozenView
 
 LOG = logging.getLogger(__name__)
 LATE = 2  # heads that a client may be behind the others
@@ -29,16 +29,16 @@ SPARE = 4  # superseded files that may lie there before it is worth while to rem
 Versions = Mapping[Name, int]  # of what a file holds, by its name without the version
 
 
-class FrozenStore:
+class FrozenCache:
     """One safetensors file a bundle, named by its head, and the materialised view of the last head used."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._head = ROOT
-        self._view = Frozen()
+        self._view = FrozenView()
         self._tidied: tuple[str, str] | None = None
 
-    def take(self, bundle: Bundle | None, head: str, run: str, *, back: int) -> Frozen:
+    def take(self, bundle: FrozenBundle | None, head: str, run: str, *, back: int) -> FrozenView:
         """Take in what came with an instruction, if anything, and return the frozen part at its head; see :meth:`load`.
 
         Args:
@@ -54,7 +54,7 @@ class FrozenStore:
         self.tidy(run, back + LATE)
         return held
 
-    def receive(self, bundle: Bundle) -> None:
+    def receive(self, bundle: FrozenBundle) -> None:
         """Keep a bundle on disk, atomically; a known one is not written again.
 
         Raises:
@@ -68,7 +68,7 @@ class FrozenStore:
             reason = reason_of(error) or str(error)
             raise RunError(f"the frozen cache can't be written: {reason}; make room, or set FEDSB_HOME to another folder") from None
 
-    def _write(self, bundle: Bundle, *, replace: bool = False) -> None:
+    def _write(self, bundle: FrozenBundle, *, replace: bool = False) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"{name.role}|{name.module}": t.detach().to(torch.float32).contiguous() for name, t in bundle.state.items()}
         metadata = {"parent": bundle.parent, "head": bundle.head, "sha256": sha256(bundle.state), "padding": ""}
@@ -86,7 +86,7 @@ class FrozenStore:
         finally:
             scratch.unlink(missing_ok=True)
 
-    def _keep(self, scratch: Path, bundle: Bundle) -> None:
+    def _keep(self, scratch: Path, bundle: FrozenBundle) -> None:
         """Give a file its name. The first one stays, so that processes that receive the same at the same time map one file."""
         path = self._path(bundle.head)
         try:
@@ -95,7 +95,7 @@ class FrozenStore:
             if not self._readable(bundle.head, bundle.parent):
                 os.replace(scratch, path)
 
-    def load(self, head: str) -> Frozen:
+    def load(self, head: str) -> FrozenView:
         """Return the frozen part at ``head``. The view is shared: it changes with the next load.
 
         Raises:
@@ -106,20 +106,20 @@ class FrozenStore:
         except FrozenMissing:  # another process may have put one file in place of several meanwhile
             chain, at = self._chain(head)
         if at == ROOT and self._head != ROOT:
-            self._head, self._view = ROOT, Frozen()
+            self._head, self._view = ROOT, FrozenView()
         try:
             for bundle in reversed(chain):
                 self._view.apply(bundle)
         except BaseException:
             # Half applied: the next load begins at the root again.
-            self._head, self._view = ROOT, Frozen()
+            self._head, self._view = ROOT, FrozenView()
             raise
         self._head = head
         return self._view
 
-    def _chain(self, head: str) -> tuple[list[Bundle], str]:
+    def _chain(self, head: str) -> tuple[list[FrozenBundle], str]:
         """Read the bundles that lead to a head, the last first, and say where they begin: at what is in memory, or at the root."""
-        chain: list[Bundle] = []
+        chain: list[FrozenBundle] = []
         at = head
         while at not in (ROOT, self._head):
             if any(bundle.head == at for bundle in chain):
@@ -171,7 +171,7 @@ class FrozenStore:
         for bundle in reversed(chain):
             later = {_plain(name) for name in bundle.state}
             tensors = {name: t for name, t in tensors.items() if _plain(name) not in later} | dict(bundle.state)
-        self._write(Bundle(chain[-1].parent, head, State(tensors)), replace=True)
+        self._write(FrozenBundle(chain[-1].parent, head, State(tensors)), replace=True)
 
     def _about(self, head: str) -> tuple[str, Versions] | None:
         """Return the parent of a file and the versions of what it holds, from its header; None where there is none that can be read."""
@@ -194,7 +194,7 @@ class FrozenStore:
         except FrozenMissing:
             return False
 
-    def _read(self, head: str) -> Bundle:
+    def _read(self, head: str) -> FrozenBundle:
         path = self._path(head)
         try:
             with safe_open(path, "pt") as file:
@@ -205,7 +205,7 @@ class FrozenStore:
             raise FrozenMissing(head) from error
         if not whole or "parent" not in metadata:
             raise FrozenMissing(head)
-        return Bundle(metadata["parent"], head, state)
+        return FrozenBundle(metadata["parent"], head, state)
 
 
 def _data_offset(path: Path) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedsb.core.state import Layout, Name, State, unpack
 from fedsb.wire.arrays import FROZEN, LayoutError, decode_arrays, encode_arrays, encode_flat
-from fedsb.wire.frozen import ROOT, Bundle
+from fedsb.wire.frozen import ROOT, FrozenBundle
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Instruction:
     labels: tuple[str, ...] = ()
     flats: Mapping[str, Tensor] = field(default_factory=dict)
     digest: int = 0
-    bundle: Bundle | None = None
+    bundle: FrozenBundle | None = None
     overrides: str | None = None
     origin: str = ""
     own: int = 0
@@ -114,7 +114,7 @@ def _ends(layout: Layout) -> str:
 
 
 @dataclass(frozen=True)
-class Cargo:
+class SharedPart:
     """The encoded part of an instruction that messages to many clients share: a state, and the frozen deltas that they lack.
 
     Attributes:
@@ -126,17 +126,17 @@ class Cargo:
     config: Mapping[str, str] = field(default_factory=dict)
 
 
-def encode_cargo(arrays: ArrayRecord, bundle: Bundle | None) -> Cargo:
+def encode_shared(arrays: ArrayRecord, bundle: FrozenBundle | None) -> SharedPart:
     """Add a frozen bundle to the encoded state ``arrays``."""
     if bundle is None:
-        return Cargo(arrays)
+        return SharedPart(arrays)
     layout = json.dumps(Layout.of(bundle.state).shapes, separators=(",", ":"))
     flat = torch.cat([t.reshape(-1) for t in bundle.state.values()])
-    return Cargo(ArrayRecord({**arrays, **encode_flat(FROZEN, flat, "float32")}), {"parent": bundle.parent, "bundle": layout})
+    return SharedPart(ArrayRecord({**arrays, **encode_flat(FROZEN, flat, "float32")}), {"parent": bundle.parent, "bundle": layout})
 
 
-def encode_instruction(instruction: Instruction, cargo: Cargo) -> RecordDict:
-    """Build the content of an instruction; its ``flats`` and ``bundle`` are those of the cargo."""
+def encode_instruction(instruction: Instruction, shared: SharedPart) -> RecordDict:
+    """Build the content of an instruction; its ``flats`` and ``bundle`` are those of the shared part."""
     config: dict[str, str | int] = {
         "client": instruction.client,
         "round": instruction.round,
@@ -145,11 +145,11 @@ def encode_instruction(instruction: Instruction, cargo: Cargo) -> RecordDict:
         "labels": json.dumps(instruction.labels),
         "layout": instruction.digest,
         "origin": instruction.origin,
-        **cargo.config,
+        **shared.config,
         **({"own": instruction.own} if instruction.own else {}),
         **({} if instruction.overrides is None else {"overrides": instruction.overrides}),
     }
-    return RecordDict({"arrays": cargo.arrays, "config": ConfigRecord(config)})  # type: ignore[arg-type]
+    return RecordDict({"arrays": shared.arrays, "config": ConfigRecord(config)})  # type: ignore[arg-type]
 
 
 def decode_instruction(content: RecordDict) -> Instruction:
@@ -168,8 +168,12 @@ def decode_instruction(content: RecordDict) -> Instruction:
         labels=tuple(json.loads(str(config["labels"]))),
         flats=flats,
         digest=int(config["layout"]),  # type: ignore[arg-type]
-        bundle=None if frozen_flat is None else Bundle(str(config["parent"]), head, _bundle_state(str(config["bundle"]), frozen_flat)),
+        bundle=None if frozen_flat is None else _bundle(config, head, frozen_flat),
     )
+
+
+def _bundle(config: ConfigRecord, head: str, flat: Tensor) -> FrozenBundle:
+    return FrozenBundle(str(config["parent"]), head, _bundle_state(str(config["bundle"]), flat))
 
 
 def _folder_name(origin: str) -> str:

@@ -30,7 +30,7 @@ from fedsb.models.fit import Site, collate
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.randomness import Streams
 from fedsb.tasks.task import IGNORED, TASKS, Task
-from fedsb.wire.frozen import Frozen
+from fedsb.wire.frozen import FrozenView
 
 CANARIES, LABELS, TOKENS, LENGTH, RANK = 64, 128, 80, 6, 8
 TASK = TASKS["classification"]
@@ -74,7 +74,7 @@ class Subject:
 
     adapted: AdaptedModel
     start: State
-    frozen: Frozen
+    frozen: FrozenView
     train: TrainConfig
     canaries: list[dict[str, Any]]
     max_norm: float
@@ -110,7 +110,7 @@ def prepared(network: dict[str, Any], canaries: list[dict[str, Any]], *, labels:
     adapted = build_model(model, config.adapter, family="lora_sb", task=TASK, labels=tuple(str(i) for i in range(labels)), seed=seed)
     adapted.tokenizer = tokenizer_of(max_length)
     drawn = orthogonal(adapted.shapes, RANK, seed)
-    start, frozen = adapted.initial.pick(HEAD).merge(drawn.pick("R")), Frozen(drawn.pick(*adapted.spec.in_log))
+    start, frozen = adapted.initial.pick(HEAD).merge(drawn.pick("R")), FrozenView(drawn.pick(*adapted.spec.in_log))
     adapted.install(start, frozen)
     gradients = torch.stack([gradient(adapted, canary) for canary in canaries])
     return Subject(adapted, start, frozen, config.train, canaries, float(gradients.norm(dim=1).min()) / excess, gradients)

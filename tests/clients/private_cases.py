@@ -26,7 +26,7 @@ from fedsb.models.fit import Site, collate
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.randomness import Streams, simulated_streams
 from fedsb.tasks.task import TASKS, Task
-from fedsb.wire.frozen import Frozen
+from fedsb.wire.frozen import FrozenView
 
 SITE = Site(seed=3, client="client-1", round=1, num_rounds=1)
 TRAIN = replace(load().train, optimizer="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, prox_mu=0.0, clip_norm=None, schedule="constant")
@@ -43,7 +43,7 @@ class Case:
     task: Task
     features: list[dict[str, Any]]
     state: State
-    frozen: Frozen
+    frozen: FrozenView
 
     @cached_property
     def oracle(self) -> list[Gradient]:
@@ -86,7 +86,7 @@ def build_case(folder: Path, task: str, family: str, start: str = "later", *, dr
         made = State({name: t + 0.1 * torch.randn(t.shape, generator=torch_generator(0, "test", *name)) for name, t in made.items()})
     elif adapted.spec.factors:
         made = made.merge(SPECS[family].starts[start](adapted.weights(), 2, 0))
-    return Case(adapted, TASKS[task], features, made, Frozen(made.pick(*adapted.spec.in_log)))
+    return Case(adapted, TASKS[task], features, made, FrozenView(made.pick(*adapted.spec.in_log)))
 
 
 make_case = cache(build_case)

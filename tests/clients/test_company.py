@@ -21,7 +21,7 @@ from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import build_model
 from fedsb.privacy.codes import CODES, SelfCheckFailed
 from fedsb.tasks.task import TASKS
-from fedsb.wire.frozen import Frozen
+from fedsb.wire.frozen import FrozenView
 from tests.architectures import BART
 from tests.clients.private_cases import Case, build_case, clipped_sum, distance, fit, make_case, mechanism, streams, watch
 from tests.conftest import encoder_tokenizer, save
@@ -145,7 +145,7 @@ def test_architectures(family: str, tiny_bert: Path) -> None:
     fields, wanted = FAMILIES[family]
     case = make_case(tiny_bert, "classification", "lora")
     adapted = configured(fields, tiny_bert)
-    one = replace(case, adapted=adapted, state=adapted.initial, frozen=Frozen(State()))
+    one = replace(case, adapted=adapted, state=adapted.initial, frozen=FrozenView(State()))
     assert code(one) == wanted
 
 

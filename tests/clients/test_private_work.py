@@ -26,7 +26,7 @@ from fedsb.privacy.codes import SelfCheckFailed
 from fedsb.privacy.ledger import BudgetExceeded, Key, Ledger
 from fedsb.privacy.plan import Plan
 from fedsb.privacy.randomness import simulated_streams
-from fedsb.wire.frozen import Frozen, FrozenMissing
+from fedsb.wire.frozen import FrozenMissing, FrozenView
 from tests.clients.private_cases import SITE, TRAIN, Case, build_case
 
 ENTRY = Entry("gaussian", 0.4, 1.1, 3)
@@ -59,7 +59,7 @@ def keys(held: Account) -> list[Key]:
     return [key for key, _ in held.ledger.charges()]
 
 
-def fail(*_: Any) -> Frozen:
+def fail(*_: Any) -> FrozenView:
     raise FrozenMissing("head")
 
 

@@ -22,7 +22,7 @@ from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import build_model
 from fedsb.models.fit import OPTIMIZERS, SCHEDULES, Site, autocast, collate, fit, plan_batches, rate_factor
 from fedsb.tasks.task import TASKS
-from fedsb.wire.frozen import Frozen
+from fedsb.wire.frozen import FrozenView
 
 law = settings(max_examples=25, deadline=None)
 TASK = TASKS["classification"]
@@ -108,7 +108,7 @@ def test_epochs_and_steps_are_counted(base_train: TrainConfig, examples: int, ep
 
 
 def run(adapted: AdaptedModel, start: State, features: list[dict[str, Any]], train: TrainConfig, site: Site = SITE) -> str:
-    adapted.install(start, Frozen())
+    adapted.install(start, FrozenView())
     fit(adapted, TASK, features, train=train, site=site)
     return sha256(adapted.trained())
 
@@ -141,7 +141,7 @@ def test_a_fit_leaves_the_global_generators_alone(
 def test_a_fit_trains_factors_and_head_and_nothing_else(
     adapted: AdaptedModel, start: State, features: list[dict[str, Any]], train: TrainConfig
 ) -> None:
-    adapted.install(start, Frozen())
+    adapted.install(start, FrozenView())
     trained = {id(p) for p in adapted.trainable().values()}
     frozen = {name: p.detach().clone() for name, p in adapted.model.named_parameters() if id(p) not in trained}
     result = fit(adapted, TASK, features, train=replace(train, local_epochs=2), site=SITE)
@@ -153,7 +153,7 @@ def test_a_fit_trains_factors_and_head_and_nothing_else(
 
 def gradients(adapted: AdaptedModel, start: State, now: State, batch: dict[str, Tensor], mu: float) -> dict[Any, Tensor]:
     """Return autograd's gradients of ``loss + mu/2 ‖x − x_server‖²``."""
-    adapted.install(now, Frozen())
+    adapted.install(now, FrozenView())
     adapted.model.eval()
     parameters = adapted.trainable()
     for p in parameters.values():
@@ -174,7 +174,7 @@ def test_the_proximal_term_is_that_of_the_explicit_loss(tiny_bert: Path, start: 
             module.p = 0.0
     options = {"optimizer": "sgd", "lr": rate, "momentum": 0.0, "local_steps": 2, "batch_size": 4, "bucket": 1}
     train = replace(config.train, prox_mu=mu, **options)
-    still.install(start, Frozen())
+    still.install(start, FrozenView())
     fit(still, TASK, features, train=train, site=SITE)
     found = still.trained()
 
@@ -184,7 +184,7 @@ def test_the_proximal_term_is_that_of_the_explicit_loss(tiny_bert: Path, start: 
         expected = State({name: t - rate * step[name] for name, t in expected.items()})
     assert all(torch.allclose(t, expected[name], rtol=1e-5, atol=1e-7) for name, t in found.items())
 
-    still.install(start, Frozen())
+    still.install(start, FrozenView())
     fit(still, TASK, features, train=replace(train, prox_mu=0.0), site=SITE)
     assert any(not torch.allclose(t, expected[name], rtol=1e-5, atol=1e-7) for name, t in still.trained().items())
 
@@ -193,7 +193,7 @@ def test_clipping_bounds_the_step_of_plain_sgd(
     adapted: AdaptedModel, start: State, features: list[dict[str, Any]], train: TrainConfig
 ) -> None:
     """One step moves by rate · min(‖g‖, clip)."""
-    adapted.install(start, Frozen())
+    adapted.install(start, FrozenView())
     clipped = replace(train, optimizer="sgd", lr=1.0, local_steps=1, clip_norm=1e-3)
     fit(adapted, TASK, features, train=clipped, site=SITE)
     moved = torch.stack([(t - start[name]).double().norm() for name, t in adapted.trained().items()]).norm()

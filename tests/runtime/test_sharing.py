@@ -15,7 +15,7 @@ from fedsb.models.build import build_model
 from fedsb.models.loading import load_network
 from fedsb.runtime.sharing import Parts, join, split
 from fedsb.tasks.task import TASKS
-from fedsb.wire.frozen import Frozen
+from fedsb.wire.frozen import FrozenView
 
 TEXT = torch.tensor([[2, 5, 6, 7, 3], [2, 9, 3, 0, 0]])
 
@@ -85,7 +85,7 @@ def test_training_writes_to_nothing_that_is_shared(method: str, tiny_bert: Path)
     adapted.model.train()
     adapted.model(input_ids=TEXT, attention_mask=(TEXT != 0).long()).logits.square().sum().backward()
     optimizer.step()
-    adapted.install(adapted.trained(), Frozen())
+    adapted.install(adapted.trained(), FrozenView())
     adapted.reset()
     assert (parts[0].memory == before).all()
 
@@ -96,9 +96,9 @@ def test_frozen_factors_are_held_and_not_copied(tiny_bert: Path) -> None:
     before = {name: module.A.weight for name, module in adapted.layers.items()}
     assert {weight.untyped_storage().nbytes() for weight in before.values()} == {4}, "zeros that wait for their factors weigh nothing"
     basis = State({Name(name, "A"): torch.randn(weight.shape) for name, weight in before.items()})
-    adapted.install(adapted.initial, Frozen(basis))
+    adapted.install(adapted.initial, FrozenView(basis))
     assert {layer.A.weight.data_ptr() for layer in adapted.layers.values()} == {t.data_ptr() for t in basis.values()}
-    adapted.install(adapted.initial, Frozen(basis.map(lambda t: t.t().contiguous().t())))
+    adapted.install(adapted.initial, FrozenView(basis.map(lambda t: t.t().contiguous().t())))
     assert all(layer.A.weight.is_contiguous() and layer.A.weight.data_ptr() % LINE == 0 for layer in adapted.layers.values())
     with pytest.raises(ValueError, match=r"A is \(2, 7\), expected"):
         next(iter(adapted.layers.values())).hold("A", torch.zeros(2, 7))

@@ -28,7 +28,7 @@ from fedsb.server_app import evaluator
 from fedsb.tasks.task import TASKS
 from fedsb.wire.arrays import encode_arrays
 from fedsb.wire.frozen import FrozenLog
-from fedsb.wire.frozen_cache import FrozenStore
+from fedsb.wire.frozen_cache import FrozenCache
 from fedsb.wire.messages import Instruction, Reply, decode_instruction, decode_reply
 
 ClientCall = Callable[[Message, Context], Message]
@@ -235,7 +235,7 @@ class Held:
     head: State
 
 
-def held_by(federation: Federation, exchange: Exchange, store: FrozenStore, model: AdaptedModel) -> Held:
+def held_by(federation: Federation, exchange: Exchange, store: FrozenCache, model: AdaptedModel) -> Held:
     """Install an instruction in a model that is nobody's, out of a cache that is the client's own."""
     if exchange.instruction.bundle is not None:
         store.receive(exchange.instruction.bundle)
@@ -251,14 +251,14 @@ def held_by(federation: Federation, exchange: Exchange, store: FrozenStore, mode
 def next_instructions(federation: Federation, folder: Path) -> Iterator[tuple[list[Exchange], Held, list[Held]]]:
     """Yield each round's exchanges, what its clients held in it, and what each client of the next round holds after it."""
     rounds = federation.grid.rounds()
-    stores: dict[str, FrozenStore] = {}
+    stores: dict[str, FrozenCache] = {}
     model = federation.fresh_model()
     before: Held | None = None
     for number in sorted(rounds):
         after = []
         for exchange in rounds[number]:
             client = exchange.instruction.client
-            after.append(held_by(federation, exchange, stores.setdefault(client, FrozenStore(folder / client)), model))
+            after.append(held_by(federation, exchange, stores.setdefault(client, FrozenCache(folder / client)), model))
         if before is not None:
             yield rounds[number - 1], before, after
         before = after[0]

@@ -19,9 +19,9 @@ from fedsb.core.errors import RunError
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import LINE, Name, State
 from fedsb.wire.arrays import encode_arrays
-from fedsb.wire.frozen import ROOT, Bundle, Frozen, FrozenLog, FrozenMissing, dense_is_cheaper
-from fedsb.wire.frozen_cache import FrozenStore
-from fedsb.wire.messages import Instruction, decode_instruction, encode_cargo, encode_instruction
+from fedsb.wire.frozen import ROOT, FrozenBundle, FrozenLog, FrozenMissing, FrozenView, dense_is_cheaper
+from fedsb.wire.frozen_cache import FrozenCache
+from fedsb.wire.messages import Instruction, decode_instruction, encode_instruction, encode_shared
 
 law = settings(max_examples=25, deadline=None)
 SHAPES = {"wide": (5, 12), "tall": (12, 5), "square": (7, 7)}
@@ -70,14 +70,14 @@ def oracle(deltas: Sequence[State]) -> dict[str, Tensor]:
     return residuals
 
 
-def over_the_wire(bundle: Bundle) -> Bundle:
-    content = encode_instruction(Instruction("a", 1, frozen=bundle.head), encode_cargo(encode_arrays(State()), bundle))
+def over_the_wire(bundle: FrozenBundle) -> FrozenBundle:
+    content = encode_instruction(Instruction("a", 1, frozen=bundle.head), encode_shared(encode_arrays(State()), bundle))
     received = decode_instruction(content).bundle
     assert received is not None
     return received
 
 
-def assert_holds(frozen: Frozen, log: FrozenLog, version: int) -> None:
+def assert_holds(frozen: FrozenView, log: FrozenLog, version: int) -> None:
     deltas = [delta for number, delta in log.deltas().items() if number <= version]
     wanted = oracle(deltas)
     assert frozen.residuals.keys() == wanted.keys()
@@ -102,7 +102,7 @@ def test_any_chain_of_bundles_leads_to_the_same_bits(versions: list[dict[str, in
     """A client that is asked at some versions, now and then in a fresh process and now and then with an empty disk."""
     log = FrozenLog()
     cache = fresh_folder()
-    store, held = FrozenStore(cache), 0
+    store, held = FrozenCache(cache), 0
     steps = (
         [basis(), *(delta(v, 10 * i) for i, v in enumerate(versions))] if with_basis else [delta(v, 10 * i) for i, v in enumerate(versions)]
     )
@@ -112,7 +112,7 @@ def test_any_chain_of_bundles_leads_to_the_same_bits(versions: list[dict[str, in
             continue
         event = data.draw(st.sampled_from(["goes on", "fresh process", "lost disk"]), label="before")
         if event != "goes on":
-            store = FrozenStore(cache)
+            store = FrozenCache(cache)
         if event == "lost disk":
             shutil.rmtree(cache, ignore_errors=True)
             if held:
@@ -129,10 +129,10 @@ def test_any_chain_of_bundles_leads_to_the_same_bits(versions: list[dict[str, in
 
 def test_a_head_leads_to_no_file_outside_the_cache(tmp_path: Path) -> None:
     """It comes from the server."""
-    store = FrozenStore(tmp_path / "cache")
+    store = FrozenCache(tmp_path / "cache")
     for head in ("../ours", "/tmp/ours", "a/b", "", ".."):
         with pytest.raises(ValueError, match="is no head of a frozen log"):
-            store.receive(Bundle(ROOT, head, State()))
+            store.receive(FrozenBundle(ROOT, head, State()))
         with pytest.raises(ValueError, match="is no head of a frozen log"):
             store.load(head)
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -148,7 +148,7 @@ def test_catching_up_from_any_version(versions: list[dict[str, int]], with_basis
     for number, step in log.deltas().items():
         if number <= since:
             early.append(step)
-    store = FrozenStore(cache)
+    store = FrozenCache(cache)
     if first := early.bundle(0):
         store.receive(first)
     if rest := log.bundle(since):
@@ -187,7 +187,7 @@ def test_the_basis_goes_along_where_a_sum_is_sent_densely(folder: Path) -> None:
     assert bundle is not None
     assert {name.role[0] for name in bundle.state} == {"A", "B", "D"}
     assert bundle.one_off == sum(t.numel() for name, t in bundle.state.items() if name.role[0] in "AB")
-    store = FrozenStore(folder)
+    store = FrozenCache(folder)
     store.receive(bundle)
     assert_holds(store.load(log.head), log, log.version)
 
@@ -234,9 +234,9 @@ def test_an_empty_delta_changes_nothing() -> None:
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "removed", "swapped"])
 def test_a_damaged_file_is_as_good_as_none(folder: Path, damage: str) -> None:
     log = log_of([{"wide": 2}, {"wide": 1}], with_basis=True)
-    store = FrozenStore(folder)
+    store = FrozenCache(folder)
     for since in range(log.version):
-        bundle = Bundle(log.heads[since], log.heads[since + 1], one_step(log, since))
+        bundle = FrozenBundle(log.heads[since], log.heads[since + 1], one_step(log, since))
         store.receive(bundle)
     path = folder / f"{log.heads[2]}.safetensors"
     content = path.read_bytes()
@@ -248,8 +248,8 @@ def test_a_damaged_file_is_as_good_as_none(folder: Path, damage: str) -> None:
         flipped = content[:-1] + bytes([content[-1] ^ 1])
         path.write_bytes({"cut": content[:-10], "flipped": flipped, "emptied": b""}[damage])
     with pytest.raises(FrozenMissing):
-        FrozenStore(folder).load(log.head)
-    again = FrozenStore(folder)
+        FrozenCache(folder).load(log.head)
+    again = FrozenCache(folder)
     again.receive(over_the_wire(log.bundle(0)))  # type: ignore[arg-type]
     assert_holds(again.load(log.head), log, log.version)
 
@@ -263,9 +263,9 @@ def test_a_damaged_file_is_written_anew_when_its_bundle_comes_again(folder: Path
     log = log_of([{"wide": 2}], with_basis=False)
     bundle = log.bundle(0)
     assert bundle is not None
-    FrozenStore(folder).receive(bundle)
+    FrozenCache(folder).receive(bundle)
     (folder / f"{log.head}.safetensors").write_bytes(b"rubbish")
-    store = FrozenStore(folder)
+    store = FrozenCache(folder)
     store.receive(bundle)
     assert_holds(store.load(log.head), log, 1)
     assert sorted(path.suffix for path in folder.iterdir()) == [".safetensors"]
@@ -277,7 +277,7 @@ def test_what_is_read_begins_on_a_cache_line(folder: Path, names: int) -> None:
     log = FrozenLog()
     sizes = {f"{'m' * (3 * i + names)}": 16 * (i + 1) for i in range(names)}
     log.append(State({Name(module, "A"): gaussian(4, n, seed=i) for i, (module, n) in enumerate(sizes.items())}))
-    store = FrozenStore(folder)
+    store = FrozenCache(folder)
     store.receive(over_the_wire(log.bundle(0)))
     tensors = store.load(log.head).basis
     assert all(t.data_ptr() % LINE == 0 for t in tensors.values())
@@ -289,7 +289,7 @@ def test_what_is_read_begins_on_a_cache_line(folder: Path, names: int) -> None:
 def test_a_factor_whose_neighbour_ends_off_a_line_is_copied_to_one(folder: Path) -> None:
     log = FrozenLog()
     log.append(State({Name(module, "A"): gaussian(3, 5, seed=i) for i, module in enumerate("abc")}))
-    store = FrozenStore(folder)
+    store = FrozenCache(folder)
     store.receive(over_the_wire(log.bundle(0)))
     assert all(t.data_ptr() % LINE == 0 for t in store.load(log.head).basis.values())
     assert_holds(store.load(log.head), log, 1)
@@ -302,12 +302,12 @@ def test_processes_that_receive_the_same_at_once_keep_one_file(folder: Path) -> 
     for turn in range(20):
         shared = folder / str(turn)
         with ThreadPoolExecutor(4) as pool:
-            held = list(pool.map(lambda store: (store.receive(bundle), inode(store, log))[1], [FrozenStore(shared) for _ in range(4)]))
+            held = list(pool.map(lambda store: (store.receive(bundle), inode(store, log))[1], [FrozenCache(shared) for _ in range(4)]))
         assert len(set(held)) == 1
         assert [path.suffix for path in shared.iterdir()] == [".safetensors"]
 
 
-def inode(store: FrozenStore, log: FrozenLog) -> int:
+def inode(store: FrozenCache, log: FrozenLog) -> int:
     return (store.folder / f"{log.head}.safetensors").stat().st_ino
 
 
@@ -315,20 +315,20 @@ def inode(store: FrozenStore, log: FrozenLog) -> int:
 def test_a_damaged_header_is_repaired_like_damaged_values(folder: Path, this: bytes, that: bytes) -> None:
     log = FrozenLog()
     log.append(State({Name("m", "A"): gaussian(4, 16, seed=0)}))
-    FrozenStore(folder).receive(log.bundle(0))
+    FrozenCache(folder).receive(log.bundle(0))
     path = folder / f"{log.head}.safetensors"
     whole = path.read_bytes()
     assert this in whole
     path.write_bytes(whole.replace(this, that))
     with pytest.raises(FrozenMissing):
-        FrozenStore(folder).load(log.head)
-    FrozenStore(folder).receive(log.bundle(0))
-    assert_holds(FrozenStore(folder).load(log.head), log, 1)
+        FrozenCache(folder).load(log.head)
+    FrozenCache(folder).receive(log.bundle(0))
+    assert_holds(FrozenCache(folder).load(log.head), log, 1)
 
 
 def test_an_unknown_head_is_missing_and_leaves_the_view_as_it_was(folder: Path) -> None:
     log = log_of([{"wide": 2}], with_basis=False)
-    store = FrozenStore(folder)
+    store = FrozenCache(folder)
     store.receive(log.bundle(0))  # type: ignore[arg-type]
     store.load(log.head)
     with pytest.raises(FrozenMissing):
@@ -337,35 +337,35 @@ def test_an_unknown_head_is_missing_and_leaves_the_view_as_it_was(folder: Path) 
 
 
 def test_a_circle_of_parents_ends(folder: Path) -> None:
-    store = FrozenStore(folder)
+    store = FrozenCache(folder)
     factors = State({Name("wide", "A@1"): torch.zeros(2, 12)})
     for parent, head in (("a" * 32, "b" * 32), ("b" * 32, "a" * 32)):
-        store.receive(Bundle(parent, head, factors))
+        store.receive(FrozenBundle(parent, head, factors))
     with pytest.raises(FrozenMissing):
         store.load("a" * 32)
 
 
 def test_the_root_needs_no_file(folder: Path) -> None:
-    frozen = FrozenStore(folder).load(ROOT)
+    frozen = FrozenCache(folder).load(ROOT)
     assert (len(frozen.basis), frozen.residuals) == (0, {})
 
 
 def test_a_load_that_fails_halfway_leaves_nothing_half_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log, store = FrozenLog(), FrozenStore(tmp_path)
+    log, store = FrozenLog(), FrozenCache(tmp_path)
     for seed in (1, 2):
         log.append(delta(dict.fromkeys(SHAPES, 2), seed))
         bundle = log.bundle(seed - 1)
         assert bundle is not None
         store.receive(bundle)
-    apply, calls = Frozen.apply, []
+    apply, calls = FrozenView.apply, []
 
-    def failing(self: Frozen, bundle: Bundle) -> None:
+    def failing(self: FrozenView, bundle: FrozenBundle) -> None:
         calls.append(bundle.head)
         if len(calls) == 2:
             raise MemoryError
         apply(self, bundle)
 
-    monkeypatch.setattr(Frozen, "apply", failing)
+    monkeypatch.setattr(FrozenView, "apply", failing)
     with pytest.raises(MemoryError):
         store.load(log.head)
     found, expected = store.load(log.head).residuals, log.view().residuals

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import Name, State
 from fedsb.cost.table import cost_of
-from fedsb.wire.frozen import Frozen, FrozenLog, FrozenMissing
-from fedsb.wire.frozen_cache import SPARE, FrozenStore
+from fedsb.wire.frozen import FrozenLog, FrozenMissing, FrozenView
+from fedsb.wire.frozen_cache import SPARE, FrozenCache
 from tests.strategies.federations import classification, federate
 
 RUN, KEEP = "c0ffee", 4
@@ -41,14 +41,14 @@ def log_of(deltas: list[State]) -> FrozenLog:
     return log
 
 
-def assert_holds(found: Frozen, log: FrozenLog) -> None:
+def assert_holds(found: FrozenView, log: FrozenLog) -> None:
     wanted = log.view()
     for mine, theirs in ((found.basis, wanted.basis), (found.residuals, wanted.residuals)):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(t, theirs[name]) for name, t in mine.items())  # type: ignore[index]
 
 
-def asked(store: FrozenStore, log: FrozenLog, held: int) -> int:
+def asked(store: FrozenCache, log: FrozenLog, held: int) -> int:
     """Bring a cache to the head of a log as a client that holds a version would; return how often it had to be sent all of it."""
     if bundle := log.bundle(held):
         store.receive(bundle)
@@ -74,37 +74,37 @@ def test_clients_that_share_a_cache_lack_nothing_and_leave_little(number: int, t
     """Three clients, each in some rounds only, served by two processes that go on and by fresh ones."""
     with TemporaryDirectory() as name:
         folder, log, held, missing = Path(name), FrozenLog(), dict.fromkeys("abc", 0), 0
-        stores = [FrozenStore(folder) for _ in range(2)]
+        stores = [FrozenCache(folder) for _ in range(2)]
         for delta in deltas_of(number, turns, *KINDS[kind]):
             log.append(delta)
             for client in held:
                 if chance.random() < 0.6:
-                    missing += asked(chance.choice([*stores, FrozenStore(folder)]), log, held[client])
+                    missing += asked(chance.choice([*stores, FrozenCache(folder)]), log, held[client])
                     held[client] = log.version
         if kind == "turns":
             assert not missing
         if kind != "beside what is added":
             assert files(folder) <= KEEP + turns + SPARE
         assert len(list(folder.iterdir())) <= files(folder) + 1
-        asked(FrozenStore(folder), log, 0)
+        asked(FrozenCache(folder), log, 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_a_run_that_goes_back_finds_what_it_had(turns: int, kind: str, tmp_path: Path) -> None:
-    deltas, store = deltas_of(30, turns, *KINDS[kind]), FrozenStore(tmp_path)
+    deltas, store = deltas_of(30, turns, *KINDS[kind]), FrozenCache(tmp_path)
     for version in range(1, 31):
         assert not asked(store, log_of(deltas[:version]), version - 1)
     for version in range(31 - KEEP, 31):
         log = log_of(deltas[:version])
-        assert_holds(FrozenStore(tmp_path).load(log.head), log)
+        assert_holds(FrozenCache(tmp_path).load(log.head), log)
         for held in range(version - 1 if kind != "turns" else 0, version):
-            assert not asked(FrozenStore(tmp_path), log, held)
+            assert not asked(FrozenCache(tmp_path), log, held)
 
 
 @pytest.mark.parametrize("last", range(5))
 def test_ended_while_it_tidies_a_cache_leads_where_it_did(last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    deltas, store = deltas_of(KEEP + SPARE + 1, 2), FrozenStore(tmp_path)
+    deltas, store = deltas_of(KEEP + SPARE + 1, 2), FrozenCache(tmp_path)
     for version in range(1, len(deltas)):
         asked(store, log_of(deltas[:version]), version - 1)
     log, left = log_of(deltas), iter(range(last))
@@ -124,8 +124,8 @@ def test_ended_while_it_tidies_a_cache_leads_where_it_did(last: int, tmp_path: P
         with pytest.raises(KeyboardInterrupt):
             asked(store, log, log.version - 1)
     for version in range(len(deltas) - KEEP + 1, len(deltas) + 1):
-        assert_holds(FrozenStore(tmp_path).load(log.heads[version]), log_of(deltas[:version]))
-    assert not asked(FrozenStore(tmp_path), log, log.version - 1)
+        assert_holds(FrozenCache(tmp_path).load(log.heads[version]), log_of(deltas[:version]))
+    assert not asked(FrozenCache(tmp_path), log, log.version - 1)
     assert files(tmp_path) <= KEEP + 2 + SPARE
 
 
@@ -134,13 +134,13 @@ def test_processes_that_tidy_at_once_lose_nothing_that_they_cannot_be_sent(tmp_p
     logs = [log_of(deltas[:version]) for version in range(1, 41)]
 
     def client(number: int) -> None:
-        store = FrozenStore(tmp_path)
+        store = FrozenCache(tmp_path)
         for held, log in enumerate(logs):
-            asked(store if number else FrozenStore(tmp_path), log, held)
+            asked(store if number else FrozenCache(tmp_path), log, held)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(client, range(4)))
-    assert_holds(FrozenStore(tmp_path).load(logs[-1].head), logs[-1])
+    assert_holds(FrozenCache(tmp_path).load(logs[-1].head), logs[-1])
     assert files(tmp_path) <= KEEP + 2 + SPARE
     assert not list(tmp_path.glob("*.part"))
 
@@ -156,8 +156,8 @@ def test_ten_rounds_leave_a_few_files(tiny_bert: Path, tiny_csv: Path, tmp_path:
     # The last round's factor is sent to nobody.
     head = log.heads[-2]
     assert files(folder) < log.version - 1
-    held = FrozenStore(folder).load(head)
-    late = FrozenStore(tmp_path / "late")
+    held = FrozenCache(folder).load(head)
+    late = FrozenCache(tmp_path / "late")
     late.receive(log.bundle(0))  # type: ignore[arg-type]
     assert_holds(late.load(log.head), log)
     role = next(iter(log.deltas()[log.version - 1])).role

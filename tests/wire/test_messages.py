@@ -24,10 +24,10 @@ from fedsb.wire.messages import (
     Reply,
     decode_instruction,
     decode_reply,
-    encode_cargo,
     encode_instruction,
     encode_missing,
     encode_reply,
+    encode_shared,
 )
 
 law = settings(max_examples=25, deadline=None)
@@ -94,7 +94,7 @@ def test_an_instruction_comes_back(since: int, more: int, dtype: str, labels: li
         log.append(State({Name("x", "U"): gaussian(4, 1, seed=version), Name("x", "V"): gaussian(1, 5, seed=-version)}))
     state, bundle = mixed(3, 2), log.bundle(min(since, log.version))
     sent = Instruction("client-ä", 7, "core", log.head, tuple(labels), digest=Layout.of(state).digest)
-    got = decode_instruction(encode_instruction(sent, encode_cargo(encode_arrays(state, dtype), bundle)))
+    got = decode_instruction(encode_instruction(sent, encode_shared(encode_arrays(state, dtype), bundle)))
     assert (got.client, got.round, got.stage, got.frozen, got.labels) == ("client-ä", 7, "core", log.head, tuple(labels))
     rounded = quantise(state, dtype)
     assert all(torch.equal(t, rounded[name]) for name, t in got.state(Layout.of(state)).items())
@@ -110,9 +110,9 @@ def test_messages_of_a_round_may_share_their_arrays() -> None:
     arrays = encode_arrays(cores(2, 3))
     log = FrozenLog()
     log.append(State({Name("x", "U"): gaussian(4, 1), Name("x", "V"): gaussian(1, 5)}))
-    encode_cargo(arrays, log.bundle(0))
+    encode_shared(arrays, log.bundle(0))
     assert list(arrays) == ["trained"]
-    assert decode_instruction(encode_instruction(Instruction("b", 1), encode_cargo(arrays, None))).bundle is None
+    assert decode_instruction(encode_instruction(Instruction("b", 1), encode_shared(arrays, None))).bundle is None
 
 
 def replaced(**changes: Any) -> RecordDict:
@@ -189,10 +189,10 @@ def test_payload_and_overhead_are_the_whole_message(rank: int, modules: int, dty
     log = FrozenLog()
     log.append(State({Name("x", "A"): gaussian(rank, 5), Name("x", "B"): gaussian(4, rank)}))
     instruction = Instruction("client-0", 3, frozen=log.head, digest=Layout.of(state).digest)
-    cargo = encode_cargo(encode_arrays(state, dtype), log.bundle(0) if bundled else None)
+    shared = encode_shared(encode_arrays(state, dtype), log.bundle(0) if bundled else None)
     for content, frozen in (
         (encode_reply(state, 100, {"loss": 1.0, "steps": 7}, dtype), 0),
-        (encode_instruction(instruction, cargo), 9 * rank if bundled else 0),
+        (encode_instruction(instruction, shared), 9 * rank if bundled else 0),
     ):
         assert payload_bytes(content) == state_bytes(modules * rank * rank, dtype) + 4 * frozen
         assert abs(payload_bytes(content) + overhead_bytes(content) - recorddict_to_proto(content).ByteSize()) <= 64
@@ -208,7 +208,7 @@ def test_a_reply_of_36_cores_costs_little_more_than_its_values() -> None:
 
 
 def test_the_root_of_the_frozen_log_goes_without_a_bundle() -> None:
-    got = decode_instruction(encode_instruction(Instruction("a", 1), encode_cargo(ArrayRecord(), None)))
+    got = decode_instruction(encode_instruction(Instruction("a", 1), encode_shared(ArrayRecord(), None)))
     assert got.frozen == ROOT
     assert got.bundle is None
 
