@@ -56,8 +56,10 @@ class Contestant:
 
     def __init__(self, command: Sequence[str]) -> None:
         # One module of ours serves the Flower apps in their own environment.
-        path = f"{SCRIPTS.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        path = f"{SCRIPTS.parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
         quiet = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+        # Images for containers often set it, and then each process compiles what an environment did not when it was made.
+        quiet |= {"PYTHONDONTWRITEBYTECODE": ""}
         begun = time.monotonic()
         self._command, self._said = command, tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
