@@ -1,6 +1,6 @@
 """What ``datasets`` loads: hub ids, folders in any form that it knows, and what its ``save_to_disk`` wrote.
 
-The one room of the data that needs it before any row is read; it takes a second to import, so whoever needs this imports it then.
+``datasets`` takes a second to import in each process, so this is imported by whoever reads such a source, at that moment.
 """
 
 from __future__ import annotations
