@@ -16,7 +16,6 @@ from clients.physical import Room, filled
 from clients.private import Mechanism, PrivateFit, private_fit
 from clients.private_evidence import add_noise, clipped_sketch, poisson_sample
 from clients.sampling import padded_length
-from fedsb.adapters.exactness import encoding_error
 from fedsb.adapters.starts import SIDES, Side, Sketch
 from fedsb.config.schema import PrivacyConfig, TrainConfig
 from fedsb.core.errors import UserError
@@ -125,8 +124,7 @@ def open_round(
     def close(trained: State, fit: PrivateFit) -> Answer:
         upload, metrics = adapted.sent(trained, site.round), account.metrics(entry)
         if wire_dtype != "float32":
-            decoded = trained.merge(quantise(upload, wire_dtype))
-            metrics["encoding-error"] = encoding_error(trained, decoded, adapted.spec, adapted.scale, held.basis)
+            metrics["encoding-error"] = adapted.encoding_error(trained, quantise(upload, wire_dtype), held.basis)
         account.note(key, fit.diagnostics)
         # First: a reply that is kept is not computed again.
         keep_own(trained)

@@ -83,7 +83,8 @@ class LowRankStrategy(RoundLoop):
         self.server_optimizer = server_optimizer
         self.wire_dtype = wire_dtype
         self.weighting = participation.new_weighting()
-        self.gap = GapMeter(spec, scale, on=exactness and spec.has_global_model, weights=held_weights)
+        measures, rest = exactness and spec.has_global_model, spec.at_rest(layouts.learnt)
+        self.gap = GapMeter(spec, scale, on=measures, weights=held_weights, rest=rest)
         self._rule: Reducer | None = None
         self._check()
 

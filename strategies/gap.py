@@ -20,13 +20,15 @@ class GapMeter:
         scale: s.
         on: whether to measure.
         weights: the frozen weights, to measure what clients compute with too; None: factors alone.
+        rest: the factors that reach the server folded into others, as each round finds them.
     """
 
-    def __init__(self, spec: AdapterSpec, scale: float, *, on: bool, weights: HeldWeights | None = None) -> None:
+    def __init__(self, spec: AdapterSpec, scale: float, *, on: bool, weights: HeldWeights | None = None, rest: State | None = None) -> None:
         self._spec = spec
         self._scale = scale
         self._on = on
         self._weights = weights
+        self._rest = rest or State()
         self._gap: float | None = None
         self._meter: ExactnessMeter | None = None
         self.first_head = State()
@@ -40,7 +42,7 @@ class GapMeter:
         """Start a round from ``current``, of which ``uploaded`` come back; the head's change is measured from that of the first one."""
         if self._on:
             self._meter = self._meter or self.measure_from(current)
-            self._meter.begin(basis, uploaded)
+            self._meter.begin(basis.merge(self._rest), uploaded)
         if self._on and self._weights:
             self._weights.begin(residuals)
 
@@ -57,7 +59,7 @@ class GapMeter:
 
     def measure(self, held: State, *, lost: float) -> float | None:
         """Return the round's gap, or None where it is not measured; for the arguments see :meth:`ExactnessMeter.measure`."""
-        self._gap = self._meter.measure(held, lost=lost).relative if self._on and self._meter else None
+        self._gap = self._meter.measure(held.merge(self._rest), lost=lost).relative if self._on and self._meter else None
         return self._gap
 
     def measure_held(self, held: State, residuals: Mapping[str, Tensor], *, lost: float) -> float | None:
@@ -67,4 +69,4 @@ class GapMeter:
         """
         if not self._weights or not self._meter or not residuals:
             return self._gap if self._weights else None
-        return self._meter.measure_held(held, self._weights, residuals, lost=lost).relative if self._on else None
+        return self._meter.measure_held(held.merge(self._rest), self._weights, residuals, lost=lost).relative if self._on else None

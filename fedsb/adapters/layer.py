@@ -58,13 +58,13 @@ class LowRankLayer(nn.Module):
         self._pristine = weight.data
         for parameter in self.parameters():
             parameter.requires_grad_(False)
-        for role in spec.factors:
-            factor = self.weight_of(role)
-            factor.requires_grad_(role in spec.learn(1))
-            if role in spec.frozen:
-                self.hold(role, None)
+        for role in spec.roles:
+            factor = self.weight_of(role.name)
+            factor.requires_grad_(role.name in spec.learn(1))
+            if role.name in spec.frozen:
+                self.hold(role.name, None)
             elif not weight.is_meta:
-                nn.init.zeros_(factor)
+                nn.init.constant_(factor, role.rest)
 
     def __getattr__(self, name: str) -> Any:
         """Hand on what the layer in its place has and models read: weight, bias, in_features, a subclass' own."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsb.core.errors import UserError
-from fedsb.core.state import HEAD, Layout, State
+from fedsb.core.state import HEAD, Layout, Name, State
 
 ALWAYS: Literal["always"] = "always"
 NEVER: Literal["never"] = "never"
@@ -22,6 +22,8 @@ Weights = Mapping[str, Tensor]
 Start = Callable[[Weights, int, int], State]
 # From the shapes of the factors to a module that has a parameter of each name, and maps (…, n) to the product (…, m) without s.
 Build = Callable[[Shapes], nn.Module]
+# From the factors of a module as a client ends a round with them to what it uploads in the place of one, in that one's shape.
+Fold = Callable[[Factors], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,18 @@ class Role:
         name: such as ``A``.
         learns: in every round, in none, or in one of the family's turns, from 0: in rounds t + 1, t + 1 + turns, …
         down: how a client comes by it: in the state of every round, in the log, which is sent once a version, or not at all.
-        up: whether it is uploaded after a round in which it learnt.
+        up: whether it is uploaded after a round in which it learnt, or what is uploaded in its place.
         kept_by: who remembers it from round to round; what nobody keeps begins anew in each.
+        rest: what each entry is before anything is written to it. A factor that nobody keeps and that reaches the server folded into
+            another begins each round so, and counts as that wherever nobody has just trained it.
     """
 
     name: str
     learns: Literal["always", "never"] | int = ALWAYS
     down: Literal["state", "log", "nothing"] = "state"
-    up: bool = True
+    up: bool | Fold = True
     kept_by: Literal["server", "client", "nobody"] = "server"
+    rest: float = 0.0
 
 
 HEAD_ROLE = Role(HEAD)
@@ -163,6 +168,26 @@ class AdapterSpec:
     def has_global_model(self) -> bool:
         """Whether the server holds a whole model: nothing of it is a client's own."""
         return not self.own
+
+    @property
+    def folded(self) -> tuple[str, ...]:
+        """The factors that begin anew in each round and reach the server in another one's upload only."""
+        return self._where(lambda role: role.kept_by == "nobody" and not role.up)
+
+    def at_rest(self, layout: Layout) -> State:
+        """Return those of a layout's factors that are :attr:`folded` as each round finds them."""
+        rest = {role.name: role.rest for role in self.roles if role.name in self.folded}
+        return State({name: torch.full(shape, rest[name.role]) for name, shape in layout.shapes if name.role in rest})
+
+    def fold(self, trained: State) -> State:
+        """Return what a client has trained as the server is to see it: what is folded into another's upload is there, and nowhere else."""
+        made = {
+            Name(module, role.name): role.up({name.role: t for name, t in trained.items() if name.module == module})
+            for role in self.roles
+            if callable(role.up)
+            for module in sorted({name.module for name in trained if name.role == role.name})
+        }
+        return State({name: made.get(name, t) for name, t in trained.items() if name.role not in self.folded})
 
     def _where(self, holds: Callable[[Role], bool]) -> tuple[str, ...]:
         return tuple(role.name for role in self.roles if holds(role))

@@ -12,7 +12,6 @@ from socket import gethostname
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from fedsb.adapters.exactness import encoding_error
 from fedsb.app.assembly import anchored, client_features, model_of, peopled, run_folder, task_of, use_threads
 from fedsb.app.ledger_rows import rows_of
 from fedsb.app.own_factors import fresh_factors, own_start
@@ -252,8 +251,7 @@ class Job:
         upload = adapted.sent(trained, self.instruction.round)
         metrics = {"loss": result.loss, "steps": result.steps}
         if wire != "float32":
-            decoded = trained.merge(quantise(upload, wire))
-            metrics["encoding-error"] = encoding_error(trained, decoded, adapted.spec, adapted.scale, frozen.basis)
+            metrics["encoding-error"] = adapted.encoding_error(trained, quantise(upload, wire), frozen.basis)
         self.keep_own(trained)
         return encode_reply(upload, len(self.train), metrics, wire)
 

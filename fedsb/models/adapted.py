@@ -20,6 +20,7 @@ from fedsb.adapters import (
     set_residuals,
     write,
 )
+from fedsb.adapters.exactness import encoding_error
 from fedsb.core.state import HEAD, Layout, Name, State
 from fedsb.wire.frozen import FrozenView
 
@@ -95,9 +96,20 @@ class AdaptedModel:
         return copied(self.trainable())
 
     def sent(self, trained: State, round_number: int) -> State:
-        """Return what of the factors and the head that a client has trained in a round goes to the server."""
+        """Return what a client uploads of the factors and the head that it has trained in a round."""
         names = dict(self.layouts.up_in(round_number).shapes)
-        return State({name: t for name, t in trained.items() if name in names})
+        return State({name: t for name, t in self.spec.fold(trained).items() if name in names})
+
+    def encoding_error(self, trained: State, upload: State, basis: State) -> float:
+        """Return ``‖ΔW − ΔW as decoded‖_F`` of what a client has trained, head included.
+
+        Args:
+            trained: all that learnt in the round.
+            upload: what the server decodes of it.
+            basis: the factors that the client held beside.
+        """
+        seen = self.spec.fold(trained)
+        return encoding_error(seen, seen.merge(upload), self.spec, self.scale, basis.merge(self.spec.at_rest(self.layouts.learnt)))
 
     def _head_state(self, *more: str) -> State:
         parameters = dict(self.model.named_parameters())

@@ -52,4 +52,37 @@ class OneByOne(nn.Module):
         return torch.einsum("mr,rs,sn,...n->...m", self.B, self.R, self.A, x)
 
 
-FAMILIES = {"hadamard": hadamard(), "own_forward": replace(SPECS["lora_sb"], name="own_forward", build=OneByOne)}
+def heads(number: int = 2) -> AdapterSpec:
+    """Return ``ΔW = s Σ_h t_h B_h H_h A_h`` (RAVAN), B_h, A_h frozen: the scalars t_h begin each round as 1, ``t_h H_h`` is uploaded."""
+
+    def shapes(m: int, n: int, rank: int) -> Shapes:
+        return {"B": (number, m, rank), "H": (number, rank, rank), "t": (number,), "A": (number, rank, n)}
+
+    def start(layers: dict[str, tuple[int, int]], rank: int, seed: int) -> State:
+        drawn = {}
+        for module, (m, n) in layers.items():
+            for role, shape in shapes(m, n, rank).items():
+                if role in "BA":
+                    drawn[Name(module, role)] = torch.randn(shape, generator=torch_generator(seed, "start", module, role)) / rank
+                elif role == "H":
+                    drawn[Name(module, role)] = torch.zeros(shape)
+        return State(drawn)
+
+    def split(factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        b, h, t, a = factors
+        return torch.cat([*(t[:, None, None] * b)], dim=1), torch.cat([*(h @ a)])
+
+    roles = (
+        Role("B", learns="never", down="log"),
+        Role("H", up=lambda trained: trained["t"][:, None, None] * trained["H"]),
+        Role("t", down="nothing", up=False, kept_by="nobody", rest=1.0),
+        Role("A", learns="never", down="log"),
+    )
+    return AdapterSpec("heads", roles, {"orthogonal": from_shapes(start)}, shapes, split, configure=heads)
+
+
+FAMILIES = {
+    "hadamard": hadamard(),
+    "own_forward": replace(SPECS["lora_sb"], name="own_forward", build=OneByOne),
+    "heads": heads(),
+}

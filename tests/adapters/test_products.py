@@ -20,10 +20,12 @@ from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import Name, State, squared_norm, subtract
 from fedsb.cost.table import cost_of
+from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import forget_models
 from fedsb.run.checkpoint import load_checkpoint
 from fedsb.runtime.grids import grid_for
 from fedsb.server_app import serve
+from fedsb.wire.arrays import quantise
 from tests.adapters.odd_families import FAMILIES, hadamard
 from tests.strategies.federations import Federation, classification, federate
 from tests.strategies.private_runs import EXAMPLE, run_privately, small
@@ -33,8 +35,9 @@ BASES = {"linear": lambda: nn.Linear(N, M), "conv1d": lambda: Conv1D(M, N)}
 
 
 # Of each family the one in whose place it runs, which has a method whose rule suits it.
-PLACES = {"hadamard": "lora", "own_forward": "lora_sb"}
-METHODS = {"hadamard": ["method=fedavg_lora"], "own_forward": ["method=fed_sb", "init.kind=orthogonal"]}
+PLACES = {"hadamard": "lora", "own_forward": "lora_sb", "heads": "lora_sb"}
+CORE = ["method=fed_sb", "init.kind=orthogonal"]
+METHODS = {"hadamard": ["method=fedavg_lora"], "own_forward": CORE, "heads": CORE}
 ROUNDS = ["train.lr=0.02", "federation.num_rounds=2"]
 Use = Callable[[str], None]
 
@@ -61,11 +64,15 @@ def filled(base: nn.Module, family: str) -> LowRankLayer:
     return layer
 
 
-def dense(layer: LowRankLayer) -> Tensor:
+def dense(layer: LowRankLayer, scale: float = SCALE) -> Tensor:
     """Return s times the product in float64, entry by entry."""
     f = {role: layer.weight_of(role).detach().double() for role in layer.spec.factors}
-    product = (f["B1"] @ f["A1"]) * (f["B2"] @ f["A2"]) if "B1" in f else f["B"] @ f["R"] @ f["A"]
-    return SCALE * product
+    products = {
+        "hadamard": lambda: (f["B1"] @ f["A1"]) * (f["B2"] @ f["A2"]),
+        "own_forward": lambda: f["B"] @ f["R"] @ f["A"],
+        "heads": lambda: sum(f["t"][i] * f["B"][i] @ f["H"][i] @ f["A"][i] for i in range(2)),
+    }
+    return scale * products[layer.spec.name]()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -104,9 +111,10 @@ def test_a_run_moves_what_it_should_and_measures_its_gap(family: str, use: Use, 
     cost = cost_of(run.config)
     assert run.payload() == (cost.payload_up, cost.payload_down, cost.payload_one_off)
     gaps = [record.exactness_gap for record in run.records[1:]]
-    assert max(gaps) < 1e-5 if family == "own_forward" else min(gaps) > 1e-3
+    assert max(gaps) < 1e-5 if family != "hadamard" else min(gaps) > 1e-3
     shapes = run.prepared.adapted.shapes.values()
-    each = sum((RANK + 2) * (m + n) for m, n in shapes) if family == "hadamard" else RANK**2 * len(shapes)
+    sizes = {"hadamard": sum((RANK + 2) * (m + n) for m, n in shapes), "own_forward": RANK**2 * len(shapes)}
+    each = {**sizes, "heads": 2 * sizes["own_forward"]}[family]
     assert {exchange.answer.flats["trained"].numel() for exchange in run.grid.rounds()[1]} == {each}
 
 
@@ -115,6 +123,32 @@ def test_a_forward_of_its_own_trains_as_the_chain_does(use: Use, tiny_bert: Path
     use("own_forward")
     own = federated(tiny_bert, tiny_csv, "own_forward").kept.states[-1]
     assert squared_norm(subtract(own, chain)) < 1e-8 * squared_norm(chain)
+
+
+def test_what_is_uploaded_is_the_weight_that_was_trained(use: Use, tiny_bert: Path, tiny_csv: Path) -> None:
+    """What no upload carries lies in what one does, so the server and the next round hold what the client had."""
+    use("heads")
+    run = federated(tiny_bert, tiny_csv, "heads")
+    adapted, view = run.fresh_model(), run.frozen.view()
+    adapted.install(run.kept.states[-1], view)
+    with torch.no_grad():
+        for i, parameter in enumerate(adapted.trainable().values()):
+            parameter += torch.randn(parameter.shape, generator=torch_generator(i, "trained"))
+    trained, had = adapted.trained(), weights(adapted)
+    upload = adapted.sent(trained, 1)
+    assert {name.role for name in trained} - {name.role for name in upload} == {"t"}
+    adapted.install(upload, view)
+    torch.testing.assert_close(weights(adapted), had, rtol=1e-5, atol=1e-6)
+    decoded = quantise(upload, "bfloat16")
+    adapted.install(decoded, view)
+    lost = (weights(adapted) - had).square().sum().sqrt()
+    assert adapted.encoding_error(trained, decoded, view.basis) == pytest.approx(float(lost), rel=1e-4)
+
+
+def weights(adapted: AdaptedModel) -> Tensor:
+    """Return all that a round has changed, dense and in float64: every layer's product and the head."""
+    products = [dense(layer, adapted.scale).flatten() for layer in adapted.layers.values()]
+    return torch.cat([*products, *(t.double().flatten() for t in adapted.copied().values())])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
