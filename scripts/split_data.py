@@ -8,7 +8,6 @@ writes ``OUT/<client>/train.jsonl`` for every client, ``OUT/server/test.jsonl`` 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,22 +15,11 @@ from pathlib import Path
 from fedsb.app.assembly import peopled
 from fedsb.config.compose import load
 from fedsb.config.derived import client_names
-from fedsb.config.schema import DataConfig
 from fedsb.core.disk import reason_of
 from fedsb.core.errors import UserError
 from fedsb.core.folders import filled_whole
-from fedsb.data import Examples, load_corpus, partition
-
-
-def write_rows(path: Path, examples: Examples, cfg: DataConfig, *, labels: Sequence[str]) -> None:
-    """Write examples as JSON lines, under the column names that ``cfg`` reads them back by."""
-    names = [cfg.text] if isinstance(cfg.text, str) else list(cfg.text)
-    columns: dict[str, Sequence[object]] = dict(zip(names, [examples.texts, examples.pairs or ()], strict=False))
-    if examples.targets is not None and cfg.label is not None:
-        columns[cfg.label] = [labels[int(target)] for target in examples.targets] if labels else examples.targets
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in zip(*columns.values(), strict=True))
+from fedsb.data import load_corpus, partition
+from fedsb.data.writing import write_rows
 
 
 def split(out: Path, overrides: Sequence[str]) -> None:

@@ -28,7 +28,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from private_accuracy import Cache, cell
-from split_data import write_rows
 
 from fedsb.app.assembly import corpus_of
 from fedsb.app.prepare import planned, prepare
@@ -36,6 +35,7 @@ from fedsb.app.private_run import start_snr
 from fedsb.client_app import app
 from fedsb.config.compose import load
 from fedsb.core.rng import numpy_generator
+from fedsb.data.writing import write_rows
 from fedsb.runtime.local import LocalGrid
 
 SHARDS = (320, 3_000, 30_000)
