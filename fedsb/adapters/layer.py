@@ -50,8 +50,8 @@ class LowRankLayer(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         shapes = spec.shapes(m, n, rank)
         if spec.is_chain:
-            for role in reversed(spec.factors):
-                self.add_module(role, _linear(shapes[role], weight))
+            for name in reversed(spec.factors):
+                self.add_module(name, _linear(shapes[name], weight))
         else:
             with weight.device:
                 self.product = spec.build(shapes) if spec.build else Product(shapes, spec)
