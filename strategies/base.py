@@ -148,8 +148,9 @@ class LowRankStrategy(RoundLoop):
         """Log what the strategy is set to."""
         p = self.participation
         LOG.info(
-            "%s: %d clients, %d a round, weighting %s, wire %s, %d values a client and direction",
-            type(self).__name__, len(p.clients), cohort_size(len(p.clients), p.fraction), p.weighting, self.wire_dtype, self.down.numel,
+            "%s: %d clients, %d a round, weighting %s, wire %s; a client and round %s values up, %d down, and what the log has of them",
+            type(self).__name__, len(p.clients), cohort_size(len(p.clients), p.fraction), p.weighting, self.wire_dtype,
+            " or ".join(dict.fromkeys(str(layout.numel) for layout in self.layouts.up)), self.down.numel,
         )  # fmt: skip
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
@@ -204,10 +205,16 @@ class LowRankStrategy(RoundLoop):
         if self._round is None or not self.participation.evaluates(server_round):
             return []
         transport = self._connect(grid)
-        asked = [client for client in self._round.order if client not in self._round.failed]
+        asked = [client for client in self._evaluating(server_round) if client not in self._round.failed]
         requests = transport.requests(asked, "evaluate", self._asking(server_round, arrays), self._round.tally)
         self._round.begin_evaluation(asked)
         return transport.address(requests, self._round.failed)
+
+    def _evaluating(self, server_round: int) -> Sequence[str]:
+        """Return who evaluates after a round: its cohort, and all clients after the last where the run's metric is theirs."""
+        assert self._round is not None
+        last = server_round == self._last_round and not self.has_global_model
+        return dispatch_order(self.participation.clients, self.counts) if last else self._round.order
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the clients' metrics, averaged by their numbers of held-out examples."""
@@ -252,7 +259,8 @@ class LowRankStrategy(RoundLoop):
         self._round.gap = self.gap.measure(self._sent.merge(mean).merge(aggregate.log), lost=lost)
         logged, down = set(self.spec.in_log), dict(self.down.shapes)
         self.frozen.append(aggregate.log.merge(State({name: t for name, t in state.items() if name.role in logged})))
-        self._round.held_gap = self.gap.measure_held(self._sent.merge(mean), self.frozen.view().residuals, lost=lost)
+        held = self._sent.merge(mean).merge(aggregate.log)
+        self._round.held_gap = self.gap.measure_held(held, self.frozen.view().residuals, lost=lost)
         return State({name: state.get(name, self._sent[name]) for name in down})
 
     def _held_as(self, state: State) -> State:

@@ -74,7 +74,7 @@ class RoundLoop(Strategy):
         self.origin = uuid4().hex
         self._round: RoundState | None = None
         self._transport: Transport | None = None
-        self._timeout = 3600.0
+        self._timeout, self._last_round = 3600.0, 0
 
     @property
     def round_clients(self) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ class RoundLoop(Strategy):
             RunError: no client is connected, or a round had too few valid replies.
         """
         self.summary()
-        self._timeout = timeout
+        self._timeout, self._last_round = timeout, num_rounds
         result = Result()
         self.connect(grid)
         arrays = initial_arrays

@@ -79,6 +79,10 @@ class AdapterSpec:
         build: a module with a forward of the family's own; None: ``nn.Linear`` factors one after the other where ``split`` is a chain, and
             ``x Vᵀ Uᵀ`` elsewhere.
         configure: from ``adapter.options``, its keyword arguments, to the spec; None where there is nothing to choose.
+        head: the life of the head, which learns in every round.
+
+    Raises:
+        ValueError: no run can lead such a life.
     """
 
     name: str
@@ -88,6 +92,14 @@ class AdapterSpec:
     split: Callable[[tuple[Tensor, ...]], tuple[Tensor, Tensor]] = chain
     build: Build | None = None
     configure: Callable[..., AdapterSpec] | None = None
+    head: Role = HEAD_ROLE
+
+    def __post_init__(self) -> None:
+        for role in (*self.roles, self.head):
+            if wrong := _wrong_with(role):
+                raise ValueError(f"family '{self.name}': {role.name} {wrong}")
+        if self.head.learns != ALWAYS or self.head.down == "log" or self.head.kept_by == "nobody" or callable(self.head.up):
+            raise ValueError(f"family '{self.name}': the head learns in every round, is sent or kept by its client, and goes up as it is")
 
     def having(self, options: Mapping[str, Any]) -> AdapterSpec:
         """Return the family as ``adapter.options`` ask for it.
@@ -156,8 +168,8 @@ class AdapterSpec:
 
     @property
     def own(self) -> tuple[str, ...]:
-        """The factors that each client keeps for itself."""
-        return self._where(lambda role: role.kept_by == "client")
+        """The factors that each client keeps for itself, and the head where it does."""
+        return tuple(role.name for role in (*self.roles, self.head) if role.kept_by == "client")
 
     @property
     def fresh(self) -> tuple[str, ...]:
@@ -191,6 +203,18 @@ class AdapterSpec:
 
     def _where(self, holds: Callable[[Role], bool]) -> tuple[str, ...]:
         return tuple(role.name for role in self.roles if holds(role))
+
+
+def _wrong_with(role: Role) -> str:
+    """Say why no run can lead a role's life; nothing where one can."""
+    kept, sent = role.kept_by == "server", role.down != "nothing"
+    if kept != sent:
+        return f"is kept by {role.kept_by} and comes down in {role.down}: what the server keeps it sends, and nothing else"
+    if kept and role.learns != NEVER and not role.up:
+        return "learns, is kept by the server, and does not go up: its training would be lost"
+    if role.kept_by == "client" and (role.up or isinstance(role.learns, int)):
+        return "is kept by its client, and goes up or learns in turns: the state of a round in which it rests would be nobody's"
+    return ""
 
 
 @dataclass(frozen=True)

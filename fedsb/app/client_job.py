@@ -168,10 +168,10 @@ class Job:
 
     def own(self) -> State:
         """Return what the client brings itself: factors that it keeps, and those that begin anew in this round."""
+        fresh, counted = fresh_factors(self.config, self.adapted, self.instruction.round, self.rank), self.instruction.own
         if not self.adapted.spec.own:
-            return fresh_factors(self.config, self.adapted, self.instruction.round, self.rank)
-        counted = self.instruction.own
-        return self._own_state.of(counted) if counted else own_start(self.config, self.adapted)
+            return fresh
+        return fresh.merge(self._own_state.of(counted) if counted else own_start(self.config, self.adapted, self.rank))
 
     def state(self) -> State:
         """Return what the client starts from, but for what it holds from the log."""

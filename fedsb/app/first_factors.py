@@ -21,7 +21,8 @@ def first_factors(config: Config, adapted: AdaptedModel, frozen: FrozenLog) -> t
     """Return the first trained state and what is left to do with the clients; a basis known already goes to the log."""
     adapted.reset()
     spec, kind, init, rank = adapted.spec, start_kind(config), config.init, config.adapter.rank
-    base = adapted.copied(*spec.in_state)
+    sent = dict(adapted.layouts.down.shapes)
+    base = State({name: t for name, t in adapted.copied(*spec.in_state).items() if name in sent})
     if kind is None:
         return base, None
     if kind == "gradient" and init.evidence == "clients":

@@ -9,14 +9,14 @@ from fedsb.core.state import State
 from fedsb.models.adapted import AdaptedModel
 
 
-def data_free(config: Config, adapted: AdaptedModel) -> State:
+def data_free(config: Config, adapted: AdaptedModel, rank: int | None = None) -> State:
     """Return every factor of a start that looks at no data."""
-    return _started(config, adapted, config.seed)
+    return _started(config, adapted, config.seed, rank)
 
 
-def own_start(config: Config, adapted: AdaptedModel) -> State:
-    """Return what each client begins with of the factors that are its own."""
-    return data_free(config, adapted).pick(*adapted.spec.own)
+def own_start(config: Config, adapted: AdaptedModel, rank: int | None = None) -> State:
+    """Return what each client begins with of what is its own: the factors as the start has them, the head as it was built."""
+    return adapted.initial.merge(data_free(config, adapted, rank)).pick(*adapted.spec.own)
 
 
 def fresh_factors(config: Config, adapted: AdaptedModel, round_number: int, rank: int | None = None) -> State:

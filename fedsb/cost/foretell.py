@@ -1,7 +1,8 @@
 """What a configuration will move over the wire, foretold from shapes and the schedule, to the byte.
 
 The real frozen log is filled with shapes that have no values (torch's meta device), in the rounds of the real schedule, and asked what each
-client lacks. So there is nothing that a method has to teach it. A run in which every reply counts measures exactly these payloads.
+client lacks: all that a method tells it is what a round adds to the log (``growth``), and a test holds that against what it does add.
+A run in which every reply counts measures exactly these payloads.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Cost:
     Attributes:
         method, rank: which; no rank without adapters.
         trained: values that a client trains in the course of a run, head included.
-        up, down: values a client and round in the steady state (every client takes part in every round), the mean over the turns.
+        up, down: values a client and round in the steady state (every client takes part in every round), the mean over the turns. Of
+            clients with ranks of their own these, and what they train, are means over them.
         one_off: values a client receives and sends once, start included.
         bytes_up, bytes_down: the same in bytes on the wire.
         payload_up, payload_down, payload_one_off: bytes over the whole run and all clients.
@@ -72,19 +74,21 @@ def method_cost(config: Config, spec: AdapterSpec, layouts: Layouts, shapes: Sha
     rank, clients, dtype = config.adapter.rank, config.federation.num_clients, config.federation.wire_dtype
     basis = Layout(tuple((Name(module, role), spec.shape(role, *shape, rank)) for module, shape in shapes.items() for role in spec.in_log))
     cohort = client_names(config)[: cohort_size(clients, config.federation.fraction)]
-    up = sum(layout.numel for layout in layouts.up) // spec.turns
+    each = [layouts_of(client) for client in client_names(config)] or [layouts]
+    trained, down = (sum(sizes) // len(each) for sizes in zip(*((one.learnt.numel, one.down.numel) for one in each), strict=True))
+    up = sum(layout.numel for one in each for layout in one.up) // (spec.turns * len(each))
     logged = sum(_caught_up(growth, turn, cohort) for turn in range(1, spec.turns + 1)) // spec.turns
     start_up, start_down = start_values(config, shapes)
-    bytes_up, bytes_down, bytes_one_off = _run_bytes(config, layouts_of, without_values(basis), growth)
+    bytes_up, bytes_down, bytes_one_off = _run_bytes(config, layouts_of, without_values(basis), growth, whole=spec.has_global_model)
     return Cost(
         method=config.method.name,
         rank=rank if spec.factors else None,
-        trained=layouts.learnt.numel,
+        trained=trained,
         up=up,
-        down=layouts.down.numel + logged,
+        down=down + logged,
         one_off=basis.numel + start_up + start_down,
         bytes_up=state_bytes(up, dtype),
-        bytes_down=state_bytes(layouts.down.numel, dtype) + state_bytes(logged),
+        bytes_down=state_bytes(down, dtype) + state_bytes(logged),
         payload_up=bytes_up,
         payload_down=bytes_down,
         payload_one_off=bytes_one_off + clients * state_bytes(start_up + start_down),
@@ -122,8 +126,11 @@ def _evaluating(config: Config) -> frozenset[int]:
     return evaluated_rounds(config.eval.every, federation.num_rounds) - {0} if federation.evaluate_clients else frozenset()
 
 
-def _run_bytes(config: Config, layouts_of: LayoutsOf, basis: State, growth: Growth) -> tuple[int, int, int]:
-    """Walk through the schedule and return bytes up, down and one-off over all clients, the start's exchanges aside."""
+def _run_bytes(config: Config, layouts_of: LayoutsOf, basis: State, growth: Growth, *, whole: bool) -> tuple[int, int, int]:
+    """Walk through the schedule and return bytes up, down and one-off over all clients, the start's exchanges aside.
+
+    Where there is no ``whole`` model, all clients evaluate after the last round.
+    """
     federation, names, log = config.federation, client_names(config), FrozenLog()
     size, dtype = cohort_size(len(names), federation.fraction), federation.wire_dtype
     held: dict[str, int] = {}
@@ -135,7 +142,7 @@ def _run_bytes(config: Config, layouts_of: LayoutsOf, basis: State, growth: Grow
         for evaluating in (False, True) if number in due else (False,):
             if evaluating:
                 log.extend(growth(number, cohort), str(number))
-            for client in cohort:
+            for client in names if evaluating and number == federation.num_rounds and not whole else cohort:
                 bundle = log.bundle(held.get(client, 0))
                 lacked, once = (bundle.state.numel, bundle.one_off) if bundle else (0, 0)
                 down += state_bytes(layouts_of(client).down.numel, dtype) + state_bytes(lacked - once)

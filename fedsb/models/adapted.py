@@ -61,7 +61,7 @@ class AdaptedModel:
         """(m, n) of every adapted layer."""
         return {name: layer.shape for name, layer in self.layers.items()}
 
-    def layout(self, *roles: str, rank: int | None = None) -> Layout:
+    def layout(self, *roles: str, rank: int | None = None, head: bool = True) -> Layout:
         """Return the layout of some of the factors, at the rank that the model was built with or a smaller one, and of the head."""
         parameters = dict(self.model.named_parameters())
         shapes: dict[Name, tuple[int, ...]] = {
@@ -69,7 +69,7 @@ class AdaptedModel:
             for module, layer in self.layers.items()
             for role in roles
         }
-        shapes |= {Name(name, HEAD): tuple(parameters[name].shape) for name in self.head}
+        shapes |= {Name(name, HEAD): tuple(parameters[name].shape) for name in (self.head if head else ())}
         return Layout(tuple(sorted(shapes.items())))
 
     @cached_property
@@ -80,8 +80,11 @@ class AdaptedModel:
     def _layouts_at(self, rank: int | None) -> Layouts:
         if rank not in self._layouts:
             self._layouts[rank] = Layouts(
-                down=self.layout(*self.spec.in_state, rank=rank),
-                up=tuple(self.layout(*self.spec.uploaded(turn), rank=rank) for turn in range(1, self.spec.turns + 1)),
+                down=self.layout(*self.spec.in_state, rank=rank, head=self.spec.head.down == "state"),
+                up=tuple(
+                    self.layout(*self.spec.uploaded(turn), rank=rank, head=bool(self.spec.head.up))
+                    for turn in range(1, self.spec.turns + 1)
+                ),
                 learnt=self.layout(*self.spec.ever_learn, rank=rank),
                 narrower=self._layouts_at,
             )
@@ -133,18 +136,19 @@ class AdaptedModel:
             round_number: whose turn it is to learn.
         """
         self._take_turn(round_number)
-        write(self.model, State({name: t for name, t in self.initial.items() if name not in state and name.role in self._unsent}))
+        unsent = State({name: t for name, t in self.initial.items() if name not in state and name.role in self._unsent})
+        write(self.model, unsent)
         write(self.model, frozen.basis)
         set_residuals(self.model, frozen.residuals)
         write(self.model, state)
         parameters = dict(self.model.named_parameters())
         with torch.no_grad():
-            for name, tensor in state.pick(HEAD).items():
+            for name, tensor in unsent.merge(state).pick(HEAD).items():
                 parameters[name.module].copy_(tensor)
 
     @cached_property
     def _unsent(self) -> set[str]:
-        return {*self.spec.factors} - {*self.spec.in_state, *self.spec.in_log}
+        return {role.name for role in (*self.spec.roles, self.spec.head) if role.down == "nothing"}
 
     def _take_turn(self, round_number: int) -> None:
         """Let the factors of a round learn, and no others."""

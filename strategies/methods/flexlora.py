@@ -2,10 +2,13 @@
 
 ``ΔW = Σ w_i B_i A_i = P S Qᵀ``; a client of rank r_i is sent ``B = P S`` and ``A = Qᵀ`` cut to r_i, its best approximation of that rank.
 All share one scale s = alpha / r with r the server's rank, so that a factor means the same to everyone. What lies beyond the server's rank
-is lost, as the exactness gap tells. The mean is a stack of factors, and no (m, n) product is formed.
+is lost, as the exactness gap tells; what lies beyond a client's is not sent to it and, where all of a round's clients have such ranks, is
+lost with that round, as ``cut_error`` tells. The mean is a stack of factors, and no (m, n) product is formed.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -17,7 +20,14 @@ from strategies.reducers import Aggregate, Reducer
 
 
 class Decomposing:
-    """The mean of the head, and the decomposed mean of the products of all uploads."""
+    """The mean of the head, and the decomposed mean of the products of all uploads.
+
+    Args:
+        ranks: of the clients, to tell what they are not sent of the mean.
+    """
+
+    def __init__(self, ranks: Collection[int] = ()) -> None:
+        self._ranks = ranks
 
     def begin(self, current: State) -> None:
         """Forget the last round; ``current`` has the server's rank."""
@@ -29,13 +39,23 @@ class Decomposing:
         self._stacks.add(upload, weight)
 
     def finish(self) -> Aggregate:
-        """Return the mean head, and B and A of each module at the server's rank."""
+        """Return the mean head, and B and A of each module at the server's rank.
+
+        ``extras`` hold ``truncation_error``, the norm of what lies beyond the server's rank over that of the mean product, and, where
+        clients have ranks of their own, ``cut_error``, the same of what lies beyond a client's rank, root mean square over all clients.
+        """
         found: dict[Name, Tensor] = {}
+        beyond, cut, whole = 0.0, 0.0, 0.0
         for module in self._current.modules:
             a, b = Name(module, "A"), Name(module, "B")
-            left, right, *_ = truncate(*self._stacks.of(module), len(self._current[a]))
+            left, right, lost, total = truncate(*self._stacks.of(module), len(self._current[a]))
             found[b], found[a] = _widened(left, right, self._current[a])
-        return Aggregate(self._stacks.head().merge(State(found)))
+            energies = left.double().square().sum(dim=0)  # the columns of B are orthogonal
+            beyond, whole = beyond + lost, whole + total
+            cut += sum(lost + float(energies[rank:].sum()) for rank in self._ranks) / max(len(self._ranks), 1)
+        errors = {"truncation_error": beyond, **({"cut_error": cut} if self._ranks else {})}
+        extras = {name: (error / whole) ** 0.5 if whole else 0.0 for name, error in errors.items()}
+        return Aggregate(self._stacks.head().merge(State(found)), extras=extras)
 
 
 def _widened(b: Tensor, a: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,4 +71,4 @@ class FlexLoRA(LowRankStrategy):
 
     def over_uploads(self) -> Reducer:
         """Return the decomposition."""
-        return Decomposing()
+        return Decomposing(tuple(self.participation.ranks.values()))

@@ -14,7 +14,9 @@ import torch
 
 from clients.self_checks import FirstRound
 from fedsb.adapters import SPECS
+from fedsb.adapters.spec import NEVER
 from fedsb.app.client_job import Job
+from fedsb.app.own_factors import data_free
 from fedsb.config.compose import load
 from fedsb.core.errors import RunError, UserError
 from fedsb.core.state import HEAD, Name, State
@@ -72,14 +74,24 @@ def test_the_gap_is_nothing_where_a_method_is_exact_and_something_elsewhere(run:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_factor_that_learns_moves(run: Run, method: str) -> None:
-    """The last state and the log together hold every factor that the server keeps, and each that learns has left its start."""
+    """The last state and the log together hold what the server keeps, and all of it that learns has left its start."""
     federation = run(method)
     spec, last = federation.prepared.adapted.spec, federation.kept.states[-1].merge(federation.frozen.view().basis)
-    first = federation.kept.states[0]
-    kept = [role.name for role in spec.roles if role.kept_by == "server"]
-    assert {name.role for name in last} == {*kept, HEAD}
-    moved = {name.role for name, t in last.items() if name in first and not torch.equal(t, first[name])}
-    assert {name.role for name in first} <= moved | {HEAD}
+    start = data_free(federation.config, federation.prepared.adapted) if spec.starts else State()
+    first = start.merge(federation.kept.states[0])
+    kept = [role.name for role in (*spec.roles, spec.head) if role.kept_by == "server"]
+    assert {name.role for name in last} == {*kept}
+    moved = {name.role for name, t in last.items() if not torch.equal(t, first[name])}
+    assert moved == {role.name for role in (*spec.roles, spec.head) if role.kept_by == "server" and role.learns != NEVER}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_after_the_last_round_everyone_measures_what_nobody_else_holds(run: Run, method: str) -> None:
+    federation = run(method)
+    rounds = federation.grid.rounds()
+    assert len(rounds[4]) == 3
+    if not federation.prepared.strategy.has_global_model:
+        assert [len(record.client_metrics) for record in federation.records[1:]] == [3, 3, 3, 5]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -113,7 +125,8 @@ def test_the_wire_may_be_bfloat16(run: Run, method: str) -> None:
 def test_clients_evaluate_what_they_hold(run: Run, method: str) -> None:
     federation = run(method, "federation.evaluate_clients=true", "data.client_test_fraction=0.3")
     for record in federation.records[1:]:
-        assert set(record.client_metrics) == set(record.clients)
+        everyone = record.round == 4 and not federation.prepared.strategy.has_global_model
+        assert set(record.client_metrics) == set(federation.prepared.strategy.participation.clients if everyone else record.clients)
         assert not record.failed
     rare = run(method, "federation.evaluate_clients=true", "data.client_test_fraction=0.3", "eval.every=2")
     for each in (federation, rare):
