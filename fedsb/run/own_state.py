@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 from fedsb.core.disk import make_folder, replace_whole
 from fedsb.core.state import Name, State
 from fedsb.privacy.codes import OwnStateLost
 
+SINCE = "since"  # which round's state a state goes on from
 NAME = re.compile(r"round-([0-9]{4,})\.safetensors")
 
 
@@ -40,12 +41,26 @@ class OwnState:
             since: the round whose state it began from; 0: from the start. What lies between the two has not counted.
         """
         make_folder(self._folder)
-        replace_whole(self._path(round_number), save({f"{n.role}|{n.module}": t.contiguous() for n, t in state.items()}))
-        # The oldest checkpoint is of this round: the run would go on from the last state that had counted by then.
-        oldest = max((number for number in self._rounds() if number <= min(since, round_number - self._keep)), default=0)
+        tensors = {f"{n.role}|{n.module}": t.contiguous() for n, t in state.items()}
+        replace_whole(self._path(round_number), save(tensors, {SINCE: str(since)}))
+        needed = self._counted(since, round_number - self._keep)
         for number in self._rounds():
-            if number < oldest or since < number < round_number:
+            if needed is not None and number < round_number and number not in needed:
                 self._path(number).unlink(missing_ok=True)
+
+    def _counted(self, since: int, back_to: int) -> set[int] | None:
+        """Return the rounds that had counted by a checkpoint that may still be gone back to, the last first; None where nobody knows."""
+        found: set[int] = set()
+        while since:
+            found.add(since)
+            if since <= back_to:
+                break
+            try:
+                with safe_open(self._path(since), "pt") as file:
+                    since = int(file.metadata()[SINCE])
+            except (OSError, SafetensorError, TypeError, KeyError):
+                return None
+        return found
 
     def of(self, round_number: int) -> State:
         """Return the state of the end of a round.

@@ -135,27 +135,30 @@ class FrozenCache:
             run: names it. The heads that were used in it are noted beside the files.
             keep: number of the last heads that must lead to where they did, with all that led there: as many as a run may go back.
         """
-        used = (run, self._head)
+        used, notes = (run, self._head), self.folder / f"{run}.heads"
         if not run or self._head == ROOT or used == self._tidied:
             return
         try:
-            with locked(self.folder / f"{run}.heads") as file:
-                self._tidy(file, keep)
+            parent, versions = self._about(self._head) or (ROOT, {})
+            # Where nothing has followed on what came first there is nothing to note.
+            if notes.exists() or max(versions.values(), default=0) > 1:
+                with locked(notes) as file:
+                    self._tidy(file, parent, keep)
         except (OSError, SafetensorError, FrozenMissing) as error:
             LOG.debug("the frozen cache is left as it is: %s", error)
         self._tidied = used
 
-    def _tidy(self, file: BinaryIO, keep: int) -> None:
+    def _tidy(self, file: BinaryIO, parent: str, keep: int) -> None:
         file.seek(0)
         noted = [head for head in file.read().decode("ascii", "replace").split() if re.fullmatch(r"[0-9a-f]{32}", head)]
-        heads = list(dict.fromkeys([*noted, self._head]))
+        heads = list(dict.fromkeys([*noted, *([parent] if parent != ROOT else []), self._head]))
         found = {head: about for head in heads if (about := self._about(head)) is not None}
         old = superseded({head: versions for head, (_, versions) in found.items()}, keep)
         if len(old) < SPARE:
-            file.write(f"{self._head}\n".encode() if heads != noted else b"")
+            file.write("".join(f"{head}\n" for head in heads if head not in noted).encode())
             return
-        for head, (parent, _) in found.items():
-            if head not in old and parent in old:
+        for head, (before, _) in found.items():
+            if head not in old and before in old:
                 self._bridge(head, old)
         for head in old:
             self._path(head).unlink(missing_ok=True)

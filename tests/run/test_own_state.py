@@ -57,6 +57,16 @@ def test_uploads_that_never_count_do_not_push_out_the_last_that_did(tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["round-0001.safetensors", "round-0008.safetensors"]
 
 
+def test_what_came_late_pushes_out_nothing_that_counted(tmp_path: Path) -> None:
+    """Round 2's upload comes when round 3 is over; a damaged checkpoint 3 leads back to 2, by which round 1 had counted."""
+    own = OwnState(tmp_path, keep=2)
+    for number, since in ((1, 0), (3, 1), (2, 1), (4, 3)):
+        own.save(number, state(number), since=since)
+    assert sha256(own.of(1)) == sha256(state(1))
+    own.save(5, state(5), since=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"round-000{number}.safetensors" for number in (3, 4, 5)]
+
+
 @pytest.mark.parametrize("content", [b"torn", None], ids=["damaged", "gone"])
 def test_what_is_not_there_is_named_and_nothing_takes_its_place(content: bytes | None, tmp_path: Path) -> None:
     own = OwnState(tmp_path, keep=2)
