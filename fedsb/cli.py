@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from fedsb.commands.flags import SHOWING, has_flag, without_flags
+from fedsb.commands.flags import SHOWING, flags_in, has_flag, without_flags
 from fedsb.commands.outcome import MISTAKE, guarded
 from fedsb.commands.pages import USAGE, page
 from fedsb.core.collector import uncollected
@@ -44,7 +44,8 @@ def _dispatch(arguments: list[str]) -> int:
 
 def run(arguments: list[str]) -> int:
     """Run a federation, or a sweep of them."""
-    if not has_flag(arguments, SHOWING):
+    # A flag that nobody knows is told before anything is begun.
+    if not has_flag(flags_in(arguments), SHOWING):
         begin(arguments)
     with uncollected():
         from fedsb.commands.run import run as run_command

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from fedsb.core.folders import conf_dir
+
 USAGE = """usage: fedsb COMMAND …
 
   fedsb run [key=value …] [-m] [--cfg job]   run a federation in this process (Hydra overrides; -m sweeps)
@@ -83,9 +85,6 @@ def page(command: str) -> str:
 
 
 def _groups() -> str:
-    # Hydra takes a moment to import.
-    from fedsb.config.compose import conf_dir
-
     def options(group: Path) -> str:
         return ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
 

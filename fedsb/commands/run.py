@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import warnings
@@ -18,9 +17,10 @@ from fedsb.config.overrides import readable, sweep_jobs
 from fedsb.config.schema import Config
 from fedsb.core.collector import uncollected
 from fedsb.core.errors import UserError
-from fedsb.core.folders import check_makeable, claim, forget_empty, home
+from fedsb.core.folders import ROOT_CONFIG, check_makeable, claim, conf_dir, forget_empty, home
 from fedsb.core.logs import log_to_screen, say_early, speaking_to
 from fedsb.core.signals import heed_sigterm
+from fedsb.runtime.early import switch_off
 
 
 def run(arguments: list[str]) -> int:
@@ -112,15 +112,13 @@ def _through_hydra(arguments: Sequence[str], job_main: Callable[[DictConfig], No
     import hydra
     from hydra.core.utils import env_override
 
-    from fedsb.config.compose import ROOT, conf_dir
-
     argv = sys.argv
     # Hydra's parser takes flags in front of overrides, or behind them, but not in between.
     sys.argv = ["fedsb", *arguments]
     try:
         # Hydra is to hand on what is raised, and not to print it and exit.
         with env_override({"HYDRA_FULL_ERROR": "1"}):
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=ROOT)(job_main)()
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=ROOT_CONFIG)(job_main)()
     finally:
         sys.argv = argv
 
@@ -183,7 +181,8 @@ def _run_job(given: Config, overrides: list[str], output: Path) -> int:
 
     config = resumed(given, overrides)
     say_early("loading model and data …", progress=config.progress)
-    _quieten()
+    switch_off()
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"transformers|torch")
     with uncollected():
         from fedsb.runtime.grids import grid_for
         from fedsb.runtime.process_memory import release_memory
@@ -201,13 +200,6 @@ def _run_job(given: Config, overrides: list[str], output: Path) -> int:
         del grid
         release_memory()
     return 0
-
-
-def _quieten() -> None:
-    """Switch off what libraries fetch or say on their own."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"transformers|torch")
 
 
 def _check_home(config: Config) -> None:

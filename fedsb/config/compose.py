@@ -31,16 +31,9 @@ from fedsb.config.derived import partition_kind, start_kind
 from fedsb.config.overrides import check_single, readable
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError, nearest, unknown
+from fedsb.core.folders import ROOT_CONFIG, conf_dir
 
-ROOT = "config"
 SAID = {"tuple_type": "it must be a list, as in [a,b]"}  # what pydantic says of Python's types, for those who write none
-
-
-def conf_dir() -> Path:
-    """Return the folder of the YAML files: beside the package in a checkout or a FAB, inside it in a wheel."""
-    here = Path(__file__).resolve().parents[1]
-    beside = here.parent / "conf"
-    return beside if (beside / f"{ROOT}.yaml").is_file() else here / "conf"
 
 
 def default_output(output: str | None, resume: str | None) -> str:
@@ -119,7 +112,7 @@ def compose_dict(overrides: Sequence[str]) -> DictConfig:
     _check_groups(overrides)
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose(ROOT, overrides=overrides)
+            return compose(ROOT_CONFIG, overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from None
 

@@ -12,6 +12,8 @@ from uuid import uuid4
 
 from fedsb.core.errors import UserError
 
+ROOT_CONFIG = "config"  # the YAML file that all others hang from
+
 
 def home() -> Path:
     """Return ``$FEDSB_HOME``, by default ``~/.fedsb``: frozen cache and the folders of runs under Flower.
@@ -23,6 +25,13 @@ def home() -> Path:
         return Path(os.environ.get("FEDSB_HOME") or Path.home() / ".fedsb")
     except RuntimeError:
         raise UserError("this user has no home folder; set FEDSB_HOME to a folder that outlives the run") from None
+
+
+def conf_dir() -> Path:
+    """Return the folder of the YAML files: beside the package in a checkout or a FAB, inside it in a wheel."""
+    here = Path(__file__).resolve().parents[1]
+    beside = here.parent / "conf"
+    return beside if (beside / f"{ROOT_CONFIG}.yaml").is_file() else here / "conf"
 
 
 def check_makeable(path: Path, said: str) -> None:

@@ -24,8 +24,10 @@ RAY_SWITCHES = {
     "RAY_worker_niceness": "0",  # 15 by default, and any other work on the machine would stop a run
 }
 
-CARDS = Path("/dev/nvidia0")  # is there where NVIDIA's driver is
+CARDS = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev, where there is a driver of NVIDIA's, AMD's, or Windows' below
+GRACE_S = 5.0  # for a start of Ray that nobody needs any more, before Python ends
 _STARTING = threading.Lock()
+_here = threading.Event()  # whether the Ray of this process is one that it has started
 
 
 def start_early() -> None:
@@ -34,10 +36,10 @@ def start_early() -> None:
     Where there are GPUs nothing is begun: how many of them Ray hands out follows from what the workers ask for. A start that fails is tried
     again by whoever needs Ray, and told then.
     """
-    if not CARDS.exists():
+    if not any(found for pattern in CARDS for found in Path("/dev").glob(pattern)):
         done = threading.Event()
         threading.Thread(target=_begin, args=(done,), name="ray-start", daemon=True).start()
-        atexit.register(done.wait)  # before Ray's own, which ends what is there by then
+        atexit.register(_await, done)  # before Ray's own, which ends what is there by then
 
 
 def _begin(done: threading.Event) -> None:
@@ -46,6 +48,15 @@ def _begin(done: threading.Event) -> None:
     done.set()
     # Ray's processes are told to die with the thread that started them.
     threading.Event().wait()
+
+
+def _await(done: threading.Event) -> None:
+    """Give a start that nobody needs any more a moment, or its last processes notice within a minute only that they are alone.
+
+    To kill them would be worse: Ray's library ends the process that waits for them, with a status of its own.
+    """
+    with suppress(KeyboardInterrupt):
+        done.wait(GRACE_S)
 
 
 def start_placed(address: str | None, device: str, share: float | None, workers: int | None) -> Placement:
@@ -57,7 +68,9 @@ def start_placed(address: str | None, device: str, share: float | None, workers:
     # It takes seconds to import, and Ray is started beside that.
     import torch
 
-    cards = torch.cuda.device_count() if address is None and not ray.is_initialized() else 0
+    with _STARTING:  # what was begun early counts as started
+        fresh = address is None and not ray.is_initialized()
+    cards = torch.cuda.device_count() if fresh else 0
     if cards:
         placement = place(device, share, workers, cards, own=True)
         start_ray(None, placement.cards)
@@ -69,13 +82,20 @@ def start_placed(address: str | None, device: str, share: float | None, workers:
 def start_ray(address: str | None, cards: int | None = None) -> None:
     """Start Ray on this machine, with as many GPUs to hand out as ``cards`` says (None: all that it finds), or join a cluster.
 
+    One on this machine that was begun before anybody knew of the cluster is ended.
+
     Raises:
         UserError: there is no cluster at the address.
         RunError: Ray does not start on this machine.
     """
     with _STARTING:
+        if address is not None and _here.is_set():
+            ray.shutdown()
+            _here.clear()
         if not ray.is_initialized():
             _start(address, cards)
+            if address is None:
+                _here.set()
 
 
 def _start(address: str | None, cards: int | None) -> None:

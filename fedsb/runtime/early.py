@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 
-
-def begin(overrides: Sequence[str]) -> None:
-    """Begin what overrides ask for plainly: to compose them takes the imports. Whoever needs it waits for it, and is told if it failed."""
-    for text in overrides:
-        if text in EARLY:
-            EARLY[text](overrides)
+# What processes hand on to those that they start; what is set already stays.
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "FLWR_TELEMETRY_ENABLED": "0"}
+# A cluster elsewhere is joined, a resumed run may have one, and another launcher's jobs start Ray in processes of their own.
+ELSEWHERE = ("runtime.address=", "resume=", "hydra/launcher=", "--config", "-cp", "-cn", "-cd")
 
 
-def _ray(overrides: Sequence[str]) -> None:
+def switch_off() -> None:
+    """Switch off what libraries fetch or say on their own, here and in the processes that this one starts from now on."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def begin(arguments: Sequence[str]) -> None:
+    """Begin what arguments ask for plainly: to compose them takes the imports. Whoever needs it waits for it, and is told if it failed."""
+    switch_off()
+    if not any(text.lstrip("+~").startswith(ELSEWHERE) for text in arguments):
+        for text in arguments:
+            if text in EARLY:
+                EARLY[text]()
+
+
+def _ray() -> None:
     from fedsb.runtime.cluster import start_early
 
-    # A cluster elsewhere is joined, and another launcher's jobs start Ray in processes of their own.
-    if not any(text.startswith(("runtime.address=", "hydra/launcher=")) for text in overrides):
-        start_early()
+    start_early()
 
 
-EARLY: Mapping[str, Callable[[Sequence[str]], None]] = {"runtime=ray": _ray}
+EARLY: Mapping[str, Callable[[], None]] = {"runtime=ray": _ray}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from fedsb.cli import COMMANDS, main
@@ -34,3 +37,10 @@ def test_a_flag_that_nobody_has_is_one_line(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["run", "--mulitrun", "seed=1,2"])
     assert capsys.readouterr().err.startswith("error: unknown flag '--mulitrun' (did you mean '--multirun'?); choose from ")
+
+
+@pytest.mark.slow
+def test_help_waits_for_no_import() -> None:
+    code = "import sys; from fedsb.cli import main\ntry: main(['run', '--help'])\nfinally: sys.exit(sorted({'torch', 'hydra', 'ray'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (1, "[]")

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsb.config.checks import CHOICES, RANGES
-from fedsb.config.compose import as_dict, as_yaml, conf_dir, known_keys, load, read
+from fedsb.config.compose import as_dict, as_yaml, known_keys, load, read
 from fedsb.config.derived import client_names, start_kind
 from fedsb.core.cohort import cohort_size
 from fedsb.core.errors import UserError
+from fedsb.core.folders import conf_dir
 from strategies import STRATEGIES
 
 GROUPS = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())

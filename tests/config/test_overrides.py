@@ -11,9 +11,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fedsb.adapters import SPECS
-from fedsb.config.compose import conf_dir, load
+from fedsb.config.compose import load
 from fedsb.config.overrides import check_single, readable, sweep_jobs
 from fedsb.core.errors import UserError
+from fedsb.core.folders import conf_dir
 
 
 def meant(text: str) -> object:
