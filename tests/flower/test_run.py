@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fedsb.cli import run
 from fedsb.runtime.connection import flower_environment, script
 from fedsb.runtime.flower import free_port
 from tests.flower.conftest import local
@@ -132,36 +133,32 @@ def test_the_demo_prints_our_lines_only_and_ends_with_the_status_of_the_run(demo
     assert "error: rank" in out
 
 
-def test_a_terminated_demo_takes_everything_with_it(demo, overrides, tmp_path):
-    def with_ray(process: subprocess.Popen[str]) -> list[psutil.Process]:
-        """Return what runs below the demo, once there is a Ray worker among it."""
-        with suppress(psutil.NoSuchProcess):
-            below = psutil.Process(process.pid).children(recursive=True)
-            return below if any(child.name().startswith("ray::") for child in below) else []
-        return []
+def test_a_run_goes_on_after_a_kill_and_after_a_signal_to_the_bits_of_one_left_alone(demo, overrides, tmp_path):
+    """A terminated demo takes everything with it; the last stretch goes on without Flower, from the same folder."""
+    more = [*overrides, "init.kind=weight_svd", "federation.num_rounds=60"]
+    folder, below = tmp_path / "run", list[psutil.Process]()
 
-    with demo(*overrides, "federation.num_rounds=1000", f"output={tmp_path / 'run'}") as process:
-        assert eventually(lambda: with_ray(process), 120)
-        below = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGTERM)
-        process.communicate()
-    assert process.returncode == 130
-    assert not psutil.wait_procs(below, timeout=10)[1]
+    def rounds() -> int:
+        metrics = folder / "metrics.jsonl"
+        return len(metrics.read_text().splitlines()) - 1 if metrics.is_file() else -1
 
-
-def test_a_killed_run_is_resumed_by_the_next_to_the_bits_of_one_left_alone(demo, overrides, tmp_path):
-    more = [*overrides, "init.kind=weight_svd", "federation.num_rounds=12"]
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    with demo(*more, f"output={tmp_path / 'run'}") as process:
-        assert eventually(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 2, 120, pause=0.05)
+    with demo(*more, f"output={folder}") as process:
+        assert eventually(lambda: rounds() > 1, 120, pause=0.05)
         killed = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
         for each in killed:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
     assert not psutil.wait_procs(killed, timeout=10)[1]
-    assert not (tmp_path / "run" / "summary.json").exists()
-    with demo(f"resume={tmp_path / 'run'}") as process:
-        out, err = process.communicate()
-    assert process.returncode == 0, out + err
+    done = rounds()
+    with demo(f"resume={folder}") as process:
+        assert eventually(lambda: rounds() > done, 120, pause=0.05)
+        below += psutil.Process(process.pid).children(recursive=True)
+        assert any(each.name().startswith("ray::") for each in below)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate()
+    assert process.returncode == 130
+    assert not psutil.wait_procs(below, timeout=10)[1]
     assert re.search(r"^resumed .*round [1-9]", out, re.MULTILINE), out
-    assert summary(tmp_path / "run")["factors_sha256"] == local(more, tmp_path / "whole")["factors_sha256"]
+    assert not (folder / "summary.json").exists()
+    assert run([f"resume={folder}"]) == 0
+    assert summary(folder)["factors_sha256"] == local(more, tmp_path / "whole")["factors_sha256"]

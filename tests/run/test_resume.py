@@ -424,5 +424,5 @@ def test_sigkill_at_three_moments(tiny_bert: Path, tmp_path: Path, run: Run) -> 
             time.sleep(float(draw.random()) * 0.3)
             process.send_signal(signal.SIGKILL)
     assert not (folder / "summary.json").exists()
-    subprocess.run([*command, f"resume={folder}"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    run(folder, f"resume={folder}")
     assert json.loads((folder / "summary.json").read_text())["factors_sha256"] == whole["factors_sha256"]

@@ -31,7 +31,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
+OBEY = "tests.runtime.apps:obey"
+
+
+@pytest.fixture(scope="module", autouse=True)
 def two_cards() -> Iterator[None]:
     """Start a Ray that believes in two GPUs."""
     close_pools()
@@ -53,30 +56,28 @@ def seen(pool: Pool) -> list[tuple[str, str]]:
     while pool.starting:
         pool.came(ray.wait(pool.starting, num_returns=1)[0])
     actors = [pool.take() for _ in range(pool.size)]
-    return sorted(ray.get([actor.call.remote(cards) for actor in actors]))
+    found = sorted(ray.get([actor.call.remote(cards) for actor in actors]))
+    for actor in actors:
+        ray.kill(actor)
+    return found
 
 
 def test_each_worker_has_a_card_of_its_own_and_no_more_start_than_there_are_cards() -> None:
-    pool = Pool(PoolSettings(CLIENT, cpus=0.25))
+    pool = Pool(PoolSettings(OBEY, cpus=0.25))
     assert pool.size == 2
     assert seen(pool) == [("0", "0"), ("1", "1")]
     assert pool.placement.driver == "cpu"
 
 
 def test_workers_share_cards_where_asked() -> None:
-    pool = Pool(PoolSettings(CLIENT, workers=3, cpus=0.25, gpus=0.5))
+    pool = Pool(PoolSettings(OBEY, workers=3, cpus=0.25, gpus=0.5))
     (first, _), (second, _), (third, _) = found = seen(pool)
     assert {first, second, third} == {"0", "1"}
     assert all(reserved == visible for reserved, visible in found)
 
 
 def test_a_worker_that_reserves_none_sees_none() -> None:
-    assert seen(Pool(PoolSettings(CLIENT, workers=1, gpus=0.0))) == [("", "")]
-
-
-def test_more_workers_than_cards_are_refused() -> None:
-    with pytest.raises(UserError, match=r"^3 workers with runtime\.cpus=0\.25, runtime\.gpus=1 each do not fit \(.* CPUs, 2 GPUs\); lower"):
-        Pool(PoolSettings(CLIENT, workers=3, cpus=0.25))
+    assert seen(Pool(PoolSettings(OBEY, workers=1, cpus=0.25, gpus=0.0))) == [("", "")]
 
 
 def test_a_run_over_cards_has_the_bits_of_one_process(tiny_bert: Path, tmp_path: Path) -> None:
@@ -87,3 +88,9 @@ def test_a_run_over_cards_has_the_bits_of_one_process(tiny_bert: Path, tmp_path:
     assert (grid.device, grid.seat) == ("cpu", Seat("cuda:0", 1))
     assert grid.remark == "2 workers with 1 of a GPU each; the server computes on cpu"
     assert serve(config, grid, tmp_path / "cards")["factors_sha256"] == alone["factors_sha256"]
+
+
+def test_more_workers_than_cards_are_refused() -> None:
+    """The last one here: who is refused ends Ray, made-up cards and all."""
+    with pytest.raises(UserError, match=r"^3 workers with runtime\.cpus=0\.25, runtime\.gpus=1 each do not fit \(.* CPUs, 2 GPUs\); lower"):
+        Pool(PoolSettings(CLIENT, workers=3, cpus=0.25))
