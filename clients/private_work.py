@@ -28,7 +28,6 @@ from fedsb.privacy.codes import SelfCheckFailed
 from fedsb.privacy.models import hold_unmixed
 from fedsb.privacy.randomness import Streams
 from fedsb.tasks.task import Batch, Task
-from fedsb.wire.arrays import quantise
 from fedsb.wire.frozen import FrozenView
 
 TRAIN = "train"
@@ -122,9 +121,8 @@ def open_round(
     account.charge(key, entry)
 
     def close(trained: State, fit: PrivateFit) -> Answer:
-        upload, metrics = adapted.sent(trained, site.round), account.metrics(entry)
-        if wire_dtype != "float32":
-            metrics["encoding-error"] = adapted.encoding_error(trained, quantise(upload, wire_dtype), held.basis)
+        upload, told = adapted.upload(trained, site.round, held.basis, wire_dtype)
+        metrics = {**account.metrics(entry), **told}
         account.note(key, fit.diagnostics)
         # First: a reply that is kept is not computed again.
         keep_own(trained)

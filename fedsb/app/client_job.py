@@ -37,7 +37,6 @@ from fedsb.privacy.shelf import Shelf
 from fedsb.run.own_state import OwnState
 from fedsb.run.resuming import fingerprint, resumed
 from fedsb.runtime.fab import launch_folder
-from fedsb.wire.arrays import quantise
 from fedsb.wire.frozen import FrozenMissing, FrozenView
 from fedsb.wire.frozen_cache import FrozenCache
 from fedsb.wire.messages import Instruction, decode_instruction, encode_code, encode_missing, encode_reply
@@ -247,13 +246,10 @@ class Job:
 
     def plain_reply(self, trained: State, result: FitResult, frozen: FrozenView) -> RecordDict:
         """Return the content of the reply to a round that has no privacy, and keep what is the client's own."""
-        adapted, wire = self.adapted, self.config.federation.wire_dtype
-        upload = adapted.sent(trained, self.instruction.round)
-        metrics = {"loss": result.loss, "steps": result.steps}
-        if wire != "float32":
-            metrics["encoding-error"] = adapted.encoding_error(trained, quantise(upload, wire), frozen.basis)
+        wire = self.config.federation.wire_dtype
+        upload, told = self.adapted.upload(trained, self.instruction.round, frozen.basis, wire)
         self.keep_own(trained)
-        return encode_reply(upload, len(self.train), metrics, wire)
+        return encode_reply(upload, len(self.train), {"loss": result.loss, "steps": result.steps, **told}, wire)
 
     def private_reply(self, upload: State, metrics: Mapping[str, float]) -> RecordDict:
         """Return the content of the reply to a private round: nothing beside the account."""

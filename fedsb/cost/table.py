@@ -19,7 +19,7 @@ from fedsb.models.build import build_model
 from fedsb.report.table import human_bytes
 
 # Overrides of one method that another may not know.
-OWN = ("method=", "method.", "init.kind=")
+OWN = ("method=", "method.", "init.kind=", "adapter.options")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from fedsb.adapters import (
 )
 from fedsb.adapters.exactness import encoding_error
 from fedsb.core.state import HEAD, Layout, Name, State
+from fedsb.wire.arrays import quantise
 from fedsb.wire.frozen import FrozenView
 
 
@@ -103,16 +104,21 @@ class AdaptedModel:
         names = dict(self.layouts.up_in(round_number).shapes)
         return State({name: t for name, t in self.spec.fold(trained).items() if name in names})
 
-    def encoding_error(self, trained: State, upload: State, basis: State) -> float:
-        """Return ``‖ΔW − ΔW as decoded‖_F`` of what a client has trained, head included.
+    def upload(self, trained: State, round_number: int, basis: State, wire_dtype: str) -> tuple[State, dict[str, float]]:
+        """Return what a client uploads of what it has trained, and what its reply says of it.
 
         Args:
             trained: all that learnt in the round.
-            upload: what the server decodes of it.
+            round_number: of the round.
             basis: the factors that the client held beside.
+            wire_dtype: of the upload on its way; where it is coarse, ``encoding-error`` is ``‖ΔW − ΔW as decoded‖_F``, head included.
         """
-        seen = self.spec.fold(trained)
-        return encoding_error(seen, seen.merge(upload), self.spec, self.scale, basis.merge(self.spec.at_rest(self.layouts.learnt)))
+        sent = self.sent(trained, round_number)
+        if wire_dtype == "float32":
+            return sent, {}
+        seen, beside = self.spec.fold(trained), basis.merge(self.spec.at_rest(self.layouts.learnt))
+        decoded = seen.merge(quantise(sent, wire_dtype))
+        return sent, {"encoding-error": encoding_error(seen, decoded, self.spec, self.scale, beside)}
 
     def _head_state(self, *more: str) -> State:
         parameters = dict(self.model.named_parameters())

@@ -19,7 +19,7 @@ from fedsb.config.compose import load
 from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import Name, State, squared_norm, subtract
-from fedsb.cost.table import cost_of
+from fedsb.cost.table import cost_of, costs
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import forget_models
 from fedsb.run.checkpoint import load_checkpoint
@@ -135,14 +135,13 @@ def test_what_is_uploaded_is_the_weight_that_was_trained(use: Use, tiny_bert: Pa
         for i, parameter in enumerate(adapted.trainable().values()):
             parameter += torch.randn(parameter.shape, generator=torch_generator(i, "trained"))
     trained, had = adapted.trained(), weights(adapted)
-    upload = adapted.sent(trained, 1)
+    upload, said = adapted.upload(trained, 1, view.basis, "bfloat16")
     assert {name.role for name in trained} - {name.role for name in upload} == {"t"}
     adapted.install(upload, view)
     torch.testing.assert_close(weights(adapted), had, rtol=1e-5, atol=1e-6)
-    decoded = quantise(upload, "bfloat16")
-    adapted.install(decoded, view)
+    adapted.install(quantise(upload, "bfloat16"), view)
     lost = (weights(adapted) - had).square().sum().sqrt()
-    assert adapted.encoding_error(trained, decoded, view.basis) == pytest.approx(float(lost), rel=1e-4)
+    assert said == {"encoding-error": pytest.approx(float(lost), rel=1e-4)}
 
 
 def weights(adapted: AdaptedModel) -> Tensor:
@@ -177,6 +176,12 @@ def test_options_choose_the_shape_of_a_family(use: Use, tiny_bert: Path, tiny_cs
     use("hadamard")
     run = federated(tiny_bert, tiny_csv, "hadamard", "+adapter.options.second=4")
     assert {t.shape[1] for name, t in run.kept.states[-1].items() if name.role == "B2"} == {4}
+
+
+def test_options_of_one_family_hide_no_other_from_the_costs(use: Use, tiny_bert: Path, tiny_csv: Path) -> None:
+    use("hadamard")
+    both = ["fedavg_lora", "fed_sb"]
+    assert set(costs([*classification(tiny_bert, tiny_csv), *METHODS["hadamard"], "+adapter.options.second=4"], both).found) == {*both}
 
 
 @pytest.mark.parametrize(
