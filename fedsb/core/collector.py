@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fedsb.core.signals import raise_swallowed
+
 _LOCK = threading.Lock()
 _paused = 0  # blocks that are open, in all threads: Flower's simulation imports the two apps in two
 _was_on = True
@@ -18,7 +20,7 @@ _was_on = True
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Let nothing be collected inside the block; also a decorator."""
+    """Let nothing be collected inside the block, nor a signal be lost that an import there has swallowed; also a decorator."""
     global _paused, _was_on
     with _LOCK:
         if not _paused:
@@ -32,3 +34,4 @@ def uncollected() -> Iterator[None]:
             _paused -= 1
             if not _paused and _was_on:
                 gc.enable()
+    raise_swallowed()
