@@ -230,9 +230,12 @@ def test_a_module_with_a_forward_of_its_own_is_refused(tiny_bert: Any) -> None:
     stack = Stack(case.adapted, [torch.Generator() for _ in range(2)])
     module = case.adapted.model.get_submodule("classifier")
     module.forward = own = lambda x: 2 * nn.Linear.forward(module, x)  # type: ignore[method-assign, arg-type]
-    with pytest.raises(UserError, match=r"'Linear' that it trains has a forward of its own, .* set runtime.stack=1$"), stack.laid():
-        pass
-    assert module.forward is own
+    try:
+        with pytest.raises(UserError, match=r"'Linear' that it trains has a forward of its own, .* set runtime.stack=1$"), stack.laid():
+            pass
+        assert module.forward is own
+    finally:
+        del module.forward  # the model is the process's
 
 
 def test_other_random_numbers_than_dropouts_are_refused(tiny_bert: Any) -> None:
