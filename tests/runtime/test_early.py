@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -56,6 +57,7 @@ def left_alone() -> Iterator[None]:
     yield
     with suppress(Exception):
         ray.shutdown()
+    gc.collect()  # here, where what Ray leaves open is no error
 
 
 @pytest.mark.slow
