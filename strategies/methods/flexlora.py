@@ -42,7 +42,7 @@ class Decomposing:
         """Return the mean head, and B and A of each module at the server's rank.
 
         ``extras`` hold ``truncation_error``, the norm of what lies beyond the server's rank over that of the mean product, and, where
-        clients have ranks of their own, ``cut_error``, the same of what lies beyond a client's rank, root mean square over all clients.
+        ``federation.ranks`` gives clients their own, ``cut_error``, the same of what lies beyond a client's, root mean square over all.
         """
         found: dict[Name, Tensor] = {}
         beyond, cut, whole = 0.0, 0.0, 0.0

@@ -104,6 +104,8 @@ def test_clients_of_several_ranks_move_true_shapes_or_are_refused(run: Run, meth
     cost = cost_of(federation.config)
     assert federation.payload() == (cost.payload_up, cost.payload_down, cost.payload_one_off)
     assert federation.payload()[0] < run(method).payload()[0]
+    head = federation.prepared.initial.pick(HEAD).numel
+    assert cost.up == cost.trained == (1 + 2 + 3 + 1 + 2) * sum(m + n for m, n in federation.prepared.adapted.shapes.values()) // 5 + head
     for exchange in federation.grid.exchanges:
         rank = 1 + int(exchange.instruction.client.removeprefix("client-")) % 3
         trained = exchange.answer.flats["trained"].numel()
