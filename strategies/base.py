@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from fedsb.adapters import AdapterSpec, Layouts
 from fedsb.adapters.held import HeldWeights
+from fedsb.core.blocks import Sight
 from fedsb.core.cohort import cohort_size, dispatch_order, draw_cohort
 from fedsb.core.state import Layout, Name, State, squared_norm, subtract, unpack
 from fedsb.wire.arrays import decode_arrays, encode_arrays, quantise
@@ -193,7 +194,7 @@ class LowRankStrategy(RoundLoop):
         for upload in self._uploads(replies, lambda client: self.layouts_of(client).up_in(server_round)):
             weight = self.weighting.weight(upload.client, upload.num_examples)
             self._rule.add(upload.state, weight)
-            self.gap.add(upload.state, weight)
+            self.gap.add(upload.state, weight, self.sight_of(upload.client))
             self._round.note(upload.metrics, weight)
         self._round.check_quorum(self._needed(len(self._round.order)))
         self.counted |= dict.fromkeys(self._round.clients if self.spec.own else (), server_round)
@@ -230,15 +231,19 @@ class LowRankStrategy(RoundLoop):
         """Return what travels to and from a client."""
         return self.layouts.at(self._transport.roster.rank_of(client) if self._transport else self.participation.ranks.get(client))
 
+    def sight_of(self, client: str) -> Sight:
+        """Return what a client sees of the factors that the server holds."""
+        return self.layouts_of(client).sight
+
     def _asking(self, round_number: int, arrays: ArrayRecord) -> Ask:
-        """Return what gives each client its instruction and its arrays: of a smaller rank it gets the leading rows and columns."""
+        """Return what gives each client its instruction and its arrays: of a smaller rank it gets its block of each factor."""
         whole, shares = unpack(decode_arrays(arrays), self.down), {self.down: arrays}
 
         def ask(client: str) -> tuple[Instruction, ArrayRecord]:
-            layout = self.layouts_of(client).down
+            layouts = self.layouts_of(client)
+            layout = layouts.down
             if layout not in shares:
-                leading = {name: whole[name][tuple(map(slice, shape))] for name, shape in layout.shapes}
-                shares[layout] = encode_arrays(State(leading), self.wire_dtype)
+                shares[layout] = encode_arrays(layouts.sight.state(whole), self.wire_dtype)
             return Instruction("", round_number, labels=self.labels, digest=layout.digest, own=self.counted.get(client, 0)), shares[layout]
 
         return ask

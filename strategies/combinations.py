@@ -52,8 +52,8 @@ def _client_privacy(method: type[LowRankStrategy], spec: AdapterSpec, wanted: Wa
     if not wanted.client_privacy or method.needs_a_mean_alone():
         return ""
     return (
-        "privacy.unit=client is not defined for {name}: noise on the sum of the uploads covers what follows from their mean, and this "
-        "method hands out more of the clients' own factors; use one that needs a mean alone, such as method=fed_sb"
+        "privacy.unit=client is not defined for {name}: noise on the sum of the uploads covers what follows from their mean over a fixed "
+        "number of clients, and this method makes more of the uploads than that; use one that needs a mean alone, such as method=fed_sb"
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from fedsb.adapters import AdapterSpec
 from fedsb.adapters.exactness import ExactnessMeter
 from fedsb.adapters.held import HeldWeights
+from fedsb.core.blocks import WHOLE, Sight
 from fedsb.core.state import HEAD, State
 
 
@@ -42,7 +43,7 @@ class GapMeter:
         """Start a round from ``current``, of which ``uploaded`` come back; the head's change is measured from that of the first one."""
         if self._on:
             self._meter = self._meter or self.measure_from(current)
-            self._meter.begin(basis.merge(self._rest), uploaded)
+            self._meter.begin(basis.merge(current).merge(self._rest), uploaded)
         if self._on and self._weights:
             self._weights.begin(residuals)
 
@@ -52,10 +53,10 @@ class GapMeter:
         self._meter = ExactnessMeter(self._spec, self._scale, state)
         return self._meter
 
-    def add(self, upload: State, weight: float) -> None:
-        """Take one upload."""
+    def add(self, upload: State, weight: float, sight: Sight = WHOLE) -> None:
+        """Take one upload of a client that sees so much of the factors."""
         if self._on and self._meter:
-            self._meter.add(upload, weight)
+            self._meter.add(upload, weight, sight)
 
     def measure(self, held: State, *, lost: float) -> float | None:
         """Return the round's gap, or None where it is not measured; for the arguments see :meth:`ExactnessMeter.measure`."""

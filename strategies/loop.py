@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from fedsb.core.blocks import Sight
 from fedsb.core.cohort import dispatch_order
 from fedsb.core.state import Layout, unpack
 from fedsb.run.records import CLIENTS, RoundRecord
@@ -89,6 +90,10 @@ class RoundLoop(Strategy):
     @abstractmethod
     def has_global_model(self) -> bool:
         """Whether the server holds a whole model; where it does not, the mean of the clients' metrics is the run's."""
+
+    @abstractmethod
+    def sight_of(self, client: str) -> Sight:
+        """Return what a client sees of the factors that the server holds."""
 
     def start(
         self,
@@ -176,7 +181,8 @@ class RoundLoop(Strategy):
         if self._transport is None or self._transport.grid is not grid:
             questions = Questions(self.labels, self._timeout, self.participation.overrides, self.participation.dealt)
             roster = Roster(self.participation, questions, self.counts)
-            self._transport = Transport(grid, roster, self.frozen, self.held, self.origin, begin_anew=self.participation.begin_anew)
+            anew = self.participation.begin_anew
+            self._transport = Transport(grid, roster, self.frozen, self.held, self.origin, begin_anew=anew, sight_of=self.sight_of)
         return self._transport
 
     def _uploads(self, replies: Iterable[Message], layout: LayoutOf, *, training: bool = True) -> Iterator[Upload]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
+from fedsb.core.blocks import WHOLE, Sight
 from fedsb.privacy.codes import CODES
 from fedsb.wire.byte_counts import array_bytes, overhead_bytes, payload_bytes, state_bytes
 from fedsb.wire.frozen import FrozenLog
@@ -66,10 +67,19 @@ class Transport:
         held: versions that clients hold, by client; kept up to date.
         origin: names the run.
         begin_anew: whether a client that has lost what it kept of its own is asked to train from the start.
+        sight_of: what each client sees of the factors that the server holds.
     """
 
     def __init__(
-        self, grid: Grid, roster: Roster, frozen: FrozenLog, held: dict[str, int], origin: str = "", *, begin_anew: bool = False
+        self,
+        grid: Grid,
+        roster: Roster,
+        frozen: FrozenLog,
+        held: dict[str, int],
+        origin: str = "",
+        *,
+        begin_anew: bool = False,
+        sight_of: Callable[[str], Sight] = lambda client: WHOLE,
     ) -> None:
         self.grid = grid
         self.roster = roster
@@ -77,9 +87,10 @@ class Transport:
         self._held = held
         self._origin = origin
         self._begin_anew = begin_anew
+        self._sight_of = sight_of
         self._addressed: list[tuple[Message, Request]] = []
         self._by_id: dict[str, Request] = {}
-        self._parts: dict[tuple[int, int], CountedPart] = {}
+        self._parts: dict[tuple[int, int, Sight], CountedPart] = {}
         self._caught_up: set[str] = set()
 
     def requests(self, clients: Sequence[str], kind: str, ask: Ask, tally: Tally) -> list[Request]:
@@ -159,7 +170,7 @@ class Transport:
         return {message_id for message_id in self.grid.push_messages(messages) if message_id}
 
     def _message(self, request: Request, node: int, held: int) -> Message:
-        part = self._part(request.arrays, held)
+        part = self._part(request.arrays, held, self._sight_of(request.instruction.client))
         content = encode_instruction(request.instruction, part.shared)
         tally = request.tally
         tally.one_off += part.basis + (part.rest if request.is_start else 0)
@@ -169,11 +180,11 @@ class Transport:
         self._addressed.append((message, request))
         return message
 
-    def _part(self, arrays: ArrayRecord, held: int) -> CountedPart:
-        """Encode what goes to the holders of one version, once for all of them: a bundle may outweigh the state many times."""
-        key = id(arrays), held
+    def _part(self, arrays: ArrayRecord, held: int, sight: Sight) -> CountedPart:
+        """Encode what goes to the holders of one version, once for all of one rank: a bundle may outweigh the state many times."""
+        key = id(arrays), held, sight
         if key not in self._parts:
-            bundle = self._frozen.bundle(held)
+            bundle = self._frozen.bundle(held, sight)
             shared = encode_shared(arrays, bundle)
             basis = state_bytes(bundle.one_off) if bundle else 0
             self._parts[key] = CountedPart(shared, basis, array_bytes(shared.arrays) - basis)

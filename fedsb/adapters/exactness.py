@@ -3,6 +3,9 @@
 ``gap = ‖ΔW_held − Σ w_i ΔW_i‖_F / ‖Σ w_i ΔW_i‖_F`` over all adapted modules and the head, where ``ΔW_i = s · B_i [R_i] A_i`` comes
 from the uploads, with the factors that clients held beside, and ``ΔW_held`` is the product of what they hold next plus the residual of this
 round. Residuals of earlier rounds are in both and cancel; the head counts as its change since the first round. No m x n matrix is formed.
+
+Where one factor alone is uploaded and clients of smaller ranks hold a block of it, its mean is taken entry by entry over those who hold the
+entry, by their weights, and what nobody holds stays: the sum of the exact means of all blocks. At one rank that is ``Σ w_i ΔW_i``.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from torch import Tensor
 
 from fedsb.adapters.held import HeldWeights
 from fedsb.adapters.spec import AdapterSpec
-from fedsb.core.state import HEAD, Name, State, WeightedSum, squared_norm, subtract
+from fedsb.core.blocks import WHOLE, BlockMean, Sight
+from fedsb.core.state import HEAD, Name, State, squared_norm, subtract
 
 Term = tuple[Tensor, Tensor]
 
@@ -62,22 +66,23 @@ class ExactnessMeter:
         """Start a round.
 
         Args:
-            basis: factors that clients hold whatever they train; those that they upload count as uploaded.
+            basis: factors that clients hold whatever they train, at the server's rank; those that they upload count as uploaded, where
+                somebody holds them.
             uploaded: roles that they upload.
         """
         self._basis = basis
         self._uploaded = tuple(uploaded)
         self._linear = len(self._uploaded) <= 1
-        self._sum = WeightedSum()
+        self._sum = BlockMean(self._spec.block)
         self._uploads: list[tuple[State, float]] = []
 
-    def add(self, upload: State, weight: float) -> None:
-        """Take one upload."""
+    def add(self, upload: State, weight: float, sight: Sight = WHOLE) -> None:
+        """Take one upload of a client that sees so much of the factors."""
         if self._linear:
             self._sum.add(upload, weight)
         else:
             self._sum.add(upload.pick(HEAD), weight)
-            self._uploads.append((upload, weight))
+            self._uploads.append((sight.state(self._basis).merge(upload), weight))
 
     def measure(self, held: State, *, lost: float = 0.0) -> Gap:
         """Compare with what clients hold next.
@@ -133,7 +138,7 @@ class ExactnessMeter:
         return [self._product(module, held, 1.0)] if whole else []
 
     def _mean(self) -> State:
-        return self._sum.mean() if self._sum.total_weight and (self._linear or len(self._start_head)) else State()
+        return self._sum.mean(self._basis) if self._sum.total_weight and (self._linear or len(self._start_head)) else State()
 
     def _head_squares(self, mean: State, held: State) -> tuple[float, float]:
         head = mean.pick(HEAD)

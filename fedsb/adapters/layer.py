@@ -103,16 +103,18 @@ class LowRankLayer(nn.Module):
     def hold(self, role: str, factor: Tensor | None) -> None:
         """Let the layer compute with a frozen factor, which is not copied where it lies as the layer's own would; None stands for zeros.
 
+        It may be of a smaller rank: clients have ranks of their own.
+
         Raises:
-            ValueError: it has another shape.
+            ValueError: it has a shape of no such rank.
         """
-        weight = self.weight_of(role)
+        weight, whole = self.weight_of(role), self.spec.shape(role, *self.shape, self.rank)
         if factor is None:
             # They take no memory: a model that waits for its factors should not weigh as much as one that has them.
-            weight.data = torch.zeros((), dtype=weight.dtype, device=weight.device).expand_as(weight)
+            weight.data = torch.zeros((), dtype=weight.dtype, device=weight.device).expand(whole)
             return
-        if factor.shape != weight.shape:
-            raise ValueError(f"{role} is {tuple(factor.shape)}, expected {tuple(weight.shape)}")
+        if factor.ndim != len(whole) or any(size > most for size, most in zip(factor.shape, whole, strict=True)):
+            raise ValueError(f"{role} is {tuple(factor.shape)}, expected {whole}, or that of a smaller rank")
         weight.data = laid_out(factor.to(weight))
 
     def set_residual(self, residual: Tensor | None) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fedsb.core.blocks import NOTHING, Block, Sight, leading
 from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Layout, Name, State
 
@@ -80,6 +81,7 @@ class AdapterSpec:
             ``x Vᵀ Uᵀ`` elsewhere.
         configure: from ``adapter.options``, its keyword arguments, to the spec; None where there is nothing to choose.
         head: the life of the head, which learns in every round.
+        block: where a factor of a smaller rank lies in that of a larger one: what a client with a rank of its own sees, and sends, of it.
 
     Raises:
         ValueError: no run can lead such a life.
@@ -93,6 +95,7 @@ class AdapterSpec:
     build: Build | None = None
     configure: Callable[..., AdapterSpec] | None = None
     head: Role = HEAD_ROLE
+    block: Block = leading
 
     def __post_init__(self) -> None:
         for role in (*self.roles, self.head):
@@ -225,12 +228,16 @@ class Layouts:
         down: of the state that every client is sent in every round.
         up: of what is uploaded, by turn.
         learnt: of all that is ever trained.
+        log: of the factors that come down in the log.
+        block: where the factors of a smaller rank lie in these.
         narrower: the same of clients with a smaller rank.
     """
 
     down: Layout
     up: tuple[Layout, ...]
     learnt: Layout
+    log: Layout = NOTHING
+    block: Block = field(default=leading, compare=False)
     narrower: Callable[[int], Layouts] | None = field(default=None, compare=False)
 
     def at(self, rank: int | None) -> Layouts:
@@ -239,6 +246,12 @@ class Layouts:
             return self
         assert self.narrower is not None
         return self.narrower(rank)
+
+    @cached_property
+    def sight(self) -> Sight:
+        """What a client with these shapes sees of the factors that the server holds."""
+        shapes = {name: shape for layout in (self.down, self.learnt, self.log) for name, shape in layout.shapes}
+        return Sight(Layout(tuple(sorted(shapes.items()))), self.block)
 
     def up_in(self, round_number: int) -> Layout:
         """Return the layout of an upload after a round."""

@@ -89,8 +89,8 @@ def is_real(context: Context) -> bool:
 
 
 @cache
-def _store(folder: Path) -> FrozenCache:
-    return FrozenCache(folder)
+def _store(folder: Path, rank: int | None) -> FrozenCache:
+    return FrozenCache(folder, rank)
 
 
 def coded(message: Message, context: Context, answer: Callable[[], Message]) -> Message:
@@ -154,7 +154,8 @@ class Job:
     def frozen(self) -> FrozenView:
         """Take in what came with the instruction and return the frozen part it is based on."""
         i = self.instruction
-        return _store(home() / "frozen").take(i.bundle, i.frozen, i.origin, back=self.config.keep_checkpoints)
+        rank = self.rank if self.adapted.spec.in_log else None
+        return _store(home() / "frozen", rank).take(i.bundle, i.frozen, i.origin, back=self.config.keep_checkpoints)
 
     def sent_down(self) -> State:
         """Return the state that the server sent."""

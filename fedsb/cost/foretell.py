@@ -7,6 +7,7 @@ A run in which every reply counts measures exactly these payloads.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,9 @@ import torch
 from fedsb.adapters import AdapterSpec, Layouts
 from fedsb.config.derived import client_names, start_kind
 from fedsb.config.schema import Config
+from fedsb.core.blocks import Sight
 from fedsb.core.cohort import cohort_size, draw_cohort, evaluated_rounds
-from fedsb.core.state import Layout, Name, State
+from fedsb.core.state import Layout, State
 from fedsb.wire.byte_counts import state_bytes
 from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.sketch_layouts import probe_layout, reply_layout, sketch_of
@@ -34,7 +36,7 @@ class Cost:
         method, rank: which; no rank without adapters.
         trained: values that a client trains in the course of a run, head included.
         up, down: values a client and round in the steady state (every client takes part in every round), the mean over the turns. Of
-            clients with ranks of their own these, and what they train, are means over them.
+            clients with ranks of their own these, what they train, and the one-off are means over them.
         one_off: values a client receives and sends once, start included.
         bytes_up, bytes_down: the same in bytes on the wire.
         payload_up, payload_down, payload_one_off: bytes over the whole run and all clients.
@@ -72,21 +74,22 @@ def method_cost(config: Config, spec: AdapterSpec, layouts: Layouts, shapes: Sha
         layouts_of: each client's own.
     """
     rank, clients, dtype = config.adapter.rank, config.federation.num_clients, config.federation.wire_dtype
-    basis = Layout(tuple((Name(module, role), spec.shape(role, *shape, rank)) for module, shape in shapes.items() for role in spec.in_log))
     cohort = client_names(config)[: cohort_size(clients, config.federation.fraction)]
     each = [layouts_of(client) for client in client_names(config)] or [layouts]
-    trained, down = (sum(sizes) // len(each) for sizes in zip(*((one.learnt.numel, one.down.numel) for one in each), strict=True))
+    sizes = zip(*((one.learnt.numel, one.down.numel, one.log.numel) for one in each), strict=True)
+    trained, down, basis = (sum(of_all) // len(each) for of_all in sizes)
     up = sum(layout.numel for one in each for layout in one.up) // (spec.turns * len(each))
-    logged = sum(_caught_up(growth, turn, cohort) for turn in range(1, spec.turns + 1)) // spec.turns
+    sights = Counter(one.sight for one in each)
+    logged = sum(_caught_up(growth, turn, cohort, sights) for turn in range(1, spec.turns + 1)) // (spec.turns * len(each))
     start_up, start_down = start_values(config, shapes)
-    bytes_up, bytes_down, bytes_one_off = _run_bytes(config, layouts_of, without_values(basis), growth, whole=spec.has_global_model)
+    bytes_up, bytes_down, bytes_one_off = _run_bytes(config, layouts_of, without_values(layouts.log), growth, whole=spec.has_global_model)
     return Cost(
         method=config.method.name,
         rank=rank if spec.factors else None,
         trained=trained,
         up=up,
         down=down + logged,
-        one_off=basis.numel + start_up + start_down,
+        one_off=basis + start_up + start_down,
         bytes_up=state_bytes(up, dtype),
         bytes_down=state_bytes(down, dtype) + state_bytes(logged),
         payload_up=bytes_up,
@@ -101,12 +104,11 @@ def without_values(layout: Layout) -> State:
     return State({name: torch.empty(shape, device="meta") for name, shape in layout.shapes})
 
 
-def _caught_up(growth: Growth, round_number: int, cohort: Sequence[str]) -> int:
-    """Return the values that who was there in a round is sent of what it added."""
+def _caught_up(growth: Growth, round_number: int, cohort: Sequence[str], sights: Mapping[Sight, int]) -> int:
+    """Return the values that those who were there in a round are sent of what it added; so many of them have each sight."""
     log = FrozenLog()
     log.extend(growth(round_number, cohort), "1")
-    bundle = log.bundle(0)
-    return bundle.state.numel if bundle else 0
+    return sum(number * bundle.state.numel for sight, number in sights.items() if (bundle := log.bundle(0, sight)))
 
 
 def start_values(config: Config, shapes: Shapes) -> tuple[int, int]:
@@ -143,7 +145,7 @@ def _run_bytes(config: Config, layouts_of: LayoutsOf, basis: State, growth: Grow
             if evaluating:
                 log.extend(growth(number, cohort), str(number))
             for client in names if evaluating and number == federation.num_rounds and not whole else cohort:
-                bundle = log.bundle(held.get(client, 0))
+                bundle = log.bundle(held.get(client, 0), layouts_of(client).sight)
                 lacked, once = (bundle.state.numel, bundle.one_off) if bundle else (0, 0)
                 down += state_bytes(layouts_of(client).down.numel, dtype) + state_bytes(lacked - once)
                 one_off += state_bytes(once)

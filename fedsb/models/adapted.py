@@ -87,6 +87,8 @@ class AdaptedModel:
                     for turn in range(1, self.spec.turns + 1)
                 ),
                 learnt=self.layout(*self.spec.ever_learn, rank=rank),
+                log=self.layout(*self.spec.in_log, rank=rank, head=False),
+                block=self.spec.block,
                 narrower=self._layouts_at,
             )
         return self._layouts[rank]
@@ -116,9 +118,15 @@ class AdaptedModel:
         sent = self.sent(trained, round_number)
         if wire_dtype == "float32":
             return sent, {}
-        seen, beside = self.spec.fold(trained), basis.merge(self.spec.at_rest(self.layouts.learnt))
+        seen, beside = self.spec.fold(trained), basis.merge(self.spec.at_rest(self._installed(*self.spec.folded)))
         decoded = seen.merge(quantise(sent, wire_dtype))
         return sent, {"encoding-error": encoding_error(seen, decoded, self.spec, self.scale, beside)}
+
+    def _installed(self, *roles: str) -> Layout:
+        """Return the layout of some of the factors at the rank that is installed."""
+        return Layout(
+            tuple(sorted((Name(n, role), tuple(layer.weight_of(role).shape)) for n, layer in self.layers.items() for role in roles))
+        )
 
     def _head_state(self, *more: str) -> State:
         parameters = dict(self.model.named_parameters())

@@ -6,6 +6,8 @@ chain up to it. A client at version u gets a :class:`FrozenBundle` with exactly 
 Where the ranks to send exceed mn/(m+n), sending ``Σ U V`` is cheaper, and the bundle holds that dense sum (role ``D``) for the module
 instead. What is superseded is forgotten: only its place in the chain of hashes stays.
 
+There is one log, of the server's rank. A client of a smaller one is sent, and holds under the same heads, its block of each factor.
+
 The residual is accumulated as ``D ← D + U V`` in float32 from zero and in version order by server and client alike, and the
 weight is always the pristine ``W0 + D``: whatever bundles a client received, it ends with the same bits.
 """
@@ -20,6 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedsb.core.blocks import WHOLE, Sight
 from fedsb.core.errors import RunError
 from fedsb.core.state import Layout, Name, State, non_finite, sha256
 
@@ -153,8 +156,13 @@ class FrozenLog:
         """Return the deltas that still count by their version, in order, for hashing and checkpoints."""
         return self._deltas
 
-    def bundle(self, since: int) -> FrozenBundle | None:
-        """Return what a holder of version ``since`` lacks, or None where it lacks nothing."""
+    def bundle(self, since: int, sight: Sight = WHOLE) -> FrozenBundle | None:
+        """Return what a holder of version ``since`` lacks, or None where it lacks nothing.
+
+        Args:
+            since: the version that it holds.
+            sight: what it sees of the factors; of what adds to the frozen weights everybody sees all.
+        """
         if since == self.version:
             return None
         dense = self._cheaper_dense(since)
@@ -166,8 +174,9 @@ class FrozenLog:
             for name, tensor in delta.items() if version > since else ():
                 added = name.role in ADDED
                 if (added and name.module not in dense) or self._latest.get(name) == version:
-                    tensors[Name(name.module, f"{name.role}@{version}")] = tensor
-                    one_off += 0 if added or self._first[name] != version else tensor.numel()
+                    seen = sight.of(name, tensor)
+                    tensors[Name(name.module, f"{name.role}@{version}")] = seen
+                    one_off += 0 if added or self._first[name] != version else seen.numel()
         return FrozenBundle(parent, self.head, State(tensors), one_off)
 
     def _cheaper_dense(self, since: int) -> set[str]:

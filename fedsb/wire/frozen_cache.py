@@ -30,10 +30,17 @@ Versions = Mapping[Name, int]  # of what a file holds, by its name without the v
 
 
 class FrozenCache:
-    """One safetensors file a bundle, named by its head, and the materialised view of the last head used."""
+    """One safetensors file a bundle, named by its head, and the materialised view of the last head used.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where they lie.
+        rank: of the clients that it serves, where they see the log's factors at a rank of their own: it is in the names of all files, for
+            under one head clients of several ranks hold different blocks.
+    """
+
+    def __init__(self, folder: Path, rank: int | None = None) -> None:
         self.folder = folder
+        self._of_rank = "" if rank is None else f"-rank-{rank}"
         self._head = ROOT
         self._view = FrozenView()
         self._tidied: tuple[str, str] | None = None
@@ -135,7 +142,7 @@ class FrozenCache:
             run: names it. The heads that were used in it are noted beside the files.
             keep: number of the last heads that must lead to where they did, with all that led there: as many as a run may go back.
         """
-        used, notes = (run, self._head), self.folder / f"{run}.heads"
+        used, notes = (run, self._head), self.folder / f"{run}{self._of_rank}.heads"
         if not run or self._head == ROOT or used == self._tidied:
             return
         try:
@@ -189,7 +196,7 @@ class FrozenCache:
         # It comes from the server, and must not lead out of the folder.
         if not re.fullmatch(r"[0-9a-f]+", head):
             raise ValueError(f"'{head}' is no head of a frozen log")
-        return self.folder / f"{head}.safetensors"
+        return self.folder / f"{head}{self._of_rank}.safetensors"
 
     def _readable(self, head: str, parent: str) -> bool:
         try:

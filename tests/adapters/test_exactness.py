@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedsb.adapters import SPECS
+from fedsb.adapters import SPECS, attach, write
 from fedsb.adapters.exactness import ExactnessMeter, Gap, encoding_error, low_rank_squared_norm
+from fedsb.core.blocks import Sight
 from fedsb.core.rng import torch_generator
-from fedsb.core.state import HEAD, Name, State
+from fedsb.core.state import HEAD, Layout, Name, State
 from fedsb.wire.arrays import quantise
 
 law = settings(max_examples=25, deadline=None)
@@ -138,3 +141,93 @@ def test_the_norm_of_a_sum_of_products_is_the_dense_one(ranks: list[int], seed: 
     terms = [(gaussian(6, rank, seed=seed + i), gaussian(rank, 11, seed=seed - i)) for i, rank in enumerate(ranks)]
     whole = sum(left.double() @ right.double() for left, right in terms)
     assert low_rank_squared_norm(terms) == pytest.approx(float(whole.square().sum()), rel=1e-9)
+
+
+class Alone(NamedTuple):
+    """A client's upload and weight, of a rank of its own."""
+
+    rank: int
+    upload: State
+    weight: float
+
+
+def blocks(state: State, rank: int) -> State:
+    """Return the leading blocks of factors: what a client of a smaller rank holds."""
+    cut = {"B": (slice(None), slice(rank)), "R": (slice(rank), slice(rank)), "A": (slice(rank), slice(None))}
+    return State({name: t[cut[name.role]] if name.role in cut else t for name, t in state.items()})
+
+
+def alone(family: str, uploaded: tuple[str, ...], seed: int, weights: list[float]) -> list[Alone]:
+    ranks = [1 + (seed + i) % RANK for i in range(len(weights))]
+    made = [blocks(factors(family, uploaded, seed + 1000 * (i + 1)), rank) for i, rank in enumerate(ranks)]
+    return [Alone(*each) for each in zip(ranks, made, weights, strict=True)]
+
+
+def sight(family: str, rank: int) -> Sight:
+    shapes = {Name(module, role): t for module, (m, n) in SHAPES.items() for role, t in SPECS[family].shapes(m, n, rank).items()}
+    return Sight(Layout(tuple(sorted(shapes.items()))))
+
+
+@law
+@given(seed=seeds, weights=weightings, scale=st.sampled_from([1.0, 0.4]))
+def test_the_gap_of_one_factor_in_blocks_is_that_of_their_holders_means(seed: int, weights: list[float], scale: float) -> None:
+    """Ring by ring, from the dense products of everybody's factors with all but the ring at zero, and what nobody holds as it was."""
+    spec, held = SPECS["lora_sb"], factors("lora_sb", ("R",), seed + 200)
+    basis, current = factors("lora_sb", ("B", "A"), seed).pick("B", "A"), factors("lora_sb", ("R",), seed + 100)
+    clients = alone("lora_sb", ("R",), seed, weights)
+    meter = ExactnessMeter(spec, scale, current)
+    meter.begin(basis.merge(current), ("R",))
+    for each in clients:
+        meter.add(each.upload, each.weight, sight("lora_sb", each.rank))
+    wanted: dict[str, Tensor] = {"head": sum(e.weight * e.upload[Name("c", HEAD)].double() for e in clients) / sum(weights)}
+    for module, (m, n) in SHAPES.items():
+        name, wanted[module] = Name(module, "R"), torch.zeros(m, n, dtype=torch.float64)
+        for ring in range(1, RANK + 1):
+            holders = [each for each in clients if each.rank >= ring] or [Alone(RANK, current, 1.0)]
+            mask = torch.zeros(RANK, RANK, dtype=torch.float64)
+            mask[:ring, :ring] = 1
+            mask[: ring - 1, : ring - 1] = 0
+            for each in holders:
+                core = torch.zeros(RANK, RANK, dtype=torch.float64)
+                core[: each.rank, : each.rank] = each.upload[name].double()
+                share = scale * each.weight / sum(other.weight for other in holders)
+                wanted[module] += share * basis[Name(module, "B")].double() @ (mask * core) @ basis[Name(module, "A")].double()
+    given_out = dense("lora_sb", held, basis, scale)
+    gap = meter.measure(basis.merge(held))
+    moved = {**wanted, "head": wanted["head"] - current[Name("c", HEAD)].double()}
+    assert gap.difference == pytest.approx(norm({key: given_out[key] - wanted[key] for key in wanted}), rel=1e-9)
+    assert gap.update == pytest.approx(norm(moved), rel=1e-9)
+
+
+@law
+@given(seed=seeds, weights=weightings)
+def test_the_gap_of_several_factors_in_blocks_is_that_of_the_mean_product(seed: int, weights: list[float]) -> None:
+    """``Σ w_i s B_i R_i A_i`` where A comes from the log, of which each holds the rows of its rank."""
+    spec, held = SPECS["lora_sb"], factors("lora_sb", ("B", "R"), seed + 200)
+    basis, current = factors("lora_sb", ("A",), seed).pick("A"), factors("lora_sb", ("B", "R"), seed + 100)
+    clients = alone("lora_sb", ("B", "R"), seed, weights)
+    meter = ExactnessMeter(spec, 0.4, current)
+    meter.begin(basis.merge(current), ("B", "R"))
+    for each in clients:
+        meter.add(each.upload, each.weight, sight("lora_sb", each.rank))
+    products = [dense("lora_sb", each.upload, blocks(basis, each.rank), 0.4) for each in clients]
+    wanted = {key: sum(w / sum(weights) * p[key] for w, p in zip(weights, products, strict=True)) for key in products[0]}
+    given_out = dense("lora_sb", held, basis, 0.4)
+    gap = meter.measure(basis.merge(held))
+    assert gap.difference == pytest.approx(norm({key: given_out[key] - wanted[key] for key in wanted}), rel=1e-9)
+
+
+def test_a_layer_takes_frozen_factors_of_a_smaller_rank_and_no_others() -> None:
+    base = nn.Linear(9, 4)
+    [layer] = attach(nn.Sequential(base), SPECS["lora_sb"], targets=["0"], rank=3, scale=0.5).values()
+    for rank in (2, 3, 1):
+        state = {role: gaussian(*shape, seed=rank) for role, shape in SPECS["lora_sb"].shapes(4, 9, rank).items()}
+        write(nn.Sequential(layer), State({Name("0", role): t for role, t in state.items()}))
+        x = gaussian(5, 9, seed=0)
+        wanted = x @ base.weight.T + base.bias + 0.5 * x @ (state["B"] @ state["R"] @ state["A"]).T
+        torch.testing.assert_close(layer(x), wanted)
+    layer.hold("B", None)
+    assert layer.weight_of("B").shape == (4, 3)
+    for wrong in ((4, 4), (5, 3), (4,)):
+        with pytest.raises(ValueError, match=r"^B is \([\d, ]+\), expected \(4, 3\), or that of a smaller rank$"):
+            layer.hold("B", torch.zeros(wrong))

@@ -13,11 +13,13 @@ import torch
 from flwr.app import Context, Message
 from torch import Tensor
 
+from fedsb.adapters import SPECS
 from fedsb.adapters.linear import out_in
 from fedsb.app.assembly import use_threads
 from fedsb.app.client_job import config_of as client_config
 from fedsb.app.prepare import Prepared, prepare
 from fedsb.client_app import app as client_app
+from fedsb.config.compose import load
 from fedsb.config.schema import Config
 from fedsb.core.state import HEAD, Name, State, sha256
 from fedsb.models.adapted import AdaptedModel
@@ -152,6 +154,11 @@ def classification(model: Path, table: Path) -> list[str]:
         "federation.wait=0", "federation.num_clients=5", "federation.partition.kind=size", "federation.partition.sizes=[6,5,4,3,2]",
         "train.batch_size=8", "train.local_steps=2", "train.max_length=24", "rank=3", "plots=false",
     ]  # fmt: skip
+
+
+def start_of(method: str, kind: str = "orthogonal") -> str:
+    """Return the override of a start that asks no client: ``kind`` where the method's family has it, else its own first one."""
+    return f"init.kind={kind if kind in SPECS[load([f'method={method}']).method.adapter].starts else 'null'}"
 
 
 def language_model(model: Path, table: Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from fedsb.core.state import HEAD, Name, State
 from fedsb.cost.table import cost_of
 from fedsb.run.own_state import OwnState
 from strategies import STRATEGIES
-from tests.strategies.federations import Federation, classification, federate
+from tests.strategies.federations import Federation, classification, federate, start_of
 from tests.strategies.private_runs import CLIENT, EXAMPLE, run_privately, small
 
 SCHEDULE = [
@@ -45,8 +46,7 @@ def run(tiny_bert: Path, tiny_csv: Path, tmp_path_factory: pytest.TempPathFactor
     def federated(method: str, *more: str) -> Federation:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FEDSB_HOME", str(tmp_path_factory.mktemp("home")))
-            start = f"init.kind={'orthogonal' if method == 'fed_sb' else 'null'}"
-            return federate([*classification(tiny_bert, tiny_csv), f"method={method}", start, *SCHEDULE, *more])
+            return federate([*classification(tiny_bert, tiny_csv), f"method={method}", start_of(method), *SCHEDULE, *more])
 
     return federated
 
@@ -104,12 +104,17 @@ def test_clients_of_several_ranks_move_true_shapes_or_are_refused(run: Run, meth
     cost = cost_of(federation.config)
     assert federation.payload() == (cost.payload_up, cost.payload_down, cost.payload_one_off)
     assert federation.payload()[0] < run(method).payload()[0]
-    head = federation.prepared.initial.pick(HEAD).numel
-    assert cost.up == cost.trained == (1 + 2 + 3 + 1 + 2) * sum(m + n for m, n in federation.prepared.adapted.shapes.values()) // 5 + head
+    adapted, head = federation.prepared.adapted, federation.prepared.initial.pick(HEAD).numel
+
+    def values(roles: tuple[str, ...], *ranks: int) -> int:
+        shapes = [adapted.spec.shapes(m, n, rank) for m, n in adapted.shapes.values() for rank in ranks]
+        return sum(prod(each[role]) for each in shapes for role in roles)
+
+    assert cost.up == values(adapted.spec.uploaded(1), 1, 2, 3, 1, 2) // 5 + head
+    assert cost.trained == values(adapted.spec.ever_learn, 1, 2, 3, 1, 2) // 5 + head
     for exchange in federation.grid.exchanges:
         rank = 1 + int(exchange.instruction.client.removeprefix("client-")) % 3
-        trained = exchange.answer.flats["trained"].numel()
-        assert trained == sum(rank * (m + n) for m, n in federation.prepared.adapted.shapes.values())
+        assert exchange.answer.flats["trained"].numel() == values(adapted.spec.uploaded(exchange.instruction.round), rank)
     assert all(not record.failed for record in federation.records)
 
 
@@ -143,7 +148,7 @@ def test_privacy_is_accounted_for_or_refused_in_one_line(
     unit: tuple[str, ...], method: str, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
-    overrides = small(tiny_bert, tmp_path, *unit, f"method={method}", "init.kind=weight_svd" if method == "fed_sb" else "init.kind=null")
+    overrides = small(tiny_bert, tmp_path, *unit, f"method={method}", start_of(method, "weight_svd"))
     whole = not SPECS[load([f"method={method}"]).method.adapter].own
     if whole and (unit is EXAMPLE or STRATEGIES[method].needs_a_mean_alone()):
         run = run_privately(overrides, tmp_path / "run")

@@ -48,11 +48,12 @@ from tests.strategies.federations import (
     next_instructions,
     product,
     split_nodes,
+    start_of,
 )
 
 # alpha / r = 5 / 3, neither 1 nor a power of two; three of five clients a round, of unequal size.
 ROUNDS = ["federation.num_rounds=4", "federation.fraction=0.6", "adapter.alpha=5", "train.lr=0.02"]
-METHODS = {name: [f"method={name}"] for name in STRATEGIES if name != "head_only"} | {"fed_sb": ["method=fed_sb", "init.kind=orthogonal"]}
+METHODS = {name: [f"method={name}", start_of(name)] for name in STRATEGIES if name != "head_only"}
 
 
 def logs(method: str) -> bool:
