@@ -9,6 +9,7 @@ import copy
 import json
 import math
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -165,26 +166,32 @@ def _tensors(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], saved:
 def _peft_config(
     model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], saved: list[str], *, base_model: str, task_type: str
 ) -> dict[str, Any]:
-    # peft takes seconds to import, and only an export needs it.
-    from peft import LoraConfig
+    """Return what PEFT reads as a ``LoraConfig``; what is not here has its default there.
 
+    Written without PEFT, which takes seconds to import.
+    """
     ranks = {name: v.shape[0] for name, (_, v) in factors.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
     # PEFT matches these as patterns at the end of a name; the anchor keeps one layer's rank from another whose name ends alike.
     others = {f"^{name}": rank for name, rank in ranks.items() if rank != usual}
     adapted = layers(model)
-    config = LoraConfig(
-        task_type=task_type,
-        base_model_name_or_path=base_model,
-        inference_mode=True,
-        r=usual,
-        lora_alpha=usual,
-        rank_pattern=others,
-        alpha_pattern=dict(others),
-        target_modules=sorted(ranks),
-        modules_to_save=saved or None,
-        ensure_weight_tying=_ties_an_embedding(model, saved),
-        fan_in_fan_out=any(isinstance(adapted[name].base, Conv1D) for name in ranks),
-    )
-    # JSON has no sets; sorted lists keep the file the same from run to run.
-    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    return {
+        "peft_type": "LORA",
+        "peft_version": version("peft"),
+        "task_type": task_type,
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "r": usual,
+        "lora_alpha": usual,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "init_lora_weights": True,
+        "use_dora": False,
+        "use_rslora": False,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(ranks),
+        "modules_to_save": saved or None,
+        "ensure_weight_tying": _ties_an_embedding(model, saved),
+        "fan_in_fan_out": any(isinstance(adapted[name].base, Conv1D) for name in ranks),
+    }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -119,6 +119,8 @@ def test_peft_computes_the_same_logits(case: str, method: str, residual: bool, t
     torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=1e-5)
     assert (expected - before).abs().max() > 1e-2, "the adapter must matter for the comparison to mean anything"
     config = json.loads((tmp_path / "adapter_config.json").read_text())
+    read = LoraConfig.from_pretrained(str(tmp_path)).to_dict()
+    assert {key: sorted(read[key]) if isinstance(read[key], set) else read[key] for key in config} == config
     assert config["base_model_name_or_path"] == "some/base"
     assert config["fan_in_fan_out"] is (case == "gpt2")
 
