@@ -6,7 +6,7 @@ import copy
 import importlib.metadata
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from fnmatch import fnmatchcase
@@ -22,6 +22,7 @@ from fedsb.config.schema import ModelConfig
 from fedsb.core.collector import uncollected
 from fedsb.core.errors import UserError
 from fedsb.core.logs import HUB_LOGGERS, speaking_from
+from fedsb.core.networks import network_of
 from fedsb.core.rng import torch_stream
 from fedsb.models.heads import absent_names, drawn_names, fit_head, note, rows_by_label
 from fedsb.models.lookups import Tables, fit_tokenizer, tables_of
@@ -55,7 +56,7 @@ def load_network(model: ModelConfig, task: Task, labels: Sequence[str], seed: in
         device: see :func:`resolve_device`, or ``meta`` for shapes without weights.
 
     Returns:
-        The network; its tensors may be shared (:func:`use_networks`) and are not to be written to.
+        The network; its tensors may be shared (:func:`fedsb.core.networks.use_networks`) and are not to be written to.
 
     Raises:
         UserError: no such model, no weights in its folder, or weights that are not those of its configuration.
@@ -65,7 +66,7 @@ def load_network(model: ModelConfig, task: Task, labels: Sequence[str], seed: in
         return _load(model, task, labels, seed, where)
     # No word of the device: what is drawn is drawn on the CPU, the same for each, and workers move what the driver has laid out.
     key = json.dumps([asdict(model), task.name, labels, seed], default=str)
-    network = _networks(key, lambda: _load(model, task, labels, seed, "cpu"))
+    network = network_of(key, lambda: _load(model, task, labels, seed, "cpu"))
     return network.to(where).eval()
 
 
@@ -114,23 +115,6 @@ def _fit_head(network: nn.Module, model: ModelConfig, task: Task, labels: Sequen
             return rows_by_label(network, task.auto_class.from_config(wider))
 
     return fit_head(network, known, labels, label_rows)
-
-
-def _load_here(key: str, load: Callable[[], nn.Module]) -> nn.Module:
-    return load()
-
-
-NetworkSource = Callable[[str, Callable[[], nn.Module]], nn.Module]
-_networks: NetworkSource = _load_here
-
-
-def use_networks(source: NetworkSource | None) -> None:
-    """Let this process take its networks from ``source(key, load)``, which may have them already; None loads each anew.
-
-    What a source returns may share memory with other processes: nobody writes to its tensors in place.
-    """
-    global _networks
-    _networks = source or _load_here
 
 
 def _check_body(network: nn.Module, info: Mapping[str, Any], task: Task, source: str) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 
 from fedsb.core.errors import UserError
 from fedsb.core.logs import last_line
-from fedsb.models import loading
+from fedsb.core.networks import use_networks
 from fedsb.models.build import forget_models
 from fedsb.runtime.cluster import start_placed
 from fedsb.runtime.fab import LAUNCH_FOLDER, launch_folder
@@ -87,7 +87,7 @@ class Pool:
         self.networks: dict[str, list[ray.ObjectRef]] = {}
         self._told: dict[ActorHandle, dict[str, bytes]] = {}
         self._heavy: dict[int, tuple[ArrayRecord, ray.ObjectRef]] = {}
-        loading.use_networks(self._network)
+        use_networks(self._network)
         forget_models()
         self._failures = 0
         self._last_start = time.monotonic()
@@ -219,7 +219,7 @@ def close_pools() -> None:
     """End Ray and every pool in this process."""
     if _POOLS or ray.is_initialized():
         _POOLS.clear()
-        loading.use_networks(None)
+        use_networks(None)
         # Its weights may lie in the store that is about to go.
         forget_models()
         ray.shutdown()

@@ -16,7 +16,7 @@ with uncollected():
     from torch import nn
 
     from fedsb.core.logs import Line, overheard
-    from fedsb.models import loading
+    from fedsb.core.networks import use_networks
     from fedsb.runtime.grid import answered, claim_identity, context_of
     from fedsb.runtime.sharing import join, share_arrays
 
@@ -52,7 +52,7 @@ class Worker:
         self._together = together
         self._networks: Mapping[str, list[ray.ObjectRef]] = {}
         self._shared: dict[str, ArrayRecord] = {}
-        loading.use_networks(self._network)
+        use_networks(self._network)
 
     def answer(self, works: Sequence[Work], level: int) -> tuple[list[Message], list[Line]]:
         """Answer one message, or several at once, and return what was logged over it from a level on."""

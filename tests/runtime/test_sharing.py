@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fedsb.config.compose import load
+from fedsb.core.networks import use_networks
 from fedsb.core.state import LINE, Name, State
-from fedsb.models import loading
 from fedsb.models.build import build_model
 from fedsb.models.loading import load_network
 from fedsb.runtime.sharing import Parts, join, split
@@ -73,13 +73,13 @@ def test_training_writes_to_nothing_that_is_shared(method: str, tiny_bert: Path)
         parts.append(split(make()))  # type: ignore[operator]
         return join(parts[0])
 
-    loading.use_networks(shared)
+    use_networks(shared)
     try:
         adapted = build_model(
             config.model, config.adapter, family=config.method.adapter, task=TASKS["classification"], labels=("a", "b"), seed=0
         )
     finally:
-        loading.use_networks(None)
+        use_networks(None)
     before = parts[0].memory.copy()
     optimizer = torch.optim.SGD(adapted.trainable().values(), lr=1.0)
     adapted.model.train()
