@@ -45,19 +45,32 @@ DECODER = ["<unk>", "<s>", "</s>"]  # no padding token, as in GPT-2 and Llama
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Deal the slow tests out, first in what each worker begins with; what is fast fills the gaps."""
+    """Deal the slow tests out, first in what each worker begins with; what is fast fills the gaps.
+
+    Those of one folder share what they start (Ray, a wheel of the project), so that they stay together while others have work of their own.
+    """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     slow = [item for item in items if item.get_closest_marker("slow")]
     fast = [item for item in items if not item.get_closest_marker("slow")]
+    hands = dealt_by_folder(slow, workers)
     dealt: list[pytest.Item] = []
-    for number in range(workers):
+    for number, first in enumerate(hands):
         # pytest-xdist hands out contiguous parts of equal size.
-        size = (len(items) - len(dealt)) // (workers - number)
-        first = slow[number::workers]
-        rest = size - len(first)
+        rest = max(0, (len(items) - len(dealt)) // (workers - number) - len(first))
         dealt += [*first, *fast[:rest]]
         fast = fast[rest:]
     items[:] = [*dealt, *fast]
+
+
+def dealt_by_folder(tests: list[pytest.Item], hands: int) -> list[list[pytest.Item]]:
+    """Deal tests out by folder, the one with most of them first, each to whoever has the fewest."""
+    folders: dict[Path, list[pytest.Item]] = {}
+    for test in tests:
+        folders.setdefault(test.path.parent, []).append(test)
+    dealt: list[list[pytest.Item]] = [[] for _ in range(hands)]
+    for folder in sorted(folders.values(), key=len, reverse=True):
+        min(dealt, key=len).extend(folder)
+    return dealt
 
 
 def made_rows() -> list[tuple[str, str]]:

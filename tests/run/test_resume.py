@@ -270,20 +270,36 @@ def test_a_configuration_that_was_changed_since_is_refused(stopped: Path, run: R
     run(stopped, f"resume={stopped}")
 
 
-@pytest.mark.parametrize("kind", ["private examples", "private clients"])
-@pytest.mark.parametrize("life", [3, 12], ids=["before the first checkpoint", "after it"])
+HEADERS: dict[str, dict[str, Any] | None] = {
+    "another run": {"run": "0123456789abcdef"},
+    "another privacy": {"privacy": {}},
+    "no header": None,
+}
+EARLY, LATE = 3, 12  # before the first checkpoint, and after it
+
+
+# All pairs of a unit, a header and a time.
 @pytest.mark.parametrize(
-    "header", [{"run": "0123456789abcdef"}, {"privacy": {}}, None], ids=["another run", "another privacy", "no header"]
+    ("kind", "header", "life"),
+    [
+        ("private examples", "another run", EARLY),
+        ("private examples", "another privacy", LATE),
+        ("private examples", "no header", EARLY),
+        ("private clients", "another run", LATE),
+        ("private clients", "another privacy", EARLY),
+        ("private clients", "no header", LATE),
+    ],
 )
 def test_a_ledger_of_another_configuration_is_refused_before_anyone_is_asked(
-    kind: str, life: int, header: dict[str, Any] | None, run: Run, tmp_path: Path
+    kind: str, header: str, life: int, run: Run, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     with pytest.raises(Killed):
         run(folder, *RUNS[kind], *PRIVATE_START, life=life)
     ledger = next(folder.glob("ledgers/*/ledger.jsonl"))
     first, *rest = ledger.read_text().splitlines(keepends=True)
-    foreign = json.dumps({**json.loads(first), **header}) if header else "[]"
+    other = HEADERS[header]
+    foreign = "[]" if other is None else json.dumps({**json.loads(first), **other})
     ledger.write_text("".join([f"{foreign}\n", *rest]))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ledger.name}
     with pytest.raises(UserError, match=r"ledger.jsonl' was kept for another configuration|line 1 is no header of a privacy ledger"):
@@ -407,15 +423,15 @@ def test_a_run_that_is_under_way_is_left_alone(stopped: Path, run: Run) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_sigkill_at_three_moments(tiny_bert: Path, tmp_path: Path, run: Run) -> None:
-    """The real thing, by the command line: killed, resumed, killed, resumed, killed, resumed."""
-    more = ("init.kind=weight_svd", "federation.num_rounds=40")  # more than are over in the time that three passes are left
+def test_sigkill_at_two_moments(tiny_bert: Path, tmp_path: Path, run: Run) -> None:
+    """The real thing, by the command line: killed, resumed, killed, resumed."""
+    more = ("init.kind=weight_svd", "federation.num_rounds=30")  # more than are over in the time that two passes are left
     whole, folder = run(tmp_path / "whole", *more), tmp_path / "run"
     overrides = small(tiny_bert, tmp_path, *more, "progress=lines")
     environment = {**os.environ, "FEDSB_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "fedsb.cli", "run"]
     draw = numpy_generator(0, "sigkill")
-    for given in ([*overrides, f"output={folder}"], *[[f"resume={folder}"]] * 2):
+    for given in ([*overrides, f"output={folder}"], [f"resume={folder}"]):
         lines = len((folder / "metrics.jsonl").read_text().splitlines()) if folder.exists() else 0
         with subprocess.Popen([*command, *given], env=environment, stdout=subprocess.PIPE, text=True) as process:
             # Somewhere between two rounds' lines: what is heard then is not known, which is the point.

@@ -30,6 +30,10 @@ def obey_all(messages: Sequence[Message], contexts: Sequence[Context]) -> list[M
     return [obey(message, context) for message, context in zip(messages, contexts, strict=True)]
 
 
+class Holder:
+    """Holds CPUs."""
+
+
 def _die(_: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from shlex import join
 from typing import Any
@@ -33,7 +34,7 @@ from fedsb.core.state import Name, State
 from fedsb.models.build import forget_models
 from fedsb.privacy.account import DIAGNOSTICS, LEDGERS
 from fedsb.run.folder import read_run
-from fedsb.runtime.cluster import RAY_SWITCHES, start_ray
+from fedsb.runtime.cluster import RAY_SWITCHES
 from fedsb.runtime.grid import simulated_nodes
 from fedsb.runtime.grids import CLIENT, TOGETHER
 from fedsb.runtime.local import LocalGrid
@@ -42,6 +43,7 @@ from fedsb.runtime.ray import AHEAD, RayGrid
 from fedsb.server_app import serve
 from fedsb.wire.arrays import decode_arrays, encode_arrays
 from fedsb.wire.byte_counts import overhead_bytes
+from tests.runtime.apps import Holder
 from tests.strategies.private_runs import EXAMPLE, small
 
 pytestmark = [
@@ -60,13 +62,27 @@ def ended() -> Iterator[None]:
     gc.collect()
 
 
-def obedient(**options: Any) -> RayGrid:
-    """Return a grid of two actors that do what they are told, and are both ready to."""
-    pool = pool_for(PoolSettings("tests.runtime.apps:obey", "tests.runtime.apps:obey_all", workers=2, cpus=0.5))
+OBEYING = PoolSettings("tests.runtime.apps:obey", "tests.runtime.apps:obey_all", workers=2, cpus=0.5)
+TRAINING = PoolSettings(CLIENT, TOGETHER, workers=3, cpus=0.5, device="cpu")
+
+
+def ready(pool: Pool) -> Pool:
+    """Wait until all actors of a pool are there."""
     pool.fill()
     while pool.starting:
         pool.came(ray.wait(pool.starting, num_returns=1)[0])
-    return RayGrid(pool, {"overrides": "as given"}, simulated_nodes(3), **options)
+    return pool
+
+
+def processes(pool: Pool) -> list[int]:
+    """Return the process of each actor of a pool that is ready and has nothing to do."""
+    found: list[int] = ray.get([actor.call.remote(os.getpid) for actor in pool._idle])
+    return sorted(found)
+
+
+def obedient(**options: Any) -> RayGrid:
+    """Return a grid of two actors that do what they are told, and are both ready to."""
+    return RayGrid(ready(pool_for(OBEYING)), {"overrides": "as given"}, simulated_nodes(3), **options)
 
 
 def orders(*deeds: tuple[str, object], arrays: ArrayRecord | None = None, kind: str = "train") -> list[Message]:
@@ -125,37 +141,37 @@ def test_arrays_lie_in_shared_memory_and_read_as_before() -> None:
 
 
 def test_a_message_whose_actor_dies_is_sent_again(tmp_path: Path) -> None:
-    deeds = [("answer", ""), ("die once", tmp_path / "a"), ("answer", ""), ("die once", tmp_path / "b"), *[("answer", "")] * 6]
+    deeds = [("answer", ""), ("die once", tmp_path / "a"), *[("answer", "")] * 8]
     replies = obedient().send_and_receive(orders(*deeds))
     assert sorted(numbers(replies)) == list(range(10))
 
 
 def test_a_message_that_kills_every_actor_fails_alone() -> None:
-    replies = obedient(max_retries=1).send_and_receive(orders(("answer", ""), ("die", ""), *[("answer", "")] * 4))
+    replies = obedient(max_retries=0).send_and_receive(orders(("answer", ""), ("die", ""), *[("answer", "")] * 4))
     assert sorted(numbers(replies)) == [0, 2, 3, 4, 5]
-    assert reasons(replies) == ["the process of the worker ended 2 times over it (runtime.max_retries)"]
+    assert reasons(replies) == ["the process of the worker ended 1 times over it (runtime.max_retries)"]
 
 
 def test_an_actor_that_hangs_is_ended_and_not_asked_again() -> None:
     begun = time.monotonic()
-    replies = obedient(client_timeout=3.0).send_and_receive(orders(("sleep", 3600), *[("answer", "")] * 5))
+    replies = obedient(client_timeout=2.0).send_and_receive(orders(("sleep", 3600), *[("answer", "")] * 5))
     assert sorted(numbers(replies)) == [1, 2, 3, 4, 5]
-    assert reasons(replies) == ["no reply within runtime.client_timeout=3 s"]
+    assert reasons(replies) == ["no reply within runtime.client_timeout=2 s"]
     assert time.monotonic() - begun < 60
     assert sorted(numbers(obedient().send_and_receive(orders(*[("answer", "")] * 4)))) == [0, 1, 2, 3]
 
 
 def test_a_node_that_counts_its_data_may_take_longer() -> None:
     """The first to be asked reads the data of all clients."""
-    replies = obedient(client_timeout=1.0).send_and_receive(orders(("sleep", 3), kind="query.describe"))
+    replies = obedient(client_timeout=0.5).send_and_receive(orders(("sleep", 1.5), kind="query.describe"))
     assert (numbers(replies), reasons(replies)) == ([0], [])
 
 
 def test_of_a_stack_that_hangs_only_the_culprit_fails() -> None:
-    grid = obedient(client_timeout=3.0, stack=3)
+    grid = obedient(client_timeout=2.0, stack=3)
     replies = grid.send_and_receive(orders(("answer", ""), ("sleep", 3600), *[("answer", "")] * 4))
     assert sorted(numbers(replies)) == [0, 2, 3, 4, 5]
-    assert reasons(replies) == ["no reply within runtime.client_timeout=3 s"]
+    assert reasons(replies) == ["no reply within runtime.client_timeout=2 s"]
 
 
 def test_of_a_stack_that_kills_every_actor_only_the_culprit_fails() -> None:
@@ -198,55 +214,52 @@ def test_a_grid_that_is_given_up_leaves_its_actors_to_the_next() -> None:
     assert sorted(numbers(obedient().send_and_receive(orders(*[("answer", "")] * 4)))) == [0, 1, 2, 3]
 
 
-def test_actors_that_died_while_they_were_idle_are_replaced() -> None:
+def test_an_actor_that_died_while_it_was_idle_is_replaced() -> None:
+    """Two actors are handed a message each: the dead one's is sent again."""
     grid = obedient()
-    # An actor is ready a moment before its process is called so.
-    deadline = time.monotonic() + 60
-    while len(pids := idle()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    pids = processes(pool_for(OBEYING))
     assert len(pids) == 2
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    assert sorted(numbers(grid.send_and_receive(orders(*[("answer", "")] * 4)))) == [0, 1, 2, 3]
+    os.kill(pids[0], signal.SIGKILL)
+    replies = grid.send_and_receive(orders(*[("answer", "")] * 4))
+    assert sorted(numbers(replies)) == [0, 1, 2, 3]
+    assert pids[0] not in {reply.content["metrics"]["pid"] for reply in replies}
+
+
+def test_a_cluster_whose_cpus_others_hold_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsb.runtime.pool.LATE_S", 2.0)
+    obedient()
+    holder = ray.remote(num_cpus=ray.available_resources()["CPU"])(Holder).remote()
+    ray.get(holder.__ray_ready__.remote())
+    grid = RayGrid(Pool(replace(OBEYING, workers=1)), {"overrides": ""}, simulated_nodes(3))
+    with pytest.raises(RunError, match=r"^no worker has started for minutes: others hold the cluster's CPUs"):
+        grid.send_and_receive(orders(("answer", "")))
 
 
 def test_more_workers_than_fit_are_refused() -> None:
-    close_pools()
+    """The last one with these actors: who is refused ends Ray."""
     with pytest.raises(UserError, match=r"^1000 workers with runtime.cpus=1 each do not fit \(\d+ CPUs\); lower runtime.workers"):
         Pool(PoolSettings("tests.runtime.apps:obey", workers=1000))
+    assert not ray.is_initialized()
 
 
 def test_an_address_without_a_cluster_is_named() -> None:
     close_pools()
     with pytest.raises(UserError, match=r"^no Ray cluster at runtime.address=127.0.0.1:1 \(.*\); start one with 'ray start --head'"):
-        pool_for(PoolSettings("tests.runtime.apps:obey", address="127.0.0.1:1"))
+        pool_for(replace(OBEYING, address="127.0.0.1:1"))
 
 
-def test_a_ray_that_does_not_start_is_one_line(tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_ray_that_does_not_start_is_one_line(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    close_pools()
     (tmp_path / "taken").touch()
-    environment = {**os.environ, "RAY_TMPDIR": str(tmp_path / "taken" / "below"), "FEDSB_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "fedsb.cli", "run", *small(tiny_bert, tmp_path), "runtime=ray", f"output={tmp_path / 'run'}"]
-    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False, timeout=120)
-    assert done.returncode == 1
-    [said] = done.stderr.splitlines()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "taken" / "below"))
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["run", *small(tiny_bert, tmp_path), "runtime=ray", f"output={tmp_path / 'run'}"])
+    [said] = capsys.readouterr().err.splitlines()
     assert said.startswith("error: the run stopped: Ray does not start on this machine: ")
     assert str(tmp_path / "taken") in said
-
-
-class Holder:
-    """Holds CPUs."""
-
-
-def test_a_cluster_whose_cpus_others_hold_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsb.runtime.pool.LATE_S", 2.0)
-    close_pools()
-    start_ray(None)
-    holder = ray.remote(num_cpus=ray.cluster_resources()["CPU"])(Holder).remote()
-    ray.get(holder.__ray_ready__.remote())
-    grid = RayGrid(pool_for(PoolSettings("tests.runtime.apps:obey", workers=1, cpus=0.5)), {"overrides": ""}, simulated_nodes(3))
-    with pytest.raises(RunError, match=r"^no worker has started for minutes: others hold the cluster's CPUs"):
-        grid.send_and_receive(orders(("answer", "")))
-    close_pools()
 
 
 class Killing(RayGrid):
@@ -282,13 +295,13 @@ def named(title: str) -> list[int]:
     return found
 
 
-def federate(folder: Path, overrides: Sequence[str], workers: int = 0, kills: tuple[int, ...] = (), stack: int = 1) -> dict[str, Any]:
-    """Run a federation in this process, or on so many actors, and return its summary."""
+def federate(folder: Path, overrides: Sequence[str], kills: tuple[int, ...] | None = None, stack: int = 1) -> dict[str, Any]:
+    """Run a federation in this process, or on three actors, some of which are killed, and return its summary."""
     run_config = {"overrides": join(overrides), "output": str(folder)}
-    if not workers:
+    if kills is None:
         together = client_stack.answer_together
         return serve(load(list(overrides)), LocalGrid.simulation(client_app.app, run_config, stack=stack, together=together), folder)
-    pool = pool_for(PoolSettings(CLIENT, TOGETHER, workers=workers, cpus=0.5))
+    pool = pool_for(TRAINING)
     grid = Killing(pool, run_config, simulated_nodes(), stack=stack)
     grid.kills = kills
     try:
@@ -307,35 +320,35 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize(("name", "workers", "kills"), [*((name, 2, (2, 5)) for name in RUNS), ("fedsa_lora", 3, ())])
+KILLS = {"fed_sb": (2,), "fedex_lora": (5,), "private examples": (2, 5), "fedsa_lora": (5,)}
+
+
+@pytest.mark.parametrize("name", RUNS)
 def test_the_bits_are_those_of_one_process_whoever_dies(
-    name: str, workers: int, kills: tuple[int, ...], tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
     overrides = small(tiny_bert, tmp_path, *RUNS[name])
     whole = federate(tmp_path / "whole", overrides)
-    again = federate(tmp_path / "ray", overrides, workers, kills)
+    again = federate(tmp_path / "ray", overrides, KILLS[name])
     assert {key for key in whole if again[key] != whole[key]} <= {"wall_s", "cpu_s"}
     assert charged(tmp_path / "ray") == charged(tmp_path / "whole")
     told, alone = ([record.client_metrics for record in read_run(tmp_path / name).records] for name in ("ray", "whole"))
     assert told == alone
 
 
-@pytest.mark.parametrize("kills", [(), (2,)])
-def test_a_stack_has_the_bits_that_it_has_in_one_process(
-    kills: tuple[int, ...], tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stack_has_the_bits_that_it_has_in_one_process(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
     overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd")
     whole = federate(tmp_path / "whole", overrides, stack=2)
-    again = federate(tmp_path / "ray", overrides, 2, kills, stack=2)
+    again = federate(tmp_path / "ray", overrides, (2,), stack=2)
     assert again["factors_sha256"] == whole["factors_sha256"]
 
 
 def test_the_same_clients_fail_on_purpose(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
     overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd", "faults.crash=0.5", "federation.min_replies=1")
-    whole, again = federate(tmp_path / "whole", overrides), federate(tmp_path / "ray", overrides, workers=2)
+    whole, again = federate(tmp_path / "whole", overrides), federate(tmp_path / "ray", overrides, ())
     failed, other = ([record.failed for record in read_run(tmp_path / name).records] for name in ("whole", "ray"))
     assert failed == other
     assert len(failed) == 3
@@ -355,25 +368,25 @@ def charged(folder: Path) -> dict[str, list[str]]:
 def test_the_next_job_of_a_sweep_finds_actors_and_model_warm(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the command itself, in this process: the same actors, and a base model that was laid down once."""
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
-    overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd", "federation.num_rounds=1", "runtime=ray", "runtime.workers=2")
-    seen: list[tuple[set[int], list[ray.ObjectRef]]] = []
+    overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd", "federation.num_rounds=1", "runtime=ray", "runtime.workers=3")
+    seen: list[tuple[list[int], list[ray.ObjectRef]]] = []
     run_job = run_command.run_job
 
     def noted(given: Config, overrides: list[str], output: Path) -> int:
         status = run_job(given, overrides, output)
         (pool,) = pools()
-        seen.append((set(idle()), [ref for [ref] in pool.networks.values()]))
+        seen.append((processes(pool), [ref for [ref] in pool.networks.values()]))
         return status
 
     monkeypatch.setattr(run_command, "run_job", noted)
-    close_pools()
+    ready(pool_for(TRAINING)).networks.clear()
     forget_models()
-    assert cli.run(["-m", *overrides, "runtime.cpus=0.5", "train.lr=0.01,0.02,0.03", f"hydra.sweep.dir={tmp_path / 'sweep'}"]) == 0
-    assert len(seen) == 3
-    assert len(seen[0][0]) == 2
+    assert cli.run(["-m", *overrides, "runtime.cpus=0.5", "train.lr=0.01,0.02", f"hydra.sweep.dir={tmp_path / 'sweep'}"]) == 0
+    assert len(seen) == 2
+    assert len(set(seen[0][0])) == 3
     assert len(seen[0][1]) == 1
-    assert seen[0] == seen[1] == seen[2]
-    assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 3
+    assert seen[0] == seen[1]
+    assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 2
 
 
 class Cluster:
@@ -394,6 +407,13 @@ class Cluster:
         self._process.stdin.flush()
         whole, free = self.said().split()
         return float(whole), float(free)
+
+    def cpus_within(self, seconds: float, wanted: tuple[float, float]) -> bool:
+        """Wait until so many are free."""
+        deadline = time.monotonic() + seconds
+        while (found := self.cpus()) != wanted and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return found == wanted
 
 
 @pytest.fixture
@@ -417,18 +437,13 @@ def test_a_cluster_that_is_joined_gives_the_same_bits_and_lives_on(
     overrides, folder = small(tiny_bert, tmp_path, "init.kind=weight_svd"), tmp_path / "run"
     whole = federate(tmp_path / "whole", overrides)
     joined = ["runtime=ray", f"runtime.address={cluster.address}", "runtime.workers=2", "runtime.cpus=0.5", f"output={folder}"]
-    held = []
-    with subprocess.Popen([sys.executable, "-m", "fedsb.cli", "run", *overrides, *joined], stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            held.append(2.0 - cluster.cpus()[1])
-            time.sleep(0.2)
-    assert process.returncode == 0
-    assert max(held) == 1.0, "two actors of half a CPU each"
+    forget_models()
+    assert cli.run([*overrides, *joined]) == 0
+    ready(pools()[0])
+    assert cluster.cpus_within(30, (2.0, 1.0)), "two actors of half a CPU each"
     assert json.loads((folder / "summary.json").read_text())["factors_sha256"] == whole["factors_sha256"]
-    deadline = time.monotonic() + 30
-    while (left := cluster.cpus()) != (2.0, 2.0) and time.monotonic() < deadline:
-        time.sleep(0.5)  # Ray ends the actors of a driver that has left when it notices
-    assert left == (2.0, 2.0)
+    close_pools()
+    assert cluster.cpus_within(30, (2.0, 2.0))  # Ray ends the actors of a driver that has left when it notices
 
 
 def heed_interrupts() -> None:
@@ -436,41 +451,41 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize(
-    ("send", "number", "status", "how"),
-    [(os.killpg, signal.SIGINT, 130, "interrupted"), (os.kill, signal.SIGTERM, 143, "ended by SIGTERM")],
-    ids=["ctrl-c", "sigterm"],
-)
-def test_interrupted_it_leaves_a_checkpoint_and_no_process(
-    send: Callable[[int, int], None], number: int, status: int, how: str, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ctrl-C in a terminal reaches the whole group of processes; SIGTERM the one that it is sent to, where Ray has a handler of its own."""
+SIGNALS = {
+    # Ctrl-C in a terminal reaches the whole group of processes; SIGTERM the one that it is sent to, where Ray has a handler of its own.
+    "interrupted": (os.killpg, signal.SIGINT, 130),
+    "ended by SIGTERM": (os.kill, signal.SIGTERM, 143),
+}
+
+
+def test_interrupted_it_leaves_a_checkpoint_and_no_process(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By either signal, one after the other; and what is left goes on to the bits of a run left alone."""
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
     overrides = small(tiny_bert, tmp_path, "init.kind=weight_svd", "federation.num_rounds=40")
     whole, folder = federate(tmp_path / "whole", overrides), tmp_path / "run"
-    command = [sys.executable, "-m", "fedsb.cli", "run"]
-    given = [
-        *overrides,
-        "runtime=ray",
-        "runtime.workers=2",
-        "runtime.cpus=0.5",
-        "progress=lines",
-        f"output={folder}",
-        f"hydra.run.dir={folder}",
-    ]
-    with subprocess.Popen(
-        [*command, *given], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed_interrupts
-    ) as process:
-        assert process.stdout is not None
-        next(line for line in process.stdout if re.match("round +1/", line))
-        below = psutil.Process(process.pid).children(recursive=True)
-        send(process.pid, number)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == status
-    assert said.splitlines()[-1] == f"{how}; go on with: fedsb run resume={folder}"
-    assert "Traceback" not in said
-    assert not (folder / "summary.json").exists()
-    assert not psutil.wait_procs(below, timeout=30)[1]
+    ray_of_one = ["runtime=ray", "runtime.workers=1", "runtime.cpus=0.5", "progress=lines"]
+    given = [*overrides, *ray_of_one, f"output={folder}", f"hydra.run.dir={folder}"]
+    for how, (send, number, status) in SIGNALS.items():
+        with subprocess.Popen(
+            [sys.executable, "-m", "fedsb.cli", "run", *given],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=heed_interrupts,
+        ) as process:
+            assert process.stdout is not None
+            next(line for line in process.stdout if re.match("round +[1-9]", line))
+            below = psutil.Process(process.pid).children(recursive=True)
+            send(process.pid, number)
+            _, said = process.communicate(timeout=60)
+        assert process.returncode == status
+        assert said.splitlines()[-1] == f"{how}; go on with: fedsb run resume={folder}"
+        assert "Traceback" not in said
+        assert not (folder / "summary.json").exists()
+        assert below
+        assert not psutil.wait_procs(below, timeout=30)[1]
+        given = [f"resume={folder}", "progress=lines"]
     # In this process: what a resumed run ends with hangs on its folder, whatever had computed until then.
     assert cli.run([f"resume={folder}", "runtime=local"]) == 0
     assert json.loads((folder / "summary.json").read_text())["factors_sha256"] == whole["factors_sha256"]
