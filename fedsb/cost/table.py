@@ -81,7 +81,7 @@ def print_costs(overrides: Sequence[str], methods: Collection[str]) -> None:
     """Print the table of all methods and how their totals compare."""
     both = costs(overrides, methods)
     found, config = both.found, peopled(load([text for text in overrides if not text.startswith("cost.rank.")]))
-    console = Console(width=None if Console().is_terminal else 140)
+    console = Console(width=None if Console().is_terminal else 144)
     f = config.federation
     console.print(
         f"{config.model.name}: {f.num_clients} clients, fraction {f.fraction:g}, {f.num_rounds} rounds, "
