@@ -9,6 +9,7 @@ from strategies.methods.ffa_lora import FFALoRA
 from strategies.methods.flexlora import FlexLoRA
 from strategies.methods.flora import FLoRA
 from strategies.methods.head_only import HeadOnly
+from strategies.methods.nested_fed_sb import NestedFedSB
 from strategies.methods.rolora import RoLoRA
 
 STRATEGIES: dict[str, type[LowRankStrategy]] = {
@@ -20,5 +21,6 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "flexlora": FlexLoRA,
     "flora": FLoRA,
     "rolora": RoLoRA,
+    "nested_fed_sb": NestedFedSB,
     "head_only": HeadOnly,
 }
