@@ -130,9 +130,8 @@ def test_threads_lose_no_charge(tmp_path: Path) -> None:
     assert sorted(k for k, _ in Ledger(tmp_path, HEADER).charges()) == [Key(f"worker-{w}", n, "train") for w in range(6) for n in range(10)]
 
 
-@pytest.mark.slow
 def test_processes_lose_no_charge(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     processes = [context.Process(target=charge_many, args=(tmp_path, worker, 25)) for worker in range(3)]
     for process in processes:
         process.start()

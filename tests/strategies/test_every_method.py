@@ -135,6 +135,7 @@ def test_clients_evaluate_what_they_hold(run: Run, method: str) -> None:
         everyone = record.round == 4 and not federation.prepared.strategy.has_global_model
         assert set(record.client_metrics) == set(federation.prepared.strategy.participation.clients if everyone else record.clients)
         assert not record.failed
+        assert all(0 <= row["accuracy"] <= 1 for row in record.client_metrics.values())
     rare = run(method, "federation.evaluate_clients=true", "data.client_test_fraction=0.3", "eval.every=2")
     for each in (federation, rare):
         cost = cost_of(each.config)
