@@ -84,7 +84,7 @@ def main() -> int:
     torch.set_num_threads(1)
     tiny = subject(options.seed)
     rows: list[Row] = [*training_rows(tiny), *other_rows(tiny), *text_rows(options.seed)]
-    alpha, chosen = (1.0 - options.confidence) / len(rows), [row for row in rows if options.only in row.name]
+    alpha, chosen = (1.0 - options.confidence) / len(rows), [row for row in rows if any(text in row.name for text in options.only)]
     silent, runs = (QUICK_SILENT, QUICK_RUNS) if options.quick else (SILENT, RUNS)
     lines = [real(row, silent, runs, options.seed, alpha) for row in chosen]
     show(lines)
@@ -102,7 +102,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_RUNS} runs with canaries a row instead of {RUNS}")
-    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name contains it")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="rows whose name contains one of these")
     parser.add_argument("--no-faults", action="store_true", help="plant none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--confidence", type=float, default=0.99, help="of the whole table; 0.99")
