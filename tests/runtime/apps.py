@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import ray
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 LOG = logging.getLogger("clients.obedient")
@@ -28,6 +29,12 @@ def obey(message: Message, context: Context) -> Message:
 def obey_all(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
     """Obey several at once."""
     return [obey(message, context) for message, context in zip(messages, contexts, strict=True)]
+
+
+def cards() -> tuple[str, str]:
+    """Return the cards of the actor that runs this: as Ray reserved them, and as torch may see them."""
+    reserved = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+    return ",".join(reserved), os.environ.get("CUDA_VISIBLE_DEVICES", "all")
 
 
 class Holder:

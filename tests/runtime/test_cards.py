@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from shlex import join
@@ -22,6 +21,7 @@ from fedsb.runtime.placement import Seat
 from fedsb.runtime.pool import Pool, PoolSettings, close_pools
 from fedsb.runtime.ray import RayGrid
 from fedsb.server_app import serve
+from tests.runtime.apps import cards
 from tests.strategies.private_runs import small
 
 pytestmark = [
@@ -42,12 +42,6 @@ def two_cards() -> Iterator[None]:
     yield
     close_pools()
     gc.collect()
-
-
-def cards() -> tuple[str, str]:
-    """Return the cards of the actor that runs this: as Ray reserved them, and as torch may see them."""
-    reserved = ray.get_runtime_context().get_accelerator_ids()["GPU"]
-    return ",".join(reserved), os.environ.get("CUDA_VISIBLE_DEVICES", "all")
 
 
 def seen(pool: Pool) -> list[tuple[str, str]]:
