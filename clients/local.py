@@ -1,4 +1,4 @@
-"""What a client does with an instruction: train, evaluate, or give evidence for the start."""
+"""What a client does with an instruction beside training: evaluate, or give evidence for the start."""
 
 from __future__ import annotations
 
@@ -14,20 +14,11 @@ from fedsb.core.rng import numpy_generator
 from fedsb.core.state import State
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.evaluate import evaluate
-from fedsb.models.fit import FitResult, Site, collate, fit
+from fedsb.models.fit import collate
 from fedsb.tasks.task import Batch, Task
 from fedsb.wire.frozen import FrozenView
 
 Features = Sequence[dict[str, Any]]
-
-
-def train_round(
-    adapted: AdaptedModel, task: Task, features: Features, *, state: State, frozen: FrozenView, train: TrainConfig, site: Site
-) -> tuple[State, FitResult]:
-    """Install the state that a client starts from, train on its examples, and return what it has trained."""
-    adapted.install(state, frozen, site.round)
-    result = fit(adapted, task, features, train=train, site=site)
-    return adapted.trained(), result
 
 
 def evaluate_round(

@@ -17,17 +17,18 @@ with uncollected():
     from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
 
-    from clients import draw_evidence, evaluate_round, give_evidence, train_round
+    from clients import draw_evidence, evaluate_round, give_evidence
     from clients.faults import Faults, drawn, suffer
     from fedsb.adapters.starts import Sketch
+    from fedsb.app.answering import coded, data_path_of, leave_unnoised, own_log
+    from fedsb.app.asked import as_told, config_in, is_real
     from fedsb.app.assembly import num_examples
-    from fedsb.app.client_job import Job, as_told, coded, config_in, data_path_of, is_real, leave_unnoised, own_log
+    from fedsb.app.client_job import Job
     from fedsb.config.checks import FAULTS
     from fedsb.config.derived import client_names, start_kind
     from fedsb.core.errors import UserError
     from fedsb.core.state import State
     from fedsb.node.policy import read_policy
-    from fedsb.privacy.account import allowed
     from fedsb.privacy.plan import unnoised_start
     from fedsb.runtime.process_memory import keep_large_blocks
     from fedsb.wire.messages import encode_reply
@@ -129,34 +130,7 @@ def train(message: Message, context: Context) -> Message:
     """Train one round and upload the factors and the head."""
     job = Job(message, context)
     keep_large_blocks(job.adapted.device)
-    if job.config.privacy.unit == "example":
-        return Message(_train_privately(job), reply_to=message)
-    frozen = job.frozen()
-    trained, result = train_round(
-        job.adapted, job.task, job.train, state=job.state(), frozen=frozen, train=job.config.train, site=job.site()
-    )
-    return Message(job.plain_reply(trained, result, frozen), reply_to=message)
-
-
-def _train_privately(job: Job) -> RecordDict:
-    # Opacus takes seconds to import, and most processes never need it.
-    from clients.private_work import private_round
-
-    answer = private_round(
-        job.adapted,
-        job.task,
-        job.train,
-        state=job.state(),
-        frozen=job.frozen,
-        train=job.config.train,
-        privacy=job.config.privacy,
-        site=job.site(),
-        account=job.account,
-        streams=job.streams("train"),
-        keep_own=job.keep_own,
-        wire_dtype=job.config.federation.wire_dtype,
-    )
-    return job.private_reply(answer.state, answer.metrics)
+    return Message(job.reply(job.round.alone(job.state())), reply_to=message)
 
 
 @app.train("evidence")
@@ -187,7 +161,7 @@ def evidence(message: Message, context: Context) -> Message:
 
 
 def _give_privately(job: Job, sketch: Sketch, stage: str, number: int, probes: State) -> RecordDict:
-    from clients.private_work import private_evidence
+    from clients.private_start import private_evidence
 
     answer = private_evidence(
         job.adapted,
@@ -203,7 +177,7 @@ def _give_privately(job: Job, sketch: Sketch, stage: str, number: int, probes: S
         account=job.account,
         streams=job.streams(job.instruction.stage),
     )
-    return encode_reply(answer.state, len(job.train), allowed(answer.metrics))
+    return job.reply(answer, wire_dtype="float32")
 
 
 @app.evaluate()
@@ -215,5 +189,5 @@ def evaluate(message: Message, context: Context) -> Message:
         raise UserError("metrics on a client's examples have no noise; they do not leave it under privacy.unit=example")
     if not job.held_out:
         raise UserError(f"'{job.instruction.client}' holds nothing out; set data.client_test_fraction above 0")
-    metrics = evaluate_round(job.adapted, job.task, job.held_out, state=job.state(), frozen=job.frozen(), train=job.config.train)
+    metrics = evaluate_round(job.adapted, job.task, job.held_out, state=job.state(), frozen=job.frozen, train=job.config.train)
     return Message(encode_reply(State(), len(job.held_out), metrics), reply_to=message)

@@ -3,44 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
+from torch import Tensor
 
-from fedsb.app.client_job import Job, coded
+from clients.round import Round, Upload
+from fedsb.app.answering import coded
+from fedsb.app.client_job import Job
 from fedsb.client_app import app, faults_of
 from fedsb.core.state import State
 from fedsb.models.adapted import copied
-from fedsb.models.fit import Lesson, dropout_of, fit_lesson
-from fedsb.privacy.accounting import Entry
-from fedsb.privacy.randomness import Streams
+from fedsb.models.fit import Lesson
 from fedsb.runtime.grid import TRAIN, answered
 from fedsb.runtime.process_memory import keep_large_blocks
 from fedsb.stack.stack import Stack
+from fedsb.tasks.task import Batch
 from fedsb.wire.arrays import LayoutError
-from fedsb.wire.frozen import FrozenView
 
 LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Pupil:
-    """A client in the stack.
-
-    Attributes:
-        lesson: its training; None where it has a reply that went out and cannot train again.
-        reply: makes the content of the reply of what it has trained and of how that went.
-        kept: instead, the content of a reply that went out before; it trains again, to nobody's use but the others': beside fewer
-            than before their last bits would be other ones.
-    """
-
-    lesson: Lesson[Any] | None
-    reply: Callable[[State, Any], RecordDict] | None = None
-    kept: RecordDict | None = None
 
 
 @dataclass(frozen=True)
@@ -50,13 +35,20 @@ class Seat:
     message: Message
     context: Context
     job: Job
-    frozen: FrozenView
-    own: State
 
-    @property
-    def private(self) -> bool:
-        """Whether it trains by DP-SGD."""
-        return self.job.config.privacy.unit == "example"
+
+@dataclass(frozen=True)
+class Pupil:
+    """A client in the stack.
+
+    Attributes:
+        lesson: its training; None where it has a reply that went out and cannot train again.
+        kept: the reply that went out before. It trains again, to nobody's use but the others': beside fewer than before their last bits
+            would be other ones.
+    """
+
+    lesson: Lesson[Any] | None
+    kept: Upload | None = None
 
 
 def answer_together(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
@@ -92,7 +84,8 @@ def _seated(message: Message, context: Context) -> Seat | Message | None:
         faults = faults_of(message, context)
         if faults is None or not faults.any:
             job = Job(message, context)
-            seat.append(Seat(message, context, job, job.frozen(), job.own()))
+            _ = job.frozen, job.own
+            seat.append(Seat(message, context, job))
         return message
 
     if message.metadata.message_type != TRAIN:
@@ -141,81 +134,44 @@ def _side_by_side(seats: Sequence[Seat]) -> list[Message]:
 
     first = seats[0].job
     keep_large_blocks(first.adapted.device)
-    first.adapted.install(first.state(), seats[0].frozen, first.instruction.round)
-    streams = [seat.job.streams("train") if seat.private else None for seat in seats]
-    dropout = [dropout_of(seat.job.site()) if own is None else own.dropout for seat, own in zip(seats, streams, strict=True)]
-    stack = Stack(first.adapted, dropout, [seat.own for seat in seats])
-    pupils: dict[int, Pupil | Exception] = {}
-    for i, (seat, own) in enumerate(zip(seats, streams, strict=True)):
-        try:
-            pupils[i] = _plain(seat, stack, i) if own is None else _private(seat, stack, i, own)
-        except Exception as error:  # its own: the others train
-            pupils[i] = error
-    present = {i: pupil for i, pupil in pupils.items() if isinstance(pupil, Pupil)}
+    first.adapted.install(first.state(), first.frozen, first.instruction.round)
+    rounds = [seat.job.round for seat in seats]
+    stack = Stack(first.adapted, [each.dropout for each in rounds], [seat.job.own for seat in seats])
+    pupils = [_pupil(each, stack, i) for i, each in enumerate(rounds)]
+    present = {i: pupil for i, pupil in enumerate(pupils) if isinstance(pupil, Pupil)}
     wanted = any(pupil.kept is None for pupil in present.values())
     lessons = {i: pupil.lesson for i, pupil in present.items() if wanted and pupil.lesson is not None}
-    results = taught_together(stack, first.task, lessons, train=first.config.train, private=seats[0].private)
+    results = taught_together(stack, first.task, lessons, train=first.config.train, private=rounds[0].by_example)
 
-    def content(i: int) -> RecordDict:
+    def upload(i: int) -> Upload:
         pupil, result = pupils[i], results.get(i)
         if isinstance(pupil, Pupil) and pupil.kept is not None:
             return pupil.kept
         for failed in (pupil, result):
             if isinstance(failed, Exception):
                 raise failed
-        assert isinstance(pupil, Pupil)
-        assert pupil.reply is not None
-        return pupil.reply(copied(stack.members[i]), result)
+        return rounds[i].close(copied(stack.members[i]), result)
 
     def reply(i: int, seat: Seat) -> Message:
-        return answered(lambda m, c: coded(m, c, lambda: Message(content(i), reply_to=m)), seat.message, seat.context)
+        return answered(lambda m, c: coded(m, c, lambda: Message(seat.job.reply(upload(i)), reply_to=m)), seat.message, seat.context)
 
     return [reply(i, seat) for i, seat in enumerate(seats)]
 
 
-def _plain(seat: Seat, stack: Stack, member: int) -> Pupil:
-    job = seat.job
-    lesson = fit_lesson(list(stack.members[member].values()), job.train, train=job.config.train, site=job.site())
-    return Pupil(lesson, lambda trained, result: job.plain_reply(trained, result, seat.frozen))
+def _pupil(opened: Round[Any], stack: Stack, member: int) -> Pupil | Exception:
+    """Open a client's round; what is wrong with it is its own, and the others train."""
+    kept: Upload | None = None
+    try:
+        kept = opened.open()
+        lesson = opened.lesson(stack.members[member], lambda batch: stack.forward_of(member, lambda: _outputs(opened, batch)))
+    except Exception as error:
+        if kept is None:
+            return error
+        # What went out goes out again, whatever becomes of the company.
+        LOG.warning("'%s' does not train again beside the others, who may end in other last bits: %s", opened.site.client, error)
+        return Pupil(None, kept)
+    return Pupil(lesson, kept)
 
 
-def _private(seat: Seat, stack: Stack, member: int, streams: Streams) -> Pupil:
-    from clients.private import Mechanism, private_lesson
-    from clients.private_work import Answer, mechanism_in, open_round
-
-    job, privacy = seat.job, seat.job.config.privacy
-    opened = open_round(
-        job.adapted,
-        frozen=lambda: seat.frozen,
-        privacy=privacy,
-        site=job.site(),
-        account=job.account,
-        keep_own=job.keep_own,
-        wire_dtype=job.config.federation.wire_dtype,
-    )
-
-    def lesson(mechanism: Mechanism, charged: Entry | None) -> Lesson[Any]:
-        return private_lesson(
-            job.adapted,
-            stack.members[member],
-            lambda batch: stack.forward_of(member, lambda: job.task.forward(job.adapted.model, batch)),
-            job.task,
-            job.train,
-            train=job.config.train,
-            site=job.site(),
-            mechanism=mechanism,
-            streams=streams,
-            charged=charged,
-        )
-
-    def content(answer: Answer) -> RecordDict:
-        return job.private_reply(answer.state, answer.metrics)
-
-    if isinstance(opened, Answer):
-        again = None
-        try:
-            again = lesson(mechanism_in(job.account, privacy, job.site().round), None)
-        except Exception as error:  # what went out goes out again, whatever becomes of the company
-            LOG.warning("'%s' does not train again beside the others, who may end in other last bits: %s", job.site().client, error)
-        return Pupil(again, kept=content(opened))
-    return Pupil(lesson(opened.mechanism, opened.charged), lambda trained, fit: content(opened.close(trained, fit)))
+def _outputs(opened: Round[Any], batch: Batch) -> Tensor:
+    return opened.task.forward(opened.adapted.model, batch)

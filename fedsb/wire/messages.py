@@ -39,7 +39,7 @@ class Instruction:
         origin: names the run, from its first process on to every one that resumes it.
         own: the last round whose training by this client has counted, for a client that keeps something of its own: it goes on from what it
             kept then, and from the start at 0. No message of another method has it.
-        overrides: of a resumed run, for a real node, which does not see its folder; read by :func:`fedsb.app.client_job.as_told`.
+        overrides: of a resumed run, for a real node, which does not see its folder; read by :func:`fedsb.app.asked.as_told`.
     """
 
     client: str

@@ -17,7 +17,7 @@ from subject import Breaks
 from watch import replaced
 
 import clients.private as private
-import clients.private_work as private_work
+import clients.private_start as private_start
 import fedsb.models.fit as training
 import fedsb.privacy.randomness as randomness
 import strategies.privacy.client_unit as client_privacy
@@ -140,7 +140,7 @@ def half(row: Row) -> AbstractContextManager[Any]:
     """Halve the noise of a row of any kind."""
     kinds: Sequence[tuple[type, Plant]] = (
         (TrainRow, clipping(clip.half)),
-        (StartRow, module(private_work, "add_noise", _half_start)),
+        (StartRow, module(private_start, "add_noise", _half_start)),
         (ServerRow, _server(_half_sum)),
     )
     return next(plant for kind, plant in kinds if isinstance(row, kind))(row)
@@ -162,7 +162,7 @@ def faults(rows: Sequence[Row]) -> list[Fault]:
         Fault("half the noise on one tensor, each in turn", (SAMPLED,), tuple(clipping(partial(clip.weak, only=i)) for i in tensors)),
         Fault("no noise on the adapters", (WHOLE,), (clipping(partial(clip.bare, only=range(len(tensors) - 2))),)),
         Fault("no noise", (WHOLE,), (clipping(clip.no_noise),)),
-        Fault("no noise on one tensor of a start", STARTS, (module(private_work, "add_noise", _bare_start),)),
+        Fault("no noise on one tensor of a start", STARTS, (module(private_start, "add_noise", _bare_start),)),
         Fault("the same noise in every step", (SAMPLED,), (clipping(clip.same_each_step),)),
         Fault("the same noise in every tensor", (WHOLE,), (clipping(clip.same_each_tensor),)),
         Fault("the same noise and samples in every round", (SAMPLED,), (module(randomness, "simulated_streams", _same_streams),)),
@@ -177,13 +177,13 @@ def faults(rows: Sequence[Row]) -> list[Fault]:
         Fault("a batch's sum is clipped, not its examples", ("two lengths, two at a time",), (clipping(clip.whole_batches),)),
         Fault("adaptive: no noise on the count", ("adaptive",), (clipping(clip.bare_count),)),
         Fault("adaptive: the sum gets the noise of both", ("adaptive",), (clipping(clip.undivided),)),
-        Fault("a start clipped at ten times C", STARTS, (module(private_work, "clipped_sketch", _long_start),)),
+        Fault("a start clipped at ten times C", STARTS, (module(private_start, "clipped_sketch", _long_start),)),
         Fault("everyone in every sample", (SAMPLED, "physical batches", "stack"), (sampler(draw.everyone),)),
         Fault("samples of a fixed size", (SAMPLED, "stack"), (sampler(draw.fixed_size),)),
         Fault("one sample for all steps", (SAMPLED, "stack"), (sampler(draw.one_for_all),)),
         Fault("shuffled epochs", (SAMPLED, "per layer"), (sampler(draw.epochs),)),
         Fault("neighbours drawn together", (SAMPLED,), (sampler(draw.together),)),
-        Fault("everyone in a start's sample", STARTS, (module(private_work, "poisson_sample", draw.all_of),)),
+        Fault("everyone in a start's sample", STARTS, (module(private_start, "poisson_sample", draw.all_of),)),
         Fault("updates are not clipped", SERVER, (_server(_long_sum),)),
         Fault("divided by the clients that answer", SERVER[:1], (_server(_divided_sum),)),
         Fault("padding to the longest text", LENGTHS, (module(training, "pad", _longest),)),

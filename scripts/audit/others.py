@@ -16,7 +16,7 @@ from rows import COUNT_NOISE, DELTA, entry_of
 from subject import TASK, Subject, flat, short, zeroed
 from watch import Release, Watch, WatchedTask
 
-import clients.private_work as private_work
+import clients.private_start as private_start
 import fedsb.privacy.randomness as randomness
 from clients.private_evidence import clipped_sketch
 from fedsb.adapters.starts import SIDES, Sketch
@@ -116,7 +116,7 @@ class StartRow:
         account = Account(
             Ledger(folder, {"client": "audited"}), Plan(self.examples, DELTA, self.entry, (), self.entry, 2), "rdp", None, "audit"
         )
-        answer = private_work.private_evidence(
+        answer = private_start.private_evidence(
             self.subject.adapted,
             task,
             data,
@@ -130,7 +130,7 @@ class StartRow:
             account=account,
             streams=randomness.simulated_streams(0, self.name, run, f"evidence-{number}", torch.device("cpu")),
         )
-        return answer.state
+        return answer.sent
 
     def counted(self, present: Bits, drawn: Bits | None) -> Values:
         raise AssertionError

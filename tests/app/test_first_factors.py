@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fedsb.adapters import write
+from fedsb.app.asked import config_of
 from fedsb.app.assembly import public_features, task_of, use_threads
-from fedsb.app.client_job import config_of
 from fedsb.app.prepare import Prepared, prepare
 from fedsb.config.schema import Config
 from fedsb.core.state import Name, State

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fedsb.adapters import SPECS
 from fedsb.adapters.linear import out_in
+from fedsb.app.asked import config_of as client_config
 from fedsb.app.assembly import use_threads
-from fedsb.app.client_job import config_of as client_config
 from fedsb.app.prepare import Prepared, prepare
 from fedsb.client_app import app as client_app
 from fedsb.config.compose import load

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fedsb.app.client_job import config_of as client_config
+from fedsb.app.asked import config_of as client_config
 from fedsb.client_app import app as client_app
 from fedsb.privacy.codes import CODES
 from fedsb.server_app import serve

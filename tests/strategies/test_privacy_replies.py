@@ -108,7 +108,7 @@ def test_an_exception_leaves_a_real_node_as_a_code_and_a_key(
     assert run.records[2].failed == {"a": f"{code.text} (key at fault: data.labels)"}
     assert "secret" not in "".join(path.read_text() for path in (tmp_path / "run").glob("*.*l*"))
     assert run.records[2].clients == ("b",)
-    [line] = [record.getMessage() for record in caplog.records if record.name == "fedsb.app.client_job"]
+    [line] = [record.getMessage() for record in caplog.records if record.name == "fedsb.app.answering"]
     assert "secret-diagnosis" in line
     assert all(told in line for told in ("'train' of run 1, round 2, client 'a'", "overrides: model=pretrained"))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from flwr.app import Context, Error, Message
 
-from fedsb.app.client_job import config_of as client_config
+from fedsb.app.asked import config_of as client_config
 from fedsb.client_app import app as client_app
 from fedsb.server_app import serve
 from tests.strategies.federations import ClientCall, KeepingGrid, named

@@ -20,9 +20,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from torch import Tensor
 
 from fedsb.adapters import SPECS
+from fedsb.app.asked import config_of as client_config
 from fedsb.app.assembly import model_of
 from fedsb.app.client_job import _store
-from fedsb.app.client_job import config_of as client_config
 from fedsb.client_app import app as client_app
 from fedsb.config.compose import load
 from fedsb.core.errors import RunError

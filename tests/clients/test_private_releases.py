@@ -1,4 +1,4 @@
-"""A private client's round: charged before it trains, answered once, refused where the plan or the budget does not cover it."""
+"""What a private client releases, rounds and exchanges: charged first, answered once, refused where plan or budget does not cover it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-import clients.private_work
+import clients.private_round
 from clients.private import PrivateFit
-from clients.private_work import Answer, private_evidence, private_round
+from clients.private_round import PrivateRound
+from clients.private_start import private_evidence
+from clients.round import Upload
 from fedsb.adapters.starts import Sketch
 from fedsb.config.compose import load
 from fedsb.config.schema import PrivacyConfig
@@ -48,11 +50,28 @@ def account(folder: Path, *, max_epsilon: float | None = None, run: str = "run-1
     return Account(Ledger(folder, {"client": "client-1"}), Plan(10, 1e-3, ENTRY, **given), "rdp", max_epsilon, run)
 
 
-def train(case: Case, held: Account, privacy: PrivacyConfig, number: int = 1, **options: Any) -> Answer:
-    given: dict[str, Any] = {"state": case.state, "frozen": lambda: case.frozen, "train": TRAIN, **options}
-    streams = simulated_streams(0, "client-1", number, "train", torch.device("cpu"))
-    site = replace(SITE, round=number, num_rounds=2)
-    return private_round(case.adapted, case.task, case.features, privacy=privacy, site=site, account=held, streams=streams, **given)
+def train(
+    case: Case,
+    held: Account,
+    privacy: PrivacyConfig,
+    number: int = 1,
+    *,
+    state: State | None = None,
+    wire_dtype: str = "float32",
+    frozen: Callable[[], FrozenView] | None = None,
+) -> Upload:
+    return PrivateRound(
+        adapted=case.adapted,
+        task=case.task,
+        features=case.features,
+        train=TRAIN,
+        site=replace(SITE, round=number, num_rounds=2),
+        frozen=frozen or (lambda: case.frozen),
+        wire_dtype=wire_dtype,
+        privacy=privacy,
+        account=held,
+        streams=simulated_streams(0, "client-1", number, "train", torch.device("cpu")),
+    ).alone(case.state if state is None else state)
 
 
 def keys(held: Account) -> list[Key]:
@@ -67,12 +86,12 @@ def test_a_round_is_charged_and_answered_once(case: Case, privacy: PrivacyConfig
     held = account(tmp_path)
     answer = train(case, held, privacy)
     assert held.ledger.charges() == [(Key("run-1", 1, "train"), (ENTRY,))]
-    assert sha256(answer.state) == sha256(case.adapted.trained()) != sha256(case.state)
-    assert set(answer.state) == set(case.state.pick("R", "head"))
+    assert sha256(answer.sent) == sha256(case.adapted.trained()) != sha256(case.state)
+    assert set(answer.sent) == set(case.state.pick("R", "head"))
     case.adapted.reset()
     # A process of its own would open the ledger again; nothing is asked for but the key.
     again = train(case, account(tmp_path), privacy, frozen=fail, state=State())
-    assert (sha256(again.state), again.metrics) == (sha256(answer.state), answer.metrics)
+    assert (sha256(again.sent), again.metrics) == (sha256(answer.sent), answer.metrics)
     assert len(keys(held)) == 1
     assert sha256(case.adapted.trained()) == sha256(case.adapted.initial.pick("R", "head"))  # nothing was trained
 
@@ -104,13 +123,13 @@ def test_a_failure_in_training_leaves_the_charge(case: Case, privacy: PrivacyCon
 def test_a_round_is_checked_until_one_was_finished(case: Case, privacy: PrivacyConfig, tmp_path: Path, monkeypatch: Any) -> None:
     """A retry of what failed its checks must not pass for want of them."""
     checked: list[bool] = []
-    real = clients.private_work.private_fit
+    real = clients.private_round.private_fit
 
     def noted(*args: Any, charged: Entry | None, **kwargs: Any) -> PrivateFit:
         checked.append(charged is not None)
         return real(*args, charged=charged, **kwargs)
 
-    monkeypatch.setattr(clients.private_work, "private_fit", noted)
+    monkeypatch.setattr(clients.private_round, "private_fit", noted)
     held = account(tmp_path)
     layer = next(iter(case.adapted.layers.values()))
     handle = layer.B.register_forward_hook(lambda module, given, out: 0.0 * out)
@@ -186,7 +205,7 @@ def test_the_budget_is_that_of_the_whole_ledger(case: Case, privacy: PrivacyConf
     assert len(keys(held)) == 2
 
 
-def give(case: Case, held: Account, privacy: PrivacyConfig, number: int, features: list[dict[str, Any]] | None = None) -> Answer:
+def give(case: Case, held: Account, privacy: PrivacyConfig, number: int, features: list[dict[str, Any]] | None = None) -> Upload:
     streams = simulated_streams(0, "client-1", 0, f"range.{number}", torch.device("cpu"))
     case.adapted.reset()
     sketch = Sketch(rank=2, oversample=2, power_iterations=0, seed=0)
@@ -211,16 +230,16 @@ def test_each_exchange_has_its_own_sample_and_entry(case: Case, privacy: Privacy
     held = account(tmp_path, start=replace(START, noise_multiplier=0.0))
     answers = [give(case, held, privacy, number) for number in (0, 1, 2)]
     assert held.ledger.charges() == [(Key("run-1", 0, f"evidence-{n}"), (held.plan.start,)) for n in (0, 1, 2)]
-    assert len({sha256(answer.state) for answer in answers}) == 3
+    assert len({sha256(answer.sent) for answer in answers}) == 3
     again = give(case, held, privacy, 1)
-    assert (sha256(again.state), again.metrics) == (sha256(answers[1].state), answers[1].metrics)
+    assert (sha256(again.sent), again.metrics) == (sha256(answers[1].sent), answers[1].metrics)
     assert len(keys(held)) == 3
     assert all(set(answer.metrics) <= ALLOWED for answer in answers)
 
 
 def test_an_exchange_is_noised_and_divided_by_the_expected_sample(case: Case, privacy: PrivacyConfig, tmp_path: Path) -> None:
     noised, plain = (
-        give(case, account(tmp_path / str(sigma), start=replace(START, noise_multiplier=sigma)), privacy, 0).state for sigma in (2.5, 0.0)
+        give(case, account(tmp_path / str(sigma), start=replace(START, noise_multiplier=sigma)), privacy, 0).sent for sigma in (2.5, 0.0)
     )
     noise = subtract(noised, plain)
     size = sum(t.numel() for t in noise.values())
@@ -237,7 +256,7 @@ def test_an_example_more_moves_an_exchange_by_the_clipping_norm_and_no_further(
     everyone, bound = replace(START, sampling_rate=1.0, noise_multiplier=0.0), replace(privacy, init_norm=1e-4, init_normalise=normalise)
     sums = []
     for size in (10, 9):
-        given = give(case, account(tmp_path / str(size), start=everyone), bound, 0, case.features[:size]).state
+        given = give(case, account(tmp_path / str(size), start=everyone), bound, 0, case.features[:size]).sent
         sums.append(given.map(lambda t, size=size: size * t.double()))  # type: ignore[misc]
     assert math.sqrt(squared_norm(subtract(*sums))) == pytest.approx(1e-4, rel=1e-3)
     assert 1e-4 < math.sqrt(squared_norm(sums[0])) <= 10e-4
