@@ -104,7 +104,7 @@ class Round(ABC, Generic[Result]):
             trained: what the lesson has left, by name.
             result: what it ended with.
         """
-        sent, told = self.adapted.upload(trained, self.site.round, self.held.basis, self.wire_dtype)
+        sent, told = self.adapted.upload(trained, self.site.round, self.wire_dtype)
         upload = Upload(sent, {**self.metrics(result), **told}, trained.pick(*self.adapted.spec.own))
         self.keep_own(upload.own)
         return upload

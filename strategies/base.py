@@ -168,7 +168,7 @@ class LowRankStrategy(RoundLoop):
         requests = transport.requests(order, "train", self._asking(server_round, arrays), self._round.tally)
         self._rule = self._round_rule(server_round, cohort)
         self._rule.begin(self._current())
-        self.gap.begin(view.basis, self._sent, view.residuals, self.spec.uploaded(server_round))
+        self.gap.begin(self._sent, view.residuals, self.spec.uploaded(server_round))
         return transport.address(requests, self._round.failed)
 
     def _round_rule(self, server_round: int, cohort: Sequence[str]) -> Reducer:

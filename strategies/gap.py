@@ -39,11 +39,11 @@ class GapMeter:
         """The modules whose held weights are measured; None where all are, or none."""
         return self._weights.modules if self._weights and self._weights.sampled else None
 
-    def begin(self, basis: State, current: State, residuals: Mapping[str, Tensor], uploaded: Sequence[str]) -> None:
-        """Start a round from ``current``, of which ``uploaded`` come back; the head's change is measured from that of the first one."""
+    def begin(self, sent: State, residuals: Mapping[str, Tensor], uploaded: Sequence[str]) -> None:
+        """Start a round from what clients hold, of which ``uploaded`` come back; the head's change counts from the first one's."""
         if self._on:
-            self._meter = self._meter or self.measure_from(current)
-            self._meter.begin(basis.merge(current).merge(self._rest), uploaded)
+            self._meter = self._meter or self.measure_from(sent)
+            self._meter.begin(sent.merge(self._rest), uploaded)
         if self._on and self._weights:
             self._weights.begin(residuals)
 

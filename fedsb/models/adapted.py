@@ -106,19 +106,20 @@ class AdaptedModel:
         names = dict(self.layouts.up_in(round_number).shapes)
         return State({name: t for name, t in self.spec.fold(trained).items() if name in names})
 
-    def upload(self, trained: State, round_number: int, basis: State, wire_dtype: str) -> tuple[State, dict[str, float]]:
-        """Return what a client uploads of what it has trained, and what its reply says of it.
+    def upload(self, trained: State, round_number: int, wire_dtype: str) -> tuple[State, dict[str, float]]:
+        """Return what a client uploads of what it has trained, and what its reply says of it; the model holds what does not learn beside.
 
         Args:
             trained: all that learnt in the round.
             round_number: of the round.
-            basis: the factors that the client held beside.
             wire_dtype: of the upload on its way; where it is coarse, ``encoding-error`` is ``‖ΔW − ΔW as decoded‖_F``, head included.
         """
         sent = self.sent(trained, round_number)
         if wire_dtype == "float32":
             return sent, {}
-        seen, beside = self.spec.fold(trained), basis.merge(self.spec.at_rest(self._installed(*self.spec.folded)))
+        resting = [role for role in self.spec.factors if role not in self.spec.learn(round_number)]
+        beside = read(self.model, *resting).merge(self.spec.at_rest(self._installed(*self.spec.folded)))
+        seen = self.spec.fold(trained)
         decoded = seen.merge(quantise(sent, wire_dtype))
         return sent, {"encoding-error": encoding_error(seen, decoded, self.spec, self.scale, beside)}
 

@@ -135,7 +135,7 @@ def test_what_is_uploaded_is_the_weight_that_was_trained(use: Use, tiny_bert: Pa
         for i, parameter in enumerate(adapted.trainable().values()):
             parameter += torch.randn(parameter.shape, generator=torch_generator(i, "trained"))
     trained, had = adapted.trained(), weights(adapted)
-    upload, said = adapted.upload(trained, 1, view.basis, "bfloat16")
+    upload, said = adapted.upload(trained, 1, "bfloat16")
     assert {name.role for name in trained} - {name.role for name in upload} == {"t"}
     adapted.install(upload, view)
     torch.testing.assert_close(weights(adapted), had, rtol=1e-5, atol=1e-6)
