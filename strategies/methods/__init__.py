@@ -5,6 +5,7 @@ from strategies.methods.fed_sb import FedSB
 from strategies.methods.fedavg_lora import FedAvgLoRA
 from strategies.methods.fedex_lora import FedExLoRA
 from strategies.methods.fedsa_lora import FedSALoRA
+from strategies.methods.fedsvd import FedSVD
 from strategies.methods.ffa_lora import FFALoRA
 from strategies.methods.flexlora import FlexLoRA
 from strategies.methods.flora import FLoRA
@@ -17,6 +18,7 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "fedavg_lora": FedAvgLoRA,
     "fedex_lora": FedExLoRA,
     "fedsa_lora": FedSALoRA,
+    "fedsvd": FedSVD,
     "ffa_lora": FFALoRA,
     "flexlora": FlexLoRA,
     "flora": FLoRA,

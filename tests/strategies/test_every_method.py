@@ -82,7 +82,8 @@ def test_every_factor_that_learns_moves(run: Run, method: str) -> None:
     kept = [role.name for role in (*spec.roles, spec.head) if role.kept_by == "server"]
     assert {name.role for name in last} == {*kept}
     moved = {name.role for name, t in last.items() if not torch.equal(t, first[name])}
-    assert moved == {role.name for role in (*spec.roles, spec.head) if role.kept_by == "server" and role.learns != NEVER}
+    learnt = {role.name for role in (*spec.roles, spec.head) if role.kept_by == "server" and role.learns != NEVER}
+    assert moved == learnt if federation.prepared.strategy.is_the_mean() else learnt <= moved  # a rule may move what rests at clients
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -127,7 +127,7 @@ def test_a_client_holds_the_mean_of_what_was_trained(plain: Plain, model: str, m
     for exchanges, during, after in next_instructions(federation, tmp_path):
         assert len(exchanges) == 3
         assert len({e.answer.num_examples for e in exchanges}) == 3
-        update, head = mean_update(federation, exchanges, during.basis)
+        update, head = mean_update(federation, exchanges, during.basis.merge(during.state))
         wanted = plus(base, update)
         for held in after:
             assert relative(minus(held.weights, wanted), wanted) <= 1e-6
@@ -147,7 +147,7 @@ def assert_off(federation: Federation, folder: Path) -> None:
         assert all(record.exactness_gap is None for record in federation.records)
         return
     exchanges, during, after = next(next_instructions(federation, folder))
-    update, _ = mean_update(federation, exchanges, during.basis)
+    update, _ = mean_update(federation, exchanges, during.basis.merge(during.state))
     wanted = plus(pristine(federation), update)
     assert relative(minus(after[0].weights, wanted), update) > 1e-3
 
@@ -555,7 +555,7 @@ def test_the_round_goes_on_without_a_client_that_raises(options: Options, tmp_pa
     assert set(failed) == {"client-0", "client-3"}
     assert all("no space left on the device of this client" in reason for reason in failed.values())
     exchanges, during, after = next(next_instructions(federation, tmp_path))
-    update, _ = mean_update(federation, exchanges, during.basis)
+    update, _ = mean_update(federation, exchanges, during.basis.merge(during.state))
     wanted = plus(pristine(federation), update)
     assert all(relative(minus(held.weights, wanted), wanted) <= 1e-6 for held in after)
 
@@ -600,7 +600,8 @@ def test_uniform_weights_count_each_client_once(options: Options, plain: Plain, 
     federation = federate(options("tiny_bert", "fedex_lora", "federation.weighting=uniform"))
     base = pristine(federation)
     for exchanges, during, after in next_instructions(federation, tmp_path):
-        wanted = plus(base, mean_update(federation, exchanges, during.basis)[0])  # takes the weighting from the configuration
+        update, _ = mean_update(federation, exchanges, during.basis.merge(during.state))  # takes the weighting from the configuration
+        wanted = plus(base, update)
         assert all(relative(minus(held.weights, wanted), wanted) <= 1e-6 for held in after)
         base = minus(wanted, product(federation, after[0].state, after[0].basis))
     assert plain("tiny_bert", "fedex_lora").sha256 != federation.sha256
@@ -637,7 +638,7 @@ def test_a_bfloat16_wire_halves_the_bytes_and_tells_its_gap(options: Options, pl
     for number, (exchanges, during, after) in enumerate(next_instructions(coarse, tmp_path), start=1):
         weights = torch.tensor([e.answer.num_examples for e in exchanges]).double()
         states = [trained[number, e.instruction.client] for e in exchanges]
-        products = [product(coarse, state, during.basis) for state in states]
+        products = [product(coarse, state, during.basis.merge(during.state)) for state in states]
         update = {m: sum(w * p[m] for w, p in zip(weights / weights.sum(), products, strict=True)) for m in products[0]}
         head = {n: sum(w * s[n].double() for w, s in zip(weights / weights.sum(), states, strict=True)) for n in first}
         held = product(coarse, after[0].state, after[0].basis)

@@ -1,11 +1,12 @@
 """The adapter families, one file each, by name."""
 
-from fedsb.adapters.families import fedsa_lora, ffa_lora, flora, head_only, lora, lora_sb, rolora
+from fedsb.adapters.families import fedsa_lora, fedsvd, ffa_lora, flora, head_only, lora, lora_sb, rolora
 from fedsb.adapters.spec import AdapterSpec
 
 FAMILIES = (
     lora,
     lora_sb,
+    fedsvd,
     ffa_lora,
     fedsa_lora,
     flora,
