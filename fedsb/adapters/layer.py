@@ -113,7 +113,7 @@ class LowRankLayer(nn.Module):
             # They take no memory: a model that waits for its factors should not weigh as much as one that has them.
             weight.data = torch.zeros((), dtype=weight.dtype, device=weight.device).expand(whole)
             return
-        if factor.ndim != len(whole) or any(size > most for size, most in zip(factor.shape, whole, strict=True)):
+        if tuple(factor.shape) not in (self.spec.shape(role, *self.shape, rank) for rank in range(self.rank, 0, -1)):
             raise ValueError(f"{role} is {tuple(factor.shape)}, expected {whole}, or that of a smaller rank")
         weight.data = laid_out(factor.to(weight))
 

@@ -102,5 +102,6 @@ def test_frozen_factors_are_held_and_not_copied(tiny_bert: Path) -> None:
     assert all(layer.A.weight.is_contiguous() and layer.A.weight.data_ptr() % LINE == 0 for layer in adapted.layers.values())
     with pytest.raises(ValueError, match=r"A is \(2, 7\), expected"):
         next(iter(adapted.layers.values())).hold("A", torch.zeros(2, 7))
+    next(iter(adapted.layers.values())).hold("A", torch.zeros(2, basis[next(iter(basis))].shape[1]))  # of rank 2
     adapted.reset()
     assert not any(layer.A.weight.any() or layer.B.weight.any() for layer in adapted.layers.values())

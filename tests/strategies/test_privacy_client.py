@@ -35,7 +35,7 @@ def test_methods_that_sum_uploads_run(method: str, tiny_bert: Path, tmp_path: Pa
 REFUSED = {
     "fedex_lora": (
         ["method=fedex_lora"],
-        r"^privacy.unit=client is not defined for method=fedex_lora: .* more of the clients' own factors; use one that",
+        r"^privacy.unit=client is not defined for method=fedex_lora: .* makes more of the uploads than that; use one that",
     ),
     "weights": (["federation.weighting=examples"], r"weight would be protected less; use federation.weighting=uniform$"),
     "per_layer": (["privacy.clipping=per_layer"], r"^privacy.clipping=per_layer is for privacy.unit=example; use flat or adaptive"),
