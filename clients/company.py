@@ -152,7 +152,7 @@ def made_up(adapted: AdaptedModel, like: Mapping[str, Any], count: int) -> dict[
         end = settings.eos_token_id
         more = max(0, min(like["input_ids"].count(end) - tokens.count(end), count - 1))
         tokens[-1 - more : -1] = [end] * more
-    fill = {"input_ids": tokens, "attention_mask": [1] * len(tokens)}
+    fill = {"input_ids": tokens, "attention_mask": [1] * len(tokens), "learnt": [1] * len(tokens)}
     return {key: type(like[key])(0) if key == "target" else list(fill.get(key, [0] * len(tokens))) for key in like}
 
 

@@ -20,8 +20,8 @@ with uncollected():
     from flwr.app import ArrayRecord, Context, MetricRecord
     from flwr.serverapp import Grid, ServerApp
 
+    from fedsb.app.anchoring import anchored
     from fedsb.app.assembly import (
-        anchored,
         every_core,
         peopled,
         progress_of,

@@ -9,7 +9,8 @@ from socket import gethostname
 
 from flwr.app import ConfigRecord, Context, Message
 
-from fedsb.app.assembly import anchored, peopled
+from fedsb.app.anchoring import anchored
+from fedsb.app.assembly import peopled
 from fedsb.config.compose import load, split_overrides
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError

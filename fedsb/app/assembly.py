@@ -25,14 +25,19 @@ from fedsb.data import (
     Corpus,
     Examples,
     PrivateRows,
+    answered,
+    answered_corpus,
     hold_out,
     load_corpus,
     load_site,
     load_test,
     natural_order,
     partition,
+    shortened,
     thin,
     tokenise,
+    tokenise_marked,
+    way_of,
 )
 from fedsb.data.skew import Skew, skew_of
 from fedsb.models.adapted import AdaptedModel
@@ -83,10 +88,21 @@ def every_core() -> Iterator[None]:
 def corpus_of(config: Config) -> Corpus:
     """Load the data as a simulation does, all of it; or the server's test file where it holds no training data."""
     column = config.federation.partition.column if config.federation.partition.kind == "natural" else None
-    key = (config.data, config.seed, column)
-    if config.data.path is None and config.data.test_path is not None and config.data.kind != "bbc_news":
-        return _once("corpus", key, lambda: load_test(config.data))
-    return _once("corpus", key, lambda: load_corpus(config.data, config.seed, column))
+    served = config.data.path is None and config.data.test_path is not None and config.data.kind != "bbc_news"
+
+    def loaded() -> Corpus:
+        corpus = load_test(config.data) if served else load_corpus(config.data, config.seed, column)
+        if way_of(config.data) is None or (config.model.kind == "config" and config.model.tokenizer is None):
+            return corpus
+        every_row = config.privacy.unit == "example"
+        return answered_corpus(corpus, tokenizer_of(config), config.data, config.train.max_length, every_row=every_row)
+
+    return _once("corpus", (config.data, config.seed, column, _cut_by(config)), loaded)
+
+
+def _cut_by(config: Config) -> object:
+    """Return what decides which rows of instruction data have something to learn."""
+    return (config.model, config.train.max_length, config.privacy.unit) if way_of(config.data) else None
 
 
 def peopled(config: Config) -> Config:
@@ -118,7 +134,7 @@ def parts_of(config: Config) -> dict[str, tuple[int, ...]]:
     corpus = corpus_of(config)
     if not len(corpus.train):
         return {}
-    key = (config.data, config.seed, config.federation.partition, client_names(config))
+    key = (config.data, config.seed, config.federation.partition, client_names(config), _cut_by(config))
     return _once("parts", key, lambda: partition(corpus.train, config.federation.partition, client_names(config), config.seed))
 
 
@@ -144,13 +160,22 @@ def client_examples(config: Config, client: str, data_path: str | None, labels: 
         rows = _private_rows(config, data_path, labels).examples
         return rows, rows.take(())
     if data_path is not None:
-        examples = _once("site", (config.data, data_path, labels), lambda: at_site(lambda: load_site(config.data, data_path, labels)))
+        examples = _once(
+            "site", (config.data, data_path, labels, _cut_by(config)), lambda: at_site(lambda: _site(config, data_path, labels))
+        )
     else:
         parts = parts_of(config)
         if client not in parts:
             raise UserError(f"no simulated client '{client}'; known: {', '.join(sorted(parts)[:8])}")
         examples = corpus_of(config).train.take(parts[client])
     return hold_out(examples, config.data.client_test_fraction, seed=config.seed, client=client)
+
+
+def _site(config: Config, data_path: str, labels: tuple[str, ...]) -> Examples:
+    examples = load_site(config.data, data_path, labels)
+    if way_of(config.data) is None:
+        return examples
+    return answered(examples, tokenizer_of(config), config.data, config.train.max_length, part="site")
 
 
 def num_examples(config: Config, client: str, data_path: str | None, labels: tuple[str, ...]) -> int:
@@ -187,7 +212,8 @@ def client_features(config: Config, client: str, data_path: str | None, labels: 
         if _is_private_site(data_path, config):
             rows = _private_rows(config, data_path, labels)
             task, most = task_of(config), config.train.max_length
-            known[client, data_path] = private_features(rows, most, lambda e: features_of(config, e), no_target=task.no_target), []
+            own = {"shorten": shortened} if way_of(config.data) else {}
+            known[client, data_path] = private_features(rows, most, lambda e: features_of(config, e), no_target=task.no_target, **own), []
         else:
             known[client, data_path] = features_of(config, train), features_of(config, held_out)
     return known[client, data_path]
@@ -195,6 +221,8 @@ def client_features(config: Config, client: str, data_path: str | None, labels: 
 
 def features_of(config: Config, examples: Examples) -> Features:
     """Tokenise examples and put their targets beside the tokens."""
+    if way_of(config.data):
+        return [dict(f) for f in tokenise_marked(examples, tokenizer_of(config), config.data, config.train.max_length)]
     ends = not task_of(config).has_head
     features = [dict(f) for f in tokenise(examples, tokenizer_of(config), config.train.max_length, ends=ends)]
     if examples.targets is None:
@@ -259,24 +287,3 @@ def progress_of(config: Config) -> Progress:
 def run_folder(config: Config, run: str, given: str | None = None) -> Path:
     """Return the folder of a run: that of a resumed one, else as the command line has set it, else ``output``, else under :func:`home`."""
     return Path(config.resume or given or config.output or home() / "runs" / run)
-
-
-def anchored(config: Config, folder: Path) -> Config:
-    """Resolve relative paths of data, model and output against ``folder``; hub ids stay as they are.
-
-    Under Flower the process that reads a configuration does not stand where its user does.
-    """
-
-    def absolute(value: str | None) -> str | None:
-        return str(folder / value) if value and (folder / value).exists() else value
-
-    data = replace(
-        config.data,
-        path=absolute(config.data.path),
-        test_path=absolute(config.data.test_path),
-        public_path=absolute(config.data.public_path),
-    )
-    model = replace(config.model, name=absolute(config.model.name) or "") if config.model.kind == "pretrained" else config.model
-    model = replace(model, tokenizer=absolute(model.tokenizer))
-    output, resume = (None if path is None else str(folder / path) for path in (config.output, config.resume))
-    return replace(config, data=data, model=model, output=output, resume=resume)

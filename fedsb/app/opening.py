@@ -8,7 +8,8 @@ from typing import Any
 from fedsb.app.assembly import corpus_of, task_of, tokenizer_of
 from fedsb.config.schema import Config
 from fedsb.core.rng import numpy_generator
-from fedsb.data import limit_of, whole_ids
+from fedsb.data import Examples, limit_of, marked, way_of, whole_ids
+from fedsb.data.framing import has_template
 from fedsb.models.pooling import pooling_remark
 from fedsb.report.classes import class_lines
 from fedsb.runtime.grid import SimulationGrid
@@ -31,7 +32,8 @@ def opening_remarks(
     """
     stacks = (stack_remark(config, grid), ranks_remark(config, grid, counts))
     runtime = (*stacks, grid.remark if isinstance(grid, SimulationGrid) else "")
-    lines = (*class_lines(labels), cut_texts(config), pooling_remark(config.model.pooling, "this run"), *runtime, *told)
+    texts = (template_remark(config), dropped_rows(config), cut_texts(config))
+    lines = (*class_lines(labels), *texts, pooling_remark(config.model.pooling, "this run"), *runtime, *told)
     yield from filter(None, lines)
 
 
@@ -40,14 +42,39 @@ def cut_texts(config: Config) -> str:
 
     Of many texts it looks at :data:`LOOKED_AT`, drawn by the seed.
     """
-    corpus, tokenizer, ends = corpus_of(config), tokenizer_of(config), not task_of(config).has_head
+    corpus, tokenizer = corpus_of(config), tokenizer_of(config)
     part, examples = ("training texts", corpus.train) if len(corpus.train) else ("test texts", corpus.test)
     if len(examples) > LOOKED_AT:
         rows = numpy_generator(config.seed, "cut texts").choice(len(examples), LOOKED_AT, replace=False)
         part, examples = f"{LOOKED_AT:,} {part} looked at", examples.take(rows.tolist())
     limit = limit_of(tokenizer, config.train.max_length)
-    share = sum(len(ids) > limit for ids in whole_ids(examples, tokenizer, ends=ends)) / max(1, len(examples))
+    share = _cut(config, examples, limit) / max(1, len(examples))
     if not share:
         return ""
     whose = "train.max_length" if limit == config.train.max_length else "the model's limit"
-    return f"{share:.{0 if share >= 0.01 else 1}%} of the {part} are longer than {whose}={limit} tokens: their ends are cut off"
+    lost = "the ends of their responses" if way_of(config.data) else "their ends"
+    return f"{share:.{0 if share >= 0.01 else 1}%} of the {part} are longer than {whose}={limit} tokens: {lost} are cut off"
+
+
+def _cut(config: Config, examples: Examples, limit: int) -> int:
+    """Return how many texts lose something that is learnt."""
+    tokenizer = tokenizer_of(config)
+    if way_of(config.data):
+        return sum(any(row.learnt[limit:]) for row in marked(examples, tokenizer, config.data))
+    return sum(len(ids) > limit for ids in whole_ids(examples, tokenizer, ends=not task_of(config).has_head))
+
+
+def dropped_rows(config: Config) -> str:
+    """Say how many rows of instruction data are left out, or take part without a loss; nothing where none is."""
+    corpus, limit = corpus_of(config), limit_of(tokenizer_of(config), config.train.max_length)
+    if not corpus.dropped:
+        return ""
+    told = ", ".join(f"{count:,} of {count + len(getattr(corpus, part)):,} {part} rows" for part, count in corpus.dropped.items())
+    return f"left out: {told}, of whose responses {limit} tokens (train.max_length, or the model's limit) leave nothing"
+
+
+def template_remark(config: Config) -> str:
+    """Say what conversations are written as where the tokenizer has no chat template."""
+    if way_of(config.data) in (None, "template") or has_template(tokenizer_of(config)):
+        return ""
+    return "the tokenizer has no chat template: conversations are written as data.template=plain does (User: …, Assistant: …)"

@@ -69,7 +69,8 @@ def check_job(overrides: Sequence[str], sweep: Path | None = None, number: int =
         UserError: a mistake in what was given.
     """
     with uncollected():
-        from fedsb.app.assembly import anchored, peopled
+        from fedsb.app.anchoring import anchored
+        from fedsb.app.assembly import peopled
         from fedsb.app.prepare import check_method
         from fedsb.config.compose import load
         from fedsb.run.resuming import resumed
@@ -127,7 +128,8 @@ def _run_of_sweep(composed: DictConfig, sweep: Path, jobs: tuple[Job, ...]) -> E
     """Run one job of a sweep, go on with it, or leave it as it is; in this process or in a launcher's."""
     from hydra.core.hydra_config import HydraConfig
 
-    from fedsb.app.assembly import anchored, peopled
+    from fedsb.app.anchoring import anchored
+    from fedsb.app.assembly import peopled
     from fedsb.config.compose import load, typed
 
     job, folder = jobs[HydraConfig.get().job.num], Path(HydraConfig.get().runtime.output_dir)
@@ -149,7 +151,8 @@ def _run_afresh(composed: DictConfig) -> int:
     """Run a job in the folder that Hydra made for it, and leave none where there was a mistake in what was given."""
     from hydra.core.hydra_config import HydraConfig
 
-    from fedsb.app.assembly import anchored, peopled
+    from fedsb.app.anchoring import anchored
+    from fedsb.app.assembly import peopled
     from fedsb.config.compose import typed
 
     folder = Path(HydraConfig.get().runtime.output_dir)

@@ -27,6 +27,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "model.pooling": ("own", "mean"),
     "data.kind": ("bbc_news", "files", "hub"),
     "data.task": ("classification", "regression", "causal_lm"),
+    "data.loss_on": ("response", "all"),
     "train.optimizer": ("adamw", "sgd"),
     "train.schedule": ("constant", "linear", "cosine"),
     "train.schedule_over": ("run", "round"),

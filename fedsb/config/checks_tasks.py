@@ -7,10 +7,31 @@ from collections.abc import Callable
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 
+WAYS = ("text", "prompt", "messages", "template")  # keys of `data`, of which one says what an example is made of
+
+
+def _examples_are_made_in_one_way(config: Config) -> None:
+    data = config.data
+    given = [key for key in WAYS if getattr(data, key) is not None]
+    if len(given) != 1:
+        what = f"{' and '.join(f'data.{key}={getattr(data, key)}' for key in given)} are given" if given else "nothing is given"
+        raise UserError(
+            f"{what}: one of data.text, data.prompt with data.response, data.messages and data.template says what an example is made of"
+        )
+    if (data.prompt is None) != (data.response is None):
+        there, missing = ("prompt", "response") if data.response is None else ("response", "prompt")
+        raise UserError(f"data.{there}={getattr(data, there)} without data.{missing}: add the column, as in data.{missing}={missing}")
+    if given != ["text"] and data.task != "causal_lm":
+        raise UserError(f"data.{given[0]}={getattr(data, given[0])} is for language models alone; add data.task=causal_lm")
+    if data.system is not None and given[0] not in ("prompt", "messages"):
+        raise UserError(
+            f"data.system goes with data.prompt or data.messages, and data.{given[0]} is given; write it there, or leave it out"
+        )
+
 
 def _language_reads_one_text(config: Config) -> None:
     task, columns = config.model.task or config.data.task, config.data.text
-    if task == "causal_lm" and not isinstance(columns, str) and len(columns) > 1:
+    if task == "causal_lm" and columns is not None and not isinstance(columns, str) and len(columns) > 1:
         raise UserError(
             f"data.text=[{', '.join(columns)}] with data.task=causal_lm: a language model reads one text an example, and nothing says how "
             "to join two; join them into one column of the table, and name that one in data.text"
@@ -26,4 +47,4 @@ def _workers_see_their_gpu(config: Config) -> None:
         raise UserError("device=cuda with runtime.gpus=0: workers that reserve no GPU see none; leave it out, or give a share as in 0.25")
 
 
-TASK_RULES: tuple[Callable[[Config], None], ...] = (_language_reads_one_text, _workers_see_their_gpu)
+TASK_RULES: tuple[Callable[[Config], None], ...] = (_examples_are_made_in_one_way, _language_reads_one_text, _workers_see_their_gpu)

@@ -35,6 +35,8 @@ from fedsb.core.folders import ROOT_CONFIG, conf_dir
 
 SAID = {"tuple_type": "it must be a list, as in [a,b]"}  # what pydantic says of Python's types, for those who write none
 
+SHORT, LENGTHS = 48, {"causal_lm": 512}  # tokens of an example, by task
+
 
 def default_output(output: str | None, resume: str | None) -> str:
     """Return the folder of a resumed run, else ``output``, else ``outputs/<date>/<time>``."""
@@ -59,7 +61,19 @@ def default_rank(ranks: Sequence[int] | None, otherwise: int) -> int:
     return max(numbers, default=otherwise)
 
 
+def default_text(*others: str | None) -> str | None:
+    """Return the column of texts where none is given: ``text``, and none where examples are given in another way."""
+    return None if any(other is not None for other in others) else "text"
+
+
+def default_length(model_task: str | None, data_task: str | None) -> int:
+    """Return how many tokens an example keeps where nothing is said: as many as suit the task."""
+    return LENGTHS.get(model_task or data_task or "", SHORT)
+
+
 OmegaConf.register_new_resolver("fedsb_rank", default_rank, replace=True)
+OmegaConf.register_new_resolver("fedsb_text", default_text, replace=True)
+OmegaConf.register_new_resolver("fedsb_length", default_length, replace=True)
 OmegaConf.register_new_resolver("fedsb_clients", default_clients, replace=True)
 
 

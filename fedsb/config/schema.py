@@ -81,7 +81,13 @@ class DataConfig:
     subset: str | None
     train_split: str
     test_split: str | None
-    text: Words
+    text: Words | None
+    prompt: str | None
+    response: str | None
+    messages: str | None
+    template: str | None
+    system: str | None
+    loss_on: str
     label: str | None
     labels: tuple[str | int, ...] | None
     test_fraction: float

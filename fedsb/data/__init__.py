@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fedsb.data.batches import Feature, limit_of, made_row, order, packed, pad, pad_id, tokenise, whole_ids
 from fedsb.data.examples import Examples, Targets, find_labels, natural_order, read_examples
+from fedsb.data.instructions import shortened, way_of
+from fedsb.data.learnt import answered, answered_corpus, marked, tokenise_marked
 from fedsb.data.partition import PARTITIONERS, partition
 from fedsb.data.private_rows import PrivateRows, count_rows, read_private_rows
 from fedsb.data.sources import SOURCES, Raw, read_path, read_raw
@@ -18,6 +20,8 @@ __all__ = [
     "PrivateRows",
     "Raw",
     "Targets",
+    "answered",
+    "answered_corpus",
     "count_rows",
     "find_labels",
     "hold_out",
@@ -26,6 +30,7 @@ __all__ = [
     "load_site",
     "load_test",
     "made_row",
+    "marked",
     "natural_order",
     "order",
     "packed",
@@ -36,7 +41,10 @@ __all__ = [
     "read_path",
     "read_private_rows",
     "read_raw",
+    "shortened",
     "thin",
     "tokenise",
+    "tokenise_marked",
+    "way_of",
     "whole_ids",
 ]

@@ -145,7 +145,7 @@ def pad(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase, length:
         int64 tensors of shape (batch, longest): the features' own keys and ``attention_mask``, 1 where there is a token.
     """
     longest = length or max(len(feature["input_ids"]) for feature in features)
-    padding = {"input_ids": pad_id(tokenizer), "token_type_ids": tokenizer.pad_token_type_id}
+    padding = {"input_ids": pad_id(tokenizer), "token_type_ids": tokenizer.pad_token_type_id, "learnt": 0}
     batch = {name: _stack([feature[name] for feature in features], longest, padding[name]) for name in features[0]}
     batch["attention_mask"] = _stack([[1] * len(feature["input_ids"]) for feature in features], longest, 0)
     return batch

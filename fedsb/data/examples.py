@@ -10,6 +10,7 @@ from typing import Any
 from fedsb.config.schema import DataConfig
 from fedsb.core.errors import UserError, nearest
 from fedsb.data.cells import check_one_kind, check_whole, shown
+from fedsb.data.instructions import May, RowError, columns_of, row_text, way_of
 from fedsb.data.tables import Rows, class_names
 
 MANY = 10  # rows, of which no two have the same label: those are numbers, or names of the rows
@@ -21,7 +22,7 @@ class Examples:
     """A list of examples, column by column; every column that is not None has one entry an example.
 
     Attributes:
-        texts: what the model reads.
+        texts: what the model reads; of instruction data a row as :mod:`fedsb.data.instructions` carries it.
         pairs: the second text of a pair of columns.
         targets: class index, real number, or None for a language model.
         owners: who an example belongs to, out of a natural column.
@@ -76,9 +77,9 @@ def read_examples(
     """
     if not len(dataset):
         raise UserError(f"{PARTS[part]} has no rows; check data.path and data.test_path")
-    first, second = text_columns(cfg)
+    first, second = text_columns(cfg) if way_of(cfg) is None else (None, None)
     return Examples(
-        texts=_texts(dataset, first, part),
+        texts=_texts(dataset, first, part) if first else _conversations(dataset, cfg, part),
         pairs=_texts(dataset, second, part) if second else None,
         targets=_TARGETS[cfg.task](dataset, cfg, labels, part),
         owners=_owners(dataset, owner_column, part) if owner_column else None,
@@ -133,7 +134,7 @@ def text_columns(cfg: DataConfig) -> tuple[str, str | None]:
     Raises:
         UserError: more than two are named.
     """
-    columns = (cfg.text,) if isinstance(cfg.text, str) else cfg.text
+    columns = (cfg.text,) if isinstance(cfg.text, str) else cfg.text or ()
     if len(columns) not in (1, 2):
         raise UserError(f"data.text=[{', '.join(columns)}] names {len(columns)} columns; give one, or a pair")
     return columns[0], columns[1] if len(columns) == 2 else None
@@ -150,15 +151,17 @@ def label_column(cfg: DataConfig) -> str:
     return cfg.label
 
 
-def _column(dataset: Rows, column: str, part: str, key: str) -> list[Any]:
+def _column(dataset: Rows, column: str, part: str, key: str, may: May = "be full") -> list[Any]:
     names = list(dataset.column_names)
+    if may == "be missing" and column not in names:
+        return [None] * len(dataset)
     if column not in names:
         raise UserError(f"{key}={column}: {PARTS[part]} has no such column{nearest(column, names)}; it has {', '.join(names)}")
     if names.count(column) > 1:
         raise UserError(f"{key}={column}: {PARTS[part]} has {names.count(column)} columns of that name; rename all but one")
     values = list(dataset[column])
     row = next((row for row, value in enumerate(values, start=1) if value is None), None)
-    if row is not None:
+    if row is not None and may == "be full":
         raise UserError(f"{key}={column}: row {row} of {PARTS[part]} is empty in that column; fill it in or remove the row")
     return values
 
@@ -172,6 +175,24 @@ def _texts(dataset: Rows, column: str, part: str) -> tuple[str, ...]:
             )
     check_whole(values, f"data.text={column}", PARTS[part])
     return tuple(values)
+
+
+def _conversations(dataset: Rows, cfg: DataConfig, part: str) -> tuple[str, ...]:
+    way = f"data.{way_of(cfg)}"
+    columns = {name: _column(dataset, name, part, _key_of(cfg, name), may) for name, may in columns_of(cfg).items()}
+    found = []
+    for row, values in enumerate(zip(*columns.values(), strict=True), start=1):
+        try:
+            found.append(row_text(cfg, dict(zip(columns, values, strict=True))))
+        except RowError as error:
+            raise UserError(f"{way}: row {row} of {PARTS[part]} holds {error.detail}; correct it or remove the row") from None
+    return tuple(found)
+
+
+def _key_of(cfg: DataConfig, column: str) -> str:
+    """Return the key that names a column of instruction data."""
+    key = next((key for key in ("prompt", "response", "messages") if getattr(cfg, key) == column), None)
+    return f"data.{key}" if key else f"data.{'template' if cfg.template is not None else 'system'} with column"
 
 
 def _owners(dataset: Rows, column: str, part: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from fedsb.config.schema import DataConfig
 from fedsb.core.errors import UserError, nearest
 from fedsb.data.cells import is_torn, kind_of
 from fedsb.data.examples import Examples, label_column, label_text, text_columns
+from fedsb.data.instructions import RowError, columns_of, row_text, way_of
 from fedsb.data.private_tables import private_table, read_private_table
 from fedsb.data.sources import read_path
 from fedsb.data.tables import Table, class_names, named_columns
@@ -69,6 +70,8 @@ def read_private_rows(cfg: DataConfig, path: str | Path, labels: Sequence[str], 
     """
     table = private_table(read_path(path, cfg, read=read_private_table), named_columns(cfg))
     _counted(table, path)
+    if way_of(cfg):
+        return _conversations(cfg, table)
     first, second = text_columns(cfg)
     label = None if cfg.task == "causal_lm" else label_column(cfg)
     _check_header(table, ("data.text", first), ("data.text", second), ("data.label", label))
@@ -80,6 +83,21 @@ def read_private_rows(cfg: DataConfig, path: str | Path, labels: Sequence[str], 
     _say(unusable, len(rows))
     filler: dict[str, Any] = dict.fromkeys(readers, "") | ({label: no_target} if label else {})
     return PrivateRows(_examples([filler if isinstance(row, str) else row for row in rows], first, second, label), unusable)
+
+
+def _conversations(cfg: DataConfig, table: Table) -> PrivateRows:
+    columns = columns_of(cfg)
+    _check_header(table, *((f"data.{way_of(cfg)} with column", name) for name, may in columns.items() if may != "be missing"))
+    rows: list[str] = []
+    unusable: dict[int, str] = {}
+    for i in range(len(table)):
+        try:
+            rows.append(row_text(cfg, {name: table[name][i] for name in columns if name in table.values}))
+        except (RowError, RecursionError) as error:
+            unusable[i] = str(error) if isinstance(error, RowError) else "lists too deep in each other"
+            rows.append("")
+    _say(unusable, len(rows))
+    return PrivateRows(Examples(tuple(rows)), unusable)
 
 
 def _examples(rows: Sequence[Mapping[str, Any]], first: str, second: str | None, label: str | None) -> Examples:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,14 @@ class Corpus:
         test: what the server evaluates on.
         public: what the server may look at for the start, if anything.
         labels: names of the classes in order of their index; empty unless the task is classification.
+        dropped: by part how many rows are left out, since what is read of them has nothing to learn.
     """
 
     train: Examples
     test: Examples
     public: Examples | None
     labels: tuple[str, ...]
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 def load_corpus(cfg: DataConfig, seed: int, owner_column: str | None = None) -> Corpus:

@@ -19,6 +19,7 @@ import pyarrow.parquet
 
 from fedsb.config.schema import DataConfig
 from fedsb.core.errors import UserError
+from fedsb.data.instructions import columns_of
 
 # The longer mark first: UTF-32's begins with UTF-16's.
 BYTE_ORDER_MARKS: Mapping[bytes, str] = {
@@ -81,9 +82,9 @@ def class_names(rows: Rows, column: str) -> tuple[str, ...] | None:
 
 def named_columns(cfg: DataConfig, owner_column: str | None = None) -> frozenset[str]:
     """Return the columns that the configuration names."""
-    texts = (cfg.text,) if isinstance(cfg.text, str) else cfg.text
+    texts = (cfg.text,) if isinstance(cfg.text, str) else cfg.text or ()
     label = cfg.label if cfg.task != "causal_lm" else None
-    return frozenset(column for column in (*texts, label, owner_column) if column)
+    return frozenset(column for column in (*texts, *columns_of(cfg), label, owner_column) if column)
 
 
 def decoded(path: Path, encoding: str | None = None) -> str:

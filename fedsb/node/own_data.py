@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from fedsb.node.refusals import key_of
 from fedsb.tasks.task import Task
 
 LOG = logging.getLogger(__name__)
+MOST_SAID = 20
 Features = list[dict[str, Any]]
 Value = TypeVar("Value")
 MOST_CHARACTERS = 100  # of a text, for each token that is read of it
@@ -50,7 +51,14 @@ def private_rows(cfg: DataConfig, data_path: str, labels: tuple[str, ...], task:
     return at_site(lambda: read_private_rows(cfg, data_path, labels, no_target=task.no_target))
 
 
-def private_features(rows: PrivateRows, max_length: int, tokenised: Callable[[Examples], Features], *, no_target: float) -> Features:
+def private_features(
+    rows: PrivateRows,
+    max_length: int,
+    tokenised: Callable[[Examples], Features],
+    *,
+    no_target: float,
+    shorten: Callable[[str, int], str] = lambda text, most: text[:most],
+) -> Features:
     """Return an example for each row; one that cannot be used, or that the tokenizer does not take, is an empty text without a loss.
 
     It has the frame of a text where there are targets: models that look for its end refuse a batch in which one has none. For a
@@ -61,15 +69,25 @@ def private_features(rows: PrivateRows, max_length: int, tokenised: Callable[[Ex
         max_length: tokens that are read of a text; a gigantic one is cut before it costs more than a long one.
         tokenised: puts tokens and targets of examples together.
         no_target: the task's target of an example without a loss.
+        shorten: cuts a text to a number of characters.
     """
     most, held = max_length * MOST_CHARACTERS, rows.examples
-    pairs = None if held.pairs is None else tuple(text[:most] for text in held.pairs)
-    held = replace(held, texts=tuple(text[:most] for text in held.texts), pairs=pairs)
+    pairs = None if held.pairs is None else tuple(shorten(text, most) for text in held.pairs)
+    held = replace(held, texts=tuple(shorten(text, most) for text in held.texts), pairs=pairs)
     features, untaken = _each(held, tokenised, no_target)
+    _say_cut(features, {*rows.unusable, *untaken})
     if held.targets is None:
         for place in {*rows.unusable, *untaken}:
             features[place] = {key: value[:1] if isinstance(value, list) else value for key, value in features[place].items()}
     return features
+
+
+def _say_cut(features: Features, known: Collection[int]) -> None:
+    """Name the rows of instruction data of which nothing is learnt, since what is read of them ends before a response begins."""
+    cut = [place for place, feature in enumerate(features) if not any(feature.get("learnt", [1])[1:]) and place not in known]
+    if cut and "learnt" in features[cut[0]]:
+        said, more = ", ".join(str(place + 1) for place in cut[:MOST_SAID]), " …" * (len(cut) > MOST_SAID)
+        LOG.warning("train.max_length leaves nothing of %d responses; these rows take part without a loss: %s%s", len(cut), said, more)
 
 
 def _each(held: Examples, tokenised: Callable[[Examples], Features], no_target: float) -> tuple[Features, list[int]]:

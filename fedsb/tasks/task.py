@@ -22,7 +22,7 @@ PIECE = 2**22  # outputs that are widened at a time
 
 
 class Task(Protocol):
-    """A task over padded batches that hold ``input_ids``, ``attention_mask`` and, where there are targets, ``targets``."""
+    """A task over padded batches: ``input_ids``, ``attention_mask``, perhaps ``targets``, and ``learnt`` where not all tokens are."""
 
     name: ClassVar[str]
     auto_class: ClassVar[Any]
@@ -176,7 +176,7 @@ class Regression(_Labelled):
 
 
 class CausalLM:
-    """Next-token prediction over the whole text: mean cross-entropy a token."""
+    """Next-token prediction, over the whole text or over the tokens that a batch says are ``learnt``: mean cross-entropy a token."""
 
     name: ClassVar[str] = "causal_lm"
     no_target: ClassVar[float] = IGNORED  # not looked at: a single token predicts nothing
@@ -235,9 +235,10 @@ class CausalLM:
 
     @staticmethod
     def _next_tokens(batch: Batch) -> Tensor:
-        """Return what follows at each place, (batch, tokens); nothing does at the last one and before padding."""
+        """Return what follows at each place, (batch, tokens); nothing does at the last one, or before padding and what is not learnt."""
         # Not the outputs are shifted, but these: without their last place outputs would be copied to be flattened.
-        return F.pad(batch["input_ids"][:, 1:].masked_fill(batch["attention_mask"][:, 1:] == 0, IGNORED), (0, 1), value=IGNORED)
+        wanted = batch.get("learnt", batch["attention_mask"])[:, 1:]
+        return F.pad(batch["input_ids"][:, 1:].masked_fill(wanted == 0, IGNORED), (0, 1), value=IGNORED)
 
 
 TASKS: dict[str, Task] = {"classification": Classification(), "regression": Regression(), "causal_lm": CausalLM()}
