@@ -174,6 +174,7 @@ def test_made_up_examples_are_of_the_tokenizers_kind(model: str, request: pytest
     tokenizer = case.adapted.tokenizer
     assert tokenizer is not None
     for count in (1, 2, 6, 48):
+        assert made_up(case.adapted, {"input_ids": [3], "learnt": [0]}, count)["learnt"] == [1] * count  # or it would have no gradient
         made = made_up(case.adapted, {"input_ids": [3], "token_type_ids": [0], "target": 2}, count)
         assert len(made["input_ids"]) == len(made["token_type_ids"]) == count
         assert (made["target"], made["token_type_ids"]) == (0, [0] * count)

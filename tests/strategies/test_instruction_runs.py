@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import join
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fedsb import client_stack
 from fedsb.app.assembly import client_features, corpus_of
 from fedsb.app.opening import cut_texts, dropped_rows, template_remark
 from fedsb.config.compose import load
+from fedsb.core.state import squared_norm, subtract
+from fedsb.run.checkpoint import load_checkpoint
+from fedsb.runtime.grids import grid_for
+from fedsb.server_app import serve
 from tests.conftest import TOPICS
 from tests.data.chats import CHATML
 from tests.strategies.federations import Federation, federate, language_model, start_of
@@ -118,3 +124,25 @@ def test_under_privacy_each_row_keeps_its_place(tiny_gpt2: Path, tmp_path: Path)
     assert sum(not any(row["learnt"]) for row in features) == 9
     assert {metrics_of(exchange.reply)["num-examples"] for exchange in found.grid.rounds()[1]} == {20}
     assert all(exchange.uploaded for exchange in found.grid.rounds()[2])
+
+
+@pytest.mark.parametrize("privacy", [(), (*EXAMPLE, "privacy.constant_time=true")], ids=["plain", "private"])
+def test_clients_side_by_side_learn_what_each_learns_alone(
+    privacy: tuple[str, ...], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    together = client_stack.answer_together
+    monkeypatch.setattr(client_stack, "answer_together", lambda m, c: sizes.append(len(m)) or together(m, c))  # type: ignore[func-returns-value]
+    train, test = write(tmp_path / "train.jsonl", 80), write(tmp_path / "test.jsonl", 12)
+    whole = small(tiny_llama, tmp_path, *PAIR, *privacy, start_of("fed_sb"), "train.max_length=24", "federation.num_rounds=1")
+    base = [word for word in whole if not word.startswith(("data.path", "data.test"))]
+    states, losses = [], []
+    for stack in (1, 4):
+        overrides = [*base, f"data.path='{train}'", f"data.test_path='{test}'", f"runtime.stack={stack}"]
+        folder = tmp_path / f"stack-{stack}"
+        config = load(overrides)
+        losses.append(serve(config, grid_for(config, {"overrides": join(overrides), "output": str(folder)}), folder)["metrics"]["loss"])
+        states.append(load_checkpoint(folder / "checkpoints").state)
+    assert sizes == [4]
+    assert (squared_norm(subtract(*states)) / squared_norm(states[0])) ** 0.5 < 1e-5
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

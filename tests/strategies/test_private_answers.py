@@ -33,8 +33,14 @@ TASKS: dict[str, tuple[str, ...]] = {
     "classification": ("data.labels=[film,sport,trade]",),
     "regression": ("data.task=regression",),
     "causal_lm": ("data.task=causal_lm", "data.label=null"),
+    "instructions": ("data.task=causal_lm", "data.prompt=text", "data.response=label"),
 }
-TARGETS: dict[str, Sequence[Any]] = {"classification": ("film", "sport", "trade"), "regression": (0.5, -100.0, 3), "causal_lm": ("",)}
+TARGETS: dict[str, Sequence[Any]] = {
+    "classification": ("film", "sport", "trade"),
+    "regression": (0.5, -100.0, 3),
+    "causal_lm": ("",),
+    "instructions": ("a film", "said", "the old team"),
+}
 ODD: dict[str, str] = {
     "another label": '{"text": "he said", "label": "hiv"}',
     "no label": '{"text": "he said", "label": null}',
@@ -111,7 +117,7 @@ def played(tiny_bert: Path, tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFa
         one = ("federation.num_clients=1", "federation.names=[a]", "federation.num_rounds=1", f"data.test_path='{data}'", "data.path=null")
         # Every example is in every batch: what a row does, it does.
         sizes = (f"train.batch_size={ROWS}", "train.local_steps=1", "init.micro_batch=3", *TASKS[task], *one)
-        whole = small(tiny_gpt2 if task == "causal_lm" else tiny_bert, folder, *EXAMPLE, *START, *sizes)
+        whole = small(tiny_gpt2 if "data.task=causal_lm" in TASKS[task] else tiny_bert, folder, *EXAMPLE, *START, *sizes)
         overrides = [word for word in whole if not word.startswith("data.path='")]
         watch = Watch(client_app)
         with pytest.MonkeyPatch.context() as patch:
