@@ -20,6 +20,8 @@ from fedsb.data.splits import Corpus
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SPARE = 8  # tokens that a tokenizer may put around a text
+
 
 @dataclass(frozen=True)
 class Marked:
@@ -81,16 +83,26 @@ def answered(examples: Examples, tokenizer: PreTrainedTokenizerBase, cfg: DataCo
     Raises:
         UserError: none is left.
     """
-    limit = limit_of(tokenizer, max_length)
-    rows = marked(examples, tokenizer, cfg)
-    kept = [i for i, row in enumerate(rows) if row.left(limit)]
-    if rows and not kept:
+    limit, write = limit_of(tokenizer, max_length), writer_of(cfg, tokenizer)
+    doubtful = [i for i, row in enumerate(examples.texts) if not _begins_early(write(row), limit)]
+    rows = marked(examples.take(doubtful), tokenizer, cfg)
+    lost = {i for i, row in zip(doubtful, rows, strict=True) if not row.left(limit)}
+    kept = [i for i in range(len(examples)) if i not in lost]
+    if lost and not kept:
         least = min((1 + row.learnt[1:].index(1) for row in rows if row.left()), default=limit) + 1
         raise UserError(
             f"train.max_length={max_length}: {limit} tokens leave nothing of any response in {PARTS[part]}, where the shortest prompt "
             f"and the first token of its response are {least}; raise it, or name a model that reads longer texts"
         )
     return examples if len(kept) == len(examples) else examples.take(kept)
+
+
+def _begins_early(text: Written, limit: int) -> bool:
+    """Tell whether a response begins so early that no token has to be counted: a token has a byte at least.
+
+    Where a tokenizer makes more of a text than that, a row may be kept of which nothing is learnt; it has no loss then.
+    """
+    return bool(text.learnt) and len(text.text[: text.learnt[0][0]].encode()) + SPARE < limit
 
 
 def answered_corpus(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cfg: DataConfig, max_length: int, *, every_row: bool) -> Corpus:
