@@ -56,6 +56,7 @@ $(VENV)/installed-dev $(VENV)/installed-demo: $(VENV)/installed-%: $(REQUIREMENT
 	@echo "installing the project and its dependencies into .venv (some minutes the first time) …"
 	@# Byte-compiling all of torch, Ray and transformers takes longer than compiling what is imported when it is.
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	$(if $(filter dev,$*),$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -r requirements-llm-bare.txt)
 	touch $@
 
 $(VENV)/bin/python:

@@ -19,7 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.name for path in ROOT.glob("requirements*.txt"))
 PACKAGES = ("fedsb", "strategies", "clients")
 # What tells a reader to install a version by hand.
-PAGES = ("README.md", "CONTRIBUTING.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))))
+TELLING = [*(ROOT / "docs").glob("*.md"), *(ROOT / "conf").rglob("*.yaml"), *(ROOT / "fedsb").rglob("*.py")]
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(str(path.relative_to(ROOT)) for path in TELLING if "pip install" in path.read_text("utf-8")),
+)
 
 
 def read(name: str) -> list[Requirement]:
@@ -88,7 +93,7 @@ def test_constraints_are_exact_and_public() -> None:
 
 def test_what_the_sources_import_is_required() -> None:
     """A package that comes by way of another one has the other's bounds, which are not those that were tested."""
-    required = {canonicalize_name(line.name) for line in read("requirements.txt")}
+    required = {canonicalize_name(line.name) for name in ("requirements.txt", "requirements-llm.txt") for line in read(name)}
     for name in sorted(required):
         # What a requirement pins exactly (pydantic's core) is as closed as itself.
         lines = [Requirement(line) for line in requires(name) or ()]
@@ -109,5 +114,6 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_versions_to_install_by_hand_are_the_tested_ones(page: str) -> None:
-    named = re.findall(r"pip install ([\w.-]+)==([\d.]+)", (ROOT / page).read_text(encoding="utf-8"))
+    lines = re.findall(r"pip install [^`'\n]*", (ROOT / page).read_text(encoding="utf-8"))
+    named = [found for line in lines for found in re.findall(r"([\w.-]+)==([\d.]+\d)", line)]
     assert [(name, version) for name, version in named if pinned()[canonicalize_name(name)] != Version(version)] == []

@@ -22,6 +22,7 @@ from fedsb.core.folders import home
 from fedsb.core.logs import speech
 from fedsb.core.rng import numpy_generator
 from fedsb.data import (
+    PATHLESS,
     Corpus,
     Examples,
     PrivateRows,
@@ -88,7 +89,7 @@ def every_core() -> Iterator[None]:
 def corpus_of(config: Config) -> Corpus:
     """Load the data as a simulation does, all of it; or the server's test file where it holds no training data."""
     column = config.federation.partition.column if config.federation.partition.kind == "natural" else None
-    served = config.data.path is None and config.data.test_path is not None and config.data.kind != "bbc_news"
+    served = config.data.path is None and config.data.test_path is not None and config.data.kind not in PATHLESS
 
     def loaded() -> Corpus:
         corpus = load_test(config.data) if served else load_corpus(config.data, config.seed, column)

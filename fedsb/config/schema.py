@@ -93,6 +93,10 @@ class DataConfig:
     test_fraction: float
     client_test_fraction: float
     max_examples: int | None
+    tasks: tuple[str, ...]
+    task_rows: int
+    task_test_rows: int
+    task_options: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, config=STRICT)

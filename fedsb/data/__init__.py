@@ -8,11 +8,12 @@ from fedsb.data.instructions import shortened, way_of
 from fedsb.data.learnt import answered, answered_corpus, marked, tokenise_marked
 from fedsb.data.partition import PARTITIONERS, partition
 from fedsb.data.private_rows import PrivateRows, count_rows, read_private_rows
-from fedsb.data.sources import SOURCES, Raw, read_path, read_raw
+from fedsb.data.sources import PATHLESS, SOURCES, Raw, read_path, read_raw
 from fedsb.data.splits import Corpus, hold_out, load_corpus, load_site, load_test, thin
 
 __all__ = [
     "PARTITIONERS",
+    "PATHLESS",
     "SOURCES",
     "Corpus",
     "Examples",

