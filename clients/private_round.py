@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,18 +105,7 @@ class PrivateRound(Round[PrivateFit]):
         Raises:
             SelfCheckFailed: the model does not depend on what is trained, or mixes examples.
         """
-        return private_lesson(
-            self.adapted,
-            trained,
-            forward,
-            self.task,
-            self.features,
-            train=self.train,
-            site=self.site,
-            mechanism=self.mechanism,
-            streams=self.streams,
-            charged=self._charged,
-        )
+        return private_lesson(self.adapted, trained, forward, self.task, self.features, **self._how())
 
     def taught(self) -> PrivateFit:
         """Teach the lesson to this client alone.
@@ -123,16 +113,16 @@ class PrivateRound(Round[PrivateFit]):
         Raises:
             SelfCheckFailed: training is not what was charged.
         """
-        return private_fit(
-            self.adapted,
-            self.task,
-            self.features,
-            train=self.train,
-            site=self.site,
-            mechanism=self.mechanism,
-            streams=self.streams,
-            charged=self._charged,
-        )
+        return private_fit(self.adapted, self.task, self.features, **self._how())
+
+    def _how(self) -> dict[str, Any]:
+        return {
+            "train": self.train,
+            "site": self.site,
+            "mechanism": self.mechanism,
+            "streams": self.streams,
+            "charged": self._charged,
+        }
 
     def metrics(self, result: PrivateFit) -> dict[str, float]:
         """Return the account, and nothing of how it went."""
