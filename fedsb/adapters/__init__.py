@@ -2,6 +2,7 @@
 
 from fedsb.adapters.families import SPECS
 from fedsb.adapters.layer import (
+    NARROW,
     LowRankLayer,
     adapters_off,
     attach,
@@ -18,6 +19,7 @@ from fedsb.adapters.targets import ALL_LINEAR, left_out, match_targets, used_by_
 
 __all__ = [
     "ALL_LINEAR",
+    "NARROW",
     "SPECS",
     "AdapterSpec",
     "Layouts",

@@ -21,6 +21,9 @@ from fedsb.adapters.spec import AdapterSpec, Shapes
 from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Name, State, laid_out
 
+# Of a base: factors stay float32, and compute in these by autocast.
+NARROW = (torch.bfloat16, torch.float16)
+
 
 def with_residual(weight: Tensor, residual: Tensor) -> Tensor:
     """Return what a layer computes with that holds a residual: their sum in the dtype of the weight, which rounds it."""
@@ -29,6 +32,8 @@ def with_residual(weight: Tensor, residual: Tensor) -> Tensor:
 
 class LowRankLayer(nn.Module):
     """``base(x) + s · B(R(A(dropout(x))))`` around a frozen linear layer, with the factors that the family has.
+
+    The factors are float32, whatever the base is; beside a base in bfloat16 or float16 their products are taken in its dtype.
 
     Attributes:
         base: the frozen ``nn.Linear`` or ``Conv1D``, or of a subclass; what it has and the layer has not is read from it.
@@ -154,6 +159,13 @@ class LowRankLayer(nn.Module):
         y: Tensor = self.base(x)
         if not self.active:
             return y
+        if y.dtype not in NARROW or torch.is_autocast_enabled(y.device.type):
+            return self._add(x, y)
+        # Here and not around the model, whose own operations keep the types that they have without adapters.
+        with torch.autocast(y.device.type, y.dtype):
+            return self._add(x, y)
+
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
         h = self.dropout(x)
         if not self.spec.is_chain:
             added: Tensor = self.product(h)
@@ -178,7 +190,7 @@ class Product(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, n) to (…, m)."""
         left, right = self.spec.split(tuple(getattr(self, role) for role in self.spec.factors))
-        return F.linear(F.linear(x, right), left)
+        return F.linear(F.linear(x, right.to(x)), left.to(x))
 
 
 def _linear(shape: tuple[int, ...], beside: Tensor) -> nn.Linear:

@@ -31,6 +31,7 @@ from fedsb.models.heads import drawn_in, remarks_on
 from fedsb.models.loading import POOLERS, load_network, load_tokenizer
 from fedsb.models.lookups import try_body
 from fedsb.models.pooling import pool_by_mean
+from fedsb.models.wide import widen
 from fedsb.tasks.task import Task
 
 _CACHE: dict[str, AdaptedModel] = {}
@@ -79,12 +80,11 @@ def build_model(
         _check_pooler_rests(network, head)
         pool_by_mean(network)
     targets = _targets(network, adapter.targets, head) if spec.factors else []
+    widen(network, head)
     scale = scale_of(adapter.alpha, adapter.rank, rslora=adapter.rslora)
     attach(network, spec, targets=targets, rank=adapter.rank, scale=scale, dropout=adapter.dropout)
     parameters = dict(network.named_parameters())
     for name in head:
-        # A copy: what is trained may not lie in memory that other processes map.
-        parameters[name].data = parameters[name].data.clone()
         parameters[name].requires_grad_(True)
     tokenizer = None if device == "meta" else load_tokenizer(model)
     if tokenizer is not None:

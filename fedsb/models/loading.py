@@ -64,9 +64,12 @@ def load_network(model: ModelConfig, task: Task, labels: Sequence[str], seed: in
         The network; its tensors may be shared (:func:`fedsb.core.networks.use_networks`) and are not to be written to.
 
     Raises:
-        UserError: no such model, no weights in its folder, or weights that are not those of its configuration.
+        UserError: no such model, no weights in its folder, weights that are not those of its configuration, or float16 where the
+            processor has no arithmetic for it.
     """
     where = device if device == "meta" else resolve_device(device)
+    if model.dtype == "float16" and where == "cpu" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        raise UserError("model.dtype=float16: this machine's processor does not multiply in it; use model.dtype=bfloat16, or a GPU")
     if device == "meta":
         return _load(model, task, labels, seed, where)
     # No word of the device: what is drawn is drawn on the CPU, the same for each, and workers move what the driver has laid out.

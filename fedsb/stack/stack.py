@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from fedsb.adapters.layer import LowRankLayer
+from fedsb.adapters.layer import NARROW, LowRankLayer
 from fedsb.core.errors import UserError
 from fedsb.core.rng import Turns, generator_states
 from fedsb.core.state import HEAD, Name, State
@@ -137,7 +137,7 @@ class Stack:
     def _low_rank(self, layer: LowRankLayer, at: Mapping[nn.Module, TrainedModule], x: Tensor) -> Tensor:
         """Compute a whole LoRA layer at once, where nobody has to see what its factors get: neither hooks nor mixed precision."""
         rows = rows_of(self._parts, len(x))
-        watched = layer.A._forward_hooks or torch.is_autocast_enabled(x.device.type)
+        watched = layer.A._forward_hooks or torch.is_autocast_enabled(x.device.type) or x.dtype in NARROW
         if watched or not layer.active or len(rows) == 1 or len(set(rows)) > 1:
             alone: Tensor = LowRankLayer.forward(layer, x)
             return alone

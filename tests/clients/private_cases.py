@@ -68,9 +68,11 @@ class Step:
     noise_multiplier: float
 
 
-def build_case(folder: Path, task: str, family: str, start: str = "later", *, dropout: bool = False) -> Case:
+def build_case(
+    folder: Path, task: str, family: str, start: str = "later", *, dropout: bool = False, overrides: tuple[str, ...] = ()
+) -> Case:
     """Build a case; ``start`` is ``later`` for a state that is nowhere zero, else one of the family's own starts."""
-    config = load(["model=pretrained", f"model.name='{folder}'", "rank=2"])
+    config = load(["model=pretrained", f"model.name='{folder}'", "rank=2", *overrides])
     adapted = build_model(config.model, config.adapter, family=family, task=TASKS[task], labels=("a", "b", "c"), seed=0)
     if not dropout:
         silence(adapted.model)

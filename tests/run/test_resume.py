@@ -115,6 +115,23 @@ def test_a_run_killed_at_any_reply_ends_like_one_that_was_not(name: str, run: Ru
     assert differ <= {"wall_s", "cpu_s"}
 
 
+@pytest.mark.parametrize("method", ["fed_sb", "fedavg_lora"])
+def test_a_language_model_in_bfloat16_is_taken_up_with_the_same_bits_and_the_bytes_of_float32(
+    method: str, run: Run, tiny_llama: Path, tmp_path: Path
+) -> None:
+    start = RUNS["fed_sb"] if method == "fed_sb" else ()
+    language = (f"method={method}", f"model.name='{tiny_llama}'", "data.task=causal_lm", "data.label=null", *start)
+    narrow = (*language, "model.dtype=bfloat16")
+    whole, wide = run(tmp_path / "whole", *narrow), run(tmp_path / "wide", *language)
+    folder = tmp_path / "killed"
+    with pytest.raises(Killed):
+        run(folder, *narrow, life=9)
+    again = run(folder, f"resume={folder}")
+    assert {key for key in whole if again[key] != whole[key]} <= {"wall_s", "cpu_s"}
+    assert whole["factors_sha256"] != wide["factors_sha256"]
+    assert all(whole[key] == wide[key] for key in ("payload_up", "payload_down", "payload_one_off"))
+
+
 def test_epsilon_is_that_of_the_ledgers_with_empty_samples_and_absent_rounds(run: Run, tmp_path: Path) -> None:
     """Killed twice, half of the clients a round, one example a sample on average: Opacus alone, from the files, says the same."""
     more = ("privacy=example", "privacy.epsilon=8", "privacy.accountant=prv", "init.kind=weight_svd")

@@ -248,3 +248,20 @@ def test_other_random_numbers_than_dropouts_are_refused(tiny_bert: Any) -> None:
 
     with pytest.raises(UserError, match=r"draws random numbers beside its dropout.*runtime\.stack=1"), stack.among([Part(0, 1, 4)]):
         Noisy()(torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("family", ["lora", "lora_sb"])
+@pytest.mark.parametrize("private", [False, True], ids=["plain", "private"])
+def test_beside_a_base_in_bfloat16_clients_end_where_they_end_alone(tiny_llama: Any, family: str, private: bool) -> None:
+    """But for its rounding, which lies otherwise in a batched product."""
+    case = make_case(tiny_llama, "causal_lm", family, overrides=("model.dtype=bfloat16",))
+    parts = shards(case, (4, 3, 3))
+    train = replace(PLAIN, prox_mu=0.0, lr=0.1, optimizer="sgd")
+    if private:
+        ended = private_together(case, parts, TRAIN, "flat")
+        alone = [private_alone(case, part, i, TRAIN, "flat") for i, part in enumerate(parts)]
+    else:
+        ended, alone = plain_together(case, parts, train), [plain_alone(case, part, i, train) for i, part in enumerate(parts)]
+    for (found, _), (wanted, _) in zip(ended, alone, strict=True):
+        moved = subtract(wanted, State({name: case.state[name] for name in wanted}))
+        assert gap(subtract(found, State({name: case.state[name] for name in wanted})), moved) < 0.05
