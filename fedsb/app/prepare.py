@@ -20,6 +20,7 @@ from fedsb.core.errors import UserError
 from fedsb.core.logs import say_early
 from fedsb.core.state import State
 from fedsb.models.adapted import AdaptedModel
+from fedsb.models.packing import check_packing
 from fedsb.privacy.models import refuse_mixing_layers
 from fedsb.privacy.plan import Plan, ServerPlan
 from fedsb.run.checkpoint import Snapshot
@@ -68,6 +69,8 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
     parts_of(config)
     tokenizer_of(config)  # before the weights, which may take long
     adapted = model_of(config, corpus.labels, device)
+    if config.train.packing:
+        check_packing(adapted, task_of(config))
     server_plan = server_plan_of(config) if config.privacy.unit == "client" else None
     if config.privacy.unit == "example":
         refuse_mixing_layers(adapted.model)

@@ -38,6 +38,24 @@ def _language_reads_one_text(config: Config) -> None:
         )
 
 
+def _packing_has_rows(config: Config) -> None:
+    if not config.train.packing:
+        return
+    task = config.model.task or config.data.task
+    if task != "causal_lm":
+        raise UserError(f"train.packing=true with the task '{task}': only a language model's examples share rows; leave train.packing out")
+    if config.privacy.unit == "example":
+        raise UserError(
+            "train.packing=true with privacy=example: each gradient is clipped by itself, and those of one row are not told apart; "
+            "leave train.packing out"
+        )
+    if config.runtime.stack != 1:
+        raise UserError(
+            f"train.packing=true with runtime.stack={config.runtime.stack}: a stack puts several clients into one batch, by rows of one "
+            "example each; choose one of the two"
+        )
+
+
 def _workers_see_their_gpu(config: Config) -> None:
     if config.runtime.kind != "ray" or not config.device.startswith("cuda"):
         return
@@ -47,4 +65,9 @@ def _workers_see_their_gpu(config: Config) -> None:
         raise UserError("device=cuda with runtime.gpus=0: workers that reserve no GPU see none; leave it out, or give a share as in 0.25")
 
 
-TASK_RULES: tuple[Callable[[Config], None], ...] = (_examples_are_made_in_one_way, _language_reads_one_text, _workers_see_their_gpu)
+TASK_RULES: tuple[Callable[[Config], None], ...] = (
+    _examples_are_made_in_one_way,
+    _language_reads_one_text,
+    _packing_has_rows,
+    _workers_see_their_gpu,
+)

@@ -119,6 +119,7 @@ class TrainConfig:
     clip_norm: float | None
     autocast: str | None
     bucket: int
+    packing: bool
     prox_mu: float
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from fedsb.config.schema import TrainConfig
 from fedsb.core.rng import global_generators, numpy_generator, torch_generator
 from fedsb.data import order, pad
+from fedsb.data.batches import limit_of
+from fedsb.data.packing import pack
 from fedsb.models.adapted import AdaptedModel
 from fedsb.tasks.task import Task
 
@@ -113,6 +115,13 @@ def collate(features: Features, adapted: AdaptedModel, task: Task, length: int |
     return {key: value.to(adapted.device) for key, value in batch.items()}
 
 
+def collate_packed(features: Features, adapted: AdaptedModel, max_length: int) -> dict[str, Tensor]:
+    """Pack a batch of tokenised examples into rows of ``max_length`` tokens, or the model's limit, on the model's device."""
+    assert adapted.tokenizer is not None
+    batch = pack(features, adapted.tokenizer, limit_of(adapted.tokenizer, max_length))
+    return {key: value.to(adapted.device) for key, value in batch.items()}
+
+
 def autocast(train: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
     """Return the mixed-precision context that the configuration asks for."""
     if train.autocast is None:
@@ -136,7 +145,7 @@ def fit(adapted: AdaptedModel, task: Task, features: Features, *, train: TrainCo
     lesson = fit_lesson(list(adapted.trainable().values()), features, train=train, site=site)
 
     def backward(examples: Features) -> float:
-        batch = collate(examples, adapted, task)
+        batch = collate_packed(examples, adapted, train.max_length) if train.packing else collate(examples, adapted, task)
         with autocast(train, adapted.device):
             loss = task.loss(task.forward(adapted.model, batch), batch)
         loss.backward()  # type: ignore[no-untyped-call]

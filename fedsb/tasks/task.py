@@ -22,7 +22,10 @@ PIECE = 2**22  # outputs that are widened at a time
 
 
 class Task(Protocol):
-    """A task over padded batches: ``input_ids``, ``attention_mask``, perhaps ``targets``, and ``learnt`` where not all tokens are."""
+    """A task over batches: ``input_ids``, ``attention_mask``, perhaps ``targets``, and ``learnt`` where not all tokens are.
+
+    Packed rows (:func:`fedsb.data.packing.pack`) have ``position_ids`` in place of ``attention_mask``.
+    """
 
     name: ClassVar[str]
     auto_class: ClassVar[Any]
@@ -194,7 +197,8 @@ class CausalLM:
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the logits, (batch, tokens, vocabulary)."""
-        logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        read = ("input_ids", "attention_mask", "position_ids")
+        logits: Tensor = model(**{key: batch[key] for key in read if key in batch}).logits
         return logits
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -237,7 +241,7 @@ class CausalLM:
     def _next_tokens(batch: Batch) -> Tensor:
         """Return what follows at each place, (batch, tokens); nothing does at the last one, or before padding and what is not learnt."""
         # Not the outputs are shifted, but these: without their last place outputs would be copied to be flattened.
-        wanted = batch.get("learnt", batch["attention_mask"])[:, 1:]
+        wanted = batch["learnt" if "learnt" in batch else "attention_mask"][:, 1:]
         return F.pad(batch["input_ids"][:, 1:].masked_fill(wanted == 0, IGNORED), (0, 1), value=IGNORED)
 
 

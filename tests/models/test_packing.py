@@ -1,0 +1,113 @@
+"""Packed rows compute what separate examples do, or are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsb.config.compose import load
+from fedsb.core.errors import UserError
+from fedsb.data.packing import rows
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.build import build_model
+from fedsb.models.fit import Site, collate, collate_packed, fit
+from fedsb.models.packing import check_packing
+from fedsb.tasks.task import TASKS
+from tests.architectures import DECODER, LANGUAGE_MODELS, checkpoint
+
+WORDS = TASKS["causal_lm"]
+TOKENS = 24
+NO_DROPOUT = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)  # it is drawn by place in a row
+examples = st.lists(
+    st.lists(st.tuples(st.integers(3, DECODER - 1), st.integers(0, 1)), min_size=1, max_size=TOKENS).map(
+        lambda row: {"input_ids": [token for token, _ in row], "learnt": [mark for _, mark in row]}
+    ),
+    min_size=1,
+    max_size=7,
+)
+
+
+def built(name: str, folder: Path) -> AdaptedModel:
+    """Return a model whose factors are nowhere zero."""
+    config = load(["model=pretrained", f"model.name='{checkpoint(name, folder, **NO_DROPOUT)}'", "rank=3", "data.task=causal_lm"])
+    adapted = build_model(config.model, config.adapter, family="lora", task=WORDS, labels=(), seed=0)
+    stream = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in adapted.trainable().values():
+            p.copy_(0.3 * torch.randn(p.shape, generator=stream))
+    adapted.model.eval()
+    return adapted
+
+
+@pytest.fixture(scope="module", params=[name for name in LANGUAGE_MODELS if name != "mamba"])
+def adapted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AdaptedModel:
+    return built(request.param, tmp_path_factory.mktemp("packing"))
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 40))
+def test_every_example_lies_in_one_row_that_has_room(lengths: list[int], tokens: int) -> None:
+    laid = rows(lengths, tokens)
+    assert sorted(i for row in laid for i in row) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in row) <= tokens or len(row) == 1 for row in laid)
+    # No row could be spared by moving what another holds into it: first-fit leaves at most one row half empty.
+    assert sum(2 * sum(lengths[i] for i in row) <= tokens for row in laid) <= 1
+
+
+def gradients(adapted: AdaptedModel, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Return the loss and the gradient of every trained tensor."""
+    loss = WORDS.loss(WORDS.forward(adapted.model, batch), batch)
+    found = torch.autograd.grad(loss, list(adapted.trainable().values()), allow_unused=True)
+    return [loss.detach(), *(g if g is not None else torch.zeros(()) for g in found)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(features=examples)
+def test_loss_and_gradients_are_those_of_separate_examples(adapted: AdaptedModel, features: list[dict[str, list[int]]]) -> None:
+    packed, padded = collate_packed(features, adapted, TOKENS), collate(features, adapted, WORDS)
+    assert WORDS.terms(packed) == WORDS.terms(padded) == sum(sum(f["learnt"][1:]) for f in features)
+    for ours, theirs in zip(gradients(adapted, packed), gradients(adapted, padded), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_round_ends_where_it_would_without(adapted: AdaptedModel) -> None:
+    draw = torch.Generator().manual_seed(2)
+    lengths = torch.randint(2, TOKENS, (11,), generator=draw).tolist()
+    features = [{"input_ids": torch.randint(3, DECODER, (n,), generator=draw).tolist()} for n in lengths]
+    train = load(["train.batch_size=4", "train.lr=0.1", "train.optimizer=sgd", f"train.max_length={TOKENS}"]).train
+    start, site = {name: p.detach().clone() for name, p in adapted.trainable().items()}, Site(0, "client-0", 1, 1)
+    ends = []
+    for packing in (True, False):
+        with torch.no_grad():
+            for name, p in adapted.trainable().items():
+                p.copy_(start[name])
+        loss = fit(adapted, WORDS, features, train=replace(train, packing=packing), site=site).loss
+        ends.append([torch.tensor(loss), *(p.detach().clone() for p in adapted.trainable().values())])
+    for ours, theirs in zip(*ends, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_that_keeps_examples_apart_passes(adapted: AdaptedModel) -> None:
+    check_packing(adapted, WORDS)
+
+
+def test_a_state_space_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^train.packing=true: MambaForCausalLM .*leave train.packing out"):
+        check_packing(built("mamba", tmp_path), WORDS)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ((), "only a language model's examples share rows"),
+        (("data.task=causal_lm", "privacy=example", "privacy.epsilon=3"), "with privacy=example"),
+        (("data.task=causal_lm", "runtime.stack=4"), "a stack puts several clients into one batch"),
+    ],
+)
+def test_what_packing_does_not_go_with_is_said(overrides: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load(["train.packing=true", *overrides])
