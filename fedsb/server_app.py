@@ -27,14 +27,13 @@ with uncollected():
         progress_of,
         run_folder,
         skew_in,
-        task_of,
-        test_features,
         use_threads,
     )
     from fedsb.app.opening import opening_remarks
     from fedsb.app.outcome import finish, listener_of
     from fedsb.app.prepare import Prepared, planned, prepare
     from fedsb.app.private_run import check_ledgers, opening_lines
+    from fedsb.app.scoring import measure
     from fedsb.config.compose import load, split_overrides
     from fedsb.config.schema import Config
     from fedsb.core.cohort import evaluated_rounds
@@ -42,7 +41,6 @@ with uncollected():
     from fedsb.core.logs import run_log
     from fedsb.core.state import unpack
     from fedsb.core.streams import spell_out
-    from fedsb.models.evaluate import evaluate
     from fedsb.run.checkpoint import Snapshot, load_checkpoint
     from fedsb.run.folder import RunFolder
     from fedsb.run.resuming import fingerprint, for_nodes, resumed, sealed
@@ -127,7 +125,7 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
             listener.resume(records, snapshot.memory)
         if config.resume:
             listener.say(f"resumed after round {snapshot.round}" if snapshot else "no checkpoint is there yet: the run begins anew")
-        more = (*prepared.adapted.remarks, *opening_lines(config, prepared.every_plan, prepared.adapted.shapes))
+        more = (*prepared.adapted.remarks, prepared.scores, *opening_lines(config, prepared.every_plan, prepared.adapted.shapes))
         real = prepared.strategy.connect(grid).real
         if real and config.privacy.unit != "none":
             log.leave_times_out()
@@ -174,6 +172,6 @@ def evaluator(prepared: Prepared) -> Any:
         adapted = prepared.adapted
         adapted.install(unpack(decode_arrays(arrays), adapted.layouts.down), prepared.strategy.frozen.view())
         with every_core():
-            return MetricRecord(evaluate(adapted, task_of(config), test_features(config), train=config.train))  # type: ignore[arg-type]
+            return MetricRecord(measure(config, adapted, server_round))  # type: ignore[arg-type]
 
     return evaluate_fn

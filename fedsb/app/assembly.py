@@ -243,13 +243,15 @@ def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def test_examples(config: Config) -> Examples:
+    """Return the test split, or of it what ``eval.max_examples`` leaves."""
+    return thin(corpus_of(config).test, config.eval.max_examples, numpy_generator(config.seed, "eval.max_examples"))
+
+
 def test_features(config: Config) -> Features:
-    """Return the tokenised test split, or of it what ``eval.max_examples`` leaves."""
-    most = config.eval.max_examples
-    key = (config.data, config.model, config.train.max_length, config.seed, most)
-    return _once(
-        "test", key, lambda: features_of(config, thin(corpus_of(config).test, most, numpy_generator(config.seed, "eval.max_examples")))
-    )
+    """Return the examples of :func:`test_examples`, tokenised."""
+    key = (config.data, config.model, config.train.max_length, config.seed, config.eval.max_examples)
+    return _once("test", key, lambda: features_of(config, test_examples(config)))
 
 
 def public_features(config: Config) -> Features:

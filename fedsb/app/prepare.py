@@ -13,6 +13,7 @@ from fedsb.adapters.held import HeldWeights
 from fedsb.app.assembly import corpus_of, counts_dealt, model_of, parts_of, task_of, tokenizer_of
 from fedsb.app.first_factors import first_factors
 from fedsb.app.private_run import client_plans, server_plan_of
+from fedsb.app.scoring import check_scores
 from fedsb.config.derived import client_names, family, ranks_of
 from fedsb.config.schema import Config
 from fedsb.core.cohort import evaluated_rounds
@@ -45,6 +46,7 @@ class Prepared:
     initial: State
     plans: Mapping[str, Plan] = field(default_factory=dict)
     server_plan: ServerPlan | None = None
+    scores: str = ""  # what is said of them before the first round
 
     @property
     def every_plan(self) -> list[Plan | ServerPlan]:
@@ -71,6 +73,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
     adapted = model_of(config, corpus.labels, device)
     if config.train.packing:
         check_packing(adapted, task_of(config))
+    scores = check_scores(config, adapted)
     server_plan = server_plan_of(config) if config.privacy.unit == "client" else None
     if config.privacy.unit == "example":
         refuse_mixing_layers(adapted.model)
@@ -117,7 +120,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
     if snapshot is not None:
         initial = snapshot.state
         recall(strategy, snapshot)
-    return Prepared(config, corpus.labels, adapted, strategy, initial, server_plan=server_plan)
+    return Prepared(config, corpus.labels, adapted, strategy, initial, server_plan=server_plan, scores=scores)
 
 
 def check_method(config: Config) -> None:

@@ -8,6 +8,7 @@ from functools import reduce
 from typing import Any
 
 from fedsb.adapters import SPECS
+from fedsb.config.checks_eval import EVAL_RULES
 from fedsb.config.checks_privacy import PRIVACY_RANGES, PRIVACY_RULES
 from fedsb.config.checks_tasks import TASK_RULES
 from fedsb.config.derived import family, start_kind
@@ -28,6 +29,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "data.kind": ("bbc_news", "files", "hub", "reasoning_gym"),
     "data.task": ("classification", "regression", "causal_lm"),
     "data.loss_on": ("response", "all"),
+    "eval.scorer": ("auto", "gsm8k", "last_number", "whole", "answer", "regex"),
     "train.optimizer": ("adamw", "sgd"),
     "train.schedule": ("constant", "linear", "cosine"),
     "train.schedule_over": ("run", "round"),
@@ -72,6 +74,9 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.eval_tokens": (lambda v: v >= 1, "at least 1"),
     "eval.every": (lambda v: v >= 1, "at least 1"),
     "eval.max_examples": (lambda v: v >= 1, "at least 1"),
+    "eval.max_new_tokens": (lambda v: v >= 1, "at least 1"),
+    "eval.temperature": (lambda v: v >= 0, "at least 0"),
+    "eval.top_p": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "train.local_epochs": (lambda v: v >= 1, "at least 1"),
     "train.local_steps": (lambda v: v >= 1, "at least 1"),
     "train.max_length": (lambda v: v >= 2, "at least 2"),
@@ -240,4 +245,5 @@ JOINT_RULES: tuple[Callable[[Config], None], ...] = (
     _fraction_has_a_start,
     *PRIVACY_RULES,
     *TASK_RULES,
+    *EVAL_RULES,
 )

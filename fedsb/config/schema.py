@@ -125,10 +125,17 @@ class TrainConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class EvalConfig:
-    """How often a run is measured, and on how much."""
+    """How often a run is measured, on how much and by what; see the comments in ``conf/eval/default.yaml``."""
 
     every: int
     max_examples: int | None
+    scores: tuple[str, ...]
+    scorer: str
+    pattern: str | None
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    stop: tuple[str, ...]
 
 
 @dataclass(frozen=True, config=STRICT)

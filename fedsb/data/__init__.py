@@ -8,6 +8,7 @@ from fedsb.data.instructions import shortened, way_of
 from fedsb.data.learnt import answered, answered_corpus, marked, tokenise_marked
 from fedsb.data.partition import PARTITIONERS, partition
 from fedsb.data.private_rows import PrivateRows, count_rows, read_private_rows
+from fedsb.data.prompts import Prompt, end_ids, prompts_of
 from fedsb.data.sources import PATHLESS, SOURCES, Raw, read_path, read_raw
 from fedsb.data.splits import Corpus, hold_out, load_corpus, load_site, load_test, thin
 
@@ -19,11 +20,13 @@ __all__ = [
     "Examples",
     "Feature",
     "PrivateRows",
+    "Prompt",
     "Raw",
     "Targets",
     "answered",
     "answered_corpus",
     "count_rows",
+    "end_ids",
     "find_labels",
     "hold_out",
     "limit_of",
@@ -38,6 +41,7 @@ __all__ = [
     "pad",
     "pad_id",
     "partition",
+    "prompts_of",
     "read_examples",
     "read_path",
     "read_private_rows",

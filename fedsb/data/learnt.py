@@ -40,7 +40,9 @@ class Marked:
         return sum(self.learnt[1:limit])
 
 
-class _Token(NamedTuple):
+class Token(NamedTuple):
+    """A token and the characters that it stands for."""
+
     id: int
     start: int
     end: int
@@ -62,7 +64,7 @@ def marked(examples: Examples, tokenizer: PreTrainedTokenizerBase, cfg: DataConf
         )
     write = writer_of(cfg, tokenizer)
     texts = [write(row) for row in examples.texts]
-    found = [_marked(text, tokens, tokenizer) for text, tokens in zip(texts, _tokens(texts, tokenizer), strict=True)]
+    found = [_marked(text, tokens, tokenizer) for text, tokens in zip(texts, tokens_of(texts, tokenizer), strict=True)]
     if cfg.loss_on == "response":
         return found
     return [Marked(row.ids, [int(bool(text.text))] * len(row.ids)) for row, text in zip(found, texts, strict=True)]
@@ -123,7 +125,8 @@ def answered_corpus(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cfg: Dat
     return replace(corpus, train=found["train"], test=found["test"], public=found.get("public"), dropped=dropped)
 
 
-def _tokens(texts: Sequence[Written], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[_Token]]:
+def tokens_of(texts: Sequence[Written], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[Token]]:
+    """Yield the tokens of each text, tokenised once and whole, with those that the tokenizer puts around it."""
     whole = any(text.whole for text in texts)
     # Not verbose: a text longer than the model's limit is no fault here.
     encoded = tokenizer(
@@ -136,11 +139,11 @@ def _tokens(texts: Sequence[Written], tokenizer: PreTrainedTokenizerBase) -> Ite
         verbose=False,
     )
     for ids, offsets, frame in zip(encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True):
-        yield [_Token(i, a, b, bool(f)) for i, (a, b), f in zip(ids, offsets, frame, strict=True)]
+        yield [Token(i, a, b, bool(f)) for i, (a, b), f in zip(ids, offsets, frame, strict=True)]
 
 
-def _marked(text: Written, tokens: list[_Token], tokenizer: PreTrainedTokenizerBase) -> Marked:
-    tokens = list(_unspelt(text, tokens, tokenizer))
+def _marked(text: Written, tokens: list[Token], tokenizer: PreTrainedTokenizerBase) -> Marked:
+    tokens = list(unspelt(text, tokens, tokenizer))
     ids = [token.id for token in tokens]
     learnt = [int(not token.framing and _inside(token, text.learnt)) for token in tokens]
     end = tokenizer.eos_token_id
@@ -151,11 +154,11 @@ def _marked(text: Written, tokens: list[_Token], tokenizer: PreTrainedTokenizerB
     return Marked(ids, learnt)
 
 
-def _inside(token: _Token, spans: Sequence[Span]) -> bool:
+def _inside(token: Token, spans: Sequence[Span]) -> bool:
     return any(start <= token.start and token.end <= end for start, end in spans)
 
 
-def _unspelt(text: Written, tokens: list[_Token], tokenizer: PreTrainedTokenizerBase) -> Iterator[_Token]:
+def unspelt(text: Written, tokens: list[Token], tokenizer: PreTrainedTokenizerBase) -> Iterator[Token]:
     """Yield the tokens; what spells a special one in a row's own words is text like any other."""
     special = set(special_texts(tokenizer).values()) - {tokenizer.unk_token_id}
     for token in tokens:

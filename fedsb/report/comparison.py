@@ -88,7 +88,7 @@ def _result(run: Run, label: str, metrics: Sequence[str]) -> list[object]:
     return [
         label if run.summary else f"{label} (did not finish)",
         run.records[-1].round,
-        *(or_dash(final.get(name)) for name in metrics),
+        *(or_dash(final.get(name), name) for name in metrics),
         *(human_bytes(sums[key]) for key in PAYLOADS),
         f"{summary['trained_params']:,}" if summary else "–",
         "–" if gap is None else gap_text(gap),

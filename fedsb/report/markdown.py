@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from fedsb.report.table import number
+from fedsb.report.table import metric_text
 
 
 def document(title: str, lead: str, sections: Mapping[str, str]) -> str:
@@ -32,6 +32,6 @@ def cell_text(value: object) -> str:
     return " ".join(str(value).replace("|", "\\|").split())
 
 
-def or_dash(value: float | None) -> str:
-    """Write a metric, or a dash where there is none."""
-    return "–" if value is None or math.isnan(value) else number(value)
+def or_dash(value: float | None, name: str = "") -> str:
+    """Write a metric, by its name where it has one, or a dash where there is none."""
+    return "–" if value is None or math.isnan(value) else metric_text(name, value)

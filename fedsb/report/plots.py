@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedsb.report.clients import by_clients, measured_where
 from fedsb.report.labels import run_labels
 from fedsb.report.privacy import draw_noise, has_noise_figures, mark_level
-from fedsb.report.series import LOWER_IS_BETTER, PAYLOADS, cumulative, curve, metric_names, primary_metric, totals
+from fedsb.report.series import LOWER_IS_BETTER, PAYLOADS, UNDRAWN, cumulative, curve, metric_names, primary_metric, totals
 from fedsb.report.table import human_bytes
 from fedsb.run.folder import Run, read_run
 
@@ -121,7 +121,7 @@ def _drawable(counts: Sequence[float], everything: Sequence[float]) -> list[floa
 
 def _quality(run: Run) -> Figure | None:
     names = metric_names(run.records)
-    scores = [name for name in names if name not in LOWER_IS_BETTER]
+    scores = [name for name in names if name not in LOWER_IS_BETTER | UNDRAWN]
     panels = ([scores] if scores else []) + [[name] for name in names if name in LOWER_IS_BETTER]
     if not panels:
         return None

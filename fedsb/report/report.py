@@ -14,7 +14,7 @@ from fedsb.report.markdown import document, or_dash, table, write
 from fedsb.report.plots import plot_run
 from fedsb.report.privacy import account_rows, accounts_of, claim_text
 from fedsb.report.series import final_metrics, largest_gap, mean_over_clients, metric_names, totals
-from fedsb.report.table import gap_text, gaps_text, human_bytes, human_seconds, number, plural
+from fedsb.report.table import gap_text, gaps_text, human_bytes, human_seconds, metric_text, plural
 from fedsb.run.folder import Run, read_run
 from fedsb.run.records import RoundRecord, finite
 
@@ -33,6 +33,7 @@ SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("weights", ("federation.weighting",)),
     ("local training", ("train.optimizer", "train.lr", "train.local_epochs", "train.local_steps", "train.batch_size")),
     ("evaluation", ("eval.every", "eval.max_examples")),
+    ("scores", ("eval.scores", "eval.scorer", "eval.max_new_tokens", "eval.temperature")),
     ("server optimiser", ("federation.server_optimizer.name",)),
     ("privacy", ("privacy.unit", "privacy.epsilon", "privacy.noise_multiplier", "privacy.max_epsilon")),
     ("clipping", ("privacy.clipping", "privacy.max_grad_norm")),
@@ -40,6 +41,7 @@ SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("seed", ("seed",)),
 )
 OF_ADAPTERS = ("rank", "start", "adapted layers")
+OF_SCORES = ("scores",)
 OF_PRIVACY = ("privacy", "clipping")
 CAPTIONS = {
     "quality": "Quality after each round; round 0 is before training.",
@@ -123,7 +125,7 @@ def report_text(run: Run, plots: Sequence[Path] = ()) -> str:
 
 def _lead(run: Run) -> str:
     last = run.records[-1]
-    result = ", ".join(f"{name} **{number(value)}**" for name, value in final_metrics(run.records).items()) or "no metrics"
+    result = ", ".join(f"{name} **{metric_text(name, value)}**" for name, value in final_metrics(run.records).items()) or "no metrics"
     planned = run.setting("federation.num_rounds") or last.round
     if run.summary is None:
         return f"**This run did not finish**: its folder holds {last.round} of {planned} rounds and no summary. Last: {result}."
@@ -135,6 +137,7 @@ def _what_ran(run: Run) -> str:
     summary = run.summary or {}
     # A run without adapters has no rank, whatever its configuration says.
     unused: tuple[str, ...] = OF_ADAPTERS if summary.get("rank", 0) is None else ()
+    unused += () if run.setting("eval.scores") else OF_SCORES
     unused += () if run.setting("privacy.unit") in ("example", "client") else OF_PRIVACY
     body = [(label, ", ".join(shown)) for label, keys in SETTINGS if label not in unused and (shown := _shown(run, keys))]
     if "trained_params" in summary:
@@ -167,7 +170,7 @@ def _round(record: RoundRecord, metrics: list[str], on_clients: list[str], extra
     counts = (record.payload_up, record.payload_down, record.payload_one_off, record.overhead)
     return [
         record.round,
-        *(or_dash(record.metrics.get(name)) for name in metrics),
+        *(or_dash(record.metrics.get(name), name) for name in metrics),
         *(or_dash(mean_over_clients(record).get(name)) for name in on_clients),
         or_dash(record.train_loss),
         len(record.clients),

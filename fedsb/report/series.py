@@ -8,7 +8,10 @@ from itertools import accumulate
 
 from fedsb.run.records import RoundRecord
 
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "rmse", "mae"})
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "rmse", "mae", "parse_failures"})
+# What scores are read beside: no quality of a model. The chance level has a line of its own in a plot, a count has none.
+BESIDE = frozenset({"chance", "examples"})
+UNDRAWN = frozenset({"examples"})
 PAYLOADS = ("payload_up", "payload_down", "payload_one_off")
 
 
@@ -20,7 +23,7 @@ def metric_names(records: Sequence[RoundRecord]) -> list[str]:
 def primary_metric(records: Sequence[RoundRecord]) -> str | None:
     """Return the first metric of which more is better, else the first, else None."""
     names = metric_names(records)
-    return next((name for name in names if name not in LOWER_IS_BETTER), names[0] if names else None)
+    return next((name for name in names if name not in LOWER_IS_BETTER | BESIDE), names[0] if names else None)
 
 
 def final_metrics(records: Sequence[RoundRecord]) -> dict[str, float]:

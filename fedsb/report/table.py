@@ -46,6 +46,11 @@ def number(value: float) -> str:
     return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1000 or not math.isfinite(value) else f"{value:.4g}"
 
 
+def metric_text(name: str, value: float | None) -> str:
+    """Write a metric by its name: a count is whole."""
+    return f"{value:.0f}" if name == "examples" and value is not None else number(math.nan if value is None else value)
+
+
 def bound(value: float | None) -> str:
     """Write an epsilon with two digits, rounded up: it is an upper bound. JSON holds null for an infinite one."""
     # 3.0000000000000004 is the rounding of a float and no larger claim.
@@ -79,7 +84,7 @@ def round_line(record: RoundRecord, num_rounds: int) -> str:
     """Tell a round in one line; a part that the round does not have is left out."""
     width = len(str(num_rounds))
     parts = [f"round {record.round:>{width}}/{num_rounds}"]
-    parts += [f"{name} {number(value)}" for name, value in record.metrics.items()]
+    parts += [f"{name} {metric_text(name, value)}" for name, value in record.metrics.items()]
     parts += [f"on clients: {name} {number(value)}" for name, value in list(mean_over_clients(record).items())[:1]]
     if record.train_loss is not None:
         parts.append(f"train loss {number(record.train_loss)}")
@@ -152,7 +157,7 @@ ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("model", lambda s: str(s["model"])),
     ("data", lambda s: str(s["data"])),
     ("federation", lambda s: f"{plural(s['clients'], 'client')}, {_rounds(s)}, seed {s['seed']}"),
-    ("result", lambda s: "  ".join(f"{name} {number(math.nan if v is None else v)}" for name, v in s["metrics"].items()) or "not measured"),
+    ("result", lambda s: "  ".join(f"{name} {metric_text(name, v)}" for name, v in s["metrics"].items()) or "not measured"),
     ("on clients", _on_clients),
     ("up", lambda s: human_bytes(s["payload_up"])),
     ("down", lambda s: human_bytes(s["payload_down"])),

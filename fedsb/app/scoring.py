@@ -1,0 +1,106 @@
+"""What a model is measured by on the server's test part: its loss, and the scores that ``eval.scores`` asks for beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fedsb.app.assembly import task_of, test_examples, test_features, tokenizer_of
+from fedsb.config.schema import Config
+from fedsb.core.errors import UserError
+from fedsb.core.rng import torch_stream
+from fedsb.data import Prompt, end_ids, prompts_of
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.evaluate import evaluate
+from fedsb.models.fit import autocast
+from fedsb.tasks.answers import Answer, answer_metrics, chance_of, expected_answers, judge, scorer_for
+from fedsb.tasks.generation import Decoding, generate, text_of
+
+
+def measure(config: Config, adapted: AdaptedModel, round_number: int) -> dict[str, float]:
+    """Return the task's metrics, its loss first, and the scores.
+
+    Args:
+        config: of the run.
+        adapted: with the state to be measured installed.
+        round_number: names the stream that sampled responses are drawn from.
+    """
+    found = evaluate(adapted, task_of(config), test_features(config), train=config.train)
+    for score in config.eval.scores:
+        found |= SCORES[score](config, adapted, round_number)
+    return found
+
+
+def answers(config: Config, adapted: AdaptedModel, round_number: int) -> list[Answer]:
+    """Let the model answer the prompts of the test part, and hold what it says against the references."""
+    prompts, tokenizer, network = test_prompts(config), tokenizer_of(config), adapted.model
+    adapted.model.eval()
+    with torch_stream(config.seed, "eval.generate", round_number), autocast(config.train, adapted.device):
+        rows = generate(
+            network,
+            tokenizer,
+            [prompt.ids for prompt in prompts],
+            decoding_of(config),
+            ends=end_ids(prompts, tokenizer, _own_end(network)),
+            most=config.train.eval_batch_size,
+            tokens=config.train.eval_tokens,
+        )
+    said = [text_of(tokenizer, row, config.eval.stop) for row in rows]
+    return judge(rule_of(config, prompts), config.eval.pattern, said, [prompt.reference for prompt in prompts])
+
+
+def test_prompts(config: Config) -> list[Prompt]:
+    """Return the prompts of the test part, or of what ``eval.max_examples`` leaves of it: of the rows that the loss is measured on."""
+    return prompts_of(test_examples(config), tokenizer_of(config), config.data)
+
+
+def decoding_of(config: Config) -> Decoding:
+    """Return how responses are generated."""
+    e = config.eval
+    return Decoding(e.max_new_tokens, e.temperature, e.top_p, e.stop)
+
+
+def rule_of(config: Config, prompts: list[Prompt]) -> str:
+    """Return the name of the rule by which answers are read."""
+    return scorer_for([prompt.reference for prompt in prompts]) if config.eval.scorer == "auto" else config.eval.scorer
+
+
+def check_scores(config: Config, adapted: AdaptedModel) -> str:
+    """Hold the test part against the scores that are asked for, and say what will be measured; nothing where none are.
+
+    Raises:
+        UserError: a reference has no answer, or a prompt leaves no room for a response.
+    """
+    if "exact_match" not in config.eval.scores:
+        return ""
+    prompts, most = test_prompts(config), config.eval.max_new_tokens
+    rule, limit, longest = rule_of(config, prompts), _places(adapted, config), max(len(prompt.ids) for prompt in prompts)
+    if longest + most > limit:
+        raise UserError(
+            f"eval.max_new_tokens={most}: the longest prompt of the test part has {longest} tokens, and the model reads {limit} in all; "
+            + (f"lower it to {limit - longest} or less" if limit > longest else "leave that row out")
+        )
+    chance = chance_of(expected_answers(rule, config.eval.pattern, [prompt.reference for prompt in prompts]))
+    return (
+        f"exact match on {len(prompts):,} test rows by eval.scorer={rule}, of responses of up to {most} tokens; always giving the "
+        f"commonest right answer would score {chance:.3f}"
+    )
+
+
+def _places(adapted: AdaptedModel, config: Config) -> int:
+    """Return how many tokens the model reads at most."""
+    settings: Any = adapted.model.config
+    found = getattr(settings, "max_position_embeddings", None) or getattr(settings, "n_positions", None)
+    limit = int(tokenizer_of(config).model_max_length)
+    return min(limit, int(found)) if found else limit
+
+
+def _own_end(network: Any) -> Any:
+    return getattr(network.generation_config, "eos_token_id", None)
+
+
+def _exact_match(config: Config, adapted: AdaptedModel, round_number: int) -> dict[str, float]:
+    return answer_metrics(answers(config, adapted, round_number))
+
+
+SCORES: Mapping[str, Callable[[Config, AdaptedModel, int], dict[str, float]]] = {"exact_match": _exact_match}

@@ -1,0 +1,62 @@
+"""Joint rules on scores: what they need of the data, the task and the method."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from fedsb.config.derived import family
+from fedsb.config.schema import Config
+from fedsb.core.errors import UserError, unknown
+
+SCORES = ("exact_match",)
+RESPONDING = ("prompt", "messages", "template")  # keys of `data` that tell a response from what it answers
+
+
+def _scores_are_known(config: Config) -> None:
+    for name in config.eval.scores:
+        if name not in SCORES:
+            raise unknown("score in eval.scores", name, SCORES)
+
+
+def _responses_are_there(config: Config) -> None:
+    if not config.eval.scores:
+        return
+    said, task = f"eval.scores=[{', '.join(config.eval.scores)}]", config.model.task or config.data.task
+    if task != "causal_lm":
+        raise UserError(f"{said} is for language models, and the task is {task}; leave it out, or set data.task=causal_lm")
+    if all(getattr(config.data, key) is None for key in RESPONDING):
+        raise UserError(
+            f"{said} with data.text={config.data.text}: nothing tells a response from its prompt; give data.prompt and data.response"
+        )
+    if own := family(config).own:
+        raise UserError(
+            f"{said} with method '{config.method.name}': each client keeps its own {', '.join(own)}, and the server has no whole "
+            "model to ask; leave eval.scores=[]"
+        )
+
+
+def _pattern_is_used(config: Config) -> None:
+    pattern, scorer = config.eval.pattern, config.eval.scorer
+    if (pattern is None) == (scorer == "regex"):
+        other = "add eval.pattern='answer is (.*)'" if pattern is None else "add eval.scorer=regex, or leave the pattern out"
+        raise UserError(f"eval.scorer={scorer} with eval.pattern={'null' if pattern is None else pattern}: {other}")
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise UserError(f"eval.pattern={pattern} is no regular expression ({error}); correct it") from None
+
+
+def _drawing_has_a_temperature(config: Config) -> None:
+    if config.eval.top_p < 1 and not config.eval.temperature:
+        raise UserError(
+            f"eval.top_p={config.eval.top_p:g} with eval.temperature=0, which draws nothing; add eval.temperature=1, or leave top_p out"
+        )
+
+
+EVAL_RULES: tuple[Callable[[Config], None], ...] = (
+    _scores_are_known,
+    _responses_are_there,
+    _pattern_is_used,
+    _drawing_has_a_temperature,
+)

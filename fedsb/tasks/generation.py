@@ -1,0 +1,124 @@
+"""Responses: batches of prompts, padded on the left, decoded by transformers with a key-value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, StoppingCriteriaList
+
+from fedsb.data import packed, pad_id
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How responses are generated.
+
+    Attributes:
+        max_new_tokens: tokens of a response, at most.
+        temperature: 0 for the likeliest token each time; above it tokens are drawn from torch's global generator.
+        top_p: of the likeliest tokens that together have this probability (Holtzman et al. 2020); 1 for all.
+        stop: texts that end a response, and are no part of it.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+
+
+def generate(
+    network: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    *,
+    ends: Sequence[int],
+    most: int,
+    tokens: int,
+) -> list[list[int]]:
+    """Return the tokens of a response to each prompt, without the one that ends it.
+
+    What a model's own generation_config.json says (penalties, temperature) is left out of account: scores of two models compare.
+
+    Args:
+        network: a causal language model, in evaluation mode.
+        tokenizer: of the model.
+        prompts: token ids, none of them empty.
+        decoding: how.
+        ends: ids that end a response.
+        most: prompts a batch.
+        tokens: tokens a batch, padding and responses included.
+    """
+    batches = packed([len(prompt) + decoding.max_new_tokens for prompt in prompts], most=most, tokens=tokens)
+    found: dict[int, list[int]] = {}
+    with torch.inference_mode(), _own_settings(network):
+        for batch in batches:
+            rows = _batch(network, tokenizer, [prompts[i] for i in batch], decoding, ends)
+            found |= zip(batch, (_until(row, ends) for row in rows.tolist()), strict=True)
+    return [found[i] for i in range(len(prompts))]
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+    """Return a response as a text: without special tokens, and cut where the first of the ``stop`` texts begins."""
+    text = str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return text[: min((place for each in stop if (place := text.find(each)) >= 0), default=len(text))]
+
+
+def _batch(
+    network: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], decoding: Decoding, ends: Sequence[int]
+) -> Tensor:
+    longest, fill = max(map(len, prompts)), pad_id(tokenizer)
+    device = next(network.parameters()).device
+    ids = torch.tensor([[fill] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    config = _settings(decoding, ends, fill)
+    stops = StoppingCriteriaList([_Stop(tokenizer, decoding.stop, longest)] if decoding.stop else [])
+    out: Tensor = network.generate(input_ids=ids, attention_mask=mask, generation_config=config, stopping_criteria=stops)
+    return out[:, longest:]
+
+
+class _Stop:
+    """A criterion that ends a response which holds a stop text; transformers' own looks at how tokens are spelt, and knows few of them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], begins: int) -> None:
+        self._tokenizer, self._stop, self._begins = tokenizer, stop, begins
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        texts = [text_of(self._tokenizer, row) for row in input_ids[:, self._begins :].tolist()]
+        return torch.tensor([any(each in text for each in self._stop) for text in texts], device=input_ids.device)
+
+
+def _settings(decoding: Decoding, ends: Sequence[int], fill: int) -> GenerationConfig:
+    draws = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.temperature else {}
+    return GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        do_sample=bool(decoding.temperature),
+        num_beams=1,
+        use_cache=True,
+        eos_token_id=list(ends) or None,
+        # Behind the end of a response: an end too, so that it is cut off with it.
+        pad_token_id=ends[0] if ends else fill,
+        **draws,
+    )
+
+
+@contextmanager
+def _own_settings(network: Any) -> Iterator[None]:
+    before = network.generation_config
+    network.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        network.generation_config = before
+
+
+def _until(row: list[int], ends: Sequence[int]) -> list[int]:
+    return row[: next((place for place, token in enumerate(row) if token in ends), len(row))]

@@ -1,0 +1,125 @@
+"""Scores of a run: of which responses, by which rule, when, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from shlex import join
+from typing import Any
+
+import pytest
+
+from fedsb import client_app
+from fedsb.app.assembly import features_of, model_of, task_of
+from fedsb.app.assembly import test_examples as examples_of
+from fedsb.app.scoring import answers, check_scores, measure
+from fedsb.app.scoring import test_prompts as prompts_in
+from fedsb.config.compose import load
+from fedsb.config.schema import Config
+from fedsb.core.errors import UserError
+from fedsb.models.evaluate import evaluate
+from fedsb.runtime.local import LocalGrid
+from fedsb.server_app import serve
+from tests.conftest import FILLERS
+
+# With the head: a tiny model's frozen one tells no word from another.
+QUICK = [
+    "device=cpu", "rank=4", "plots=false", "method=fedavg_lora", "train.lr=0.02", "train.local_epochs=6", "train.batch_size=4",
+    "federation.num_clients=2", "federation.num_rounds=2", "eval.scores=[exact_match]", "eval.max_new_tokens=6",
+]  # fmt: skip
+
+
+@pytest.fixture
+def asked(tmp_path: Path, tiny_llama: Path) -> list[str]:
+    """Questions to most of which the answer is goal, and a model that does not know it yet."""
+    questions = [f"{a} {b}" for a in FILLERS[:6] for b in FILLERS[:6]]
+    rows = [{"q": question, "a": "goal" if i % 4 else "bank"} for i, question in enumerate(questions)]
+    path = tmp_path / "asked.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    files = ["data=files", f"data.path='{path}'", "data.task=causal_lm", "data.prompt=q", "data.response=a"]
+    return [*QUICK, *files, "model=pretrained", f"model.name='{tiny_llama}'", "model.head=lm_head.weight"]
+
+
+def configured(asked: list[str], *more: str) -> Config:
+    return load([*asked, *more])
+
+
+def federated(folder: Path, overrides: list[str]) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    grid = LocalGrid.simulation(client_app.app, {"overrides": join(overrides)})
+    summary = serve(load(overrides), grid, folder)
+    return summary, [json.loads(line)["metrics"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_says_what_its_model_answers_before_and_after(asked: list[str], tmp_path: Path) -> None:
+    """The base first; a model that has learnt the commonest answer alone scores the chance level, and all stand beside the loss."""
+    summary, rounds = federated(tmp_path / "run", [*asked, "eval.max_examples=8"])
+    assert [list(found) for found in rounds] == [["loss", "perplexity", "exact_match", "parse_failures", "chance", "examples"]] * 3
+    assert {(found["chance"], found["examples"]) for found in rounds} == {(0.75, 8.0)}
+    assert rounds[0]["exact_match"] < 0.75 == rounds[2]["exact_match"]
+    assert summary["metrics"] == rounds[2]
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "| scores | scores ['exact_match'], scorer auto, max_new_tokens 6, temperature 0.0 |" in report
+    assert "exact_match **0.750**" in report
+    assert "examples **8**" in report
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert "exact match on 8 test rows by eval.scorer=answer, of responses of up to 6 tokens; always giving the commonest" in log
+    assert "exact_match 0.750  parse_failures 0.000  chance 0.750  examples 8  " in log
+
+
+def test_scores_are_of_the_rows_that_the_loss_is_of_and_of_none_unless_asked(asked: list[str]) -> None:
+    config = configured(asked, "eval.max_examples=5")
+    adapted = model_of(config, ())
+    assert [prompt.reference for prompt in prompts_in(config)] == [json.loads(row)["a"] for row in examples_of(config).texts]
+    loss = evaluate(adapted, task_of(config), features_of(config, examples_of(config)), train=config.train)
+    silent = configured(asked, "eval.max_examples=5", "eval.scores=[]")
+    assert measure(silent, adapted, 0) == loss
+    assert list(measure(config, adapted, 0).items())[:2] == list(loss.items())
+    assert check_scores(silent, adapted) == ""
+
+
+def test_what_is_sampled_follows_from_seed_and_round(asked: list[str]) -> None:
+    config = configured(asked, "eval.max_examples=5", "eval.temperature=3", "eval.top_p=0.9")
+    adapted = model_of(config, ())
+    said = [[answer.response for answer in answers(config, adapted, number)] for number in (1, 1, 2)]
+    assert said[0] == said[1] != said[2]
+
+
+MISTAKES = {
+    "eval.scores=[bleu]": "unknown score in eval.scores 'bleu'; choose from exact_match",
+    "eval.scorer=last": "unknown eval.scorer 'last' (did you mean 'last_number'?); choose from answer, auto, gsm8k, last_number, regex, ",
+    "eval.scorer=regex": "eval.scorer=regex with eval.pattern=null: add eval.pattern=",
+    "eval.pattern=x": "eval.scorer=auto with eval.pattern=x: add eval.scorer=regex, or leave the pattern out",
+    "eval.scorer=regex eval.pattern='(x'": "eval.pattern=(x is no regular expression (missing ), unterminated subpattern at position 0)",
+    "eval.top_p=0.5": "eval.top_p=0.5 with eval.temperature=0, which draws nothing; add eval.temperature=1, or leave top_p out",
+    "eval.max_new_tokens=0": "eval.max_new_tokens=0 is out of range; it must be at least 1",
+    "method=fedsa_lora federation.evaluate_clients=true data.client_test_fraction=0.1": "eval.scores=[exact_match] with method",
+    "data.prompt=null data.response=null": "eval.scores=[exact_match] with data.text=text: nothing tells a response from its prompt",
+    "data.task=classification data.prompt=null data.response=null": "eval.scores=[exact_match] is for language models, and the task",
+}
+
+
+@pytest.mark.parametrize("said", MISTAKES)
+def test_what_does_not_go_together_is_one_line(asked: list[str], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        configured([text for text in asked if text.split("=")[0] not in said], *said.split())
+    assert str(caught.value).startswith(MISTAKES[said])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            "eval.max_new_tokens=44",
+            r"=44: the longest prompt of the test part has \d tokens, and the model reads 48 in all;",
+        ),
+        (
+            "eval.scorer=gsm8k",
+            r"=gsm8k finds no answer in a response of the test part \('(goal|bank)'\); choose from last_number",
+        ),
+    ],
+)
+def test_what_cannot_be_scored_ends_a_run_before_anything_is_written(asked: list[str], tmp_path: Path, more: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        federated(tmp_path / "run", [*asked, more])
+    assert not (tmp_path / "run").exists()
