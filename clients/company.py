@@ -17,7 +17,7 @@ from clients.physical import Asked
 from fedsb.core.state import Name
 from fedsb.data import made_row
 from fedsb.models.adapted import AdaptedModel
-from fedsb.models.fit import collate
+from fedsb.models.collating import collate
 from fedsb.privacy.codes import SelfCheckFailed
 from fedsb.stack.dropout import undisturbed
 from fedsb.tasks.task import Batch, Task

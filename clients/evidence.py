@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from fedsb.adapters import LowRankLayer, adapters_off, layers
 from fedsb.adapters.starts import Side
 from fedsb.core.state import Name, State
+from fedsb.models.backward import first_scale
 
 Batch = TypeVar("Batch")
 LossFn = Callable[[nn.Module, Batch], Tensor]
@@ -162,14 +163,18 @@ def make_taps(model: nn.Module, probes: Mapping[str, Tensor], product: Product, 
 
 
 def _accumulate(model: nn.Module, batches: Batches[Batch], loss_fn: LossFn[Batch], *, product: Product, probes: dict[str, Tensor]) -> State:
-    taps = make_taps(model, probes, product, Tap)
     total = sum(count for _, count in batches)
     if total <= 0:
         raise ValueError("the gradient start needs at least one example")
-    with tapped(model, taps), torch.enable_grad():
-        for batch, count in batches:
-            backward(loss_fn(model, batch) * (count / total))
-    return State({Name(name, product.role): tap.result.cpu() for name, tap in taps.items()})
+    scale = first_scale(model)
+    while True:
+        taps = make_taps(model, probes, product, Tap)
+        with tapped(model, taps), torch.enable_grad():
+            for batch, count in batches:
+                backward(loss_fn(model, batch) * (scale * count / total))
+        if scale == 1.0 or all(bool(tap.result.isfinite().all()) for tap in taps.values()):
+            return State({Name(name, product.role): (tap.result / scale).cpu() for name, tap in taps.items()})
+        scale /= 2.0
 
 
 def backward(loss: Tensor) -> None:

@@ -13,8 +13,8 @@ from fedsb.config.schema import TrainConfig
 from fedsb.core.rng import numpy_generator
 from fedsb.core.state import State
 from fedsb.models.adapted import AdaptedModel
+from fedsb.models.collating import collate
 from fedsb.models.evaluate import evaluate
-from fedsb.models.fit import collate
 from fedsb.tasks.task import Batch, Task
 from fedsb.wire.frozen import FrozenView
 

@@ -18,7 +18,8 @@ from fedsb.config.schema import PrivacyConfig, TrainConfig
 from fedsb.core.errors import UserError
 from fedsb.core.state import State, squared_norm, subtract
 from fedsb.models.adapted import AdaptedModel
-from fedsb.models.fit import Features, collate
+from fedsb.models.collating import collate
+from fedsb.models.fit import Features
 from fedsb.privacy.account import Account
 from fedsb.privacy.codes import SelfCheckFailed
 from fedsb.privacy.models import hold_unmixed

@@ -14,7 +14,7 @@ from clients.physical import Asked
 from fedsb.config.schema import TrainConfig
 from fedsb.data import limit_of
 from fedsb.models.adapted import AdaptedModel
-from fedsb.models.fit import autocast, collate
+from fedsb.models.collating import autocast, collate
 from fedsb.privacy.codes import SelfCheckFailed
 from fedsb.stack.dropout import undisturbed
 from fedsb.tasks.task import Task

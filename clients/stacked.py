@@ -14,7 +14,8 @@ from clients.physical import Asked
 from clients.sampling import check_sampled, finite_sum, nothing_sampled, padded_length, sampled_gradients
 from fedsb.config.schema import TrainConfig
 from fedsb.core.errors import UserError
-from fedsb.models.fit import Features, Lesson, autocast, collate
+from fedsb.models.collating import autocast, collate
+from fedsb.models.fit import Features, Lesson
 from fedsb.stack.dropout import undisturbed
 from fedsb.stack.stack import Part, Stack
 from fedsb.tasks.task import Batch, Task

@@ -10,7 +10,7 @@ from fedsb.config.derived import start_kind
 from fedsb.config.schema import Config
 from fedsb.core.state import State
 from fedsb.models.adapted import AdaptedModel
-from fedsb.models.fit import collate
+from fedsb.models.collating import collate
 from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.sketch_layouts import sketch_of
 from strategies.base import Start

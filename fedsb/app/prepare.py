@@ -20,6 +20,7 @@ from fedsb.core.cohort import evaluated_rounds
 from fedsb.core.errors import UserError
 from fedsb.core.logs import say_early
 from fedsb.core.state import State
+from fedsb.models.abilities import check_abilities
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.packing import check_packing
 from fedsb.privacy.models import refuse_mixing_layers
@@ -74,6 +75,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
     if config.train.packing:
         check_packing(adapted, task_of(config))
     scores = check_scores(config, adapted)
+    check_abilities(config.train, adapted)
     server_plan = server_plan_of(config) if config.privacy.unit == "client" else None
     if config.privacy.unit == "example":
         refuse_mixing_layers(adapted.model)

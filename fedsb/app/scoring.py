@@ -11,8 +11,8 @@ from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_stream
 from fedsb.data import Prompt, end_ids, prompts_of
 from fedsb.models.adapted import AdaptedModel
+from fedsb.models.collating import autocast
 from fedsb.models.evaluate import evaluate
-from fedsb.models.fit import autocast
 from fedsb.tasks.answers import Answer, answer_metrics, chance_of, expected_answers, judge, scorer_for
 from fedsb.tasks.generation import Decoding, generate, text_of
 

@@ -8,6 +8,7 @@ from functools import reduce
 from typing import Any
 
 from fedsb.adapters import SPECS
+from fedsb.config.checks_compute import COMPUTE_RULES
 from fedsb.config.checks_eval import EVAL_RULES
 from fedsb.config.checks_privacy import PRIVACY_RANGES, PRIVACY_RULES
 from fedsb.config.checks_tasks import TASK_RULES
@@ -30,7 +31,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "data.task": ("classification", "regression", "causal_lm"),
     "data.loss_on": ("response", "all"),
     "eval.scorer": ("auto", "gsm8k", "last_number", "whole", "answer", "regex"),
-    "train.optimizer": ("adamw", "sgd"),
+    "train.optimizer": ("adamw", "adamw8bit", "sgd"),
     "train.schedule": ("constant", "linear", "cosine"),
     "train.schedule_over": ("run", "round"),
     "train.autocast": (None, "bfloat16"),
@@ -82,6 +83,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.max_length": (lambda v: v >= 2, "at least 2"),
     "train.warmup": (lambda v: 0 <= v <= 1, "in [0, 1]"),
     "train.clip_norm": (lambda v: v > 0, "above 0"),
+    "train.accumulation": (lambda v: v >= 1, "at least 1"),
     "train.bucket": (lambda v: v >= 1, "at least 1"),
     "train.prox_mu": (lambda v: v >= 0, "at least 0"),
     "federation.num_clients": (lambda v: v >= 0, "at least 1"),
@@ -246,4 +248,5 @@ JOINT_RULES: tuple[Callable[[Config], None], ...] = (
     *PRIVACY_RULES,
     *TASK_RULES,
     *EVAL_RULES,
+    *COMPUTE_RULES,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from fedsb.adapters import SPECS, AdapterSpec
 from fedsb.config.schema import Config
 
@@ -37,3 +39,17 @@ def client_names(config: Config) -> tuple[str, ...]:
     """Return the names of the logical clients."""
     names = config.federation.names
     return tuple(names) if names is not None else tuple(f"client-{i}" for i in range(config.federation.num_clients))
+
+
+# What clients side by side cannot have: how far one's pass is split, recomputed or scaled would have to be the others' too.
+ALONE: Mapping[str, Callable[[Config], bool]] = {
+    "train.accumulation": lambda c: c.train.accumulation > 1,
+    "train.gradient_checkpointing": lambda c: c.train.gradient_checkpointing,
+    "train.compile": lambda c: c.train.compile,
+    "model.dtype": lambda c: c.model.dtype == "float16",
+}
+
+
+def alone_by(config: Config) -> str | None:
+    """Return the key for which each client trains by itself; None where they may train side by side."""
+    return next((key for key, holds in ALONE.items() if holds(config)), None)

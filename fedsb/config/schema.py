@@ -65,6 +65,7 @@ class ModelConfig:
     pooling: str
     config: dict[str, Any]
     dtype: str
+    attn_implementation: str | None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -118,6 +119,9 @@ class TrainConfig:
     warmup: float
     clip_norm: float | None
     autocast: str | None
+    accumulation: int
+    gradient_checkpointing: bool
+    compile: bool
     bucket: int
     packing: bool
     prox_mu: float

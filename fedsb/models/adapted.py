@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,11 @@ class AdaptedModel:
     def layers(self) -> dict[str, LowRankLayer]:
         """The adapted layers by sorted name."""
         return layers(self.model)
+
+    @cached_property
+    def compiled(self) -> nn.Module:
+        """The network compiled by torch, for batches of any size: one compilation serves all rounds of a process."""
+        return cast(nn.Module, torch.compile(self.model, dynamic=True))
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:

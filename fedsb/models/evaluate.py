@@ -11,7 +11,7 @@ from torch import Tensor
 from fedsb.config.schema import TrainConfig
 from fedsb.data import packed
 from fedsb.models.adapted import AdaptedModel
-from fedsb.models.fit import autocast, collate
+from fedsb.models.collating import autocast, collate
 from fedsb.tasks.task import Task
 
 

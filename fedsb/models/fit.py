@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from fedsb.config.schema import TrainConfig
 from fedsb.core.rng import global_generators, numpy_generator, torch_generator
-from fedsb.data import order, pad
-from fedsb.data.batches import limit_of
-from fedsb.data.packing import pack
+from fedsb.data import order
 from fedsb.models.adapted import AdaptedModel
+from fedsb.models.backward import Backward, checkpointed
 from fedsb.tasks.task import Task
 
 Features = Sequence[dict[str, Any]]
@@ -68,7 +67,17 @@ def _sgd(parameters: Sequence[nn.Parameter], train: TrainConfig) -> torch.optim.
     return torch.optim.SGD(parameters, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
 
 
-OPTIMIZERS: dict[str, Callable[[Sequence[nn.Parameter], TrainConfig], torch.optim.Optimizer]] = {"adamw": _adamw, "sgd": _sgd}
+def _adamw8bit(parameters: Sequence[nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
+    kinds = import_module("bitsandbytes.optim")  # for GPUs alone, and in no extra of the project
+    made: torch.optim.Optimizer = kinds.AdamW8bit(parameters, lr=train.lr, weight_decay=train.weight_decay)
+    return made
+
+
+OPTIMIZERS: dict[str, Callable[[Sequence[nn.Parameter], TrainConfig], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adamw8bit": _adamw8bit,
+    "sgd": _sgd,
+}
 
 # Share of the peak rate after warm-up, for a progress in [0, 1].
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -106,29 +115,6 @@ def plan_batches(lengths: Sequence[int], train: TrainConfig, site: Site) -> list
     return batches[: train.local_steps]
 
 
-def collate(features: Features, adapted: AdaptedModel, task: Task, length: int | None = None) -> dict[str, Tensor]:
-    """Pad a batch of tokenised examples to its longest, or to ``length`` tokens, and put it on the model's device."""
-    assert adapted.tokenizer is not None
-    batch = pad([{k: v for k, v in f.items() if k != "target"} for f in features], adapted.tokenizer, length)
-    if "target" in features[0]:
-        batch["targets"] = task.target_tensor([f["target"] for f in features])
-    return {key: value.to(adapted.device) for key, value in batch.items()}
-
-
-def collate_packed(features: Features, adapted: AdaptedModel, max_length: int) -> dict[str, Tensor]:
-    """Pack a batch of tokenised examples into rows of ``max_length`` tokens, or the model's limit, on the model's device."""
-    assert adapted.tokenizer is not None
-    batch = pack(features, adapted.tokenizer, limit_of(adapted.tokenizer, max_length))
-    return {key: value.to(adapted.device) for key, value in batch.items()}
-
-
-def autocast(train: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the mixed-precision context that the configuration asks for."""
-    if train.autocast is None:
-        return nullcontext()
-    return torch.autocast(device.type, dtype=getattr(torch, train.autocast))
-
-
 def fit(adapted: AdaptedModel, task: Task, features: Features, *, train: TrainConfig, site: Site) -> FitResult:
     """Train the factors and the head of ``adapted`` in place on one client's examples.
 
@@ -144,16 +130,9 @@ def fit(adapted: AdaptedModel, task: Task, features: Features, *, train: TrainCo
     """
     lesson = fit_lesson(list(adapted.trainable().values()), features, train=train, site=site)
 
-    def backward(examples: Features) -> float:
-        batch = collate_packed(examples, adapted, train.max_length) if train.packing else collate(examples, adapted, task)
-        with autocast(train, adapted.device):
-            loss = task.loss(task.forward(adapted.model, batch), batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach())
-
     adapted.model.train()
-    with global_generators(dropout_of(site)):
-        result = taught(lesson, backward)
+    with global_generators(dropout_of(site)), checkpointed(adapted.model, train.gradient_checkpointing):
+        result = taught(lesson, Backward(adapted, task, train))
     adapted.model.eval()
     return result
 

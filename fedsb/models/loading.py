@@ -93,6 +93,7 @@ def _load(model: ModelConfig, task: Task, labels: Sequence[str], seed: int, wher
                 source,
                 revision=model.revision,
                 dtype=getattr(torch, model.dtype),
+                attn_implementation=model.attn_implementation,
                 ignore_mismatched_sizes=task.has_head,
                 output_loading_info=True,
                 **options,
@@ -152,7 +153,9 @@ def _from_config(model: ModelConfig, task: Task, options: dict[str, Any], device
             raise _load_error(model, source, error) from None
     try:
         with torch.device(device):
-            network: nn.Module = task.auto_class.from_config(config, dtype=getattr(torch, model.dtype))
+            network: nn.Module = task.auto_class.from_config(
+                config, dtype=getattr(torch, model.dtype), attn_implementation=model.attn_implementation
+            )
     except Exception as error:
         raise UserError(f"model.config of '{model.name}' is not usable: {' '.join(str(error).split())[:200]}") from None
     return network.eval()

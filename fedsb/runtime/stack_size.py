@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsb.config.derived import client_names, ranks_of
+from fedsb.config.derived import alone_by, client_names, ranks_of
 from fedsb.config.schema import Config
 from fedsb.core.cohort import cohort_size, dispatch_order, draw_cohort
 from fedsb.core.errors import UserError
 from fedsb.core.state import Name
 from fedsb.data import made_row
 from fedsb.models.adapted import AdaptedModel
-from fedsb.models.fit import autocast, collate
+from fedsb.models.collating import autocast, collate
 from fedsb.runtime.grid import SimulationGrid
 from fedsb.runtime.placement import Seat
 from fedsb.runtime.process_memory import available_bytes
@@ -36,6 +36,8 @@ def stack_size(config: Config) -> int:
     """
     if config.runtime.stack != AUTO:
         return int(config.runtime.stack)
+    if alone_by(config) is not None:
+        return 1
     cohort = cohort_size(config.federation.num_clients, config.federation.fraction)
     return min(cohort, size_that_pays(config.train.batch_size * config.train.max_length))
 
@@ -51,6 +53,8 @@ def stack_remark(config: Config, grid: object) -> str:
         return f"runtime.stack={config.runtime.stack}: without effect, for Flower hands out its messages one by one"
     if config.runtime.stack != AUTO or not isinstance(grid, SimulationGrid):
         return ""
+    if (key := alone_by(config)) is not None:
+        return f"runtime.stack=auto: 1, for {key} is not for clients side by side"
     tokens = config.train.batch_size * config.train.max_length
     return f"runtime.stack=auto: {stack_size(config)} side by side, at up to {tokens} tokens a client and step"
 

@@ -24,7 +24,7 @@ from fedsb.config.compose import load
 from fedsb.config.schema import PrivacyConfig
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import Layout, Name, State
-from fedsb.models.fit import collate
+from fedsb.models.collating import collate
 from fedsb.privacy.account import Account
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.adaptive import sum_multiplier

@@ -26,7 +26,8 @@ from fedsb.core.rng import torch_generator
 from fedsb.core.state import HEAD, State
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import build_model
-from fedsb.models.fit import Site, collate
+from fedsb.models.collating import collate
+from fedsb.models.fit import Site
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.randomness import Streams
 from fedsb.tasks.task import IGNORED, TASKS, Task

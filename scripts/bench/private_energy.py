@@ -30,7 +30,7 @@ from fedsb.config.compose import load
 from fedsb.config.derived import client_names
 from fedsb.config.schema import Config
 from fedsb.core.state import Name, State, WeightedSum
-from fedsb.models.fit import collate
+from fedsb.models.collating import collate
 from fedsb.runtime.local import LocalGrid
 from fedsb.wire.arrays import encode_arrays
 

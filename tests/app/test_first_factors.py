@@ -14,7 +14,7 @@ from fedsb.app.assembly import public_features, task_of, use_threads
 from fedsb.app.prepare import Prepared, prepare
 from fedsb.config.schema import Config
 from fedsb.core.state import Name, State
-from fedsb.models.fit import collate
+from fedsb.models.collating import collate
 from tests.strategies.private_runs import small
 
 PUBLIC = ("init.kind=gradient", "init.evidence=public", "data.public_fraction=0.3", "init.num_examples=1000", "init.micro_batch=5")

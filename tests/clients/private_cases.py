@@ -22,7 +22,8 @@ from fedsb.core.rng import numpy_generator, torch_generator
 from fedsb.core.state import Name, State
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import build_model
-from fedsb.models.fit import Site, collate
+from fedsb.models.collating import collate
+from fedsb.models.fit import Site
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.randomness import Streams, simulated_streams
 from fedsb.tasks.task import TASKS, Task

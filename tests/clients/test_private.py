@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from clients.private import private_fit
 from fedsb.core.rng import torch_stream
 from fedsb.core.state import HEAD, Name, sha256, subtract
-from fedsb.models.fit import collate
+from fedsb.models.collating import collate
 from fedsb.privacy.randomness import secret_streams
 from tests.clients.private_cases import (
     SITE,

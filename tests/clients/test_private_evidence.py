@@ -25,7 +25,7 @@ from fedsb.core.rng import numpy_generator, torch_generator
 from fedsb.core.state import Name, State, non_finite, squared_norm, subtract
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import build_model
-from fedsb.models.fit import collate
+from fedsb.models.collating import collate
 from fedsb.privacy.forecast import forecast_snr
 from fedsb.tasks.task import TASKS
 from tests.clients.test_evidence import ROLES, Chain, DenseWatch, adapt, chain, probes_for

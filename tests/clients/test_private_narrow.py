@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clients.private import sampled_gradients
-from fedsb.models.fit import collate
+from fedsb.models.collating import collate
 from tests.clients.private_cases import Case, fit, joint_norm, make_case, mechanism, watch
 
 CASES = [("tiny_llama", "causal_lm", "lora"), ("tiny_llama", "causal_lm", "lora_sb"), ("tiny_bert", "classification", "lora_sb")]

@@ -126,7 +126,7 @@ MISTAKES = {
     "rank=0": r"rank=0 is out of range; it must be at least 1",
     "rank=2.5": r"rank=2\.5 is not valid: input should be a valid integer",
     "federation.fraction=1.5": r"federation\.fraction=1\.5 is out of range; it must be in \(0, 1\]",
-    "train.optimizer=adam": r"unknown train\.optimizer 'adam' \(did you mean 'adamw'\?\); choose from adamw, sgd",
+    "train.optimizer=adam": r"unknown train\.optimizer 'adam' \(did you mean 'adamw'\?\); choose from adamw, adamw8bit, sgd",
     "federation.weighting=example": r"unknown federation\.weighting 'example' \(did you mean 'examples'\?\)",
     "federation.server_optimizer.name=fedadam": r"unknown federation\.server_optimizer\.name 'fedadam' \(did you mean 'adam'\?\)",
     "init.kind=gradients": r"unknown init\.kind 'gradients' \(did you mean 'gradient'\?\); choose from gradient, null, orthogonal",
@@ -163,6 +163,23 @@ JOINT = {
         "federation.fraction=0.6",
     ],
     r"data\.text=\[a, b\] with data\.task=causal_lm: .* join them into one column": ["data.text=[a,b]", "data.task=causal_lm"],
+    r"^train\.compile=true is not for clients side by side; set runtime\.stack=1": ["train.compile=true", "runtime.stack=2"],
+    r"^train\.accumulation=2 with privacy\.unit=example: a private sample is split by privacy\.max_batch": [
+        "train.accumulation=2",
+        "privacy=example",
+        "privacy.epsilon=3",
+    ],
+    r"^train\.gradient_checkpointing=true with privacy\.unit=example: what is computed twice": [
+        "train.gradient_checkpointing=true",
+        "privacy=example",
+        "privacy.epsilon=3",
+    ],
+    r"^model\.dtype=float16 with privacy\.unit=example: .* use model\.dtype=bfloat16": [
+        "model.dtype=float16",
+        "privacy=example",
+        "privacy.epsilon=3",
+    ],
+    r"^train\.autocast=bfloat16 with model\.dtype=float16: ": ["train.autocast=bfloat16", "model.dtype=float16"],
     r"data\.text=\[b, a\] with data\.task=causal_lm: ": ["data.text=[b,a]", "model.task=causal_lm"],
 }
 

@@ -38,7 +38,7 @@ from fedsb.core.errors import UserError
 from fedsb.data import load_site
 from fedsb.data.private_rows import count_rows, read_private_rows
 from fedsb.models.build import build_model
-from fedsb.models.fit import collate
+from fedsb.models.collating import collate
 from fedsb.tasks.task import IGNORED, TASKS
 from tests.architectures import BART, T5
 from tests.conftest import encoder_tokenizer, save

@@ -20,7 +20,7 @@ from fedsb.data import tokenise
 from fedsb.data.examples import Examples
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import build_model
-from fedsb.models.fit import collate
+from fedsb.models.collating import collate
 from fedsb.run.folder import RunFolder
 from fedsb.tasks.task import TASKS, Task
 from tests.architectures import DECODERS, ENCODERS, LANGUAGE_MODELS, checkpoint

@@ -20,7 +20,8 @@ from fedsb.core.rng import numpy_generator, torch_generator
 from fedsb.core.state import State, sha256
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import build_model
-from fedsb.models.fit import OPTIMIZERS, SCHEDULES, Site, autocast, collate, fit, plan_batches, rate_factor
+from fedsb.models.collating import autocast, collate
+from fedsb.models.fit import OPTIMIZERS, SCHEDULES, Site, fit, plan_batches, rate_factor
 from fedsb.tasks.task import TASKS
 from fedsb.wire.frozen import FrozenView
 

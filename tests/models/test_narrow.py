@@ -18,7 +18,9 @@ from fedsb.core.rng import numpy_generator, torch_generator
 from fedsb.core.state import State
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import build_model
-from fedsb.models.fit import OPTIMIZERS, Site, collate, fit
+from fedsb.models.collating import collate
+from fedsb.models.fit import OPTIMIZERS, Site, fit
+from fedsb.models.packing import check_packing
 from fedsb.tasks.task import TASKS
 from fedsb.wire.frozen import FrozenView
 
@@ -121,3 +123,11 @@ def test_a_head_anywhere_in_the_network_learns_in_float32(tiny_llama: Path, head
 def test_float16_on_a_processor_without_it_is_refused(tiny_llama: Path) -> None:
     with pytest.raises(UserError, match=r"model\.dtype=float16.*bfloat16"):
         built(tiny_llama, "causal_lm", dtype="float16")
+
+
+def test_packed_rows_are_taken_beside_a_narrow_base(tiny_llama: Path) -> None:
+    """Its rounding does not pass for examples that see each other."""
+    adapted = built(tiny_llama, "causal_lm")
+    check_packing(adapted, TASKS["causal_lm"])
+    train = replace(load().train, local_steps=2, batch_size=4, packing=True, accumulation=2, max_length=24)
+    assert fit(adapted, TASKS["causal_lm"], texts(), train=train, site=SITE).loss > 0

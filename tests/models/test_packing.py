@@ -15,7 +15,8 @@ from fedsb.core.errors import UserError
 from fedsb.data.packing import rows
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import build_model
-from fedsb.models.fit import Site, collate, collate_packed, fit
+from fedsb.models.collating import collate, collate_packed
+from fedsb.models.fit import Site, fit
 from fedsb.models.packing import check_packing
 from fedsb.tasks.task import TASKS
 from tests.architectures import DECODER, LANGUAGE_MODELS, checkpoint

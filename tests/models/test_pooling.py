@@ -33,7 +33,7 @@ from fedsb.core.errors import UserError
 from fedsb.cost.table import cost_of
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import build_model
-from fedsb.models.fit import collate
+from fedsb.models.collating import collate
 from fedsb.models.pooling import pool_by_mean
 from fedsb.runtime.local import LocalGrid
 from fedsb.server_app import serve

@@ -16,7 +16,7 @@ from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import build_model
-from fedsb.models.fit import collate
+from fedsb.models.collating import collate
 from fedsb.runtime import stack_size as module
 from fedsb.runtime.local import LocalGrid
 from fedsb.runtime.placement import Seat

@@ -1,0 +1,45 @@
+"""Joint rules on how passes are computed: in what precision, in how many pieces, and with whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+
+from fedsb.config.derived import ALONE, alone_by
+from fedsb.config.schema import Config
+from fedsb.core.errors import UserError
+
+# What private training cannot have, and why.
+NOT_PRIVATE = {
+    "train.accumulation": "a private sample is split by privacy.max_batch; leave it at 1",
+    "train.gradient_checkpointing": "what is computed twice would be counted twice in an example's gradient; lower privacy.max_batch",
+    "train.compile": "gradients by example are collected by hooks, which compiled code does not call; leave it out",
+    "model.dtype": "the scale that float16's gradients need follows the gradients of all examples; use model.dtype=bfloat16",
+}
+
+
+def _written(config: Config, key: str) -> str:
+    value = reduce(getattr, key.split("."), config)
+    return f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+
+
+def _is_not_for_a_stack(config: Config) -> None:
+    key = alone_by(config)
+    if key is not None and config.runtime.stack not in ("auto", 1):
+        raise UserError(f"{_written(config, key)} is not for clients side by side; set runtime.stack=1, or leave it out")
+
+
+def _is_not_for_gradients_by_example(config: Config) -> None:
+    key = next((key for key in NOT_PRIVATE if ALONE[key](config)), None)
+    if config.privacy.unit == "example" and key is not None:
+        raise UserError(f"{_written(config, key)} with privacy.unit=example: {NOT_PRIVATE[key]}")
+
+
+def _precisions_agree(config: Config) -> None:
+    if config.model.dtype == "float16" and config.train.autocast is not None:
+        raise UserError(
+            f"train.autocast={config.train.autocast} with model.dtype=float16: a pass has one of the two; leave train.autocast out"
+        )
+
+
+COMPUTE_RULES: tuple[Callable[[Config], None], ...] = (_is_not_for_a_stack, _is_not_for_gradients_by_example, _precisions_agree)

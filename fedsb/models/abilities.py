@@ -1,0 +1,58 @@
+"""Whether a machine and a model can do what a configuration asks of training, before any of it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+
+import torch
+
+from fedsb.config.schema import TrainConfig
+from fedsb.core.errors import UserError
+from fedsb.models.adapted import AdaptedModel
+
+
+def check_abilities(train: TrainConfig, adapted: AdaptedModel) -> None:
+    """Hold training against what is installed here and what the model can do.
+
+    Raises:
+        UserError: ``train.optimizer``, ``train.gradient_checkpointing`` or ``train.compile`` asks for more.
+    """
+    for check in (_can_step, _can_recompute, _can_compile):
+        for complaint in check(train, adapted):
+            raise UserError(complaint)
+
+
+def _can_step(train: TrainConfig, adapted: AdaptedModel) -> Iterator[str]:
+    if train.optimizer == "adamw8bit" and find_spec("bitsandbytes") is None:
+        yield "train.optimizer=adamw8bit needs bitsandbytes, which is not installed: pip install bitsandbytes, or use train.optimizer=adamw"
+
+
+def _can_recompute(train: TrainConfig, adapted: AdaptedModel) -> Iterator[str]:
+    if train.gradient_checkpointing and not getattr(adapted.model, "supports_gradient_checkpointing", False):
+        kind = type(adapted.model).__name__
+        yield f"train.gradient_checkpointing=true is not for {kind}, which keeps its activations; leave it out, or raise train.accumulation"
+
+
+def _can_compile(train: TrainConfig, adapted: AdaptedModel) -> Iterator[str]:
+    if train.compile and not COMPILERS[adapted.device.type]():
+        yield f"train.compile=true finds no compiler for {adapted.device.type} (C++; Triton for GPUs); install it, or leave it out"
+
+
+def _compiles_cpp() -> bool:
+    from torch._inductor.cpp_builder import get_cpp_compiler  # seconds, and for compiled training alone
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return bool(get_cpp_compiler())
+    except InvalidCxxCompiler:
+        return False
+
+
+def _compiles_triton() -> bool:
+    from torch.utils._triton import has_triton
+
+    return torch.cuda.is_available() and has_triton()
+
+
+COMPILERS: dict[str, Callable[[], bool]] = {"cpu": _compiles_cpp, "cuda": _compiles_triton}
