@@ -1,4 +1,4 @@
-"""The command line: ``fedsb run | submit | report | export | cost``."""
+"""The command line: ``fedsb run | submit | report | eval | export | cost``."""
 
 from __future__ import annotations
 
@@ -74,6 +74,14 @@ def report(arguments: list[str]) -> int:
     return 0
 
 
+def evaluate(arguments: list[str]) -> int:
+    """Measure the model of a run again, beside its untouched base."""
+    with uncollected():
+        from fedsb.commands.evaluate import evaluate as evaluate_command
+
+    return evaluate_command(arguments)
+
+
 def export(arguments: list[str]) -> int:
     """Write the merged model of a run."""
     with uncollected():
@@ -98,7 +106,14 @@ def cost(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": run, "submit": submit, "cost": cost, "report": report, "export": export}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": run,
+    "submit": submit,
+    "cost": cost,
+    "report": report,
+    "eval": evaluate,
+    "export": export,
+}
 
 if __name__ == "__main__":
     main()

@@ -285,7 +285,7 @@ def test_costs_are_printed(call: Call, quick: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["cots"], "error: unknown command 'cots' (did you mean 'cost'?); choose from cost, export, report, run"),
+        (["cots"], "error: unknown command 'cots' (did you mean 'cost'?); choose from cost, eval, export, report, run"),
         (["report"], "error: fedsb report needs the folder of a run"),
         (["export"], "error: fedsb export needs the folder of a run"),
         (["report", "nowhere"], "error: 'nowhere' holds no run"),

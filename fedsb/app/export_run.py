@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedsb.adapters import SPECS
 from fedsb.adapters.export import export_head, export_peft, merged_copy
 from fedsb.app.assembly import corpus_of, task_of
-from fedsb.config.compose import read
+from fedsb.app.finished import left_of
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 from fedsb.core.folders import check_makeable, filled_whole
@@ -16,7 +15,6 @@ from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import build_model
 from fedsb.models.loading import locate
 from fedsb.models.pooling import pooling_remark
-from fedsb.run.checkpoint import load_checkpoint
 from fedsb.run.folder import RunFolder
 
 
@@ -54,18 +52,8 @@ def export_merged(folder: Path, out: Path) -> tuple[Path, str]:
     check_makeable(out, f"'{out}'")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"'{out}' is not empty; name another folder: fedsb export {folder} OUT")
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"'{folder}' holds no run (config.yaml is missing); give the output folder of a run")
-    config = read(folder / "config.yaml")
-    if own := SPECS[config.method.adapter].own:
-        raise UserError(
-            f"'{folder}' holds no whole model: with method={config.method.name} each client keeps its own {', '.join(own)}; there is "
-            "nothing to export"
-        )
-    try:
-        snapshot = load_checkpoint(folder / "checkpoints")
-    except FileNotFoundError:
-        raise UserError(f"'{folder}' holds no checkpoint: the run did not finish its start") from None
+    left = left_of(folder, "export")
+    config, snapshot = left.config, left.snapshot
     labels = corpus_of(config).labels
     adapted = build_model(config.model, config.adapter, family=config.method.adapter, task=task_of(config), labels=labels, seed=config.seed)
     adapted.install(snapshot.state, snapshot.frozen.view())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedsb.app.assembly import task_of, test_examples, test_features, tokenizer_of
@@ -12,7 +12,8 @@ from fedsb.core.rng import torch_stream
 from fedsb.data import Prompt, end_ids, prompts_of
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.collating import autocast
-from fedsb.models.evaluate import evaluate
+from fedsb.models.evaluate import measured
+from fedsb.report.evaluation import Sample
 from fedsb.tasks.answers import Answer, answer_metrics, chance_of, expected_answers, judge, scorer_for
 from fedsb.tasks.generation import Decoding, generate, text_of
 
@@ -25,9 +26,9 @@ def measure(config: Config, adapted: AdaptedModel, round_number: int) -> dict[st
         adapted: with the state to be measured installed.
         round_number: names the stream that sampled responses are drawn from.
     """
-    found = evaluate(adapted, task_of(config), test_features(config), train=config.train)
+    found = LOSS(config, adapted, round_number).all()
     for score in config.eval.scores:
-        found |= SCORES[score](config, adapted, round_number)
+        found |= SCORES[score](config, adapted, round_number).all()
     return found
 
 
@@ -65,13 +66,18 @@ def rule_of(config: Config, prompts: list[Prompt]) -> str:
     return scorer_for([prompt.reference for prompt in prompts]) if config.eval.scorer == "auto" else config.eval.scorer
 
 
-def check_scores(config: Config, adapted: AdaptedModel) -> str:
+def check_scores(config: Config, adapted: AdaptedModel, scores: Sequence[str] | None = None) -> str:
     """Hold the test part against the scores that are asked for, and say what will be measured; nothing where none are.
+
+    Args:
+        config: of the run.
+        adapted: the model.
+        scores: None for those of ``eval.scores``.
 
     Raises:
         UserError: a reference has no answer, or a prompt leaves no room for a response.
     """
-    if "exact_match" not in config.eval.scores:
+    if "exact_match" not in (config.eval.scores if scores is None else scores):
         return ""
     prompts, most = test_prompts(config), config.eval.max_new_tokens
     rule, limit, longest = rule_of(config, prompts), _places(adapted, config), max(len(prompt.ids) for prompt in prompts)
@@ -99,8 +105,21 @@ def _own_end(network: Any) -> Any:
     return getattr(network.generation_config, "eos_token_id", None)
 
 
-def _exact_match(config: Config, adapted: AdaptedModel, round_number: int) -> dict[str, float]:
-    return answer_metrics(answers(config, adapted, round_number))
+def answered(rows: Sequence[Answer]) -> Sample:
+    """Return what the scores of answers are made of."""
+    return Sample(len(rows), lambda chosen: answer_metrics([rows[i] for i in chosen]))
 
 
-SCORES: Mapping[str, Callable[[Config, AdaptedModel, int], dict[str, float]]] = {"exact_match": _exact_match}
+def _exact_match(config: Config, adapted: AdaptedModel, round_number: int) -> Sample:
+    return answered(answers(config, adapted, round_number))
+
+
+def _loss(config: Config, adapted: AdaptedModel, _: int) -> Sample:
+    task = task_of(config)
+    records, targets = measured(adapted, task, test_features(config), train=config.train)
+    return Sample(len(records), lambda chosen: task.metrics(records[chosen], None if targets is None else targets[chosen]))
+
+
+Score = Callable[[Config, AdaptedModel, int], Sample]
+LOSS: Score = _loss
+SCORES: Mapping[str, Score] = {"exact_match": _exact_match}

@@ -13,6 +13,7 @@ USAGE = """usage: fedsb COMMAND …
   fedsb submit [FEDERATION] [key=value …]    run a real federation, through a SuperLink of Flower's configuration
   fedsb cost [key=value …]                   parameters and bytes of every method for a model, without its weights
   fedsb report FOLDER [FOLDER …]             write report.md and plots for a run, or a comparison of several
+  fedsb eval FOLDER [--max-examples N]       measure a run's model, or an exported one, beside its untouched base
   fedsb export FOLDER [OUT]                  write the merged model of a finished run
 
 fedsb COMMAND --help says more; fedsb --version says which one this is."""
@@ -71,6 +72,22 @@ Write report.md and plots into the folder of a run, finished or not; several fol
 
   fedsb report outputs/2026-11-22/10-00-00
   fedsb report multirun/2026-11-22/10-00-00/*""",
+    "eval": """usage: fedsb eval FOLDER [KEY=VALUE …] [--max-examples N] [--tasks TASK,TASK] [--answers FILE]
+       fedsb eval FOLDER --lm-eval tasks=NAME,NAME
+
+Measure the model of a run, finished or not, on the server's test part, and its untouched base beside it: each figure with its interval
+at 95%, and their difference. FOLDER may also be that of an exported model; where it does not lie in its run's folder it has to be told
+its data, and has no base beside it.
+
+  fedsb eval outputs/2026-11-22/10-00-00 --max-examples 50
+  fedsb eval outputs/2026-11-22/10-00-00 --tasks exact_match eval.scorer=last_number eval.max_new_tokens=64
+  fedsb eval my-model data=files data.path=qa.jsonl data.task=causal_lm data.prompt=question data.response=answer
+
+  KEY=VALUE         what is to be otherwise than in the run: eval.*, data.*, train.eval_*, device, model.name where the model has moved
+  --max-examples N  of the test part as many, drawn by the run's seed; short for eval.max_examples=N
+  --tasks           of loss, exact_match; by default the loss, and where the data have responses exact match
+  --answers FILE    leave each prompt with its reference and both answers there, as JSON lines
+  --lm-eval         let lm-eval score the merged model (pip install 'lm-eval[hf]'): 'tasks=arc_easy,gsm8k;limit=100;num_fewshot=5'""",
     "export": """usage: fedsb export FOLDER [OUT]
 
 Write the merged model of a run and its tokenizer, to load with transformers; into FOLDER/merged, or into OUT, which must be empty.

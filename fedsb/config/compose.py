@@ -191,19 +191,32 @@ def as_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[no-any-return]
 
 
-def read(path: Path) -> Config:
+def read(path: Path, changes: Sequence[str] = ()) -> Config:
     """Read back what :func:`as_yaml` wrote; keys that an earlier version did not have yet take their defaults.
 
+    Args:
+        path: of the file.
+        changes: what is to be otherwise, as ``eval.every=2``.
+
     Raises:
-        UserError: the file is cut off, or holds something else.
+        UserError: the file is cut off, or holds something else; or a change is none.
     """
     defaults = OmegaConf.create(OmegaConf.to_container(compose_dict([]), resolve=True))
     try:
-        return typed(OmegaConf.merge(defaults, OmegaConf.load(path)))  # type: ignore[arg-type]
+        stored = cast(DictConfig, OmegaConf.merge(defaults, OmegaConf.load(path)))
+        config = typed(stored)
     except (UserError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         # PyYAML's messages have several lines, and the path in each.
         text = " ".join(str(error).replace(f' in "{path}",', "").split())
         raise UserError(f"'{path}' can't be read as a run's configuration ({text}); restore the file") from None
+    return _changed(stored, changes) if changes else config
+
+
+def _changed(stored: DictConfig, changes: Sequence[str]) -> Config:
+    try:
+        return typed(cast(DictConfig, OmegaConf.merge(stored, OmegaConf.from_dotlist(list(changes)))))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{' '.join(changes)} can't be read ({' '.join(str(error).split())[:120]})") from None
 
 
 def as_yaml(config: Config) -> str:

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from fedsb.adapters import (
     ALL_LINEAR,
@@ -86,16 +87,36 @@ def build_model(
     parameters = dict(network.named_parameters())
     for name in head:
         parameters[name].requires_grad_(True)
-    tokenizer = None if device == "meta" else load_tokenizer(model)
-    if tokenizer is not None:
-        settings: Any = network.config
-        # Sequence models look for the last token that is not this one; without it they refuse batches.
-        settings.pad_token_id = pad_id(tokenizer)
+    tokenizer = None if device == "meta" else _tokenizer(network, model)
     drawn = tuple(name for name in drawn_in(network) if name not in head)
     adapted = AdaptedModel(network, spec, scale, head, tokenizer, drawn=drawn, remarks=tuple(_remarks(network, adapter, head, drawn)))
     if device != "meta":
         adapted.initial = adapted.copied(*spec.ever_learn)
     return adapted
+
+
+@uncollected()
+def plain_model(model: ModelConfig, *, task: Task, labels: tuple[str, ...], seed: int, device: str) -> AdaptedModel:
+    """Load a model as it is, without adapters and with nothing to train, to be evaluated.
+
+    Raises:
+        UserError: no such model, or it lacks the head that the task asks for.
+    """
+    network = load_network(model, task, labels, seed, device)
+    if task.has_head and drawn_in(network):
+        raise UserError(f"'{model.name}' holds no {', '.join(drawn_in(network))} for the task '{task.name}'; name a model that has them")
+    if model.pooling == "mean":
+        pool_by_mean(network)
+    return AdaptedModel(network, SPECS["head_only"], 1.0, (), _tokenizer(network, model))
+
+
+def _tokenizer(network: nn.Module, model: ModelConfig) -> PreTrainedTokenizerBase | None:
+    tokenizer = load_tokenizer(model)
+    if tokenizer is not None:
+        settings: Any = network.config
+        # Sequence models look for the last token that is not this one; without it they refuse batches.
+        settings.pad_token_id = pad_id(tokenizer)
+    return tokenizer
 
 
 # In training their fused kernels multiply by these weights, where they are installed; PEFT refuses an adapter on out_proj.

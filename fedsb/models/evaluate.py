@@ -16,7 +16,12 @@ from fedsb.tasks.task import Task
 
 
 def evaluate(adapted: AdaptedModel, task: Task, features: Sequence[dict[str, Any]], *, train: TrainConfig) -> dict[str, float]:
-    """Return the task's metrics, its loss first.
+    """Return the task's metrics, its loss first."""
+    return task.metrics(*measured(adapted, task, features, train=train))
+
+
+def measured(adapted: AdaptedModel, task: Task, features: Sequence[dict[str, Any]], *, train: TrainConfig) -> tuple[Tensor, Tensor | None]:
+    """Return what the task's metrics are made of, a row an example, and the targets; in an order that the features alone decide.
 
     Examples are batched in order of length, which saves padding and cannot change a result beyond rounding. Outputs do not outlive their
     batch: a language model's are the largest tensors of all.
@@ -26,7 +31,7 @@ def evaluate(adapted: AdaptedModel, task: Task, features: Sequence[dict[str, Any
     with torch.inference_mode(), autocast(train, adapted.device):
         found = [_recorded(adapted, task, [features[i] for i in batch]) for batch in batches]
     targets = [each for _, each in found if each is not None]
-    return task.metrics(torch.cat([records for records, _ in found]), torch.cat(targets) if targets else None)
+    return torch.cat([records for records, _ in found]), torch.cat(targets) if targets else None
 
 
 def _recorded(adapted: AdaptedModel, task: Task, chunk: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor | None]:

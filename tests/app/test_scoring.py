@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from shlex import join
-from typing import Any
 
 import pytest
 
-from fedsb import client_app
 from fedsb.app.assembly import features_of, model_of, task_of
 from fedsb.app.assembly import test_examples as examples_of
 from fedsb.app.scoring import answers, check_scores, measure
@@ -18,36 +15,11 @@ from fedsb.config.compose import load
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 from fedsb.models.evaluate import evaluate
-from fedsb.runtime.local import LocalGrid
-from fedsb.server_app import serve
-from tests.conftest import FILLERS
-
-# With the head: a tiny model's frozen one tells no word from another.
-QUICK = [
-    "device=cpu", "rank=4", "plots=false", "method=fedavg_lora", "train.lr=0.02", "train.local_epochs=6", "train.batch_size=4",
-    "federation.num_clients=2", "federation.num_rounds=2", "eval.scores=[exact_match]", "eval.max_new_tokens=6",
-]  # fmt: skip
-
-
-@pytest.fixture
-def asked(tmp_path: Path, tiny_llama: Path) -> list[str]:
-    """Questions to most of which the answer is goal, and a model that does not know it yet."""
-    questions = [f"{a} {b}" for a in FILLERS[:6] for b in FILLERS[:6]]
-    rows = [{"q": question, "a": "goal" if i % 4 else "bank"} for i, question in enumerate(questions)]
-    path = tmp_path / "asked.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    files = ["data=files", f"data.path='{path}'", "data.task=causal_lm", "data.prompt=q", "data.response=a"]
-    return [*QUICK, *files, "model=pretrained", f"model.name='{tiny_llama}'", "model.head=lm_head.weight"]
+from tests.app.runs import federated
 
 
 def configured(asked: list[str], *more: str) -> Config:
     return load([*asked, *more])
-
-
-def federated(folder: Path, overrides: list[str]) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    grid = LocalGrid.simulation(client_app.app, {"overrides": join(overrides)})
-    summary = serve(load(overrides), grid, folder)
-    return summary, [json.loads(line)["metrics"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_says_what_its_model_answers_before_and_after(asked: list[str], tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""A run read back from its folder: its configuration, and what its server held last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsb.adapters import SPECS
+from fedsb.config.compose import read
+from fedsb.config.schema import Config
+from fedsb.core.errors import UserError
+from fedsb.run.checkpoint import Snapshot, load_checkpoint
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What is left of a run.
+
+    Attributes:
+        config: its configuration, with what was to be otherwise.
+        snapshot: of its last whole checkpoint.
+        whole: whether it has finished.
+    """
+
+    config: Config
+    snapshot: Snapshot
+    whole: bool
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder is that of a run."""
+    return (folder / "config.yaml").is_file()
+
+
+def left_of(folder: Path, remedy: str, changes: Sequence[str] = ()) -> Finished:
+    """Read a run back.
+
+    Args:
+        folder: of the run.
+        remedy: what cannot be done where nobody holds the whole model.
+        changes: to its configuration.
+
+    Raises:
+        UserError: the folder holds no run, one whose clients keep a part of the model, or no checkpoint yet.
+    """
+    if not is_run(folder):
+        raise UserError(f"'{folder}' holds no run (config.yaml is missing); give the output folder of a run")
+    config = read(folder / "config.yaml", changes)
+    if own := SPECS[config.method.adapter].own:
+        raise UserError(
+            f"'{folder}' holds no whole model: with method={config.method.name} each client keeps its own {', '.join(own)}; there is "
+            f"nothing to {remedy}"
+        )
+    try:
+        snapshot = load_checkpoint(folder / "checkpoints")
+    except FileNotFoundError:
+        raise UserError(f"'{folder}' holds no checkpoint: the run did not finish its start") from None
+    return Finished(config, snapshot, (folder / "summary.json").is_file())

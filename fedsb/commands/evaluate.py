@@ -1,0 +1,72 @@
+"""``fedsb eval``: the model of a run, or an exported one, measured again beside its untouched base."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedsb.core.errors import UserError, unknown
+
+FLAGS = ("--max-examples", "--tasks", "--answers", "--lm-eval")
+
+
+@dataclass
+class Asked:
+    """What was given: the folder, changes to its configuration, and flags with their values."""
+
+    folder: Path
+    changes: list[str] = field(default_factory=list)
+    flags: dict[str, str] = field(default_factory=dict)
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Measure, and print a table; or hand the model over to lm-eval."""
+    from fedsb.app.evaluating import evaluation
+    from fedsb.report.evaluation import print_evaluation
+
+    asked = read(arguments)
+    if "--lm-eval" in asked.flags:
+        from fedsb.app.lm_eval import harness
+
+        print(harness(asked.folder, asked.flags["--lm-eval"]))
+        return 0
+    tasks = asked.flags["--tasks"].split(",") if "--tasks" in asked.flags else None
+    found = evaluation(asked.folder, asked.changes, tasks)
+    for remark in found.remarks:
+        print(remark, file=sys.stderr)
+    print_evaluation(found.rows, found.names)
+    if "--answers" in asked.flags:
+        Path(asked.flags["--answers"]).write_text("".join(line + "\n" for line in found.answers), encoding="utf-8")
+    return 0
+
+
+def read(arguments: Sequence[str]) -> Asked:
+    """Sort arguments into the folder, ``KEY=VALUE`` and flags, whose values follow them or stand behind ``=``.
+
+    Raises:
+        UserError: no folder, two, one that is not there, or a flag that nobody knows or that has no value.
+    """
+    folders: list[str] = []
+    changes: list[str] = []
+    flags: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        each = rest.pop(0)
+        flag, given, value = each.partition("=")
+        if not each.startswith("-"):
+            (changes if given and not Path(each).exists() else folders).append(each)
+            continue
+        if flag not in FLAGS:
+            raise unknown("flag", flag, FLAGS)
+        if not given and not rest:
+            raise UserError(f"{flag} needs a value; see fedsb eval --help")
+        flags[flag] = value if given else rest.pop(0)
+    if len(folders) != 1:
+        raise UserError(f"fedsb eval takes the folder of one run or model, and {len(folders)} are given: fedsb eval outputs/…")
+    if not Path(folders[0]).is_dir():
+        raise UserError(f"'{folders[0]}' is no folder; give the output folder of a run, or that of an exported model")
+    if "--max-examples" in flags:
+        changes.append(f"eval.max_examples={flags['--max-examples']}")
+    return Asked(Path(folders[0]), changes, flags)
