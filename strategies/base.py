@@ -261,12 +261,12 @@ class LowRankStrategy(RoundLoop):
         if state is not mean:
             state = self._held_as(state)
             self._round.extras["server_step"] = squared_norm(subtract(state, mean)) ** 0.5
-        self._round.gap = self.gap.measure(self._sent.merge(mean).merge(aggregate.log), lost=lost)
-        logged, down = set(self.spec.in_log), dict(self.down.shapes)
-        self.frozen.append(aggregate.log.merge(State({name: t for name, t in state.items() if name.role in logged})))
         held = self._sent.merge(mean).merge(aggregate.log)
+        self._round.gap, self._round.gap_error = self.gap.measure(held, lost=lost)
+        self.frozen.append(aggregate.log.merge(state.pick(*self.spec.in_log)))
         self._round.held_gap = self.gap.measure_held(held, self.frozen.view().residuals, lost=lost)
-        return State({name: state.get(name, self._sent[name]) for name in down})
+        self._rule = None  # with all the uploads that it may hold
+        return State({name: state.get(name, self._sent[name]) for name, _ in self.down.shapes})
 
     def _held_as(self, state: State) -> State:
         """Return a state as clients hold it: rounded for the wire, but for what comes by the log, which travels in float32."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor
-
 from fedsb.adapters import AdapterSpec
-from fedsb.adapters.exactness import ExactnessMeter
+from fedsb.adapters.exactness import ExactnessMeter, Gap
 from fedsb.adapters.held import HeldWeights
+from fedsb.adapters.residual import Residual
 from fedsb.core.blocks import WHOLE, Sight
 from fedsb.core.state import HEAD, State
 
@@ -30,7 +29,7 @@ class GapMeter:
         self._on = on
         self._weights = weights
         self._rest = rest or State()
-        self._gap: float | None = None
+        self._gap: Gap | None = None
         self._meter: ExactnessMeter | None = None
         self.first_head = State()
 
@@ -39,7 +38,7 @@ class GapMeter:
         """The modules whose held weights are measured; None where all are, or none."""
         return self._weights.modules if self._weights and self._weights.sampled else None
 
-    def begin(self, sent: State, residuals: Mapping[str, Tensor], uploaded: Sequence[str]) -> None:
+    def begin(self, sent: State, residuals: Mapping[str, Residual], uploaded: Sequence[str]) -> None:
         """Start a round from what clients hold, of which ``uploaded`` come back; the head's change counts from the first one's."""
         if self._on:
             self._meter = self._meter or self.measure_from(sent)
@@ -50,7 +49,7 @@ class GapMeter:
     def measure_from(self, state: State) -> ExactnessMeter:
         """Measure the head's change from that of ``state``: a run that is resumed keeps its first one."""
         self.first_head = state.pick(HEAD)
-        self._meter = ExactnessMeter(self._spec, self._scale, state)
+        self._meter = ExactnessMeter(self._spec, self._scale, state, self._weights.modules if self._weights else ())
         return self._meter
 
     def add(self, upload: State, weight: float, sight: Sight = WHOLE) -> None:
@@ -58,16 +57,19 @@ class GapMeter:
         if self._on and self._meter:
             self._meter.add(upload, weight, sight)
 
-    def measure(self, held: State, *, lost: float) -> float | None:
-        """Return the round's gap, or None where it is not measured; for the arguments see :meth:`ExactnessMeter.measure`."""
-        self._gap = self._meter.measure(held.merge(self._rest), lost=lost).relative if self._on and self._meter else None
-        return self._gap
+    def measure(self, held: State, *, lost: float) -> tuple[float | None, float | None]:
+        """Return the round's gap, and its relative standard error where it is an estimate; None where it is not measured.
 
-    def measure_held(self, held: State, residuals: Mapping[str, Tensor], *, lost: float) -> float | None:
+        For the arguments see :meth:`ExactnessMeter.measure`.
+        """
+        self._gap = self._meter.measure(held.merge(self._rest), lost=lost) if self._on and self._meter else None
+        return (None, None) if self._gap is None else (self._gap.relative, self._gap.error or None)
+
+    def measure_held(self, held: State, residuals: Mapping[str, Residual], *, lost: float) -> float | None:
         """Return the gap of the weights that clients compute with, or None where it is not measured; call :meth:`measure` first.
 
         Where nothing is ever added to W0, that is the gap of factors; for the arguments see :meth:`ExactnessMeter.measure_held`.
         """
         if not self._weights or not self._meter or not residuals:
-            return self._gap if self._weights else None
+            return self._gap.relative if self._weights and self._gap else None
         return self._meter.measure_held(held.merge(self._rest), self._weights, residuals, lost=lost).relative if self._on else None

@@ -44,6 +44,7 @@ class RoundState:
     diagnostics: dict[str, float] = field(default_factory=dict)
     accounts: dict[str, dict[str, float]] = field(default_factory=dict)
     gap: float | None = None
+    gap_error: float | None = None
     held_gap: float | None = None
     remarks: list[str] = field(default_factory=list)
     client_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -136,6 +137,7 @@ class RoundState:
             payload_one_off=self.tally.one_off,
             overhead=self.tally.overhead,
             exactness_gap=self.gap,
+            gap_error=self.gap_error,
             held_gap=self.held_gap,
             extras=self.extras,
             accounts=dict(self.accounts),

@@ -6,30 +6,38 @@ round. Residuals of earlier rounds are in both and cancel; the head counts as it
 
 Where one factor alone is uploaded and clients of smaller ranks hold a block of it, its mean is taken entry by entry over those who hold the
 entry, by their weights, and what nobody holds stays: the sum of the exact means of all blocks. At one rank that is ``Σ w_i ΔW_i``.
+
+With two factors uploaded and many uploads the comparison is an estimate by random probes: see :mod:`fedsb.adapters.uploads`. Its relative
+standard error is told with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedsb.adapters.held import HeldWeights
+from fedsb.adapters.low_rank import Term, low_rank_squared_norm
+from fedsb.adapters.residual import Residual
 from fedsb.adapters.spec import AdapterSpec
+from fedsb.adapters.uploads import Uploads, ratio_error
 from fedsb.core.blocks import WHOLE, BlockMean, Sight
 from fedsb.core.state import HEAD, Name, State, squared_norm, subtract
-
-Term = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Norms of a comparison: of the difference, and of the mean update it is measured against."""
+    """Norms of a comparison: of the difference, and of the mean update it is measured against.
+
+    ``error`` is the relative standard error of their ratio where they are estimates; 0 where they are exact.
+    """
 
     difference: float
     update: float
+    error: float = 0.0
 
     @property
     def relative(self) -> float:
@@ -37,29 +45,25 @@ class Gap:
         return 0.0 if self.difference == 0 else self.difference / max(self.update, 1e-300)
 
 
-def low_rank_squared_norm(terms: Sequence[Term]) -> float:
-    """Return ``‖Σ_j L_j R_j‖_F²`` for L_j (m, ρ_j), R_j (ρ_j, n), through two Gram matrices in float64."""
-    left = torch.cat([term[0].double() for term in terms], dim=1)
-    right = torch.cat([term[1].double() for term in terms], dim=0)
-    return max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))
-
-
 class ExactnessMeter:
     """Collects a round's uploads and compares their mean product with what is handed out.
 
     A round in which at most one factor is uploaded is linear in it, so a running sum suffices; with two, the uploads are kept until the
-    round ends.
+    round ends, or until that would take too long and random probes of their products are kept instead.
 
     Args:
         spec: the adapter family.
         scale: s.
         start: the first state; the head's change is measured from it.
+        kept: modules whose uploads are kept in any case, for :meth:`measure_held`.
     """
 
-    def __init__(self, spec: AdapterSpec, scale: float, start: State) -> None:
+    def __init__(self, spec: AdapterSpec, scale: float, start: State, kept: Collection[str] = ()) -> None:
         self._spec = spec
         self._scale = scale
         self._start_head = start.pick(HEAD)
+        self._kept = frozenset(kept)
+        self._ends = (spec.factors[0], spec.factors[-1]) if spec.factors else ("", "")
         self.begin(State(), ())
 
     def begin(self, basis: State, uploaded: Sequence[str]) -> None:
@@ -74,7 +78,7 @@ class ExactnessMeter:
         self._uploaded = tuple(uploaded)
         self._linear = len(self._uploaded) <= 1
         self._sum = BlockMean(self._spec.block)
-        self._uploads: list[tuple[State, float]] = []
+        self._uploads = Uploads(self._product, self._ends, self._kept)
 
     def add(self, upload: State, weight: float, sight: Sight = WHOLE) -> None:
         """Take one upload of a client that sees so much of the factors."""
@@ -82,7 +86,7 @@ class ExactnessMeter:
             self._sum.add(upload, weight)
         else:
             self._sum.add(upload.pick(HEAD), weight)
-            self._uploads.append((sight.state(self._basis).merge(upload), weight))
+            self._uploads.add(sight.state(self._basis).merge(upload), weight)
 
     def measure(self, held: State, *, lost: float = 0.0) -> Gap:
         """Compare with what clients hold next.
@@ -94,17 +98,23 @@ class ExactnessMeter:
                 it is added to the difference, an upper bound by the triangle inequality.
         """
         mean = self._mean()
-        difference, update = self._head_squares(mean, held)
+        by_head = self._head_squares(mean, held)
+        difference, update = (torch.tensor([value], dtype=torch.float64) for value in by_head)
         for module in self._modules(mean):
-            wanted = self._wanted(module, mean)
-            update += low_rank_squared_norm(wanted)
-            if self._differs_in_one(module, held):
-                difference += self._linear_difference(module, mean, held)
-            else:
-                difference += low_rank_squared_norm(_minus(self._given(module, held), wanted))
-        return Gap(difference**0.5 + lost, update**0.5)
+            apart, whole = self._compared(module, mean, held)
+            difference, update = difference + apart, update + whole
+        return Gap(float(difference.mean()) ** 0.5 + lost, float(update.mean()) ** 0.5, ratio_error(difference, update))
 
-    def measure_held(self, held: State, weights: HeldWeights, residuals: Mapping[str, Tensor], *, lost: float = 0.0) -> Gap:
+    def _compared(self, module: str, mean: State, held: State) -> tuple[Tensor | float, Tensor | float]:
+        if not self._linear:
+            return self._uploads.compare(module, self._given(module, held))
+        wanted = self._wanted(module, mean)
+        update = low_rank_squared_norm(wanted)
+        if self._differs_in_one(module, held):
+            return self._linear_difference(module, mean, held), update
+        return low_rank_squared_norm(_minus(self._given(module, held), wanted)), update
+
+    def measure_held(self, held: State, weights: HeldWeights, residuals: Mapping[str, Residual], *, lost: float = 0.0) -> Gap:
         """Compare the weights that clients will compute with, rounded as they are, over the modules that ``weights`` holds and the head.
 
         Args:
@@ -121,8 +131,8 @@ class ExactnessMeter:
             update += low_rank_squared_norm(wanted)
         return Gap(difference**0.5 + lost, update**0.5)
 
-    def _modules(self, mean: State) -> list[str]:
-        return mean.modules if self._linear else self._uploads[0][0].modules if self._uploads else []
+    def _modules(self, mean: State) -> Sequence[str]:
+        return mean.modules if self._linear else self._uploads.modules
 
     def _differs_in_one(self, module: str, held: State) -> bool:
         """Tell whether what is held differs from what was, but for the one factor that was uploaded, in nothing."""
@@ -147,8 +157,7 @@ class ExactnessMeter:
     def _wanted(self, module: str, mean: State) -> list[Term]:
         if self._linear:
             return [self._product(module, mean, 1.0)]
-        total = sum(weight for _, weight in self._uploads)
-        return [self._product(module, upload, weight / total) for upload, weight in self._uploads]
+        return self._uploads.terms(module)
 
     def _linear_difference(self, module: str, mean: State, held: State) -> float:
         name = Name(module, self._uploaded[0])

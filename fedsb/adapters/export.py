@@ -18,12 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from fedsb.adapters.frozen_part import MERGE
 from fedsb.adapters.layer import LowRankLayer, layers
 from fedsb.adapters.linear import out_in
+from fedsb.adapters.low_rank import Term, joined, recompressed
 from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Name, State
 
-RELATIVE_CUT = 1e-7
+LARGEST_SVD = 1024  # of min(m, n): some seconds a layer
 PREFIX = "base_model.model."
 # PEFT saves these modules for these tasks, asked or not, and would wrap a part of one twice if the part were named beside the whole.
 ALWAYS_SAVED: dict[str, tuple[str, ...]] = {
@@ -36,8 +38,9 @@ ALWAYS_SAVED: dict[str, tuple[str, ...]] = {
 def effective_factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """Return each adapted layer's whole weight change as factors ``U`` (m, ρ) and ``V`` (ρ, n), float32 on the CPU.
 
-    Without a residual ρ is the layer's rank. With one, a float64 SVD of the dense sum finds the smallest ρ >= 1; it costs
-    O(m n min(m, n)) a layer.
+    Without a residual ρ is the layer's rank. With one that is held as factors, these are put beside and recompressed to the smallest ρ >= 1
+    that loses nothing above rounding level. One that is a matrix is decomposed as such, O(m n min(m, n)) a layer, up to
+    :data:`LARGEST_SVD`; beyond, it is a factor itself, of rank min(m, n), beside a unit matrix.
     """
     return {name: _factors(layer) for name, layer in layers(model).items()}
 
@@ -82,9 +85,12 @@ def merged_copy(model: nn.Module) -> nn.Module:
 
 
 def _merged(layer: LowRankLayer) -> nn.Module:
-    weight: Tensor = layer.base.weight  # type: ignore[assignment]
+    weight = layer.frozen.weight
     left, right = _product(layer)
-    dense = weight.detach().double() + out_in(layer.base, (left @ right).to(weight.device))
+    dense = layer.pristine.double() + (left @ right).to(weight.device)
+    if (residual := layer.residual) is not None:
+        dense += residual.to(weight.device)
+    dense = out_in(layer.base, dense)
     # A parameter of its own: the base's may be tied to an embedding, which must not change.
     merged = nn.Parameter(dense.to(weight.dtype).contiguous(), requires_grad=False)
     return copy.deepcopy(layer.base, {id(weight): merged})
@@ -97,18 +103,29 @@ def _product(layer: LowRankLayer) -> tuple[Tensor, Tensor]:
 
 
 def _factors(layer: LowRankLayer) -> tuple[Tensor, Tensor]:
-    left, right = _product(layer)
-    residual = layer.residual
-    if residual is not None:
-        u, s, vh = torch.linalg.svd(residual.cpu() + left @ right, full_matrices=False)
-        rank = max(1, int((s > max(RELATIVE_CUT * float(s[0]), _rounding_noise(layer))).sum()))
-        root = s[:rank].sqrt()
-        left, right = u[:, :rank] * root, root[:, None] * vh[:rank]
+    left, right = product = _product(layer)
+    terms = layer.frozen.terms
+    if terms is None:
+        left, right = _of_matrix(layer, product)
+    elif terms:
+        left, right = recompressed(*joined([*((u.cpu(), v.cpu()) for u, v in terms), product], torch.float64))
     return left.float().contiguous(), right.float().contiguous()
+
+
+def _of_matrix(layer: LowRankLayer, product: Term) -> Term:
+    residual = layer.residual
+    assert residual is not None
+    whole = residual.cpu() + product[0] @ product[1]
+    m, n = whole.shape
+    unit = torch.eye(min(m, n), dtype=whole.dtype)
+    pair = (unit, whole) if m <= n else (whole, unit)
+    return recompressed(*pair, least=_rounding_noise(layer)) if min(m, n) <= LARGEST_SVD else pair
 
 
 def _rounding_noise(layer: LowRankLayer) -> float:
     """Bound the spectral norm of the rounding of ``W0 + residual``, which would pass for a residual of full rank."""
+    if layer.frozen.rule != MERGE:
+        return 0.0
     weight: Tensor = layer.base.weight  # type: ignore[assignment]
     m, n = layer.shape
     rms = float(weight.double().square().mean().sqrt())

@@ -16,18 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
-from fedsb.adapters.linear import out_in, shape_of
+from fedsb.adapters.frozen_part import FrozenPart
+from fedsb.adapters.linear import shape_of
+from fedsb.adapters.residual import Residual
 from fedsb.adapters.spec import AdapterSpec, Shapes
 from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Name, State, laid_out
 
 # Of a base: factors stay float32, and compute in these by autocast.
 NARROW = (torch.bfloat16, torch.float16)
-
-
-def with_residual(weight: Tensor, residual: Tensor) -> Tensor:
-    """Return what a layer computes with that holds a residual: their sum in the dtype of the weight, which rounds it."""
-    return weight + residual.to(weight)
 
 
 class LowRankLayer(nn.Module):
@@ -40,14 +37,16 @@ class LowRankLayer(nn.Module):
         spec: the family. Each factor of a chain is an ``nn.Linear(bias=False)`` under its role's name: A (r, n), R (r, r), B (m, r); those
             of another product are parameters of the module ``product``.
         scale: s.
-        active: where False, the layer computes ``base(x)`` alone.
+        frozen: the base with what a run has added to it, by the rule that ``hold`` names.
+        active: where False, the layer computes with its frozen part alone.
     """
 
-    def __init__(self, base: nn.Module, spec: AdapterSpec, rank: int, scale: float, dropout: float = 0.0) -> None:
+    def __init__(self, base: nn.Module, spec: AdapterSpec, rank: int, scale: float, dropout: float = 0.0, hold: str = "auto") -> None:
         super().__init__()
         m, n = shape_of(base)
         weight: Tensor = base.weight  # type: ignore[assignment]
         self.base = base
+        self.frozen = FrozenPart(base, hold)
         self.spec = spec
         self.rank = rank
         self.scale = scale
@@ -60,7 +59,6 @@ class LowRankLayer(nn.Module):
         else:
             with weight.device:
                 self.product = spec.build(shapes) if spec.build else Product(shapes, spec)
-        self._pristine = weight.data
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         for role in spec.roles:
@@ -102,8 +100,8 @@ class LowRankLayer(nn.Module):
 
     @property
     def pristine(self) -> Tensor:
-        """W0 as it was loaded, viewed as (out, in)."""
-        return out_in(self.base, self._pristine)
+        """W0 as it was loaded, viewed as (out, in), in floats."""
+        return self.frozen.pristine
 
     def hold(self, role: str, factor: Tensor | None) -> None:
         """Let the layer compute with a frozen factor, which is not copied where it lies as the layer's own would; None stands for zeros.
@@ -122,27 +120,18 @@ class LowRankLayer(nn.Module):
             raise ValueError(f"{role} is {tuple(factor.shape)}, expected {whole}, or that of a smaller rank")
         weight.data = laid_out(factor.to(weight))
 
-    def set_residual(self, residual: Tensor | None) -> None:
-        """Let the layer compute with ``W0 + residual`` (out, in); None restores the pristine W0, bit for bit."""
-        weight: nn.Parameter = self.base.weight  # type: ignore[assignment]
-        if residual is None:
-            weight.data = self._pristine
-        else:
-            weight.data = with_residual(self._pristine, out_in(self.base, residual))
+    def set_residual(self, residual: Residual | Tensor | None) -> None:
+        """Let the layer compute with W0 and what was added to it, a matrix (out, in) perhaps; None is the pristine W0, bit for bit."""
+        self.frozen.set(Residual.of(residual) if isinstance(residual, Tensor) else residual)
 
     @property
     def residual(self) -> Tensor | None:
-        """What :meth:`set_residual` added, (out, in), in float64 and as rounded to the weight's dtype; None at the pristine W0."""
-        weight: Tensor = self.base.weight  # type: ignore[assignment]
-        held = weight.detach().to(self._pristine.device)
-        return None if torch.equal(held, self._pristine) else out_in(self.base, held.double() - self._pristine.double())
+        """What :meth:`set_residual` added in effect, (out, in) in float64; None at the pristine W0."""
+        return self.frozen.residual
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> LowRankLayer:
-        """Move the pristine W0 along where the layer moves to another device or dtype."""
-        weight: Tensor = self.base.weight  # type: ignore[assignment]
-        shared = self._pristine.data_ptr() == weight.data_ptr()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._pristine = self.base.weight.data if shared else fn(self._pristine)  # type: ignore[assignment]
+        """Move the frozen part along where the layer moves to another device or dtype."""
+        self.frozen.move(lambda: super(LowRankLayer, self)._apply(fn, recurse), fn)  # type: ignore[no-untyped-call]
         return self
 
     def delta(self) -> Tensor:
@@ -156,7 +145,7 @@ class LowRankLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, n) to (…, m)."""
-        y: Tensor = self.base(x)
+        y = self.frozen(x)
         if not self.active:
             return y
         if y.dtype not in NARROW or torch.is_autocast_enabled(y.device.type):
@@ -206,12 +195,12 @@ def layers(model: nn.Module) -> dict[str, LowRankLayer]:
 
 
 def attach(
-    model: nn.Module, spec: AdapterSpec, *, targets: list[str], rank: int, scale: float, dropout: float = 0.0
+    model: nn.Module, spec: AdapterSpec, *, targets: list[str], rank: int, scale: float, dropout: float = 0.0, hold: str = "auto"
 ) -> dict[str, LowRankLayer]:
     """Freeze the model and replace each target by a :class:`LowRankLayer`, in place; return the new layers.
 
     Raises:
-        UserError: ``rank`` exceeds min(m, n) of a target.
+        UserError: ``rank`` exceeds min(m, n) of a target, or ``hold`` is no rule for its weight.
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -220,7 +209,7 @@ def attach(
         m, n = shape_of(base)
         if rank > min(m, n):
             raise UserError(f"rank ({rank}) exceeds min(out, in) = {min(m, n)} of '{name}'; lower rank or drop it from adapter.targets")
-        model.set_submodule(name, LowRankLayer(base, spec, rank, scale, dropout))
+        model.set_submodule(name, LowRankLayer(base, spec, rank, scale, dropout, hold))
     return layers(model)
 
 
@@ -272,8 +261,8 @@ def release(model: nn.Module) -> None:
             layer.hold(role, None)
 
 
-def set_residuals(model: nn.Module, residuals: Mapping[str, Tensor]) -> None:
-    """Set every layer to ``W0 + residual``; a layer without an entry goes back to the pristine W0."""
+def set_residuals(model: nn.Module, residuals: Mapping[str, Residual | Tensor]) -> None:
+    """Set every layer to W0 and its residual; a layer without an entry goes back to the pristine W0."""
     for name, layer in layers(model).items():
         layer.set_residual(residuals.get(name))
 

@@ -276,6 +276,7 @@ def model_of(config: Config, labels: tuple[str, ...], device: str | None = None)
         labels=labels,
         seed=config.seed,
         device=resolve_device(device or config.device),
+        hold=config.frozen.hold,
     )
 
 

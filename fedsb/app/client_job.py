@@ -31,6 +31,7 @@ from fedsb.privacy.randomness import Streams, secret_streams, simulated_streams
 from fedsb.privacy.shelf import Shelf
 from fedsb.run.own_state import OwnState
 from fedsb.run.resuming import fingerprint
+from fedsb.wire.cache_limits import Limits
 from fedsb.wire.frozen import FrozenView
 from fedsb.wire.frozen_cache import FrozenCache
 from fedsb.wire.messages import Instruction, decode_instruction, encode_reply
@@ -39,8 +40,8 @@ OWN = "own"  # folder of what clients keep for themselves
 
 
 @cache
-def _store(folder: Path, rank: int | None) -> FrozenCache:
-    return FrozenCache(folder, rank)
+def _store(folder: Path, rank: int | None, as_factors: bool, limits: Limits) -> FrozenCache:
+    return FrozenCache(folder, rank, as_factors=as_factors, limits=limits)
 
 
 class Job:
@@ -64,7 +65,9 @@ class Job:
         """The frozen part that the instruction is based on; what came with it is taken in when it is first asked for."""
         i = self.instruction
         rank = self.rank if self.adapted.spec.in_log else None
-        return _store(home() / "frozen", rank).take(i.bundle, i.frozen, i.origin, back=self.config.keep_checkpoints)
+        keeps = Limits(self.config.frozen.cache_days, self.config.frozen.cache_gb)
+        store = _store(home() / "frozen", rank, bool(self.adapted.held_as_factors), keeps)
+        return store.take(i.bundle, i.frozen, i.origin, back=self.config.keep_checkpoints)
 
     def sent_down(self) -> State:
         """Return the state that the server sent."""

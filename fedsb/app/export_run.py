@@ -55,7 +55,10 @@ def export_merged(folder: Path, out: Path) -> tuple[Path, str]:
     left = left_of(folder, "export")
     config, snapshot = left.config, left.snapshot
     labels = corpus_of(config).labels
-    adapted = build_model(config.model, config.adapter, family=config.method.adapter, task=task_of(config), labels=labels, seed=config.seed)
+    task = task_of(config)
+    adapted = build_model(
+        config.model, config.adapter, family=config.method.adapter, task=task, labels=labels, seed=config.seed, hold=config.frozen.hold
+    )
     adapted.install(snapshot.state, snapshot.frozen.view())
     merged: Any = merged_copy(adapted.model)
     if config.model.pooling != "own":

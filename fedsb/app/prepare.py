@@ -116,12 +116,13 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
         wire_dtype=federation.wire_dtype,
         # Measured from the uploads as they are, it is no function of their noised sum.
         exactness=federation.exactness and server_plan is None,
-        held_weights=HeldWeights(adapted.weights(), config.seed),
+        held_weights=HeldWeights(adapted.frozen_parts(), config.seed),
         start=start,
     )
     if snapshot is not None:
         initial = snapshot.state
         recall(strategy, snapshot)
+    strategy.frozen.as_factors = adapted.held_as_factors
     return Prepared(config, corpus.labels, adapted, strategy, initial, server_plan=server_plan, scores=scores)
 
 

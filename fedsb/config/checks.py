@@ -44,6 +44,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "privacy.accountant": ("prv", "rdp", "pld"),
     "privacy.clipping": ("flat", "per_layer", "adaptive"),
     "privacy.grad_sample_mode": ("hooks", "functorch"),
+    "frozen.hold": ("auto", "factors", "dense", "merge"),
     "runtime.kind": ("local", "ray"),
     "progress": ("auto", "lines", "json"),
 }
@@ -104,6 +105,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "faults.crash_step": (lambda v: v >= 1, "at least 1"),
     "faults.delay": (lambda v: v > 0, "above 0"),
     "keep_checkpoints": (lambda v: v >= 1, "at least 1"),
+    "frozen.cache_days": (lambda v: v is None or v > 0, "above 0, or null"),
+    "frozen.cache_gb": (lambda v: v is None or v > 0, "above 0, or null"),
     "runtime.threads": (lambda v: v >= 1, "at least 1"),
     "runtime.stack": (lambda v: v == "auto" or v >= 1, "auto, or at least 1"),
     "runtime.workers": (lambda v: v >= 1, "at least 1"),

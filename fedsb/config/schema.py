@@ -239,6 +239,15 @@ class FaultConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class FrozenConfig:
+    """How what a run adds to frozen weights is held, and how long what clients hold of it stays on disk."""
+
+    hold: str
+    cache_days: float | None
+    cache_gb: float | None
+
+
+@dataclass(frozen=True, config=STRICT)
 class CostConfig:
     """Ranks that ``fedsb cost`` uses for single methods."""
 
@@ -262,6 +271,7 @@ class Config:
     federation: FederationConfig
     faults: FaultConfig
     runtime: RuntimeConfig
+    frozen: FrozenConfig
     cost: CostConfig
     device: str
     output: str | None

@@ -22,6 +22,7 @@ from fedsb.adapters import (
     write,
 )
 from fedsb.adapters.exactness import encoding_error
+from fedsb.adapters.frozen_part import FACTORS, FrozenPart
 from fedsb.core.state import HEAD, Layout, Name, State
 from fedsb.wire.arrays import quantise
 from fedsb.wire.frozen import FrozenView
@@ -197,6 +198,15 @@ class AdaptedModel:
     def weights(self) -> dict[str, Tensor]:
         """Return the pristine W0 of every adapted layer, viewed (out, in)."""
         return {name: layer.pristine for name, layer in self.layers.items()}
+
+    def frozen_parts(self) -> dict[str, FrozenPart]:
+        """Return the frozen part of every adapted layer."""
+        return {name: layer.frozen for name, layer in self.layers.items()}
+
+    @property
+    def held_as_factors(self) -> frozenset[str]:
+        """The adapted layers beside which residuals stand as factors."""
+        return frozenset(name for name, layer in self.layers.items() if layer.frozen.rule == FACTORS)
 
 
 def copied(parameters: Mapping[Name, nn.Parameter]) -> State:

@@ -39,13 +39,13 @@ _CACHE: dict[str, AdaptedModel] = {}
 
 
 def cached_model(
-    model: ModelConfig, adapter: AdapterConfig, *, family: str, task: Task, labels: tuple[str, ...], seed: int, device: str
+    model: ModelConfig, adapter: AdapterConfig, *, family: str, task: Task, labels: tuple[str, ...], seed: int, device: str, hold: str
 ) -> AdaptedModel:
     """Return the process's one instance for these settings. Only the last is kept: a model is large, and sweeps change it rarely."""
-    key = json.dumps([asdict(model), asdict(adapter), family, task.name, labels, seed, device], default=str)
+    key = json.dumps([asdict(model), asdict(adapter), family, task.name, labels, seed, device, hold], default=str)
     if key not in _CACHE:
         _CACHE.clear()
-        _CACHE[key] = build_model(model, adapter, family=family, task=task, labels=labels, seed=seed, device=device)
+        _CACHE[key] = build_model(model, adapter, family=family, task=task, labels=labels, seed=seed, device=device, hold=hold)
     return _CACHE[key]
 
 
@@ -56,7 +56,15 @@ def forget_models() -> None:
 
 @uncollected()
 def build_model(
-    model: ModelConfig, adapter: AdapterConfig, *, family: str, task: Task, labels: tuple[str, ...], seed: int, device: str = "cpu"
+    model: ModelConfig,
+    adapter: AdapterConfig,
+    *,
+    family: str,
+    task: Task,
+    labels: tuple[str, ...],
+    seed: int,
+    device: str = "cpu",
+    hold: str = "auto",
 ) -> AdaptedModel:
     """Load a model and put adapters on it.
 
@@ -68,6 +76,7 @@ def build_model(
         labels: class names in order.
         seed: names the stream from which missing weights (a new head) are drawn.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``meta`` (shapes only).
+        hold: how what a run adds to a frozen weight is held: see :mod:`fedsb.adapters.frozen_part`.
 
     Raises:
         UserError: no such model, no weights in its folder, targets that match nothing, a rank that is too large, no parameter to
@@ -83,7 +92,7 @@ def build_model(
     targets = _targets(network, adapter.targets, head) if spec.factors else []
     widen(network, head)
     scale = scale_of(adapter.alpha, adapter.rank, rslora=adapter.rslora)
-    attach(network, spec, targets=targets, rank=adapter.rank, scale=scale, dropout=adapter.dropout)
+    attach(network, spec, targets=targets, rank=adapter.rank, scale=scale, dropout=adapter.dropout, hold=hold)
     parameters = dict(network.named_parameters())
     for name in head:
         parameters[name].requires_grad_(True)

@@ -54,9 +54,10 @@ EXACTNESS = (
     "The largest exactness gap of any round is {gap}: the relative distance between the weight change that the clients hold after a round "
     "and the true weighted mean of theirs, before any server optimiser, clipping or noise. Float32 rounding alone stays below 1e-5."
 )
+ESTIMATED = " It is an estimate by random probes, with a relative standard error of at most {error:.1%}."
 HELD = (
     "That is of the factors. Of the weights that clients compute with it is {gap}, measured {where}: what is added to frozen weights is "
-    "rounded to their dtype."
+    "rounded as `frozen.hold` says."
 )
 
 UNMEASURED_GAP = "The exactness gap was not measured."
@@ -176,7 +177,7 @@ def _round(record: RoundRecord, metrics: list[str], on_clients: list[str], extra
         len(record.clients),
         len(record.failed),
         *map(human_bytes, counts),
-        "–" if record.exactness_gap is None else gaps_text(record.exactness_gap, record.held_gap),
+        "–" if record.exactness_gap is None else gaps_text(record.exactness_gap, record.held_gap, record.gap_error),
         *(f"{record.extras[name]:.4g}" if name in record.extras else "–" for name in extras),
         human_seconds(record.wall_s),
     ]
@@ -207,6 +208,8 @@ def _exactness(run: Run) -> str:
     if gap is None:
         return "There is no one model to measure: each client keeps a part of its own." if by_clients(run) else UNMEASURED_GAP
     text = EXACTNESS.format(gap=f"**{gap_text(gap)}**")
+    if error := largest_gap(run.records, "gap_error"):
+        text += ESTIMATED.format(error=error)
     if held is None:
         return text
     names = (run.summary or {}).get("held_gap_modules")

@@ -52,7 +52,7 @@ def cumulative(records: Sequence[RoundRecord], *keys: str) -> list[int]:
 def largest_gap(records: Sequence[RoundRecord], kind: str = "exactness_gap") -> float | None:
     """Return the largest gap of any round, or None where none was measured; a NaN wins, since it hides the largest.
 
-    ``kind`` is ``exactness_gap`` or ``held_gap``.
+    ``kind`` is ``exactness_gap`` or ``held_gap``; of ``gap_error`` it is the largest standard error.
     """
     gaps = [gap for record in records if (gap := getattr(record, kind)) is not None]
     return max(gaps, key=lambda gap: math.inf if math.isnan(gap) else gap, default=None)

@@ -77,6 +77,7 @@ def build_summary(
         "partition": None if partition is None else dict(partition),
         **totals(records),
         "exactness_gap": largest_gap(records),
+        "gap_error": largest_gap(records, "gap_error"),
         "held_gap": largest_gap(records, "held_gap"),
         "held_gap_modules": None if held_modules is None else list(held_modules),
         "failures": sum(len(record.failed) for record in records),

@@ -62,10 +62,11 @@ def gap_text(gap: float | None) -> str:
     return "not measured" if gap is None else f"{gap:.1e}"
 
 
-def gaps_text(gap: float | None, held: float | None) -> str:
-    """Write an exactness gap, and that of the held weights where it is another."""
+def gaps_text(gap: float | None, held: float | None, error: float | None = None) -> str:
+    """Write an exactness gap, its relative standard error where it is an estimate, and that of the held weights where it is another."""
     text = gap_text(gap)
-    return text if held is None or gap_text(held) == text else f"{text}, held {gap_text(held)}"
+    told = f"{text} ± {max(error, 0.01):.0%}" if error else text
+    return told if held is None or gap_text(held) == text else f"{told}, held {gap_text(held)}"
 
 
 def plural(count: int, noun: str) -> str:
@@ -95,7 +96,7 @@ def round_line(record: RoundRecord, num_rounds: int) -> str:
     payloads = {"up": record.payload_up, "down": record.payload_down, "one-off": record.payload_one_off}
     parts += [f"{way} {human_bytes(count)}" for way, count in payloads.items() if count]
     if record.exactness_gap is not None:
-        parts.append(f"gap {gaps_text(record.exactness_gap, record.held_gap)}")
+        parts.append(f"gap {gaps_text(record.exactness_gap, record.held_gap, record.gap_error)}")
     if record.epsilon is not None:
         parts.append(f"epsilon {bound(record.epsilon['max'])}")
     return "  ".join([*parts, *([] if record.wall_s is None else [human_seconds(record.wall_s)])])
@@ -164,7 +165,7 @@ ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("one-off", lambda s: human_bytes(s["payload_one_off"])),
     ("total", lambda s: f"{human_bytes(s['payload_total'])}, without the one-off {human_bytes(s['payload_total_without_one_off'])}"),
     ("overhead", lambda s: human_bytes(s["overhead"])),
-    ("exactness gap", lambda s: gaps_text(s["exactness_gap"], s.get("held_gap"))),
+    ("exactness gap", lambda s: gaps_text(s["exactness_gap"], s.get("held_gap"), s.get("gap_error"))),
     ("epsilon", epsilon_text),
     ("noise", noise_text),
     ("not covered", uncovered_text),

@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
 from torch import Tensor
 
 from fedsb.core.disk import sync_folder
 from fedsb.core.errors import RunError, UserError
 from fedsb.core.state import Name, State, sha256
+from fedsb.core.tensor_file import mapped_tensors, streamed, write_tensors
 from fedsb.wire.frozen import ROOT, FrozenLog, head_of
 
 FORMAT = 2  # 1 has all deltas of the frozen log
 STATE = "state"
+REST_BYTES = 2**28  # a delta of the log from which on it lies in its file alone, once that is written
 ROUND = re.compile(r"round-[0-9]{4,}\.safetensors")
 LOG = logging.getLogger(__name__)
 # Deltas that this process has written or read back, by the state of their files then: a large log is not read again every round.
@@ -65,17 +66,19 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, *, run: str = "", keep: in
 
     Args:
         folder: made if need be.
-        snapshot: what to write.
+        snapshot: what to write. Large deltas of its log lie in their files from then on, and take no memory.
         run: fingerprint of the run's configuration, which a resumed run must share.
         keep: number of rounds to keep.
     """
     folder.mkdir(parents=True, exist_ok=True)
     frozen = snapshot.frozen
-    for version, delta in frozen.deltas().items():
+    for version, delta in list(frozen.deltas().items()):
         path = _delta_file(folder, version, frozen.heads[version])
         if not _holds(path, delta):
             _write(path, _tensors({STATE: delta}), {"head": frozen.heads[version]})
             _WHOLE[path] = _stamp(path)
+            if 4 * delta.numel >= REST_BYTES:
+                frozen.rest(version, _grouped(mapped_tensors(path))[STATE])
     log = {
         "frozen": frozen.heads[1:],
         "there": list(frozen.deltas()),
@@ -193,14 +196,13 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 def _tensors(groups: Mapping[str, State]) -> dict[str, Tensor]:
-    # Copied: two names may share memory, which safetensors refuses.
-    return {f"{g}|{n.role}|{n.module}": t.detach().cpu().clone().contiguous() for g, state in groups.items() for n, t in state.items()}
+    return {f"{g}|{n.role}|{n.module}": t.detach() for g, state in groups.items() for n, t in state.items()}
 
 
 def _write(path: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
     text = json.dumps(facts)
     scratch = path.with_suffix(".part")
-    save_file(tensors, scratch, metadata={"facts": text, "sha256": _digest(tensors, text)})
+    write_tensors(scratch, tensors, {"facts": text, "sha256": _digest(tensors, text)})
     with scratch.open("rb") as file:
         os.fsync(file.fileno())
     scratch.replace(path)
@@ -219,11 +221,15 @@ def _read(path: Path) -> tuple[dict[str, State], dict[str, Any]]:
         raise Damaged(f"can't be read ({path.name}: {' '.join(str(error).split())[:80]})") from None
     if metadata.get("sha256") != _digest(tensors, text):
         raise Damaged(f"is not what was written ({path.name}: its hash differs)")
+    return _grouped(tensors), json.loads(text)
+
+
+def _grouped(tensors: Mapping[str, Tensor]) -> dict[str, State]:
     groups: dict[str, dict[Name, Tensor]] = {}
     for key, tensor in tensors.items():
         group, role, module = key.split("|", 2)
         groups.setdefault(group, {})[Name(module, role)] = tensor
-    return {group: State(found) for group, found in groups.items()}, json.loads(text)
+    return {group: State(found) for group, found in groups.items()}
 
 
 def _check_format(path: Path, text: str) -> None:
@@ -236,4 +242,8 @@ def _check_format(path: Path, text: str) -> None:
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:
-    return hashlib.sha256(save(dict(sorted(tensors.items()))) + text.encode()).hexdigest()
+    digest = hashlib.sha256()
+    for piece in streamed(tensors):
+        digest.update(piece)
+    digest.update(text.encode())
+    return digest.hexdigest()

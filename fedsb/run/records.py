@@ -27,6 +27,7 @@ class RoundRecord:
         payload_up, payload_down, payload_one_off: what the protocol moves; one-off is what is delivered once, such as B and A.
         overhead: the rest of the serialised messages.
         exactness_gap: relative distance between the held and the mean weight change, from factors.
+        gap_error: its relative standard error where it is an estimate by random probes; None where it is exact.
         held_gap: the same of the weights that clients compute with, rounded as they are.
         extras: what only some methods have, such as ``residual_rank``.
         accounts: what private clients said in this round, by name; it goes into ``epsilon``.
@@ -49,6 +50,7 @@ class RoundRecord:
     payload_one_off: int = 0
     overhead: int = 0
     exactness_gap: float | None = None
+    gap_error: float | None = None
     held_gap: float | None = None
     extras: Mapping[str, float] = field(default_factory=dict)
     accounts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

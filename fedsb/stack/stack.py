@@ -143,7 +143,9 @@ class Stack:
             return alone
         a, b = (cast(Tensor, at[factor].stacked("weight", self._parts)) for factor in (layer.A, layer.B))
         blocks = x.reshape(len(rows), -1, x.shape[-1])
-        return batched_lora(blocks, cast(nn.Linear, layer.base), a, b, layer.scale).view(*x.shape[:-1], -1)
+        out = batched_lora(blocks, cast(nn.Linear, layer.base), a, b, layer.scale).view(*x.shape[:-1], -1)
+        added = layer.frozen.added(x)
+        return out if added is None else out + added
 
     def _forward(self, owner: TrainedModule, x: Tensor) -> Tensor:
         parts = self._parts

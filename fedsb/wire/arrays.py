@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from io import BytesIO
 from typing import Any
@@ -47,6 +48,14 @@ def encode_flat(group: str, flat: Tensor, dtype: str) -> dict[str, Array]:
     if dtype == "float32":
         return {group: _encoded(flat.to(torch.float32).numpy())}
     return {f"{group}:{dtype}": _encoded(flat.to(DTYPES[dtype]).view(torch.int16).numpy())}
+
+
+def encode_pieces(group: str, tensors: Sequence[Tensor]) -> dict[str, Array]:
+    """Encode tensors in float32 as the one flat array that they are one after the other, with no copy of it but the encoded one."""
+    pieces = [t.detach().to("cpu", torch.float32).contiguous().view(-1).numpy().astype("<f4", copy=False) for t in tensors]
+    shape = (sum(len(piece) for piece in pieces),)
+    data = b"".join((_npy_header("float32", shape), *(piece.data for piece in pieces)))
+    return {group: Array(dtype="float32", shape=shape, stype=NPY, data=data)}
 
 
 def _encoded(values: np.ndarray[Any, np.dtype[Any]]) -> Array:

@@ -4,30 +4,34 @@ A delta sets factors of the adapters (Fed-SB's B and A, once; what learns in tur
 (roles ``U`` (m, ρ) and ``V`` (ρ, n): FedEx's residual). Version v is the state after v deltas; its *head* is a hash over the whole
 chain up to it. A client at version u gets a :class:`FrozenBundle` with exactly what it lacks: of each factor the latest version alone.
 Where the ranks to send exceed mn/(m+n), sending ``Σ U V`` is cheaper, and the bundle holds that dense sum (role ``D``) for the module
-instead. What is superseded is forgotten: only its place in the chain of hashes stays.
+instead; or, where holders have recompressed it, that one pair (roles ``P`` and ``Q``). What is superseded is forgotten: only its place in
+the chain of hashes stays.
 
 There is one log, of the server's rank. A client of a smaller one is sent, and holds under the same heads, its block of each factor.
 
-The residual is accumulated as ``D ← D + U V`` in float32 from zero and in version order by server and client alike, and the
-weight is always the pristine ``W0 + D``: whatever bundles a client received, it ends with the same bits.
+What is added is a :class:`~fedsb.adapters.residual.Residual`, the same function of the deltas in version order for server and client alike:
+whatever bundles a client received, it ends with the same bits. The server computes nothing of it before somebody asks.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from fedsb.adapters.low_rank import joined
+from fedsb.adapters.residual import Residual, dense_is_cheaper
 from fedsb.core.blocks import WHOLE, Sight
 from fedsb.core.errors import RunError
 from fedsb.core.state import Layout, Name, State, non_finite, sha256
 
 ROOT = "0" * 32
-ADDED = ("U", "V", "D")  # roles that add to the frozen weights; every other one is a factor
+ADDED = ("U", "V", "D", "P", "Q")  # roles of what is added to the frozen weights; every other one is a factor
+PAIRS = {"U": "V", "P": "Q"}
 
 
 class FrozenMissing(LookupError):
@@ -52,10 +56,10 @@ class FrozenBundle:
 
 @dataclass
 class FrozenView:
-    """The frozen part in the form that a model takes: basis factors and the accumulated residual of each module."""
+    """The frozen part in the form that a model takes: basis factors, and what was added to each module."""
 
     basis: State = field(default_factory=State)
-    residuals: dict[str, Tensor] = field(default_factory=dict)
+    residuals: dict[str, Residual] = field(default_factory=dict)
 
     def apply(self, bundle: FrozenBundle) -> None:
         """Bring this view from ``bundle.parent`` to ``bundle.head``, in version order."""
@@ -65,24 +69,31 @@ class FrozenView:
             if kind not in ADDED:
                 self.basis = self.basis.merge(State({Name(module, kind): tensor}))
             elif kind == "D":
-                self.residuals[module] = tensor.clone()
-            elif kind == "U":
-                self._add(module, tensor, bundle.state[Name(module, f"V@{version}")])
+                self._of(module, tensor.shape, bundle).become(tensor)
+            elif kind in PAIRS:
+                right = bundle.state[Name(module, f"{PAIRS[kind]}@{version}")]
+                residual = self._of(module, (len(tensor), right.shape[1]), bundle)
+                (residual.add if kind == "U" else residual.shrink_to)(int(version), tensor, right)
 
-    def _add(self, module: str, left: Tensor, right: Tensor) -> None:
-        if module not in self.residuals:
-            self.residuals[module] = left.new_zeros(left.shape[0], right.shape[1], dtype=torch.float32)
-        self.residuals[module].addmm_(left, right)
+    def _of(self, module: str, shape: Sequence[int], bundle: FrozenBundle) -> Residual:
+        residual = self.residuals.setdefault(module, Residual(*shape))
+        residual.token = bundle.head
+        return residual
 
 
 Frozen = FrozenView  # its name before; see fedsb.core.moved
 
 
 class FrozenLog:
-    """The server's log. ``heads[v]`` names version v; version 0 is empty."""
+    """The server's log. ``heads[v]`` names version v; version 0 is empty.
+
+    Attributes:
+        as_factors: the modules to which holders add as factors, and which are sent as they hold them.
+    """
 
     def __init__(self) -> None:
         self.heads = [ROOT]
+        self.as_factors: Collection[str] = ()
         self._deltas: dict[int, State] = {}  # by version; what is superseded is not there
         self._first: dict[Name, int] = {}  # version of the first value of a factor
         self._latest: dict[Name, int] = {}
@@ -165,21 +176,21 @@ class FrozenLog:
         """
         if since == self.version:
             return None
-        dense = self._cheaper_dense(since)
+        whole = self._cheaper_whole(since)
         # A holder of what no longer counts is sent all, as one that holds nothing is: it need not have kept it.
         parent = self.heads[since] if any(version <= since for version in self._deltas) else ROOT
-        tensors: dict[Name, Tensor] = {Name(module, f"D@{self.version}"): self._view.residuals[module].clone() for module in dense}
+        tensors: dict[Name, Tensor] = {name: tensor for module in whole for name, tensor in self._whole(module)}
         one_off = 0
         for version, delta in self._deltas.items():
             for name, tensor in delta.items() if version > since else ():
                 added = name.role in ADDED
-                if (added and name.module not in dense) or self._latest.get(name) == version:
+                if (added and name.module not in whole) or self._latest.get(name) == version:
                     seen = sight.of(name, tensor)
                     tensors[Name(name.module, f"{name.role}@{version}")] = seen
                     one_off += 0 if added or self._first[name] != version else seen.numel()
         return FrozenBundle(parent, self.head, State(tensors), one_off)
 
-    def _cheaper_dense(self, since: int) -> set[str]:
+    def _cheaper_whole(self, since: int) -> set[str]:
         """Modules whose ranks to send since a version exceed mn / (m + n)."""
         ranks: dict[str, int] = {}
         for delta in (delta for version, delta in self._deltas.items() if version > since):
@@ -187,16 +198,28 @@ class FrozenLog:
                 ranks[name.module] = ranks.get(name.module, 0) + left.shape[1]
         return {module for module, rank in ranks.items() if dense_is_cheaper(rank, *self._view.residuals[module].shape)}
 
+    def _whole(self, module: str) -> Iterator[tuple[Name, Tensor]]:
+        """Yield all that was added to a module in the form in which it is held; copied where the next version will write to it."""
+        residual = self._view.residuals[module]
+        if module in self.as_factors:
+            residual.settle()
+        if module in self.as_factors and residual.dense is None:
+            yield from zip((Name(module, f"{role}@{self.version}") for role in "PQ"), joined(residual.pairs, torch.float32), strict=True)
+        else:
+            yield Name(module, f"D@{self.version}"), residual.matrix().clone()
+
+    def rest(self, version: int, delta: State) -> None:
+        """Have a delta lie elsewhere, on disk perhaps: the same values under the same names."""
+        if version in self._deltas:
+            self._deltas[version] = delta
+            for name, left in delta.pick("U").items():
+                self._view.residuals[name.module].move(version, left, delta[Name(name.module, "V")])
+
 
 def head_of(parent: str, delta: State) -> str:
     """Return the head of the log that a delta leads to from ``parent``: a hash over names, shapes and values of the whole chain."""
     names = json.dumps(Layout.of(delta).shapes)
     return hashlib.sha256((parent + names + sha256(delta)).encode()).hexdigest()[:32]
-
-
-def dense_is_cheaper(rank: int, m: int, n: int) -> bool:
-    """Tell whether ``rank`` columns and rows of factors outweigh the dense (m, n) matrix."""
-    return rank * (m + n) > m * n
 
 
 def _versioned(delta: State, version: int) -> State:

@@ -6,10 +6,13 @@ Whatever is missing, for a disk was lost or another run has removed it, costs a 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import tempfile
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,12 +24,14 @@ from torch import Tensor
 from fedsb.core.disk import locked, reason_of
 from fedsb.core.errors import RunError
 from fedsb.core.state import LINE, Name, State, laid_out, sha256
-from fedsb.wire.frozen import ADDED, ROOT, FrozenBundle, FrozenMissing, FrozenView
+from fedsb.wire.cache_limits import PAUSE_S, Limits, mark_used, prune
+from fedsb.wire.frozen import ROOT, FrozenBundle, FrozenMissing, FrozenView
+from fedsb.wire.superseded import Versions, superseded
 
 LOG = logging.getLogger(__name__)
+NO_LIMITS = Limits()
 LATE = 2  # heads that a client may be behind the others
 SPARE = 4  # superseded files that may lie there before it is worth while to remove them
-Versions = Mapping[Name, int]  # of what a file holds, by its name without the version
 
 
 class FrozenCache:
@@ -36,11 +41,16 @@ class FrozenCache:
         folder: where they lie.
         rank: of the clients that it serves, where they see the log's factors at a rank of their own: it is in the names of all files, for
             under one head clients of several ranks hold different blocks.
+        as_factors: whether holders add to frozen weights as factors, which are sent otherwise where they outweigh a matrix.
+        limits: of what may stay on the disk.
     """
 
-    def __init__(self, folder: Path, rank: int | None = None) -> None:
+    def __init__(self, folder: Path, rank: int | None = None, *, as_factors: bool = False, limits: Limits = NO_LIMITS) -> None:
         self.folder = folder
-        self._of_rank = "" if rank is None else f"-rank-{rank}"
+        self._of_rank = ("" if rank is None else f"-rank-{rank}") + ("-factors" if as_factors else "")
+        self._limits = limits
+        self._used: set[Path] = set()
+        self._pruned = -math.inf
         self._head = ROOT
         self._view = FrozenView()
         self._tidied: tuple[str, str] | None = None
@@ -59,7 +69,15 @@ class FrozenCache:
         self.receive(bundle)
         held = self.load(head)
         self.tidy(run, back + LATE)
+        self._prune()
         return held
+
+    def _prune(self) -> None:
+        """Hold the folder to its limits, now and then; what this process has read or written stays."""
+        if time.monotonic() - self._pruned > PAUSE_S:
+            self._pruned = time.monotonic()
+            with suppress(OSError):
+                prune(self.folder, self._limits, self._used)
 
     def receive(self, bundle: FrozenBundle) -> None:
         """Keep a bundle on disk, atomically; a known one is not written again.
@@ -206,6 +224,8 @@ class FrozenCache:
 
     def _read(self, head: str) -> FrozenBundle:
         path = self._path(head)
+        self._used.add(path)
+        mark_used(path)
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
@@ -227,23 +247,3 @@ def _data_offset(path: Path) -> int:
 def _plain(name: Name) -> Name:
     """Return a name in a bundle without its version."""
     return Name(name.module, name.role.split("@")[0])
-
-
-def superseded(files: Mapping[str, Versions], keep: int) -> set[str]:
-    """Return the heads of files all of whose factors have a later version in the oldest of the last ``keep`` files, or before it.
-
-    What adds to the frozen weights is never superseded.
-    """
-    latest = {head: max(versions.values(), default=0) for head, versions in files.items()}
-    last = sorted(latest.values())[-keep:]
-    reach = last[0] if len(latest) > keep else 0
-    counts: dict[Name, int] = {}
-    for versions in files.values():
-        for name, version in versions.items():
-            if version <= reach:
-                counts[name] = max(version, counts.get(name, 0))
-    return {
-        head
-        for head, versions in files.items()
-        if latest[head] < reach and all(name.role not in ADDED and version < counts[name] for name, version in versions.items())
-    }

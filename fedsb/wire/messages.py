@@ -19,7 +19,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedsb.core.state import Layout, Name, State, unpack
-from fedsb.wire.arrays import FROZEN, LayoutError, decode_arrays, encode_arrays, encode_flat
+from fedsb.wire.arrays import FROZEN, LayoutError, decode_arrays, encode_arrays, encode_pieces
 from fedsb.wire.frozen import ROOT, FrozenBundle
 
 
@@ -131,8 +131,8 @@ def encode_shared(arrays: ArrayRecord, bundle: FrozenBundle | None) -> SharedPar
     if bundle is None:
         return SharedPart(arrays)
     layout = json.dumps(Layout.of(bundle.state).shapes, separators=(",", ":"))
-    flat = torch.cat([t.reshape(-1) for t in bundle.state.values()])
-    return SharedPart(ArrayRecord({**arrays, **encode_flat(FROZEN, flat, "float32")}), {"parent": bundle.parent, "bundle": layout})
+    frozen = encode_pieces(FROZEN, list(bundle.state.values()))
+    return SharedPart(ArrayRecord({**arrays, **frozen}), {"parent": bundle.parent, "bundle": layout})
 
 
 def encode_instruction(instruction: Instruction, shared: SharedPart) -> RecordDict:

@@ -27,7 +27,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fedsb.adapters.exactness import low_rank_squared_norm
+from fedsb.adapters.low_rank import low_rank_squared_norm
 from fedsb.core.blocks import Block, BlockMean
 from fedsb.core.state import HEAD, Name, State, WeightedSum
 from strategies.base import LowRankStrategy

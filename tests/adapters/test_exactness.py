@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import fedsb.adapters.uploads
 from fedsb.adapters import SPECS, attach, write
-from fedsb.adapters.exactness import ExactnessMeter, Gap, encoding_error, low_rank_squared_norm
+from fedsb.adapters.exactness import ExactnessMeter, Gap, encoding_error
+from fedsb.adapters.low_rank import low_rank_squared_norm
 from fedsb.core.blocks import Sight
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import HEAD, Layout, Name, State
@@ -231,3 +233,37 @@ def test_a_layer_takes_frozen_factors_of_a_smaller_rank_and_no_others() -> None:
     for wrong in ((4, 4), (5, 3), (4,)):
         with pytest.raises(ValueError, match=r"^B is \([\d, ]+\), expected \(4, 3\), or that of a smaller rank$"):
             layer.hold("B", torch.zeros(wrong))
+
+
+@pytest.mark.parametrize("late", [0, 3], ids=["from the first on", "after some"])
+def test_of_many_uploads_the_gap_is_estimated_with_its_error(late: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within four standard errors, which are of some percent at these sizes; and the same every time."""
+    held = State({Name(f"layer{i}", role): gaussian(*shape, seed=i) for i in range(6) for role, shape in (("B", (30, 3)), ("A", (3, 20)))})
+    uploads = [held.map(lambda t, seed=seed: t + 0.1 * gaussian(*t.shape, seed=seed)) for seed in range(50, 57)]  # type: ignore[misc]
+
+    def measured() -> Gap:
+        meter = ExactnessMeter(SPECS["lora"], 0.5, held)
+        meter.begin(State(), ("A", "B"))
+        for i, upload in enumerate(uploads):
+            meter.add(upload, 1.0 + i)
+        return meter.measure(held)
+
+    exact = measured()
+    work = 6 * (30 + 20) * (2 * 3 * late) ** 2
+    monkeypatch.setattr(fedsb.adapters.uploads, "EXACT_WORK", work)
+    estimate = measured()
+    assert (exact.error, estimate) == (0.0, measured())
+    assert 0.001 < estimate.error < 0.1
+    assert abs(estimate.relative / exact.relative - 1) < 4 * estimate.error
+    assert estimate.update == pytest.approx(exact.update, rel=0.2)
+
+
+def test_probes_see_a_difference_of_rounding_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fedsb.adapters.uploads, "EXACT_WORK", 0)
+    one = State({Name("a", "B"): gaussian(30, 3, seed=1), Name("a", "A"): gaussian(3, 20, seed=2)})
+    meter = ExactnessMeter(SPECS["lora"], 0.5, one)
+    meter.begin(State(), ("A", "B"))
+    for _ in range(3):
+        meter.add(one, 1.0)
+    assert meter.measure(one).relative < 1e-14
+    assert 1e-9 < meter.measure(one.map(lambda t: t * (1 + 1e-7))).relative < 1e-6

@@ -21,8 +21,10 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+import fedsb.adapters.export
 from fedsb.adapters import SPECS, attach, layers, match_targets, set_residuals
 from fedsb.adapters.export import effective_factors, export_peft, merged_copy
+from fedsb.adapters.residual import Residual
 from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Name, State
 
@@ -72,8 +74,8 @@ def case(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def build(case: str, method: str, *, residual: bool, rank: int = 4) -> tuple[nn.Module, nn.Module, State]:
-    """Return a pristine base, a trained adapted copy of it, and the copy's head."""
+def build(case: str, method: str, *, residual: bool, rank: int = 4, hold: str = "matrix") -> tuple[nn.Module, nn.Module, State]:
+    """Return a pristine base, a trained adapted copy of it, and the copy's head; a residual is a matrix, or factors held by a rule."""
     make, heads, _ = CASES[case]
     torch.manual_seed(3)
     base = make().eval()
@@ -82,7 +84,7 @@ def build(case: str, method: str, *, residual: bool, rank: int = 4) -> tuple[nn.
     targets = match_targets(model, "all-linear", exclude=("bert.pooler*", "classifier.out_proj", "classifier", "lm_head"))
     if case == "roberta":
         targets = sorted({*targets, "classifier.dense"})
-    attach(model, SPECS[method], targets=targets, rank=rank, scale=0.7)
+    attach(model, SPECS[method], targets=targets, rank=rank, scale=0.7, hold="auto" if hold == "matrix" else hold)
     with torch.no_grad():
         for layer in layers(model).values():
             for role in layer.spec.factors:
@@ -91,8 +93,10 @@ def build(case: str, method: str, *, residual: bool, rank: int = 4) -> tuple[nn.
         for name, parameter in model.named_parameters():
             if name.startswith(heads or ("-",)) and ".B." not in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    if residual:
+    if residual and hold == "matrix":
         set_residuals(model, {name: low_rank(layer.shape, 6) for name, layer in layers(model).items()})
+    elif residual:
+        set_residuals(model, {name: grown(layer.shape, 2, 3) for name, layer in layers(model).items()})
     head = State({Name(n, HEAD): p.detach() for n, p in model.named_parameters() if heads and n.startswith(heads)})
     return base, model, head
 
@@ -103,6 +107,15 @@ def low_rank(shape: tuple[int, int], rank: int) -> Tensor:
     return 1e-2 * torch.randn(m, rank) @ torch.randn(rank, n)
 
 
+def grown(shape: tuple[int, int], rank: int, count: int) -> Residual:
+    """Draw a small residual of a few pairs, the last of which takes nothing but what is there already."""
+    m, n = shape
+    residual, pairs = Residual(m, n), [(1e-2 * torch.randn(m, rank), torch.randn(rank, n)) for _ in range(count)]
+    for version, pair in enumerate([*pairs, pairs[0]]):
+        residual.add(version, *pair)
+    return residual
+
+
 def logits(model: nn.Module) -> Tensor:
     """Run the model on the same few tokens."""
     with torch.no_grad():
@@ -110,9 +123,12 @@ def logits(model: nn.Module) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize(("method", "residual"), [("lora_sb", False), ("lora", True)])
-def test_peft_computes_the_same_logits(case: str, method: str, residual: bool, tmp_path: Path) -> None:
-    base, model, head = build(case, method, residual=residual)
+@pytest.mark.parametrize(
+    ("method", "residual", "hold"),
+    [("lora_sb", False, "auto"), ("lora", True, "matrix"), ("lora", True, "factors"), ("lora", True, "merge"), ("lora", True, "dense")],
+)
+def test_peft_computes_the_same_logits(case: str, method: str, residual: bool, hold: str, tmp_path: Path) -> None:
+    base, model, head = build(case, method, residual=residual, hold=hold)
     expected, before = logits(model), logits(base)
     export_peft(model, tmp_path, base_model="some/base", task_type=CASES[case][2], head=head)
     loaded = PeftModel.from_pretrained(base, str(tmp_path)).eval()
@@ -125,9 +141,9 @@ def test_peft_computes_the_same_logits(case: str, method: str, residual: bool, t
     assert config["fan_in_fan_out"] is (case == "gpt2")
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_merged_copy_computes_the_same_logits_and_leaves_the_original(case: str, residual: bool) -> None:
-    _, model, _ = build(case, "lora_sb", residual=residual)
+@pytest.mark.parametrize(("residual", "hold"), [(False, "auto"), (True, "matrix"), (True, "factors")])
+def test_merged_copy_computes_the_same_logits_and_leaves_the_original(case: str, residual: bool, hold: str) -> None:
+    _, model, _ = build(case, "lora_sb", residual=residual, hold=hold)
     expected = logits(model)
     state = {name: t.clone() for name, t in model.state_dict().items()}
     merged = merged_copy(model)
@@ -154,10 +170,12 @@ def test_a_merged_tied_head_leaves_the_embedding() -> None:
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama"])
-@pytest.mark.parametrize(("residual", "rank"), [(False, 4), (True, 10)])
-def test_effective_factors_have_the_rank_of_the_change(case: str, residual: bool, rank: int) -> None:
+@pytest.mark.parametrize(
+    ("residual", "rank", "hold"), [(False, 4, "auto"), (True, 10, "matrix"), (True, 10, "factors"), (True, 10, "merge")]
+)
+def test_effective_factors_have_the_rank_of_the_change(case: str, residual: bool, rank: int, hold: str) -> None:
     """A generic residual of rank 6 plus a product of rank 4 has rank 10."""
-    _, model, _ = build(case, "lora", residual=residual)
+    _, model, _ = build(case, "lora", residual=residual, hold=hold)
     factors = effective_factors(model)
     assert factors.keys() == layers(model).keys()
     for name, layer in layers(model).items():
@@ -172,6 +190,16 @@ def test_a_residual_that_cancels_the_product_leaves_rank_one() -> None:
     _, model, _ = build("llama", "lora", residual=False)
     set_residuals(model, {name: -layer.delta() for name, layer in layers(model).items()})
     assert {u.shape[1] for u, _ in effective_factors(model).values()} == {1}
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama"])
+def test_a_large_matrix_is_a_factor_itself(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fedsb.adapters.export, "LARGEST_SVD", 8)
+    _, model, _ = build(case, "lora", residual=True)
+    for name, (u, v) in effective_factors(model).items():
+        layer = layers(model)[name]
+        assert (u.shape[1], layer.residual is None) == (min(layer.shape), False)
+        torch.testing.assert_close((u @ v).double(), layer.delta() + layer.residual, rtol=0, atol=2e-6)
 
 
 def test_differing_ranks_keep_scale_one(tmp_path: Path) -> None:

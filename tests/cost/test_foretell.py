@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fedsb.adapters.residual import dense_is_cheaper
 from fedsb.config.compose import load
 from fedsb.cost.foretell import Cost
 from fedsb.cost.table import cost_of, costs
-from fedsb.wire.frozen import dense_is_cheaper
 from strategies import STRATEGIES
 
 

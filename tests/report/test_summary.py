@@ -30,6 +30,7 @@ KEYS = {
     "payload_one_off",
     "overhead",
     "exactness_gap",
+    "gap_error",
     "held_gap",
     "held_gap_modules",
     "factors_sha256",

@@ -251,7 +251,7 @@ def held_by(federation: Federation, exchange: Exchange, store: FrozenCache, mode
     model.install(state, frozen)
     inner = product(federation, state, frozen.basis)
     weights = {name: out_in(layer.base, layer.base.weight).double() + inner[name] for name, layer in model.layers.items()}
-    residuals = {module: t.double().clone() for module, t in frozen.residuals.items()}
+    residuals = {module: t.matrix().double() for module, t in frozen.residuals.items()}
     return Held(state, frozen.basis, residuals, weights, model.trained().pick(HEAD))
 
 
