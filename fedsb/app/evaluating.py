@@ -149,7 +149,8 @@ def _wanted(config: Config, tasks: Sequence[str] | None) -> list[str]:
     responds = task_of(config).name == "causal_lm" and way_of(config.data) is not None
     if tasks and not responds and set(tasks) & set(SCORES):
         raise UserError(f"--tasks {','.join(tasks)}: nothing in these data tells a response from its prompt; leave all but loss out")
-    return list(tasks or ["loss", *(config.eval.scores or (["exact_match"] if responds else []))])
+    usual = "exact_match" if config.data.choices is None else "choice"
+    return list(tasks or ["loss", *(config.eval.scores or ([usual] if responds else []))])
 
 
 def _measured(side: Side, adapted: AdaptedModel, wanted: Sequence[str]) -> tuple[list[Sample], list[Answer]]:

@@ -9,12 +9,13 @@ from fedsb.app.assembly import task_of, test_examples, test_features, tokenizer_
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_stream
-from fedsb.data import Prompt, end_ids, prompts_of
+from fedsb.data import Continuation, Prompt, continuations, end_ids, prompts_of
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.collating import autocast
 from fedsb.models.evaluate import measured
 from fedsb.report.evaluation import Sample
 from fedsb.tasks.answers import Answer, answer_metrics, chance_of, expected_answers, judge, scorer_for
+from fedsb.tasks.choice import Choice, choice_metrics
 from fedsb.tasks.generation import Decoding, generate, text_of
 
 
@@ -77,7 +78,10 @@ def check_scores(config: Config, adapted: AdaptedModel, scores: Sequence[str] | 
     Raises:
         UserError: a reference has no answer, or a prompt leaves no room for a response.
     """
-    if "exact_match" not in (config.eval.scores if scores is None else scores):
+    wanted = config.eval.scores if scores is None else scores
+    if "choice" in wanted:
+        _check_choices(config, adapted)
+    if "exact_match" not in wanted:
         return ""
     prompts, most = test_prompts(config), config.eval.max_new_tokens
     rule, limit, longest = rule_of(config, prompts), _places(adapted, config), max(len(prompt.ids) for prompt in prompts)
@@ -91,6 +95,12 @@ def check_scores(config: Config, adapted: AdaptedModel, scores: Sequence[str] | 
         f"exact match on {len(prompts):,} test rows by eval.scorer={rule}, of responses of up to {most} tokens; always giving the "
         f"commonest right answer would score {chance:.3f}"
     )
+
+
+def _check_choices(config: Config, adapted: AdaptedModel) -> None:
+    longest, limit = max(len(each.ids) for options, _ in test_choices(config) for each in options), _places(adapted, config)
+    if longest > limit:
+        raise UserError(f"data.choices={config.data.choices}: a prompt with its answer has {longest} tokens, and the model reads {limit}")
 
 
 def _places(adapted: AdaptedModel, config: Config) -> int:
@@ -120,6 +130,35 @@ def _loss(config: Config, adapted: AdaptedModel, _: int) -> Sample:
     return Sample(len(records), lambda chosen: task.metrics(records[chosen], None if targets is None else targets[chosen]))
 
 
+def choices(config: Config, adapted: AdaptedModel) -> list[Choice]:
+    """Return how likely the model finds each of the answers that the test part gives to choose from."""
+    given = test_choices(config)
+    features = [{"input_ids": list(each.ids), "learnt": list(each.answer)} for options, _ in given for each in options]
+    records, _ = measured(adapted, task_of(config), features, train=config.train)
+    likelihoods = iter((-records[:, 0]).tolist())
+    return [Choice(tuple(next(likelihoods) for _ in options), tuple(each.length for each in options), right) for options, right in given]
+
+
+def test_choices(config: Config) -> list[tuple[list[Continuation], int]]:
+    """Return the prompts of the test part with their choices, and the index of the right one.
+
+    Raises:
+        UserError: a row has none.
+    """
+    found = [continuations(row, tokenizer_of(config), config.data) for row in test_examples(config).texts]
+    if lost := sum(not options for options, _ in found):
+        raise UserError(
+            f"data.choices={config.data.choices}: {lost} of {len(found)} test rows have nothing in that column; name another, or leave "
+            "choice out of eval.scores"
+        )
+    return found
+
+
+def _choice(config: Config, adapted: AdaptedModel, _: int) -> Sample:
+    rows = choices(config, adapted)
+    return Sample(len(rows), lambda chosen: choice_metrics([rows[i] for i in chosen]))
+
+
 Score = Callable[[Config, AdaptedModel, int], Sample]
 LOSS: Score = _loss
-SCORES: Mapping[str, Score] = {"exact_match": _exact_match}
+SCORES: Mapping[str, Score] = {"exact_match": _exact_match, "choice": _choice}

@@ -85,7 +85,7 @@ its data, and has no base beside it.
 
   KEY=VALUE         what is to be otherwise than in the run: eval.*, data.*, train.eval_*, device, model.name where the model has moved
   --max-examples N  of the test part as many, drawn by the run's seed; short for eval.max_examples=N
-  --tasks           of loss, exact_match; by default the loss, and where the data have responses exact match
+  --tasks           of loss, exact_match, choice; by default the loss and what the run was scored by, else what the data allow
   --answers FILE    leave each prompt with its reference and both answers there, as JSON lines
   --lm-eval         let lm-eval score the merged model (pip install 'lm-eval[hf]'): 'tasks=arc_easy,gsm8k;limit=100;num_fewshot=5'""",
     "export": """usage: fedsb export FOLDER [OUT]

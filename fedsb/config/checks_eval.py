@@ -9,7 +9,7 @@ from fedsb.config.derived import family
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError, unknown
 
-SCORES = ("exact_match",)
+SCORES = ("exact_match", "choice")
 RESPONDING = ("prompt", "messages", "template")  # keys of `data` that tell a response from what it answers
 
 
@@ -36,6 +36,16 @@ def _responses_are_there(config: Config) -> None:
         )
 
 
+def _choices_are_given(config: Config) -> None:
+    data = config.data
+    if "choice" in config.eval.scores and data.choices is None:
+        raise UserError(
+            "eval.scores=[choice] without data.choices: name the column of the answers to choose from, as in data.choices=choices"
+        )
+    if data.choices is not None and data.prompt is None and data.template is None:
+        raise UserError(f"data.choices={data.choices} goes with data.prompt and data.response, or with data.template; leave it out")
+
+
 def _pattern_is_used(config: Config) -> None:
     pattern, scorer = config.eval.pattern, config.eval.scorer
     if (pattern is None) == (scorer == "regex"):
@@ -57,6 +67,7 @@ def _drawing_has_a_temperature(config: Config) -> None:
 EVAL_RULES: tuple[Callable[[Config], None], ...] = (
     _scores_are_known,
     _responses_are_there,
+    _choices_are_given,
     _pattern_is_used,
     _drawing_has_a_temperature,
 )

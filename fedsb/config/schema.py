@@ -88,6 +88,7 @@ class DataConfig:
     messages: str | None
     template: str | None
     system: str | None
+    choices: str | None
     loss_on: str
     label: str | None
     labels: tuple[str | int, ...] | None

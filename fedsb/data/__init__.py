@@ -8,7 +8,7 @@ from fedsb.data.instructions import shortened, way_of
 from fedsb.data.learnt import answered, answered_corpus, marked, tokenise_marked
 from fedsb.data.partition import PARTITIONERS, partition
 from fedsb.data.private_rows import PrivateRows, count_rows, read_private_rows
-from fedsb.data.prompts import Prompt, end_ids, prompts_of
+from fedsb.data.prompts import Continuation, Prompt, continuations, end_ids, prompts_of
 from fedsb.data.sources import PATHLESS, SOURCES, Raw, read_path, read_raw
 from fedsb.data.splits import Corpus, hold_out, load_corpus, load_site, load_test, thin
 
@@ -16,6 +16,7 @@ __all__ = [
     "PARTITIONERS",
     "PATHLESS",
     "SOURCES",
+    "Continuation",
     "Corpus",
     "Examples",
     "Feature",
@@ -25,6 +26,7 @@ __all__ = [
     "Targets",
     "answered",
     "answered_corpus",
+    "continuations",
     "count_rows",
     "end_ids",
     "find_labels",

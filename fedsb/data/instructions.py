@@ -58,7 +58,8 @@ def way_of(cfg: DataConfig) -> str | None:
 def columns_of(cfg: DataConfig) -> Mapping[str, May]:
     """Return the columns of instruction data, and what each may be; none where examples are plain texts."""
     way = way_of(cfg)
-    return WAYS[way].columns(cfg) if way else {}
+    given: Mapping[str, May] = {cfg.choices: "be missing"} if cfg.choices is not None else {}
+    return {**given, **WAYS[way].columns(cfg)} if way else {}
 
 
 def row_text(cfg: DataConfig, values: Mapping[str, Any]) -> str:
@@ -69,13 +70,38 @@ def row_text(cfg: DataConfig, values: Mapping[str, Any]) -> str:
     """
     way = WAYS[way_of(cfg) or ""]
     kept = way.kept(cfg, values)
-    way.turns(cfg, kept)
-    return json.dumps(kept, ensure_ascii=False)
+    said = way.turns(cfg, kept)
+    return json.dumps(kept | _choices(cfg, values, said[-1].content), ensure_ascii=False)
 
 
 def turns_of(cfg: DataConfig, text: str) -> list[Turn]:
     """Return what a row says, none where it is empty; of a template one turn a column."""
     return WAYS[way_of(cfg) or ""].turns(cfg, json.loads(text)) if text else []
+
+
+def choices_of(cfg: DataConfig, text: str) -> list[str]:
+    """Return the answers that a row gives to choose from; none where it has none."""
+    found: list[str] = json.loads(text).get(cfg.choices, []) if text else []
+    return found
+
+
+def answered_with(cfg: DataConfig, text: str, answer: str) -> str:
+    """Return a row of prompt and response, or of a template, with another response."""
+    column = cfg.response if cfg.template is None else forms_of(cfg.template)[0].columns[-1]
+    return json.dumps({**json.loads(text), str(column): answer}, ensure_ascii=False)
+
+
+def _choices(cfg: DataConfig, values: Mapping[str, Any], response: str) -> dict[str, list[str]]:
+    if cfg.choices is None or values.get(cfg.choices) is None:
+        return {}
+    found = [_text(each, "choice", empty=False) for each in _listed(values[cfg.choices], "choices", "texts")]
+    if len(set(found)) < max(2, len(found)):
+        raise RowError("fewer than two different choices", f"the choices {shown(found)}; two at least are needed, each once")
+    if response not in found:
+        raise RowError(
+            "a response that is none of its choices", f"the response {shown(response)}, which is none of the choices {shown(found)}"
+        )
+    return {cfg.choices: found}
 
 
 def shortened(text: str, most: int) -> str:
@@ -129,19 +155,19 @@ def _pair_turns(cfg: DataConfig, kept: Mapping[str, Any]) -> list[Turn]:
 
 def _chat_kept(cfg: DataConfig, values: Mapping[str, Any]) -> dict[str, Any]:
     column = str(cfg.messages)
-    messages = [_message(message) for message in _listed(values[column])]
+    messages = [_message(message) for message in _listed(values[column], "messages", "messages {role, content}")]
     if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
         raise RowError("an empty response", "nothing that an assistant says, and nothing to learn")
     return _system_values(cfg, values) | {column: messages}
 
 
-def _listed(value: Any) -> Sequence[Any]:
+def _listed(value: Any, what: str, of: str) -> Sequence[Any]:
     try:
         found = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, list | tuple):
-        raise RowError("no list of messages", f"{shown(value)}, which is no list of messages {{role, content}}")
+        raise RowError(f"no list of {what}", f"{shown(value)}, which is no list of {of}")
     return found
 
 

@@ -10,7 +10,8 @@ from fedsb.config.schema import DataConfig
 from fedsb.data.batches import pad_id
 from fedsb.data.examples import Examples
 from fedsb.data.framing import Written, special_texts, writer_of
-from fedsb.data.learnt import tokens_of, unspelt
+from fedsb.data.instructions import answered_with, choices_of
+from fedsb.data.learnt import Token, tokens_of, unspelt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,6 +51,40 @@ def end_ids(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, own: int 
     names, model = special_texts(tokenizer), own if isinstance(own, list) else [own]
     found = {tokenizer.eos_token_id, *(names[prompt.end] for prompt in prompts if prompt.end), *model}
     return sorted(i for i in found if i is not None)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A prompt with one of the answers that may follow it.
+
+    Attributes:
+        ids: tokens of both.
+        answer: for each 1 where it is a token of the answer, without the one that ends it, else 0.
+        length: characters of the answer.
+    """
+
+    ids: tuple[int, ...]
+    answer: tuple[int, ...]
+    length: int
+
+
+def continuations(row: str, tokenizer: PreTrainedTokenizerBase, cfg: DataConfig) -> tuple[list[Continuation], int]:
+    """Return a row's prompt with each of its choices, written as in training, and the index of the right one; no list where it has none."""
+    if not (choices := choices_of(cfg, row)):
+        return [], 0
+    write = writer_of(cfg, tokenizer)
+    texts = [write(answered_with(cfg, row, choice)) for choice in choices]
+    found = [
+        _continued(text, list(unspelt(text, tokens, tokenizer))) for text, tokens in zip(texts, tokens_of(texts, tokenizer), strict=True)
+    ]
+    right = next((i for i, choice in enumerate(choices) if answered_with(cfg, row, choice) == row), 0)
+    return found, right
+
+
+def _continued(text: Written, tokens: list[Token]) -> Continuation:
+    start, (first, last) = text.learnt[-1][0], text.contents[-1]
+    inside = tuple(int(not token.framing and start <= token.start and token.end <= last) for token in tokens)
+    return Continuation(tuple(token.id for token in tokens), inside, last - first)
 
 
 def _cut(texts: list[Written], tokenizer: PreTrainedTokenizerBase, special: list[str]) -> Iterator[Prompt]:

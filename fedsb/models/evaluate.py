@@ -21,7 +21,7 @@ def evaluate(adapted: AdaptedModel, task: Task, features: Sequence[dict[str, Any
 
 
 def measured(adapted: AdaptedModel, task: Task, features: Sequence[dict[str, Any]], *, train: TrainConfig) -> tuple[Tensor, Tensor | None]:
-    """Return what the task's metrics are made of, a row an example, and the targets; in an order that the features alone decide.
+    """Return what the task's metrics are made of, a row an example in their order, and the targets.
 
     Examples are batched in order of length, which saves padding and cannot change a result beyond rounding. Outputs do not outlive their
     batch: a language model's are the largest tensors of all.
@@ -30,8 +30,9 @@ def measured(adapted: AdaptedModel, task: Task, features: Sequence[dict[str, Any
     adapted.model.eval()
     with torch.inference_mode(), autocast(train, adapted.device):
         found = [_recorded(adapted, task, [features[i] for i in batch]) for batch in batches]
+    back = torch.tensor([i for batch in batches for i in batch]).argsort()
     targets = [each for _, each in found if each is not None]
-    return torch.cat([records for records, _ in found]), torch.cat(targets) if targets else None
+    return torch.cat([records for records, _ in found])[back], torch.cat(targets)[back] if targets else None
 
 
 def _recorded(adapted: AdaptedModel, task: Task, chunk: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor | None]:

@@ -10,7 +10,7 @@ from fedsb.run.records import RoundRecord
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "rmse", "mae", "parse_failures"})
 # What scores are read beside: no quality of a model. The chance level has a line of its own in a plot, a count has none.
-BESIDE = frozenset({"chance", "examples"})
+BESIDE = frozenset({"chance", "choice_chance", "examples"})
 UNDRAWN = frozenset({"examples"})
 PAYLOADS = ("payload_up", "payload_down", "payload_one_off")
 

@@ -139,7 +139,7 @@ def test_mistakes_are_one_line(run: tuple[Path, list[dict[str, float]]], tmp_pat
         (str(tmp_path),): f"'{tmp_path}' holds no run (config.yaml is missing); give the output folder of a run",
         (str(folder), "--max-example", "3"): "unknown flag '--max-example' (did you mean '--max-examples'?)",
         (str(folder), "--tasks"): "--tasks needs a value; see fedsb eval --help",
-        (str(folder), "--tasks=bleu"): "unknown task in --tasks 'bleu'; choose from exact_match, loss",
+        (str(folder), "--tasks=bleu"): "unknown task in --tasks 'bleu'; choose from choice, exact_match, loss",
         (str(folder), "--max-examples", "0"): "eval.max_examples=0 is out of range; it must be at least 1",
         (str(folder), "--max-examples", "few"): "eval.max_examples=few is not valid",
         (

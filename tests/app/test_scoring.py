@@ -57,7 +57,7 @@ def test_what_is_sampled_follows_from_seed_and_round(asked: list[str]) -> None:
 
 
 MISTAKES = {
-    "eval.scores=[bleu]": "unknown score in eval.scores 'bleu'; choose from exact_match",
+    "eval.scores=[bleu]": "unknown score in eval.scores 'bleu'; choose from choice, exact_match",
     "eval.scorer=last": "unknown eval.scorer 'last' (did you mean 'last_number'?); choose from answer, auto, gsm8k, last_number, regex, ",
     "eval.scorer=regex": "eval.scorer=regex with eval.pattern=null: add eval.pattern=",
     "eval.pattern=x": "eval.scorer=auto with eval.pattern=x: add eval.scorer=regex, or leave the pattern out",
