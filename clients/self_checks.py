@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from clients.clipping import Clipping, FlatClipping
 from clients.mechanism_checks import Bounds, Noises, hold_mechanism
+from fedsb.adapters.quantised import stored
 from fedsb.core.state import HEAD, Name
 from fedsb.models.adapted import AdaptedModel
 from fedsb.privacy.accounting import Entry
@@ -139,5 +140,5 @@ def _probe(model: nn.Module, output: Callable[[], Tensor], parameters: Sequence[
 def fingerprint(adapted: AdaptedModel) -> tuple[int, ...]:
     """Return what changes where a weight does that is not trained: the sum of its bits read as integers, NaN or not."""
     trained = {id(p) for p in adapted.trainable().values()}
-    frozen = [p.detach() for p in adapted.model.parameters() if id(p) not in trained]
-    return tuple(int(p.view(INTEGERS[p.element_size()]).sum(dtype=torch.int64)) for p in frozen)
+    frozen = [t.detach() for p in adapted.model.parameters() if id(p) not in trained for t in stored(p)]
+    return tuple(int(t.view(INTEGERS[t.element_size()]).sum(dtype=torch.int64)) for t in frozen)

@@ -22,6 +22,7 @@ from fedsb.adapters.frozen_part import MERGE
 from fedsb.adapters.layer import LowRankLayer, layers
 from fedsb.adapters.linear import out_in
 from fedsb.adapters.low_rank import Term, joined, recompressed
+from fedsb.adapters.quantised import QuantisedLinear
 from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Name, State
 
@@ -78,14 +79,15 @@ def export_head(head: State, path: str | Path) -> None:
 def merged_copy(model: nn.Module) -> nn.Module:
     """Return a deep copy with plain layers of weight ``W0 + residual + s · B R A`` in place of adapters; ``model`` stays as it is."""
     # A filled memo makes deepcopy put the merged layer where it meets the adapted one, so no second copy of W0 is ever made.
-    memo: dict[int, Any] = {}
-    for layer in layers(model).values():
-        memo[id(layer)] = _merged(layer)
+    memo: dict[int, Any] = {id(layer): _merged(layer) for layer in layers(model).values()}
+    adapted = {id(layer.base) for layer in layers(model).values()}
+    memo |= {id(m): m.plain() for m in model.modules() if isinstance(m, QuantisedLinear) and id(m) not in adapted}
     return copy.deepcopy(model, memo)
 
 
 def _merged(layer: LowRankLayer) -> nn.Module:
-    weight = layer.frozen.weight
+    base = layer.base.plain() if isinstance(layer.base, QuantisedLinear) else layer.base
+    weight: Tensor = base.weight  # type: ignore[assignment]
     left, right = _product(layer)
     dense = layer.pristine.double() + (left @ right).to(weight.device)
     if (residual := layer.residual) is not None:
@@ -93,7 +95,7 @@ def _merged(layer: LowRankLayer) -> nn.Module:
     dense = out_in(layer.base, dense)
     # A parameter of its own: the base's may be tied to an embedding, which must not change.
     merged = nn.Parameter(dense.to(weight.dtype).contiguous(), requires_grad=False)
-    return copy.deepcopy(layer.base, {id(weight): merged})
+    return copy.deepcopy(base, {id(weight): merged})
 
 
 def _product(layer: LowRankLayer) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from fedsb.adapters.linear import out_in, shape_of
 from fedsb.adapters.low_rank import Term, joined
+from fedsb.adapters.quantised import dequantised, is_quantised
 from fedsb.adapters.residual import Residual
 from fedsb.core.errors import UserError
 
@@ -31,7 +32,7 @@ def rule_for(hold: str, weight: Tensor) -> str:
     Raises:
         UserError: a merge into a weight that is no matrix of floats.
     """
-    plain = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
+    plain = not is_quantised(weight) and weight.is_floating_point()
     if hold == MERGE and not plain:
         raise UserError("frozen.hold=merge needs a base whose weights are floats, and this one is quantised; use frozen.hold=auto")
     return hold if hold != AUTO else MERGE if plain and weight.dtype in EXACT else FACTORS
@@ -40,12 +41,6 @@ def rule_for(hold: str, weight: Tensor) -> str:
 def merged(weight: Tensor, residual: Tensor) -> Tensor:
     """Return the sum in the dtype of the weight, which rounds it."""
     return weight + residual.to(weight)
-
-
-def dequantised(weight: Tensor) -> Tensor:
-    """Return a weight as floats, as it lies: the tensor itself unless it is quantised."""
-    read: Callable[[], Tensor] | None = getattr(weight, "dequantize", None)
-    return read() if read is not None and type(weight) not in (Tensor, nn.Parameter) else weight.data
 
 
 class FrozenPart:
@@ -117,7 +112,7 @@ class FrozenPart:
         self._token = None if any(each is residual.dense for each in self._beside) else residual.token
 
     def _clear(self) -> None:
-        if self.weight.data is not self._pristine:
+        if self.rule == MERGE:
             self.weight.data = self._pristine
         self._beside, self._terms, self._token = (), (), None
 
@@ -155,7 +150,7 @@ class FrozenPart:
 
     def move(self, move_base: Callable[[], None], fn: Callable[[Tensor], Tensor]) -> None:
         """Follow the base to another device or dtype; what stands beside it stays float32."""
-        shared = self._pristine.data_ptr() == self.weight.data_ptr()
+        shared = self.rule != MERGE or self._pristine.data_ptr() == self.weight.data_ptr()
         move_base()
         self._pristine = self.weight.data if shared else fn(self._pristine)
         self._beside = tuple(t.to(fn(t.new_empty(0)).device) for t in self._beside)

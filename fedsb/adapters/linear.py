@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from fedsb.adapters.quantised import QuantisedLinear, dequantised
+
 # One row per supported kind of layer: does its weight lie as (out, in)?
 OUT_IN: dict[type[nn.Module], bool] = {nn.Linear: True, Conv1D: False}
 
@@ -14,14 +16,15 @@ OUT_IN: dict[type[nn.Module], bool] = {nn.Linear: True, Conv1D: False}
 def is_adaptable(module: nn.Module) -> bool:
     """Tell whether a module can carry an adapter: it is a linear layer, or of a subclass that computes ``W0 x + bias`` as its parent does.
 
-    Left out are those whose weight is no plain matrix of floats (quantised, parametrised) and those that compute something else (routers).
+    Left out are those whose weight is no matrix of floats (quantised by others, parametrised), and those that compute something else
+    (routers).
     """
     if not isinstance(module, tuple(OUT_IN)):
         return False
     weight = module._parameters.get("weight")
     if weight is None or weight.ndim != 2 or not weight.is_floating_point():
         return False
-    if type(module).forward in [kind.forward for kind in OUT_IN]:
+    if isinstance(module, QuantisedLinear) or type(module).forward in [kind.forward for kind in OUT_IN]:
         return True
     kind = (type(module), weight.is_meta)
     if kind not in _VERDICTS:
@@ -51,6 +54,11 @@ def shape_of(base: nn.Module) -> tuple[int, int]:
     """Return (m, n) = (out, in) of an ``nn.Linear`` or ``Conv1D``."""
     rows, columns = base.weight.shape  # type: ignore[misc]
     return (rows, columns) if _is_out_in(base) else (columns, rows)
+
+
+def base_weight(base: nn.Module) -> Tensor:
+    """Return W0 of a layer, quantised or not, as (out, in) in float32."""
+    return out_in(base, dequantised(base.weight)).to(torch.float32)  # type: ignore[arg-type]
 
 
 def out_in(base: nn.Module, weight: Tensor) -> Tensor:

@@ -66,6 +66,7 @@ class ModelConfig:
     config: dict[str, Any]
     dtype: str
     attn_implementation: str | None
+    quantize: str
 
 
 @dataclass(frozen=True, config=STRICT)

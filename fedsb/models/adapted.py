@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
@@ -195,9 +195,23 @@ class AdaptedModel:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return the pristine W0 of every adapted layer, viewed (out, in)."""
-        return {name: layer.pristine for name, layer in self.layers.items()}
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return the pristine W0 of every adapted layer, viewed (out, in); a quantised one is made when it is looked up, and not kept."""
+        return _Weights(self.layers)
+
+
+class _Weights(Mapping[str, Tensor]):
+    def __init__(self, adapted: Mapping[str, LowRankLayer]) -> None:
+        self._layers = adapted
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._layers[name].pristine
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
 
     def frozen_parts(self) -> dict[str, FrozenPart]:
         """Return the frozen part of every adapted layer."""

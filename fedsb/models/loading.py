@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from fedsb.core.logs import HUB_LOGGERS, speaking_from
 from fedsb.core.networks import network_of
 from fedsb.core.rng import torch_stream
 from fedsb.models.gguf import SUFFIX, rounding_of, unpacked
-from fedsb.models.heads import absent_names, drawn_names, fit_head, note, rows_by_label
+from fedsb.models.heads import absent_names, drawn_in, drawn_names, fit_head, note, remarks_on, rows_by_label
 from fedsb.models.lookups import Tables, fit_tokenizer, tables_of
+from fedsb.models.quantise import NONE, check_quantised, quantised
 from fedsb.tasks.task import Task
 
 NO_NETWORK = "; check model.name, or give a local folder where there is no network"
@@ -72,9 +73,12 @@ def load_network(model: ModelConfig, task: Task, labels: Sequence[str], seed: in
         raise UserError("model.dtype=float16: this machine's processor does not multiply in it; use model.dtype=bfloat16, or a GPU")
     if device == "meta":
         return _load(model, task, labels, seed, where)
+    check_quantised(model.quantize)
     # No word of the device: what is drawn is drawn on the CPU, the same for each, and workers move what the driver has laid out.
-    key = json.dumps([asdict(model), task.name, labels, seed], default=str)
+    key = json.dumps([asdict(replace(model, quantize=NONE)), task.name, labels, seed], default=str)
     network = network_of(key, lambda: _load(model, task, labels, seed, "cpu"))
+    said = quantised(network, model.quantize, where)
+    note(network, drawn_in(network), *remarks_on(network), said)
     return network.to(where).eval()
 
 

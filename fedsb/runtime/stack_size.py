@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedsb.adapters.quantised import stored
 from fedsb.config.derived import alone_by, client_names, ranks_of
 from fedsb.config.schema import Config
 from fedsb.core.cohort import cohort_size, dispatch_order, draw_cohort
@@ -181,7 +182,7 @@ def client_bytes(config: Config, adapted: AdaptedModel, task: Task) -> float:
 
 def example_bytes(config: Config, adapted: AdaptedModel, task: Task) -> int:
     """Return what autograd keeps of one example of the greatest length between its passes."""
-    known = {p.untyped_storage().data_ptr() for p in adapted.model.parameters()}
+    known = {t.untyped_storage().data_ptr() for p in adapted.model.parameters() for t in stored(p)}
     kept: dict[int, int] = {}
 
     def pack(t: Tensor) -> Tensor:

@@ -1,0 +1,138 @@
+"""A base in 8 or 4 bits: what it holds, that its layers compute with exactly that, and that training leaves every bit of it alone."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clients.self_checks import fingerprint
+from fedsb.adapters import SPECS
+from fedsb.adapters.export import merged_copy
+from fedsb.adapters.linear import base_weight
+from fedsb.adapters.quantised import QuantisedLinear, is_quantised, stored
+from fedsb.config.compose import load
+from fedsb.core.errors import UserError
+from fedsb.core.state import sha256
+from fedsb.models.adapted import AdaptedModel
+from fedsb.models.fit import fit
+from fedsb.stack.stack import Stack
+from fedsb.tasks.task import TASKS
+from tests.clients.private_cases import build_case, mechanism
+from tests.clients.private_cases import fit as private_fit
+from tests.models.test_narrow import SITE, built, flat, gradients, texts
+
+there = find_spec("torchao") is not None
+needs = pytest.mark.skipif(not there, reason="torchao is not installed")
+KINDS = {"int8": (8, 0.01), "int4": (4, 0.15)}  # bits, and the relative error of random weights
+TRAIN = replace(load().train, local_steps=3, batch_size=4, lr=0.01)
+
+
+def quantised(folder: Path, kind: str, family: str = "lora", dtype: str = "bfloat16", task: str = "causal_lm") -> AdaptedModel:
+    return built(folder, task, family, f"model.quantize={kind}", dtype=dtype)
+
+
+def bits(adapted: AdaptedModel) -> list[Tensor]:
+    factors = {id(layer.weight_of(role)) for layer in adapted.layers.values() for role in layer.spec.factors}
+    return [t.detach().clone() for p in adapted.model.parameters() if id(p) not in factors for t in stored(p)]
+
+
+@pytest.mark.skipif(there, reason="torchao is installed")
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_torchao_it_is_one_line(tiny_llama: Path, kind: str) -> None:
+    with pytest.raises(UserError, match=rf"^model\.quantize={kind} needs torchao, [^\n]*fedsb\[quant\][^\n]*$"):
+        quantised(tiny_llama, kind)
+
+
+@needs
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_hold_so_many_bits_and_compute_with_what_they_hold(tiny_llama: Path, kind: str, dtype: str) -> None:
+    adapted, plain = quantised(tiny_llama, kind, dtype=dtype), built(tiny_llama, "causal_lm", dtype="float32")
+    width, error = KINDS[kind]
+    assert adapted.layers.keys() == plain.layers.keys()
+    for name, layer in adapted.layers.items():
+        fits = kind == "int8" or layer.shape[1] % 32 == 0
+        assert isinstance(layer.base, QuantisedLinear) == is_quantised(layer.base.weight) == fits
+        if not fits:
+            continue
+        whole = base_weight(plain.layers[name].base)
+        held = base_weight(layer.base)
+        assert (held.dtype, held.shape) == (torch.float32, whole.shape)
+        assert float((held - whole).norm() / whole.norm()) < error
+        integers = next(t for t in stored(layer.base.weight) if t.dtype in (torch.int8, torch.uint8))
+        assert 8 * integers.nbytes == width * whole.numel()
+        x = torch.randn(5, layer.shape[1], requires_grad=True).to(getattr(torch, dtype))
+        assert torch.equal(layer.base(x), F.linear(x, held.to(x.dtype)))
+
+
+@needs
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_the_dequantised_base(tiny_llama: Path, kind: str) -> None:
+    adapted = quantised(tiny_llama, kind, dtype="float32")
+    plain = copy.deepcopy(adapted)
+    for layer in plain.layers.values():
+        if isinstance(layer.base, QuantisedLinear):
+            layer.base = layer.base.plain()
+    assert torch.allclose(flat(gradients(adapted, "causal_lm")), flat(gradients(plain, "causal_lm")), rtol=1e-4, atol=1e-7)
+
+
+@needs
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", [name for name, spec in SPECS.items() if spec.factors])
+def test_training_leaves_every_bit_of_the_base_alone(tiny_llama: Path, kind: str, family: str) -> None:
+    adapted = quantised(tiny_llama, kind, family)
+    before, marked, start = bits(adapted), fingerprint(adapted), adapted.trained()
+    fit(adapted, TASKS["causal_lm"], texts(), train=TRAIN, site=SITE)
+    assert sha256(adapted.trained()) != sha256(start)
+    assert all(torch.equal(a, b) for a, b in zip(before, bits(adapted), strict=True))
+    assert fingerprint(adapted) == marked
+    adapted.reset()
+    assert all(torch.equal(a, b) for a, b in zip(before, bits(adapted), strict=True))
+
+
+@needs
+def test_starts_are_of_the_dequantised_weights(tiny_llama: Path) -> None:
+    adapted = quantised(tiny_llama, "int4", "lora_sb")
+    wanted = SPECS["lora_sb"].starts["weight_svd"]({n: base_weight(layer.base) for n, layer in adapted.layers.items()}, 2, 0)
+    assert sha256(SPECS["lora_sb"].starts["weight_svd"](adapted.weights(), 2, 0)) == sha256(wanted)
+
+
+@needs
+@pytest.mark.parametrize("kind", KINDS)
+def test_private_training_passes_its_self_checks(tiny_llama: Path, kind: str) -> None:
+    case = build_case(tiny_llama, "causal_lm", "lora_sb", overrides=("model.dtype=bfloat16", f"model.quantize={kind}"))
+    assert private_fit(case, mechanism(0.5, sigma=1.0, rate=0.4, steps=2, max_batch=4), check=True).steps == 2
+
+
+@needs
+def test_a_merged_copy_is_plain_and_says_the_same(tiny_llama: Path) -> None:
+    adapted = quantised(tiny_llama, "int8", dtype="float32")
+    merged = merged_copy(adapted.model).eval()
+    assert not any(is_quantised(p) for p in merged.parameters())
+    ids = torch.tensor([[5, 9, 7, 11]])
+    adapted.model.eval()
+    assert torch.allclose(merged(ids).logits, adapted.model(ids).logits, atol=1e-5)
+
+
+@needs
+def test_clients_side_by_side_share_it(tiny_llama: Path) -> None:
+    adapted = quantised(tiny_llama, "int4")
+    stack = Stack(adapted, [torch.Generator() for _ in range(2)])
+    ids = torch.tensor([[5, 9, 7, 11]])
+    adapted.model.eval()
+    alone = adapted.model(ids).logits
+    for client in range(2):
+        assert torch.allclose(stack.forward_of(client, lambda: adapted.model(ids).logits), alone, rtol=2**-6, atol=2**-6)
+
+
+@needs
+def test_a_model_without_such_layers_is_refused(tiny_gpt2: Path) -> None:
+    with pytest.raises(UserError, match=r"^model\.quantize=int8 finds no linear layer that it can hold in GPT2LMHeadModel; "):
+        quantised(tiny_gpt2, "int8")
