@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.utils import skip_init
 
 from fedsb.adapters.frozen_part import FrozenPart
 from fedsb.adapters.linear import shape_of
+from fedsb.adapters.product import Product, factor_of
 from fedsb.adapters.residual import Residual
-from fedsb.adapters.spec import AdapterSpec, Shapes
+from fedsb.adapters.spec import AdapterSpec
 from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Name, State, laid_out
 
@@ -55,7 +54,7 @@ class LowRankLayer(nn.Module):
         shapes = spec.shapes(m, n, rank)
         if spec.is_chain:
             for name in reversed(spec.factors):
-                self.add_module(name, _linear(shapes[name], weight))
+                self.add_module(name, factor_of(shapes[name], weight))
         else:
             with weight.device:
                 self.product = spec.build(shapes) if spec.build else Product(shapes, spec)
@@ -165,27 +164,6 @@ class LowRankLayer(nn.Module):
         # s goes to the r columns of h, not to the m of the product: a pass over the largest tensor less, each way.
         out: Tensor = y + getattr(self, last)(self.scale * h)
         return out
-
-
-class Product(nn.Module):
-    """Factors whose product is no chain, as parameters under their roles' names: ``x Vᵀ Uᵀ``, with U (m, ρ) and V (ρ, n) of the family."""
-
-    def __init__(self, shapes: Shapes, spec: AdapterSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        for role in spec.factors:
-            self.register_parameter(role, nn.Parameter(torch.empty(shapes[role])))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (…, n) to (…, m)."""
-        left, right = self.spec.split(tuple(getattr(self, role) for role in self.spec.factors))
-        return F.linear(F.linear(x, right.to(x)), left.to(x))
-
-
-def _linear(shape: tuple[int, ...], beside: Tensor) -> nn.Linear:
-    """Return a factor (out, in) in float32 on the device of the base weight; its values come later."""
-    outputs, inputs = shape
-    return skip_init(nn.Linear, inputs, outputs, bias=False, device=beside.device, dtype=torch.float32)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def layers(model: nn.Module) -> dict[str, LowRankLayer]:

@@ -199,6 +199,15 @@ class AdaptedModel:
         """Return the pristine W0 of every adapted layer, viewed (out, in); a quantised one is made when it is looked up, and not kept."""
         return _Weights(self.layers)
 
+    def frozen_parts(self) -> dict[str, FrozenPart]:
+        """Return the frozen part of every adapted layer."""
+        return {name: layer.frozen for name, layer in self.layers.items()}
+
+    @property
+    def held_as_factors(self) -> frozenset[str]:
+        """The adapted layers beside which residuals stand as factors."""
+        return frozenset(name for name, layer in self.layers.items() if layer.frozen.rule == FACTORS)
+
 
 class _Weights(Mapping[str, Tensor]):
     def __init__(self, adapted: Mapping[str, LowRankLayer]) -> None:
@@ -212,15 +221,6 @@ class _Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._layers)
-
-    def frozen_parts(self) -> dict[str, FrozenPart]:
-        """Return the frozen part of every adapted layer."""
-        return {name: layer.frozen for name, layer in self.layers.items()}
-
-    @property
-    def held_as_factors(self) -> frozenset[str]:
-        """The adapted layers beside which residuals stand as factors."""
-        return frozenset(name for name, layer in self.layers.items() if layer.frozen.rule == FACTORS)
 
 
 def copied(parameters: Mapping[Name, nn.Parameter]) -> State:
