@@ -53,21 +53,24 @@ class Clipping:
 
 @dataclass
 class ClippingLog:
-    """What the clipping saw, for the client's own eyes: it is a function of the data that no noise covers."""
+    """What the clipping saw, for the client's own eyes: it is a function of the data that no noise covers.
 
-    clipped: int = 0
+    What is counted stays where it is computed until somebody asks: a GPU is not waited for in every step.
+    """
+
+    clipped: Tensor | int = 0
     examples: int = 0
-    ratios: list[float] = field(default_factory=list)
+    ratios: list[Tensor] = field(default_factory=list)
 
     @property
     def clip_rate(self) -> float:
         """Share of the examples whose gradient was longer than C."""
-        return self.clipped / max(1, self.examples)
+        return int(self.clipped) / max(1, self.examples)
 
     @property
     def signal_to_noise(self) -> float:
         """Mean over the steps of ``‖clipped sum‖ / E‖noise‖``."""
-        return sum(self.ratios) / max(1, len(self.ratios))
+        return sum(map(float, self.ratios)) / max(1, len(self.ratios))
 
 
 class FlatClipping(DPOptimizer):  # type: ignore[misc]
@@ -109,11 +112,13 @@ class FlatClipping(DPOptimizer):  # type: ignore[misc]
         usable[counted:] = False
         factors[:, counted:] = 0.0
         self.log.examples += counted
-        self.log.clipped += int((factors[:, :counted] < 1).any(dim=0).sum())
+        self.log.clipped = (factors[:, :counted] < 1).any(dim=0).sum() + self.log.clipped
         if self.params[0].summed_grad is None:
             self._sums = [torch.zeros_like(p, dtype=torch.float64, requires_grad=False) for p in self.params]
+        # Of a GPU it is not asked: its answer would be waited for.
+        zeroed = self.blank or usable.device.type != "cpu" or not bool(usable.all())
         for p, total, sample, factor in zip(self.params, self._sums, samples, factors.float(), strict=True):
-            if self.blank or not bool(usable.all()):
+            if zeroed:
                 sample = torch.where(usable[:, None], sample, 0.0)
             for share, piece in zip(factor.split(PIECE), sample.split(PIECE), strict=True):
                 total += (share @ piece).view_as(p)
@@ -133,9 +138,9 @@ class FlatClipping(DPOptimizer):  # type: ignore[misc]
         return joint.clamp(max=1.0).expand_as(norms)
 
     def _note_signal(self) -> None:
-        signal = math.sqrt(sum(float(p.summed_grad.double().square().sum()) for p in self.params))
+        signal = torch.stack([p.summed_grad.double().square().sum() for p in self.params]).sum().sqrt()
         noise = self.noise_multiplier * self.max_grad_norm * math.sqrt(sum(p.numel() for p in self.params))
-        self.log.ratios.append(signal / noise if noise else math.inf)
+        self.log.ratios.append(signal / noise if noise else torch.full_like(signal, math.inf))
 
 
 class PerLayerClipping(FlatClipping):

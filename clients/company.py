@@ -95,7 +95,7 @@ class Company:
             for found, wanted in zip(sampled, own, strict=True):
                 self._hold(found[i], wanted, least)
 
-    def is_kept(self, backward: Callable[[Asked], float]) -> bool:
+    def is_kept(self, backward: Callable[[Asked], Tensor]) -> bool:
         """Tell whether what computes gradients gives each example its own."""
         try:
             with self.moved():

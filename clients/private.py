@@ -24,7 +24,7 @@ from fedsb.config.schema import TrainConfig
 from fedsb.core.rng import global_generators
 from fedsb.core.state import Name
 from fedsb.models.adapted import AdaptedModel
-from fedsb.models.fit import OPTIMIZERS, Features, Lesson, Site, rate_factor, taught
+from fedsb.models.fit import OPTIMIZERS, Features, Lesson, LossSum, Site, rate_factor, taught
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.codes import CODES, SelfCheckFailed
 from fedsb.privacy.models import hold_unmixed
@@ -98,7 +98,7 @@ def private_fit(
     def forward(batch: Batch) -> Tensor:
         return task.forward(adapted.model, batch)
 
-    def backward(asked: Features) -> float:
+    def backward(asked: Features) -> Tensor:
         assert isinstance(asked, Asked)
         return sample_backward(adapted, task, asked, train=train, parameters=list(trained.values()))
 
@@ -185,10 +185,10 @@ def _private_steps(
     mechanism: Mechanism,
 ) -> Lesson[PrivateFit]:
     anchors = [p.detach().clone() for p in optimizer.params] if train.prox_mu else []
-    steps, loss = 0, 0.0
+    steps, losses = 0, LossSum()
     for asked in _batches(optimizer, sampler, features, fill, mechanism):
         optimizer.zero_grad(set_to_none=True)
-        loss += yield asked
+        losses.add((yield asked))
         optimizer.blank = asked.blank
         if first is not None:
             first.pulled(asked.counted)
@@ -203,7 +203,7 @@ def _private_steps(
             first.stepped()
     if first is not None:
         first.finish(steps=steps, sampler=sampler)
-    return PrivateFit(steps, _diagnostics(optimizer, loss))
+    return PrivateFit(steps, _diagnostics(optimizer, losses.total()))
 
 
 def _batches(

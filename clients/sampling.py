@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
+import torch
 from opacus.grad_sample import GradSampleHooks
 from torch import Tensor, nn
 
@@ -53,7 +54,7 @@ def padded_length(adapted: AdaptedModel, train: TrainConfig) -> int:
     return limit_of(adapted.tokenizer, train.max_length)
 
 
-def sample_backward(adapted: AdaptedModel, task: Task, asked: Asked, *, train: TrainConfig, parameters: Sequence[nn.Parameter]) -> float:
+def sample_backward(adapted: AdaptedModel, task: Task, asked: Asked, *, train: TrainConfig, parameters: Sequence[nn.Parameter]) -> Tensor:
     """Collect the per-example gradients of a physical batch; return the sum of the finite losses that count."""
     if not asked:
         return nothing_sampled(parameters)
@@ -68,11 +69,13 @@ def sample_backward(adapted: AdaptedModel, task: Task, asked: Asked, *, train: T
     return finite_sum(losses)
 
 
-def nothing_sampled(parameters: Iterable[nn.Parameter]) -> float:
+def nothing_sampled(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Leave the per-example gradients of an empty sample; return its loss."""
+    loss = torch.zeros(())
     for p in parameters:
         p.grad_sample = p.new_zeros((0, *p.shape))  # type: ignore[attr-defined]
-    return 0.0
+        loss = p.new_zeros(())
+    return loss
 
 
 def check_sampled(p: nn.Parameter, examples: int) -> None:
@@ -88,6 +91,6 @@ def check_sampled(p: nn.Parameter, examples: int) -> None:
         raise SelfCheckFailed("examples")
 
 
-def finite_sum(losses: Tensor) -> float:
+def finite_sum(losses: Tensor) -> Tensor:
     """Return the sum of the losses that are finite."""
-    return float(losses.detach().nan_to_num(0.0, 0.0, 0.0).sum())
+    return losses.detach().nan_to_num(0.0, 0.0, 0.0).sum()

@@ -50,7 +50,7 @@ def taught_together(
     stack.adapted.model.train()
     try:
         with stack.laid(), sampling:
-            waiting: dict[int, float | None] = dict.fromkeys(lessons)
+            waiting: dict[int, Tensor | None] = dict.fromkeys(lessons)
             while waiting:
                 for member, loss in waiting.items():
                     _go_on(member, lessons[member], loss, asked, results)
@@ -62,7 +62,7 @@ def taught_together(
     return results
 
 
-def _go_on(member: int, lesson: Lesson[Any], loss: float | None, asked: dict[int, Features], results: dict[int, Any]) -> None:
+def _go_on(member: int, lesson: Lesson[Any], loss: Tensor | None, asked: dict[int, Features], results: dict[int, Any]) -> None:
     """Let a lesson go on until it asks for something, or ends."""
     try:
         asked[member] = lesson.send(loss)  # type: ignore[arg-type]
@@ -84,13 +84,13 @@ def _probe(
             _go_on(member, lessons[member], loss, asked, results)
 
 
-def _plain_pass(stack: Stack, task: Task, asked: Mapping[int, Features], train: TrainConfig) -> dict[int, float]:
+def _plain_pass(stack: Stack, task: Task, asked: Mapping[int, Features], train: TrainConfig) -> dict[int, Tensor]:
     losses, _ = _losses(stack, task, asked, autocast(train, stack.adapted.device), task.loss)
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-    return {member: float(loss.detach()) for member, loss in losses.items()}
+    return {member: loss.detach() for member, loss in losses.items()}
 
 
-def _private_pass(stack: Stack, task: Task, asked: Mapping[int, Features], train: TrainConfig, *, probe: bool = False) -> dict[int, float]:
+def _private_pass(stack: Stack, task: Task, asked: Mapping[int, Features], train: TrainConfig, *, probe: bool = False) -> dict[int, Tensor]:
     """Leave each member's per-example gradients on its own parameters: Opacus collects them on the model's."""
     found = {member: nothing_sampled(stack.members[member].values()) for member, examples in asked.items() if not examples}
     present = {member: examples for member, examples in asked.items() if examples}

@@ -16,8 +16,8 @@ from clients.round import Round, Upload
 from fedsb.app.answering import coded
 from fedsb.app.client_job import Job
 from fedsb.client_app import app, faults_of
+from fedsb.core.devices import on_host
 from fedsb.core.state import State
-from fedsb.models.adapted import copied
 from fedsb.models.fit import Lesson
 from fedsb.runtime.grid import TRAIN, answered
 from fedsb.runtime.process_memory import keep_large_blocks
@@ -150,7 +150,7 @@ def _side_by_side(seats: Sequence[Seat]) -> list[Message]:
         for failed in (pupil, result):
             if isinstance(failed, Exception):
                 raise failed
-        return rounds[i].close(copied(stack.members[i]), result)
+        return rounds[i].close(on_host(stack.members[i]), result)
 
     def reply(i: int, seat: Seat) -> Message:
         return answered(lambda m, c: coded(m, c, lambda: Message(seat.job.reply(upload(i)), reply_to=m)), seat.message, seat.context)

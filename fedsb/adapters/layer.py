@@ -19,6 +19,7 @@ from fedsb.adapters.linear import shape_of
 from fedsb.adapters.product import Product, factor_of
 from fedsb.adapters.residual import Residual
 from fedsb.adapters.spec import AdapterSpec
+from fedsb.core.devices import on_host
 from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Name, State, laid_out
 
@@ -193,13 +194,7 @@ def attach(
 
 def read(model: nn.Module, *roles: str) -> State:
     """Copy the factors with the given roles out of a model, as detached CPU float32 tensors."""
-    return State(
-        {
-            Name(name, role): layer.weight_of(role).detach().to("cpu", torch.float32, copy=True)
-            for name, layer in layers(model).items()
-            for role in roles
-        }
-    )
+    return on_host({Name(name, role): layer.weight_of(role) for name, layer in layers(model).items() for role in roles})
 
 
 def write(model: nn.Module, state: State) -> None:

@@ -23,6 +23,7 @@ from fedsb.adapters import (
 )
 from fedsb.adapters.exactness import encoding_error
 from fedsb.adapters.frozen_part import FACTORS, FrozenPart
+from fedsb.core.devices import on_device, on_host
 from fedsb.core.state import HEAD, Layout, Name, State
 from fedsb.wire.arrays import quantise
 from fedsb.wire.frozen import FrozenView
@@ -53,6 +54,7 @@ class AdaptedModel:
     remarks: tuple[str, ...] = ()
     _layouts: dict[int | None, Layouts] = field(default_factory=dict, repr=False)
     _round: int = 1  # whose state is installed
+    _basis: tuple[State, State] = field(default_factory=lambda: (State(),) * 2, repr=False)  # as it came, and on the device
 
     @cached_property
     def layers(self) -> dict[str, LowRankLayer]:
@@ -106,7 +108,7 @@ class AdaptedModel:
 
     def trained(self) -> State:
         """Copy out what learns in the round whose state is installed."""
-        return copied(self.trainable())
+        return on_host(self.trainable())
 
     def sent(self, trained: State, round_number: int) -> State:
         """Return what a client uploads of the factors and the head that it has trained in a round."""
@@ -138,7 +140,7 @@ class AdaptedModel:
 
     def _head_state(self, *more: str) -> State:
         parameters = dict(self.model.named_parameters())
-        return State({Name(name, HEAD): parameters[name].detach().to("cpu", torch.float32, copy=True) for name in (*self.head, *more)})
+        return on_host({Name(name, HEAD): parameters[name] for name in sorted((*self.head, *more))})
 
     def beside_base(self) -> State:
         """Copy out what the base does not hold beside the adapters: the head, and what was drawn and is not trained."""
@@ -159,14 +161,20 @@ class AdaptedModel:
         """
         self._take_turn(round_number)
         unsent = State({name: t for name, t in self.initial.items() if name not in state and name.role in self._unsent})
-        write(self.model, unsent)
-        write(self.model, frozen.basis)
+        moved = on_device(unsent.merge(state), self.device)
+        write(self.model, self._here(frozen.basis))
         set_residuals(self.model, frozen.residuals)
-        write(self.model, state)
+        write(self.model, moved)
         parameters = dict(self.model.named_parameters())
         with torch.no_grad():
-            for name, tensor in unsent.merge(state).pick(HEAD).items():
+            for name, tensor in moved.pick(HEAD).items():
                 parameters[name.module].copy_(tensor)
+
+    def _here(self, basis: State) -> State:
+        """Return what is held from the log on the model's device; it goes there once, and not in every round."""
+        if self._basis[0] is not basis:
+            self._basis = (basis, on_device(basis, self.device))
+        return self._basis[1]
 
     @cached_property
     def _unsent(self) -> set[str]:
@@ -221,8 +229,3 @@ class _Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._layers)
-
-
-def copied(parameters: Mapping[Name, nn.Parameter]) -> State:
-    """Copy the values of parameters, as detached CPU float32 tensors."""
-    return State({name: p.detach().to("cpu", torch.float32, copy=True) for name, p in parameters.items()})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsb.config.schema import TrainConfig
+from fedsb.core.devices import plain
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.collating import autocast, collate, collate_packed
 from fedsb.tasks.task import Task
@@ -40,8 +41,8 @@ class Backward:
         self._parameters = list(adapted.trainable().values())
         self.scale = first_scale(adapted.model) if scale is None else scale
 
-    def __call__(self, examples: Features) -> float:
-        """Return the mean loss. Gradients that overflow are taken anew with half the scale, and it stays there."""
+    def __call__(self, examples: Features) -> Tensor:
+        """Return the mean loss, a detached scalar. Gradients that overflow are taken anew with half the scale, and it stays there."""
         while True:
             loss = self._passes(examples)
             if self.scale == 1.0 or self._unscaled():
@@ -50,31 +51,36 @@ class Backward:
             for p in self._parameters:
                 p.grad = None
 
-    def _passes(self, examples: Features) -> float:
+    def _passes(self, examples: Features) -> Tensor:
         if self._train.accumulation == 1:
             return self._pass(self._batch(examples), 1.0)
         size = -(-len(examples) // self._train.accumulation)
         pieces = [examples[i : i + size] for i in range(0, len(examples), size)]
         batches = [self._batch(piece) for piece in pieces]
         terms = [self._task.terms(batch) for batch in batches]
-        return sum(self._pass(batch, count / max(1, sum(terms))) for batch, count in zip(batches, terms, strict=True))
+        losses = [self._pass(batch, count / max(1, sum(terms))) for batch, count in zip(batches, terms, strict=True)]
+        return torch.stack(losses).sum()
 
     def _batch(self, examples: Features) -> dict[str, Tensor]:
         if self._train.packing:
-            return collate_packed(examples, self._adapted, self._train.max_length)
-        return collate(examples, self._adapted, self._task)
+            batch = collate_packed(examples, self._adapted, self._train.max_length)
+        else:
+            batch = collate(examples, self._adapted, self._task)
+        # A compiler asks tensors for nothing, and takes no others.
+        return plain(batch) if self._train.compile else batch
 
-    def _pass(self, batch: dict[str, Tensor], share: float) -> float:
+    def _pass(self, batch: dict[str, Tensor], share: float) -> Tensor:
         with autocast(self._train, self._adapted.device):
             loss = self._task.loss(self._task.forward(self._model, batch), batch)
         weight = share * self.scale
         (loss if weight == 1.0 else loss * weight).backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach()) * share
+        return loss.detach().double() * share
 
     def _unscaled(self) -> bool:
         """Take the scale out of the gradients again; tell whether all of them are finite."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
+        # The one thing that a step cannot go on without; other precisions have no scale.
+        finite = bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
         if finite:
             for gradient in gradients:
                 gradient.div_(self.scale)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsb.config.schema import TrainConfig
+from fedsb.core.devices import placed
 from fedsb.data import pad
 from fedsb.data.batches import limit_of
 from fedsb.data.packing import pack
@@ -25,14 +26,14 @@ def collate(features: Features, adapted: AdaptedModel, task: Task, length: int |
     batch = pad([{k: v for k, v in f.items() if k != "target"} for f in features], adapted.tokenizer, length)
     if "target" in features[0]:
         batch["targets"] = task.target_tensor([f["target"] for f in features])
-    return {key: value.to(adapted.device) for key, value in batch.items()}
+    return placed(batch, adapted.device)
 
 
 def collate_packed(features: Features, adapted: AdaptedModel, max_length: int) -> dict[str, Tensor]:
     """Pack a batch of tokenised examples into rows of ``max_length`` tokens, or the model's limit, on the model's device."""
     assert adapted.tokenizer is not None
     batch = pack(features, adapted.tokenizer, limit_of(adapted.tokenizer, max_length))
-    return {key: value.to(adapted.device) for key, value in batch.items()}
+    return placed(batch, adapted.device)
 
 
 def autocast(train: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:

@@ -1,6 +1,7 @@
 """Local training on one client: optimiser, schedule over the whole federated run, clipping, FedProx; no Flower, no privacy.
 
-Optimiser state does not survive a round: a client starts each round from the server's factors with fresh moments.
+Optimiser state does not survive a round: a client starts each round from the server's factors with fresh moments. Nothing is read off the
+model's device before the round is over: a GPU would stand idle until the host has gone on.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from fedsb.tasks.task import Task
 
 Features = Sequence[dict[str, Any]]
 Result = TypeVar("Result")
-# One client's training of a round under way: it yields the examples whose gradients it needs next and is sent their loss. Who computes
-# them, for one client at a time or for several at once, is none of its business.
-Lesson = Generator[Features, float, Result]
+# One client's training of a round under way: it yields the examples whose gradients it needs next and is sent their loss, a detached
+# scalar on the device of the model. Who computes them, for one client at a time or for several at once, is none of its business.
+Lesson = Generator[Features, Tensor, Result]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,21 @@ class Site:
     client: str
     round: int
     num_rounds: int
+
+
+class LossSum:
+    """The sum of the losses of a round, in float64 where they are computed, and read once."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+
+    def add(self, loss: Tensor) -> None:
+        """Add a detached scalar."""
+        self._sum = loss.double() if self._sum is None else self._sum + loss
+
+    def total(self) -> float:
+        """Return the sum; what has been computed until then is waited for."""
+        return 0.0 if self._sum is None else float(self._sum)
 
 
 @dataclass(frozen=True)
@@ -147,18 +163,18 @@ def fit_lesson(parameters: Sequence[nn.Parameter], features: Features, *, train:
     anchors = [p.detach().clone() for p in parameters] if train.prox_mu else []
     optimizer = OPTIMIZERS[train.optimizer](parameters, train)
     batches = plan_batches([len(f["input_ids"]) for f in features], train, site)
-    total = 0.0
+    losses = LossSum()
     for step, indices in enumerate(batches):
         share = rate_factor(train, step=step, steps=len(batches), round_number=site.round, num_rounds=site.num_rounds)
         for group in optimizer.param_groups:
             group["lr"] = train.lr * share
         optimizer.zero_grad(set_to_none=True)
-        total += yield [features[i] for i in indices]
+        losses.add((yield [features[i] for i in indices]))
         _step(parameters, train=train, optimizer=optimizer, anchors=anchors)
-    return FitResult(total / max(1, len(batches)), len(batches))
+    return FitResult(losses.total() / max(1, len(batches)), len(batches))
 
 
-def taught(lesson: Lesson[Result], backward: Callable[[Features], float]) -> Result:
+def taught(lesson: Lesson[Result], backward: Callable[[Features], Tensor]) -> Result:
     """Give a lesson alone.
 
     Args:

@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def is_mixed(x: Tensor) -> bool:
+    """Tell whether what is computed with a tensor is computed in mixed precision."""
+    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
+
+
 def batched_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Map each block of rows by its own weight.
 
@@ -20,8 +25,7 @@ def batched_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     Returns:
         (k, rows, out).
     """
-    mixed = torch.is_autocast_enabled(x.device.type)  # which a function of one's own would have to do without
-    if mixed:
+    if is_mixed(x):  # which a function of one's own would have to do without
         across = weight.transpose(1, 2)
         # In one product: a sum behind it would be of float32, where a linear layer alone gives the narrow type.
         return torch.bmm(x, across) if bias is None else torch.baddbmm(bias[:, None], x, across)

@@ -24,7 +24,7 @@ from fedsb.core.errors import UserError
 from fedsb.core.rng import Turns, generator_states
 from fedsb.core.state import HEAD, Name, State
 from fedsb.models.adapted import AdaptedModel
-from fedsb.stack.batched import batched_linear, batched_lora
+from fedsb.stack.batched import batched_linear, batched_lora, is_mixed
 from fedsb.stack.dropout import fill_noise, is_off
 
 # Which dimensions of an activation run over tokens, by the number of its dimensions: hidden states (b, l, d), attention (b, heads, l, l).
@@ -137,7 +137,7 @@ class Stack:
     def _low_rank(self, layer: LowRankLayer, at: Mapping[nn.Module, TrainedModule], x: Tensor) -> Tensor:
         """Compute a whole LoRA layer at once, where nobody has to see what its factors get: neither hooks nor mixed precision."""
         rows = rows_of(self._parts, len(x))
-        watched = layer.A._forward_hooks or torch.is_autocast_enabled(x.device.type) or x.dtype in NARROW
+        watched = layer.A._forward_hooks or is_mixed(x) or x.dtype in NARROW
         if watched or not layer.active or len(rows) == 1 or len(set(rows)) > 1:
             alone: Tensor = LowRankLayer.forward(layer, x)
             return alone

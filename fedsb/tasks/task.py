@@ -215,7 +215,7 @@ class CausalLM:
 
     def terms(self, batch: Batch) -> int:
         """Return the number of predicted tokens."""
-        return int((self._next_tokens(batch) != IGNORED).sum())
+        return int((self._wanted(batch) != 0).sum())
 
     def record(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return (summed negative log-likelihood, number of predicted tokens) of each example.
@@ -241,8 +241,12 @@ class CausalLM:
     def _next_tokens(batch: Batch) -> Tensor:
         """Return what follows at each place, (batch, tokens); nothing does at the last one, or before padding and what is not learnt."""
         # Not the outputs are shifted, but these: without their last place outputs would be copied to be flattened.
-        wanted = batch["learnt" if "learnt" in batch else "attention_mask"][:, 1:]
+        wanted = CausalLM._wanted(batch)
         return F.pad(batch["input_ids"][:, 1:].masked_fill(wanted == 0, IGNORED), (0, 1), value=IGNORED)
+
+    @staticmethod
+    def _wanted(batch: Batch) -> Tensor:
+        return batch["learnt" if "learnt" in batch else "attention_mask"][:, 1:]
 
 
 TASKS: dict[str, Task] = {"classification": Classification(), "regression": Regression(), "causal_lm": CausalLM()}

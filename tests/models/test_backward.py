@@ -39,9 +39,9 @@ def learnt(task: str, count: int = 9) -> list[dict[str, Any]]:
     return [row | {"learnt": [int(j > i % 3) for j in range(len(row["input_ids"]))]} for i, row in enumerate(texts(count))]
 
 
-def gradients(adapted: AdaptedModel, backward: Callable[[Any], float], rows: list[dict[str, Any]]) -> tuple[float, dict[Name, Tensor]]:
+def gradients(adapted: AdaptedModel, backward: Callable[[Any], Tensor], rows: list[dict[str, Any]]) -> tuple[float, dict[Name, Tensor]]:
     adapted.model.zero_grad()
-    loss = backward(rows)
+    loss = float(backward(rows))
     return loss, {name: p.grad.clone() for name, p in adapted.trainable().items() if p.grad is not None}
 
 

@@ -17,9 +17,9 @@ from clients.private import private_fit, private_lesson
 from clients.stacked import taught_together
 from fedsb.config.compose import load
 from fedsb.config.schema import TrainConfig
+from fedsb.core.devices import on_host
 from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Name, State, squared_norm, subtract
-from fedsb.models.adapted import copied
 from fedsb.models.fit import Site, dropout_of, fit, fit_lesson
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.randomness import Streams, simulated_streams
@@ -73,7 +73,7 @@ def plain_together(case: Case, parts: list[list[dict[str, Any]]], train: TrainCo
     stack = Stack(case.adapted, [dropout_of(site(i)) for i in range(len(parts))])
     lessons = {i: fit_lesson(list(stack.members[i].values()), part, train=train, site=site(i)) for i, part in enumerate(parts)}
     ended = taught_together(stack, case.task, lessons, train=train)
-    return [(copied(stack.members[i]), ended[i].loss) for i in range(len(parts))]
+    return [(on_host(stack.members[i]), ended[i].loss) for i in range(len(parts))]
 
 
 def noise(client: int) -> Streams:
@@ -104,7 +104,7 @@ def private_together(case: Case, parts: list[list[dict[str, Any]]], train: Train
         )
 
     ended = taught_together(stack, case.task, {i: lesson(i) for i in range(len(parts))}, train=train, private=True)
-    return [(copied(stack.members[i]), ended[i]) for i in range(len(parts))]
+    return [(on_host(stack.members[i]), ended[i]) for i in range(len(parts))]
 
 
 def private_alone(case: Case, shard: list[dict[str, Any]], client: int, train: TrainConfig, kind: str) -> tuple[State, Any]:
@@ -208,7 +208,7 @@ def test_a_lesson_that_fails_costs_nobody_else(fine: Case) -> None:
     lesson = fit_lesson(list(stack.members[1].values()), parts[1], train=PLAIN, site=site(1))
     ended = taught_together(stack, fine.task, {0: broken(), 1: lesson}, train=PLAIN)
     assert isinstance(ended[0], ValueError)
-    assert gap(copied(stack.members[1]), plain_alone(fine, parts[1], 1, PLAIN)[0]) < 1e-6
+    assert gap(on_host(stack.members[1]), plain_alone(fine, parts[1], 1, PLAIN)[0]) < 1e-6
 
 
 def test_the_model_is_left_as_it_was(case: Case) -> None:

@@ -1,0 +1,87 @@
+"""What lies on a device is read and written in one copy, and what the host knows of it is never asked for.
+
+There is no GPU here: ``meta`` stands in for one. A tensor there has no values, so whatever asks for one fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedsb.core.devices import Known, on_device, on_host, placed
+from fedsb.core.state import Name, State
+
+META = torch.device("meta")
+STATE = State({Name("a", "A"): torch.arange(6.0).view(2, 3), Name("a", "B"): torch.ones(4), Name("b", "head"): torch.full((2, 2), 3.0)})
+
+
+class Crossings(TorchDispatchMode):
+    """Counts copies between the CPU and another device; what comes from one without values comes as zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = self.down = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        given = dict(kwargs or {})
+        source = args[1] if function is torch.ops.aten.copy_.default else args[0] if args else None
+        target = args[0].device if function is torch.ops.aten.copy_.default else given.get("device")
+        if function in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default) and target and target.type != source.device.type:
+            self.up, self.down = self.up + (target.type == "cpu"), self.down + (target.type != "cpu")
+            if target.type == "cpu":
+                return torch.zeros(source.shape)
+        return function(*args, **given)
+
+
+def test_a_state_goes_to_a_device_and_back_in_one_copy_each_way() -> None:
+    with Crossings() as crossings:
+        there = on_device(STATE, META)
+        assert (crossings.down, crossings.up) == (1, 0)
+        back = on_host(there)
+        assert (crossings.down, crossings.up) == (1, 1)
+    assert {name: t.shape for name, t in there.items()} == {name: t.shape for name, t in STATE.items()}
+    assert {name: t.shape for name, t in back.items()} == {name: t.shape for name, t in STATE.items()}
+    assert all(t.device == META for t in there.values())
+
+
+def test_a_state_on_the_cpu_goes_nowhere_and_what_comes_back_is_a_copy() -> None:
+    assert on_device(STATE, torch.device("cpu")) is STATE
+    back = on_host(STATE)
+    for name, t in STATE.items():
+        assert torch.equal(back[name], t)
+        assert back[name].data_ptr() != t.data_ptr()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_what_the_host_knows_is_not_asked_of_the_device(padded: bool) -> None:
+    """The questions that transformers asks of a mask and of positions, old and new."""
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0 if padded else 1]])
+    positions = torch.tensor([[0, 1, 0 if padded else 2]])
+    batch = placed({"input_ids": mask, "attention_mask": mask, "position_ids": positions}, META)
+    known = batch["attention_mask"].to(device=META, dtype=torch.bool)
+    assert bool(known.all()) is not padded
+    assert bool(torch.all(batch["attention_mask"] == 1)) is not padded
+    assert bool(known[:, :3].sum() == known.numel()) is not padded
+    begins = (torch.diff(batch["position_ids"], prepend=batch["position_ids"][:, :1] - 1, dim=-1) != 1).cumsum(-1)
+    assert bool((begins[:, -1] == 0).all()) is not padded
+    assert (0 in batch["input_ids"][:, [-1, 0]]) is padded
+    assert int((batch["attention_mask"][:, 1:] != 0).sum()) == 4 - padded
+
+
+def test_what_is_mixed_with_other_tensors_is_known_no_more() -> None:
+    batch = placed({"input_ids": torch.zeros(2, 3), "attention_mask": torch.ones(2, 3)}, META)
+    mixed = batch["attention_mask"] * torch.zeros(2, 3, device=META)
+    assert type(mixed) is Tensor
+    assert type(batch["attention_mask"]) is Known
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(mixed.all())
+
+
+def test_on_the_cpu_a_batch_is_left_as_it_is() -> None:
+    batch = {"attention_mask": torch.ones(2, 3)}
+    assert placed(batch, torch.device("cpu"))["attention_mask"] is batch["attention_mask"]
