@@ -1,4 +1,5 @@
-# make demo: run a federation.  make test: everything.  make check: the fast part.  make setup: install only.  make bench: the figures.
+# make demo: run a federation.  make demo-llm: one of a language model.  make test: everything.  make check: the fast part.
+# make setup: install only.  make bench: the figures.
 
 # A checkout may lie anywhere. But Ray starts its workers by a command line without quotes, and Flower hands Alembic a list of folders
 # joined by spaces: below a path with a space the environment itself lies in the cache folder, and .venv is a link to it.
@@ -21,7 +22,7 @@ export TOKENIZERS_PARALLELISM := false
 # Empty, that is off: images for containers often set it, and then every process compiles torch, Ray and transformers again (10 s each).
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo check lint style types test all-tests bench clean
+.PHONY: setup demo demo-llm check lint style types test all-tests bench clean
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/installed-dev
@@ -29,6 +30,9 @@ setup: $(VENV)/installed-dev
 # The demo needs less than the tests; whoever has the tests has the demo.
 demo: $(if $(wildcard $(VENV)/installed-dev),$(VENV)/installed-dev,$(VENV)/installed-demo)
 	$(BIN)/python scripts/demo.py
+
+demo-llm: $(if $(wildcard $(VENV)/installed-dev),$(VENV)/installed-dev,$(VENV)/installed-llm)
+	$(BIN)/python scripts/demo_llm.py
 
 check: lint
 	$(PYTEST) -m "not slow and not gpu"
@@ -52,11 +56,11 @@ types: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	$(BIN)/python scripts/bench/core.py
 
-$(VENV)/installed-dev $(VENV)/installed-demo: $(VENV)/installed-%: $(REQUIREMENTS) | $(VENV)/bin/python
+$(VENV)/installed-dev $(VENV)/installed-demo $(VENV)/installed-llm: $(VENV)/installed-%: $(REQUIREMENTS) | $(VENV)/bin/python
 	@echo "installing the project and its dependencies into .venv (some minutes the first time) …"
 	@# Byte-compiling all of torch, Ray and transformers takes longer than compiling what is imported when it is.
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[$*]'
-	$(if $(filter dev,$*),$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -r requirements-llm-bare.txt)
+	$(if $(filter dev llm,$*),$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -r requirements-llm-bare.txt)
 	touch $@
 
 $(VENV)/bin/python:
