@@ -18,12 +18,12 @@ from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsb.core.disk import locked, reason_of
 from fedsb.core.errors import RunError
-from fedsb.core.state import LINE, Name, State, laid_out, sha256
+from fedsb.core.state import Name, State, laid_out, sha256
+from fedsb.core.tensor_file import write_tensors
 from fedsb.wire.cache_limits import PAUSE_S, Limits, mark_used, prune
 from fedsb.wire.frozen import ROOT, FrozenBundle, FrozenMissing, FrozenView
 from fedsb.wire.superseded import Versions, superseded
@@ -95,15 +95,13 @@ class FrozenCache:
 
     def _write(self, bundle: FrozenBundle, *, replace: bool = False) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"{name.role}|{name.module}": t.detach().to(torch.float32).contiguous() for name, t in bundle.state.items()}
-        metadata = {"parent": bundle.parent, "head": bundle.head, "sha256": sha256(bundle.state), "padding": ""}
+        tensors = {f"{name.role}|{name.module}": t.detach().to(torch.float32) for name, t in bundle.state.items()}
+        metadata = {"parent": bundle.parent, "head": bundle.head, "sha256": sha256(bundle.state)}
         handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")
         os.close(handle)
         scratch = Path(name)
         try:
-            save_file(tensors, scratch, metadata=metadata)
-            if beyond := _data_offset(scratch) % LINE:
-                save_file(tensors, scratch, metadata={**metadata, "padding": " " * (LINE - beyond)})
+            write_tensors(scratch, tensors, metadata)
             if replace:
                 os.replace(scratch, self._path(bundle.head))
             else:
@@ -236,12 +234,6 @@ class FrozenCache:
         if not whole or "parent" not in metadata:
             raise FrozenMissing(head)
         return FrozenBundle(metadata["parent"], head, state)
-
-
-def _data_offset(path: Path) -> int:
-    """Return where the tensors of a safetensors file begin."""
-    with path.open("rb") as file:
-        return 8 + int.from_bytes(file.read(8), "little")
 
 
 def _plain(name: Name) -> Name:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
+from shlex import join
 
 import pytest
 import torch
 from torch import Tensor
 
 from fedsb.adapters.frozen_part import FACTORS
+from fedsb.config.compose import load
 from fedsb.core.state import squared_norm, subtract
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import build_model
+from fedsb.run.checkpoint import load_checkpoint
+from fedsb.runtime.grids import grid_for
+from fedsb.server_app import serve
 from fedsb.tasks.task import TASKS
 from fedsb.wire.frozen import FrozenView
 from fedsb.wire.frozen_cache import FrozenCache
-from tests.strategies.federations import Federation, federate, language_model
+from tests.strategies.federations import Federation, classification, federate, language_model
+from tests.strategies.private_runs import EXAMPLE
 
 METHODS = ("fedex_lora", "flora")
 ROUNDS = ["federation.num_rounds=3", "train.lr=0.01", "federation.fraction=0.6", "eval.every=1"]
@@ -116,3 +122,19 @@ def followed(federation: Federation, folder: Path) -> FrozenView:
     assert last is not None
     store.receive(last)
     return store.load(log.head)
+
+
+@pytest.mark.parametrize("more", [[], EXAMPLE], ids=["plain", "private"])
+def test_clients_side_by_side_compute_with_what_stands_beside(
+    more: Sequence[str], tiny_bert: Path, tiny_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    states = []
+    for size in (1, 3):
+        own = ["method=fedex_lora", "frozen.hold=factors", "train.lr=0.02", "federation.num_rounds=2", f"runtime.stack={size}"]
+        overrides = [*classification(tiny_bert, tiny_csv), *own, *more]
+        config = load(overrides)
+        serve(config, grid_for(config, {"overrides": join(overrides), "output": str(tmp_path / str(size))}), tmp_path / str(size))
+        states.append(load_checkpoint(tmp_path / str(size) / "checkpoints").state)
+    alone, stacked = states
+    assert squared_norm(subtract(stacked, alone)) < 1e-10 * squared_norm(alone)
