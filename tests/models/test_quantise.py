@@ -136,3 +136,23 @@ def test_clients_side_by_side_share_it(tiny_llama: Path) -> None:
 def test_a_model_without_such_layers_is_refused(tiny_gpt2: Path) -> None:
     with pytest.raises(UserError, match=r"^model\.quantize=int8 finds no linear layer that it can hold in GPT2LMHeadModel; "):
         quantised(tiny_gpt2, "int8")
+
+
+@needs
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_added_stands_beside_it_as_factors(tiny_llama: Path, kind: str) -> None:
+    """No integer can take a residual, and none is touched: W0 comes back bit for bit."""
+    adapted = quantised(tiny_llama, kind, dtype="float32")
+    before = bits(adapted)
+    for layer in adapted.layers.values():
+        if not isinstance(layer.base, QuantisedLinear):
+            continue
+        m, n = layer.shape
+        x, added = torch.randn(3, n), 0.01 * torch.randn(m, 2) @ torch.randn(2, n)
+        plain = layer.base(x)
+        layer.active = False
+        layer.set_residual(added)
+        assert torch.allclose(layer(x), plain + x @ added.T, atol=1e-5)
+        layer.set_residual(None)
+        assert torch.equal(layer(x), plain)
+    assert all(torch.equal(a, b) for a, b in zip(before, bits(adapted), strict=True))
