@@ -21,21 +21,32 @@ STATE = State({Name("a", "A"): torch.arange(6.0).view(2, 3), Name("a", "B"): tor
 
 
 class Crossings(TorchDispatchMode):
-    """Counts copies between the CPU and another device; what comes from one without values comes as zeros."""
+    """Counts copies between the CPU and another device, and values on their way up; what comes from one without values comes as zeros."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.up = self.down = 0
+        self.up = self.down = self.values_up = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         given = dict(kwargs or {})
-        source = args[1] if function is torch.ops.aten.copy_.default else args[0] if args else None
-        target = args[0].device if function is torch.ops.aten.copy_.default else given.get("device")
-        if function in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default) and target and target.type != source.device.type:
+        source, target = _ends(function, args, given)
+        if source is not None and target is not None and target.type != source.device.type:
             self.up, self.down = self.up + (target.type == "cpu"), self.down + (target.type != "cpu")
-            if target.type == "cpu":
-                return torch.zeros(source.shape)
+            self.values_up += source.numel() if target.type == "cpu" else 0
+            if source.device.type == "meta":
+                return torch.zeros(source.shape, dtype=given.get("dtype") or source.dtype)
         return function(*args, **given)
+
+
+COPIES = ("aten::copy_", "aten::_to_copy", "aten::to")  # the last one in inference mode, where it is not taken apart
+
+
+def _ends(function: Any, args: Sequence[Any], given: Mapping[str, Any]) -> tuple[Tensor | None, torch.device | None]:
+    """Return what a function copies, and to where."""
+    name = function._schema.name
+    if name not in COPIES:
+        return None, None
+    return (args[1], args[0].device) if name == COPIES[0] else (args[0], given.get("device"))
 
 
 def test_a_state_goes_to_a_device_and_back_in_one_copy_each_way() -> None:

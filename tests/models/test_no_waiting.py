@@ -23,6 +23,7 @@ from clients.stacked import taught_together
 from fedsb.config.compose import load
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.backward import Backward
+from fedsb.models.evaluate import evaluate
 from fedsb.models.fit import Lesson, Site, dropout_of, fit_lesson, taught
 from fedsb.privacy.randomness import simulated_streams
 from fedsb.stack.stack import Stack
@@ -130,3 +131,14 @@ def test_a_round_goes_down_and_up_in_one_copy_each(tiny_bert: Path, family: str)
     assert (first.down, first.up) == (1 + held, 0)
     assert (second.down, second.up) == (1, 1)
     assert {name: t.shape for name, t in trained.items()} == {name: p.shape for name, p in adapted.trainable().items()}
+
+
+def test_an_evaluation_moves_two_numbers_an_example_up(valueless: tuple[AdaptedModel, str, list[dict[str, Any]]]) -> None:
+    """And never a language model's outputs, of which a token has as many as there are words."""
+    adapted, task, features = valueless
+    if task == "causal_lm":
+        features = [{"input_ids": row["input_ids"]} for row in features]
+    with Crossings() as crossings:
+        evaluate(adapted, TASKS[task], features, train=TRAIN)
+    most = {"causal_lm": 2, "classification": 4}[task]  # the logits of three classes, and the target
+    assert crossings.values_up <= most * len(features)
