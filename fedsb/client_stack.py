@@ -84,7 +84,7 @@ def _seated(message: Message, context: Context) -> Seat | Message | None:
         faults = faults_of(message, context)
         if faults is None or not faults.any:
             job = Job(message, context)
-            _ = job.frozen, job.own
+            _ = job.frozen, job.own, job.round  # what is wrong with its cache, disk or ledger is its own
             seat.append(Seat(message, context, job))
         return message
 

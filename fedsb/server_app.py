@@ -22,18 +22,17 @@ with uncollected():
 
     from fedsb.app.anchoring import anchored
     from fedsb.app.assembly import (
-        every_core,
         peopled,
         progress_of,
         run_folder,
         skew_in,
-        use_threads,
     )
     from fedsb.app.opening import opening_remarks
     from fedsb.app.outcome import finish, listener_of
     from fedsb.app.prepare import Prepared, planned, prepare
     from fedsb.app.private_run import check_ledgers, opening_lines
     from fedsb.app.scoring import measure
+    from fedsb.app.threads import every_core, use_threads
     from fedsb.config.compose import load, split_overrides
     from fedsb.config.schema import Config
     from fedsb.core.cohort import evaluated_rounds

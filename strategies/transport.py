@@ -170,7 +170,7 @@ class Transport:
         return {message_id for message_id in self.grid.push_messages(messages) if message_id}
 
     def _message(self, request: Request, node: int, held: int) -> Message:
-        part = self._part(request.arrays, held, self._sight_of(request.instruction.client))
+        part = self._part(request.arrays, held, self._frozen.seen_by(self._sight_of(request.instruction.client)))
         content = encode_instruction(request.instruction, part.shared)
         tally = request.tally
         tally.one_off += part.basis + (part.rest if request.is_start else 0)

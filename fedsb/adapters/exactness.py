@@ -24,8 +24,8 @@ from fedsb.adapters.low_rank import Term, low_rank_squared_norm
 from fedsb.adapters.residual import Residual
 from fedsb.adapters.spec import AdapterSpec
 from fedsb.adapters.uploads import Uploads, ratio_error
-from fedsb.core.blocks import WHOLE, BlockMean, Sight
-from fedsb.core.state import HEAD, Name, State, squared_norm, subtract
+from fedsb.core.blocks import WHOLE, Sight, embedded
+from fedsb.core.state import HEAD, Name, State, WeightedSum, squared_norm, subtract
 
 
 @dataclass(frozen=True)
@@ -70,20 +70,19 @@ class ExactnessMeter:
         """Start a round.
 
         Args:
-            basis: factors that clients hold whatever they train, at the server's rank; those that they upload count as uploaded, where
-                somebody holds them.
+            basis: factors that clients hold whatever they train, at the server's rank; those that they upload count as uploaded.
             uploaded: roles that they upload.
         """
         self._basis = basis
         self._uploaded = tuple(uploaded)
         self._linear = len(self._uploaded) <= 1
-        self._sum = BlockMean(self._spec.block)
+        self._sum = WeightedSum()
         self._uploads = Uploads(self._product, self._ends, self._kept)
 
     def add(self, upload: State, weight: float, sight: Sight = WHOLE) -> None:
         """Take one upload of a client that sees so much of the factors."""
         if self._linear:
-            self._sum.add(upload, weight)
+            self._sum.add(self._widened(upload) if sight.layout.shapes else upload, weight)
         else:
             self._sum.add(upload.pick(HEAD), weight)
             self._uploads.add(sight.state(self._basis).merge(upload), weight)
@@ -131,6 +130,10 @@ class ExactnessMeter:
             update += low_rank_squared_norm(wanted)
         return Gap(difference**0.5 + lost, update**0.5)
 
+    def _widened(self, upload: State) -> State:
+        """Return an upload at the server's rank: what a client of a smaller one does not hold adds nothing to its weight."""
+        return State({name: embedded(t, self._basis.get(name, t), self._spec.block, name.role) for name, t in upload.items()})
+
     def _modules(self, mean: State) -> Sequence[str]:
         return mean.modules if self._linear else self._uploads.modules
 
@@ -148,7 +151,7 @@ class ExactnessMeter:
         return [self._product(module, held, 1.0)] if whole else []
 
     def _mean(self) -> State:
-        return self._sum.mean(self._basis) if self._sum.total_weight and (self._linear or len(self._start_head)) else State()
+        return self._sum.mean() if self._sum.total_weight and (self._linear or len(self._start_head)) else State()
 
     def _head_squares(self, mean: State, held: State) -> tuple[float, float]:
         head = mean.pick(HEAD)

@@ -5,13 +5,11 @@ What is expensive (data, tokens, model) is made once a process and reused by eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from fedsb.config.checks import check
@@ -50,7 +48,6 @@ from fedsb.tasks.task import TASKS, Task
 
 Features = list[dict[str, Any]]
 Value = TypeVar("Value")
-CORES = torch.get_num_threads()  # before anyone sets it: what the machine has, or OMP_NUM_THREADS allows
 _MEMO: dict[str, dict[str, Any]] = {}
 
 
@@ -68,22 +65,6 @@ def _once(kind: str, key: object, make: Callable[[], Value]) -> Value:
 def task_of(config: Config) -> Task:
     """Return the task."""
     return TASKS[config.model.task or config.data.task]
-
-
-def use_threads(config: Config) -> None:
-    """Set torch's threads: equal numbers give equal bits on every runtime."""
-    torch.set_num_threads(config.runtime.threads)
-
-
-@contextmanager
-def every_core() -> Iterator[None]:
-    """Let torch use all cores inside the block, where bits do not matter: the server evaluates while its clients wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(CORES)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def corpus_of(config: Config) -> Corpus:
@@ -161,9 +142,7 @@ def client_examples(config: Config, client: str, data_path: str | None, labels: 
         rows = _private_rows(config, data_path, labels).examples
         return rows, rows.take(())
     if data_path is not None:
-        examples = _once(
-            "site", (config.data, data_path, labels, _cut_by(config)), lambda: at_site(lambda: _site(config, data_path, labels))
-        )
+        examples = _once("site", (config.data, data_path, labels, _cut_by(config)), lambda: _site(config, data_path, labels))
     else:
         parts = parts_of(config)
         if client not in parts:
@@ -173,10 +152,21 @@ def client_examples(config: Config, client: str, data_path: str | None, labels: 
 
 
 def _site(config: Config, data_path: str, labels: tuple[str, ...]) -> Examples:
-    examples = load_site(config.data, data_path, labels)
+    examples = site_rows(config, data_path, labels)
     if way_of(config.data) is None:
         return examples
-    return answered(examples, tokenizer_of(config), config.data, config.train.max_length, part="site")
+    return at_site(lambda: answered(examples, tokenizer_of(config), config.data, config.train.max_length, part="site"))
+
+
+def site_rows(config: Config, data_path: str, labels: tuple[str, ...]) -> Examples:
+    """Return every row of a real node's data, those included of which nothing is learnt.
+
+    Raises:
+        UserError: the data cannot be read.
+    """
+    if _is_private_site(data_path, config):
+        return _private_rows(config, data_path, labels).examples
+    return _once("site rows", (config.data, data_path, labels), lambda: at_site(lambda: load_site(config.data, data_path, labels)))
 
 
 def num_examples(config: Config, client: str, data_path: str | None, labels: tuple[str, ...]) -> int:
@@ -213,7 +203,7 @@ def client_features(config: Config, client: str, data_path: str | None, labels: 
         if _is_private_site(data_path, config):
             rows = _private_rows(config, data_path, labels)
             task, most = task_of(config), config.train.max_length
-            own = {"shorten": shortened} if way_of(config.data) else {}
+            own = {"shorten": lambda text, characters: shortened(text, characters, most)} if way_of(config.data) else {}
             known[client, data_path] = private_features(rows, most, lambda e: features_of(config, e), no_target=task.no_target, **own), []
         else:
             known[client, data_path] = features_of(config, train), features_of(config, held_out)

@@ -12,10 +12,11 @@ from flwr.app import Context, Message, RecordDict
 from clients.round import PlainRound, Round, Upload
 from fedsb.app.answering import data_path_of, leave_unnoised, open_ledger
 from fedsb.app.asked import config_in
-from fedsb.app.assembly import client_features, model_of, run_folder, task_of, use_threads
+from fedsb.app.assembly import client_features, model_of, run_folder, task_of
 from fedsb.app.ledger_rows import rows_of
 from fedsb.app.own_factors import fresh_factors, own_start
 from fedsb.app.private_run import add_plan, plan_of, saved_plan
+from fedsb.app.threads import use_threads
 from fedsb.config.compose import as_dict
 from fedsb.config.derived import ranks_of
 from fedsb.core.errors import RunError

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fedsb.app.assembly import corpus_of, every_core, model_of, task_of
+from fedsb.app.assembly import corpus_of, model_of, task_of
 from fedsb.app.finished import is_run, left_of
 from fedsb.app.scoring import LOSS, SCORES, answered, answers, check_scores, test_prompts
+from fedsb.app.threads import every_core
 from fedsb.config.compose import load, read
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError, unknown

@@ -50,6 +50,15 @@ class Sight:
 WHOLE = Sight()
 
 
+def embedded(part: Tensor, whole: Tensor, block: Block, role: str) -> Tensor:
+    """Return ``part`` in its place in a tensor of the shape of ``whole``, zeros elsewhere; itself where it is as large."""
+    if part.shape == whole.shape:
+        return part
+    filled = part.new_zeros(whole.shape)
+    filled[block(role, tuple(part.shape))] = part
+    return filled
+
+
 class BlockMean:
     """A running weighted mean, entry by entry over those who hold the entry, in float64; memory of one state for each layout.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from fedsb.config.schema import DataConfig
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 RESPONDS = "assistant"
+MOST_NAMED = 12  # turns of which an error names the roles
+# What a template takes today for: whoever goes on with a run on another day must read the same tokens. It is the day that Llama 3's
+# template names where it is told none.
+TODAY = datetime(2024, 7, 26)
+WRITTEN = "".join(f"|replace('%{code}', '{TODAY.strftime('%' + code)}')" for code in "dbBYymAaHMSIpj")
+FIXED_DAY = f"{{% macro strftime_now(format) %}}{{{{ format{WRITTEN} }}}}{{% endmacro %}}"
 OPEN, CLOSE = "\ue000", "\ue001"  # around the number of a stand-in: for private use, so that no template writes them
 
 
@@ -83,11 +90,13 @@ Writer = Callable[[str], Written]
 
 def writer_of(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Writer:
     """Return what writes a row (:func:`fedsb.data.instructions.row_text`) as a text; one that says nothing is an empty text."""
-    write = _template_writer(cfg) if cfg.template is not None else _chat_writer(tokenizer) if has_template(tokenizer) else _plain(tokenizer)
+    chat = cfg.template is None and has_template(tokenizer)
+    write = _template_writer(cfg) if cfg.template is not None else _chat_writer(tokenizer) if chat else _plain(tokenizer)
 
     def written(row: str) -> Written:
         turns = turns_of(cfg, row)
-        return write(turns) if turns else Written("", (), ())
+        # Whether special tokens are put around it is the writer's to say: no row may do so for those beside it.
+        return write(turns) if turns else Written("", (), (), whole=chat)
 
     return written
 
@@ -158,10 +167,13 @@ def _found(frame: Frame, contents: Sequence[str], text: str) -> list[str] | None
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], **options: Any) -> str:
     try:
-        found = tokenizer.apply_chat_template([turn._asdict() for turn in turns], tokenize=False, **options)
+        template = tokenizer.get_chat_template()
+        dated = {"chat_template": FIXED_DAY + template} if "strftime_now" in template else {}
+        found = tokenizer.apply_chat_template([turn._asdict() for turn in turns], tokenize=False, **dated, **options)
     except Exception as error:  # a template raises what it likes
         said = " ".join(str(error).split())[:150] or type(error).__name__
-        raise _refusal(tokenizer, f"does not take turns of {', '.join(turn.role for turn in turns) or 'nobody'} ({said})") from None
+        roles = ", ".join(turn.role for turn in turns[:MOST_NAMED]) or "nobody"
+        raise _refusal(tokenizer, f"does not take turns of {roles} ({said})") from None
     return str(found)
 
 
@@ -181,23 +193,52 @@ def _frame_of(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> Frame
     """
     turns = [Turn(role, f"{OPEN}{i}{CLOSE}") for i, role in enumerate(roles)]
     text = _rendered(tokenizer, turns)
-    places = [text.find(turn.content) for turn in turns]
-    if -1 in places or places != sorted(places) or text.count(OPEN) != len(turns):
-        raise _refusal(tokenizer, f"does not write each turn of {', '.join(roles)} once and in its order")
+    places = _places(text, [turn.content for turn in turns])
+    if -1 in places or text.count(OPEN) != len(turns):
+        raise _refusal(tokenizer, f"does not write each turn of {', '.join(roles[:MOST_NAMED])} once and in its order")
     ends = [place + len(turn.content) for place, turn in zip(places, turns, strict=True)]
     pieces = tuple(text[a:b] for a, b in zip([0, *ends], [*places, len(text)], strict=True))
+    # An answer between the same two pieces begins and ends as the one before did: a long chat has few kinds of them, and is not rendered
+    # once a turn.
+    known: dict[tuple[str, str, bool], tuple[Span, bool]] = {}
     learnt, marked = {}, True
     for i in (i for i, role in enumerate(roles) if role == RESPONDS):
-        asked, said = _rendered(tokenizer, turns[:i], add_generation_prompt=True), _rendered(tokenizer, turns[: i + 1])
-        if not text.startswith(asked) or len(asked) > places[i]:
-            raise _refusal(tokenizer, "lets an answer begin otherwise than it writes one down")
-        same = next((k for k, (a, b) in enumerate(zip(text, said, strict=False)) if a != b), min(len(text), len(said)))
-        marked_at = _first_special(tokenizer, text[ends[i] : same])
-        if marked_at is None and same < len(said):
-            raise _refusal(tokenizer, "ends an answer otherwise inside of a conversation than at its end")
-        learnt[i] = (places[i] - len(asked), same - ends[i] if marked_at is None else marked_at)
-        marked = marked_at is not None
+        kind = pieces[i], pieces[i + 1], i == len(roles) - 1
+        if kind not in known:
+            known[kind] = _answer_in(tokenizer, turns, i, text, (places[i], ends[i]))
+        learnt[i], marked = known[kind]
     return Frame(pieces, learnt, whole=True, ends=roles[-1] == RESPONDS and not marked)
+
+
+def _places(text: str, contents: Sequence[str]) -> list[int]:
+    """Return where contents stand in a text, each behind the one before; -1 from the first one that does not."""
+    places, start = [], 0
+    for content in contents:
+        place = text.find(content, start) if start >= 0 else -1
+        start = place + len(content) if place >= 0 else -1
+        places.append(place)
+    return places
+
+
+def _answer_in(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], i: int, text: str, said_at: Span) -> tuple[Span, bool]:
+    """Return how many characters before and behind an answer are learnt with it, and whether a special token ends it.
+
+    Args:
+        tokenizer: has the template.
+        turns: of a whole conversation.
+        i: the number of the answer.
+        text: what the template makes of the conversation.
+        said_at: where in it the answer's content stands.
+    """
+    asked, said = _rendered(tokenizer, turns[:i], add_generation_prompt=True), _rendered(tokenizer, turns[: i + 1])
+    start, end = said_at
+    if not text.startswith(asked) or len(asked) > start:
+        raise _refusal(tokenizer, "lets an answer begin otherwise than it writes one down")
+    same = next((k for k, (a, b) in enumerate(zip(text, said, strict=False)) if a != b), min(len(text), len(said)))
+    marked_at = _first_special(tokenizer, text[end:same])
+    if marked_at is None and same < len(said):
+        raise _refusal(tokenizer, "ends an answer otherwise inside of a conversation than at its end")
+    return (start - len(asked), same - end if marked_at is None else marked_at), marked_at is not None
 
 
 def _first_special(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:

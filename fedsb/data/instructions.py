@@ -104,19 +104,19 @@ def _choices(cfg: DataConfig, values: Mapping[str, Any], response: str) -> dict[
     return {cfg.choices: found}
 
 
-def shortened(text: str, most: int) -> str:
-    """Return a row in which no more than ``most`` characters are said, the first ones."""
+def shortened(text: str, most: int, turns: int) -> str:
+    """Return a row of which no more than the first ``most`` characters, in the first ``turns`` messages (or choices), are said."""
+    if len(text) <= min(most, turns):
+        return text
 
     def cut(value: Any) -> Any:
         nonlocal most
-        if isinstance(value, dict):
-            return {key: content if key == "role" else cut(content) for key, content in value.items()}
         if isinstance(value, list):
-            return [cut(each) for each in value[: most + 1]]
+            return [{**each, "content": cut(each["content"])} if isinstance(each, dict) else cut(each) for each in value[:turns]]
         value, most = value[:most], max(0, most - len(value))
         return value
 
-    return json.dumps(cut(json.loads(text)), ensure_ascii=False) if len(text) > most else text
+    return json.dumps({column: cut(value) for column, value in json.loads(text).items()}, ensure_ascii=False)
 
 
 def _text(value: Any, what: str, *, empty: bool) -> str:

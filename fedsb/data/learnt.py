@@ -127,7 +127,7 @@ def answered_corpus(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cfg: Dat
 
 def tokens_of(texts: Sequence[Written], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[Token]]:
     """Yield the tokens of each text, tokenised once and whole, with those that the tokenizer puts around it."""
-    whole = any(text.whole for text in texts)
+    whole = texts[0].whole if texts else False  # one writer's are all alike
     # Not verbose: a text longer than the model's limit is no fault here.
     encoded = tokenizer(
         [text.text for text in texts],

@@ -91,19 +91,31 @@ def _say_cut(features: Features, known: Collection[int]) -> None:
 
 
 def _each(held: Examples, tokenised: Callable[[Examples], Features], no_target: float) -> tuple[Features, list[int]]:
-    """Return the features of all rows, and the places of those that the tokenizer does not take: their words may have no number."""
-    try:
-        return tokenised(held), []
-    except Exception:  # the tokenizers library raises bare ones
-        features: Features = []
-        untaken: list[int] = []
-        for place in range(len(held)):
-            row = held.take([place])
-            try:
-                features += tokenised(row)
-            except Exception as error:
-                LOG.warning("row %d: the tokenizer does not take it (%s); it takes part without a loss", place + 1, type(error).__name__)
-                empty = Examples(("",), None if row.pairs is None else ("",), None if row.targets is None else (no_target,))
-                features += tokenised(empty)
-                untaken.append(place)
-        return features, untaken
+    """Return the features of all rows, and the places of those that the tokenizer does not take: their words may have no number.
+
+    Rows that are refused are found by halves, so that the others are not tokenised one by one for their sake.
+    """
+    features: Features = []
+    untaken: dict[int, str] = {}
+
+    def take(start: int, end: int) -> None:
+        part = held.take(range(start, end))
+        try:
+            features.extend(tokenised(part))
+        except Exception as error:  # the tokenizers library raises bare ones
+            if end - start > 1:
+                middle = (start + end) // 2
+                take(start, middle)
+                take(middle, end)
+                return
+            empty = Examples(("",), None if part.pairs is None else ("",), None if part.targets is None else (no_target,))
+            features.extend(tokenised(empty))
+            untaken[start] = type(error).__name__
+
+    if len(held):
+        take(0, len(held))
+    for place, why in list(untaken.items())[:MOST_SAID]:
+        LOG.warning("row %d: the tokenizer does not take it (%s); it takes part without a loss", place + 1, why)
+    if len(untaken) > MOST_SAID:
+        LOG.warning("the tokenizer does not take %d rows in all", len(untaken))
+    return features, list(untaken)

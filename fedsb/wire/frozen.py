@@ -190,6 +190,11 @@ class FrozenLog:
                     one_off += 0 if added or self._first[name] != version else seen.numel()
         return FrozenBundle(parent, self.head, State(tensors), one_off)
 
+    def seen_by(self, sight: Sight) -> Sight:
+        """Return a client's sight of the log: the whole, whatever else it sees cut, where that is all it sees here."""
+        factors = ((name, t) for delta in self._deltas.values() for name, t in delta.items() if name.role not in ADDED)
+        return sight if any(sight.of(name, tensor) is not tensor for name, tensor in factors) else WHOLE
+
     def _cheaper_whole(self, since: int) -> set[str]:
         """Modules whose ranks to send since a version exceed mn / (m + n)."""
         ranks: dict[str, int] = {}

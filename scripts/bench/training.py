@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
-from fedsb.app.assembly import client_features, corpus_of, use_threads
+from fedsb.app.assembly import client_features, corpus_of
 from fedsb.app.prepare import prepare
+from fedsb.app.threads import use_threads
 from fedsb.client_app import app
 from fedsb.config.compose import load
 from fedsb.config.derived import client_names

@@ -7,14 +7,14 @@ Entry by entry the server takes the mean over H(a, b) = {i in the round: r_i > m
 With the ranks ρ_1 < … < ρ_k of a round, ``M_j`` the mask of block ρ_j without block ρ_{j−1}, and ``W_j`` the weight of those who
 hold block ρ_j,
 
-``s B R' A = Σ_j 1/W_j Σ_{i: r_i >= ρ_j} w_i s B (M_j ∘ R_i) A`` plus what of R nobody held. This is what the method is exact for: in
-each ring between two ranks, what every client holds next is the mean of the products of those who trained it. The exactness gap is
-measured against that.
+``s B R' A = Σ_j 1/W_j Σ_{i: r_i >= ρ_j} w_i s B (M_j ∘ R_i) A`` plus what of R nobody held: in each ring between two ranks, what every
+client holds next is the mean of the products of those who trained it.
 
-It is not the mean of the clients' whole weights. To have that, each client's core is to be filled from the server's R with what it does
-not hold, ``R̃_i``, and ``B (Σ w_i R̃_i) A = Σ w_i B R̃_i A``: an entry that few hold moves by their small share of all weights only, and
-here as far as they moved it. The two are one where all have one rank (both are Fed-SB then); how far they lie apart is in each round's
-record (``lifted_gap``).
+It is not the mean of the clients' weights, ``Σ w_i s B_i R_i A_i``, for an entry is not divided by the weight of those who do not hold it;
+the exactness gap, which every method is measured by, says so. Nor is it the mean of whole weights. To have that, each client's core is to
+be filled from the server's R with what it does not hold, ``R̃_i``, and ``B (Σ w_i R̃_i) A = Σ w_i B R̃_i A``: an entry that few hold moves
+by their small share of all weights only, and here as far as they moved it. The two are one where all have one rank (both are Fed-SB then);
+how far they lie apart is in each round's record (``lifted_gap``).
 
 The leading columns of B and rows of A should be the ones that matter most, as the starts by an SVD sort them: a leading block is the best
 of its rank then. All share one scale s = alpha / r, with r the server's rank.
@@ -90,8 +90,12 @@ class NestedFedSB(LowRankStrategy):
     answered and hold it, which one client changes, and no noise covers that.
     """
 
-    is_exact = True
     any_rank = True
+
+    @property
+    def is_exact(self) -> bool:
+        """Where all clients have one rank, as Fed-SB is; not with several."""
+        return len(set(self.participation.ranks.values())) <= 1
 
     def over_uploads(self) -> Reducer:
         """Return the mean of those who hold an entry."""

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fedsb.adapters import write
 from fedsb.app.asked import config_of
-from fedsb.app.assembly import public_features, task_of, use_threads
+from fedsb.app.assembly import public_features, task_of
 from fedsb.app.prepare import Prepared, prepare
+from fedsb.app.threads import use_threads
 from fedsb.config.schema import Config
 from fedsb.core.state import Name, State
 from fedsb.models.collating import collate

@@ -144,13 +144,23 @@ def test_what_an_example_keeps_suits_the_task(given_: tuple[str, ...], length: i
     assert load(["data=files", "data.path=a", *more, "train.max_length=9"]).train.max_length == 9
 
 
-@given(contents=st.lists(st.text(alphabet="ab", min_size=1, max_size=9), min_size=2, max_size=6), most=st.integers(0, 40))
-def test_a_row_that_is_too_long_says_its_beginning(contents: list[str], most: int) -> None:
+@given(
+    contents=st.lists(st.text(alphabet="ab", min_size=1, max_size=9), min_size=2, max_size=6),
+    most=st.integers(0, 40),
+    turns=st.integers(2, 7),
+)
+def test_a_row_that_is_too_long_says_its_beginning(contents: list[str], most: int, turns: int) -> None:
     cfg = data(*CHAT)
     text = row_text(cfg, {"chat": talk(contents)})
-    said = "".join(turn.content for turn in turns_of(cfg, shortened(text, most)))
-    whole = "".join(contents)
-    assert said == (whole if len(text) <= most else whole[:most])
+    kept = turns_of(cfg, shortened(text, most, turns))
+    assert len(kept) == min(turns, len(contents))
+    assert "".join(turn.content for turn in kept) == "".join(contents[:turns])[:most]
+
+
+def test_a_column_of_any_name_is_cut() -> None:
+    cfg = data("data.prompt=role", "data.response=content")
+    text = row_text(cfg, {"role": "a" * 50, "content": "b" * 50})
+    assert "".join(turn.content for turn in turns_of(cfg, shortened(text, 60, 8))) == "a" * 50 + "b" * 10
 
 
 def test_a_corpus_of_chats_is_split_and_thinned_as_any_other(table: Write) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fedsb.config.schema import DataConfig
 from fedsb.core.errors import UserError
@@ -19,7 +20,7 @@ from fedsb.data.framing import special_texts
 from fedsb.data.instructions import row_text
 from fedsb.tasks.task import TASKS
 from tests.conftest import decoder_tokenizer
-from tests.data.chats import END, START, STOP, TEMPLATES, byte_tokenizer, data, joining_tokenizer, said, talk
+from tests.data.chats import CHATML, END, START, STOP, TEMPLATES, byte_tokenizer, data, joining_tokenizer, said, talk
 
 LANGUAGE = TASKS["causal_lm"]
 PAIR, CHAT = data("data.prompt=prompt", "data.response=response"), data("data.messages=chat")
@@ -266,3 +267,49 @@ def test_rows_are_read_alone_as_beside_others() -> None:
     whole = rows(CHAT, *({"chat": chat} for chat in chats))
     for tokenizer in TOKENIZERS.values():
         assert marked(whole, tokenizer, CHAT) == [marked(whole.take([i]), tokenizer, CHAT)[0] for i in range(len(chats))]
+
+
+def begins(template: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that puts a token before each text, as Llama's does, but where a template writes its own."""
+    tokenizer = byte_tokenizer(template)
+    frame = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, tokenizer.convert_tokens_to_ids(END))])
+    tokenizer.backend_tokenizer.post_processor = frame
+    return tokenizer
+
+
+def test_a_row_that_says_nothing_is_the_same_whoever_lies_beside_it() -> None:
+    """Whether a token stands before it is no matter of the others."""
+    [chat] = rows(CHAT, {"chat": talk(["a", "b"])}).texts
+    for tokenizer in (begins(CHATML), *TOKENIZERS.values()):
+        alone = marked(Examples(("",)), tokenizer, CHAT)[0]
+        assert marked(Examples(("", chat)), tokenizer, CHAT)[0] == marked(Examples(("", "")), tokenizer, CHAT)[1] == alone
+
+
+class Counting(PreTrainedTokenizerFast):
+    """Counts what its template is asked to write."""
+
+    written = 0
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **options: Any) -> Any:
+        Counting.written += len(conversation)
+        return super().apply_chat_template(conversation, *args, **options)
+
+
+@pytest.mark.parametrize("kind", ["chatml", "bare"])
+def test_the_work_of_a_chat_grows_as_its_turns_do(kind: str) -> None:
+    """A row of many short messages must not hold up those beside it."""
+    whole = byte_tokenizer(TEMPLATES[kind])
+    tokenizer = Counting(tokenizer_object=whole.backend_tokenizer, eos_token=END, chat_template=TEMPLATES[kind])
+    spent = []
+    for turns in (40, 80, 160):
+        Counting.written = 0
+        [found] = marked(rows(CHAT, {"chat": talk(["a"] * turns)}), tokenizer, CHAT)
+        assert found == marked(rows(CHAT, {"chat": talk(["a"] * turns)}), whole, CHAT)[0]
+        spent.append(Counting.written)
+    assert spent[2] - spent[1] == 2 * (spent[1] - spent[0]) <= 80 * 8
+
+
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day() -> None:
+    dated = byte_tokenizer(CHATML.replace("{% for", "{{ strftime_now('%d %b %Y') }}{% for", 1))
+    [found] = marked(rows(CHAT, {"chat": talk(["a", "b"])}), dated, CHAT)
+    assert dated.decode(found.ids).startswith("26 Jul 2024")

@@ -35,10 +35,11 @@ from fedsb.app.assembly import _MEMO, client_features, num_examples
 from fedsb.config.compose import load
 from fedsb.config.schema import Config, DataConfig
 from fedsb.core.errors import UserError
-from fedsb.data import load_site
+from fedsb.data import Examples, PrivateRows, load_site
 from fedsb.data.private_rows import count_rows, read_private_rows
 from fedsb.models.build import build_model
 from fedsb.models.collating import collate
+from fedsb.node.own_data import private_features
 from fedsb.tasks.task import IGNORED, TASKS
 from tests.architectures import BART, T5
 from tests.conftest import encoder_tokenizer, save
@@ -323,3 +324,19 @@ def test_an_example_without_a_target_has_no_loss_and_no_gradient() -> None:
         assert float(losses[1]) == 0
         assert bool(outputs.grad[0].any())
         assert not outputs.grad[1].any()
+
+
+def test_a_row_that_the_tokenizer_refuses_does_not_have_the_others_read_one_by_one(tmp_path: Path) -> None:
+    """Refused rows are found by halves, and named."""
+    rows = PrivateRows(Examples(tuple(f"goal {i}" for i in range(64))), {})
+    calls: list[int] = []
+
+    def tokenised(examples: Examples) -> list[dict[str, Any]]:
+        calls.append(len(examples))
+        if any(text in ("goal 7", "goal 40") for text in examples.texts):
+            raise TypeError("no")
+        return [{"input_ids": [int(text.split()[1]) if text else 99]} for text in examples.texts]
+
+    found = private_features(rows, 8, tokenised, no_target=math.nan)
+    assert [row["input_ids"] for row in found] == [[99 if i in (7, 40) else i] for i in range(64)]
+    assert len(calls) <= 2 * 2 * 7

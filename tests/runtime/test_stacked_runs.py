@@ -8,15 +8,18 @@ from shlex import join
 from typing import Any
 
 import pytest
+from flwr.app import Context, Message
 
 from clients import stacked
 from fedsb import client_stack
 from fedsb.adapters import SPECS
 from fedsb.client_app import app
 from fedsb.config.compose import load
+from fedsb.core.errors import UserError
 from fedsb.core.state import squared_norm, subtract
 from fedsb.privacy.account import LEDGERS
 from fedsb.privacy.ledger import Ledger
+from fedsb.privacy.naming import client_folder
 from fedsb.run.checkpoint import load_checkpoint
 from fedsb.run.folder import read_run
 from fedsb.run.resuming import resumed
@@ -147,6 +150,32 @@ def test_a_stack_of_one_is_the_client_itself(tiny_bert: Path, tmp_path: Path, mo
     grid = LocalGrid.simulation(app, {"overrides": join(overrides)}, stack=4, together=client_stack.answer_together)
     stacked = serve(load(overrides), grid, tmp_path / "stacked")
     assert stacked["factors_sha256"] == federate(tmp_path / "alone", overrides)["factors_sha256"]
+
+
+def test_a_ledger_that_cannot_be_read_puts_its_own_client_out(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others train together, as they would without it."""
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    sizes: list[int] = []
+    beside = client_stack._side_by_side
+    monkeypatch.setattr(client_stack, "_side_by_side", lambda seats: sizes.append(len(seats)) or beside(seats))  # type: ignore[func-returns-value]
+    overrides = small(tiny_bert, tmp_path, *EXAMPLE, "init.kind=orthogonal", "federation.num_rounds=1", "federation.min_replies=1")
+    seats: list[Message] = []
+
+    def together(messages: list[Message], contexts: list[Context]) -> list[Message]:
+        broken = tmp_path / "run" / LEDGERS / client_folder("client-1") / "ledger.jsonl"
+        broken.parent.mkdir(parents=True, exist_ok=True)
+        broken.write_text("no ledger\n")
+        seats.extend(client_stack.answer_together(messages, contexts))
+        return seats[-len(messages) :]
+
+    grid = LocalGrid.simulation(app, {"overrides": join(overrides), "output": str(tmp_path / "run")}, stack=3, together=together)
+    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match="no header of a privacy ledger"):  # the server's own reading
+        serve(load(overrides), grid, tmp_path / "run")
+    assert sizes == [2]  # of four: a stack of three, from which one is missing, and one alone
+    assert not [line for line in caplog.messages if "side by side" in line]
+    assert [sorted(reply.content.array_records) for reply in seats].count(["arrays"]) == 2
 
 
 @pytest.mark.parametrize("ranks", ["[1,2]", "[1,1,2]", "[1,2,2,2]"])

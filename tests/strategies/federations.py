@@ -16,8 +16,8 @@ from torch import Tensor
 from fedsb.adapters import SPECS
 from fedsb.adapters.linear import out_in
 from fedsb.app.asked import config_of as client_config
-from fedsb.app.assembly import use_threads
 from fedsb.app.prepare import Prepared, prepare
+from fedsb.app.threads import use_threads
 from fedsb.client_app import app as client_app
 from fedsb.config.compose import load
 from fedsb.config.schema import Config

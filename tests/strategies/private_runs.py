@@ -16,10 +16,11 @@ from opacus.accountants import RDPAccountant
 from rich.console import Console
 
 from fedsb.app.asked import config_of as client_config
-from fedsb.app.assembly import client_features, use_threads
+from fedsb.app.assembly import client_features
 from fedsb.app.outcome import listener_of
 from fedsb.app.prepare import Prepared, planned, prepare
 from fedsb.app.private_run import opening_lines
+from fedsb.app.threads import use_threads
 from fedsb.client_app import app as client_app
 from fedsb.config.schema import Config
 from fedsb.core.errors import RunError

@@ -16,13 +16,13 @@ from flwr.app import Context, Message
 from fedsb.app import client_job
 from fedsb.client_app import app as client_app
 from fedsb.config.compose import load
-from fedsb.core.blocks import BlockMean
+from fedsb.core.blocks import WHOLE, BlockMean, Sight
 from fedsb.core.errors import UserError
 from fedsb.core.state import Name, State
 from fedsb.cost.table import cost_of
 from fedsb.run.resuming import resumed
 from fedsb.server_app import serve
-from fedsb.wire.frozen import ROOT
+from fedsb.wire.frozen import ROOT, FrozenBundle, FrozenLog
 from fedsb.wire.frozen_cache import FrozenCache
 from fedsb.wire.messages import decode_instruction
 from strategies import STRATEGIES, LowRankStrategy
@@ -241,3 +241,22 @@ def test_clients_of_one_rank_train_side_by_side(method: str, tiny_bert: Path, tm
 def test_a_rank_above_a_side_of_a_module_is_refused(run: Callable[..., Federation]) -> None:
     with pytest.raises(UserError, match=r"^rank \(33\) exceeds min\(out, in\) = 32 of '[^\n]*; lower rank or drop it"):
         run("fed_sb", "rank=33", "federation.ranks=[1,33]")
+
+
+def test_what_nobody_sees_cut_is_put_together_once_for_all_ranks(run: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What FLoRA adds to the frozen weights outweighs all else that is sent; of Fed-SB's factors each rank has its own block."""
+    made: list[FrozenBundle] = []
+    bundle = FrozenLog.bundle
+
+    def kept(log: FrozenLog, since: int, sight: Sight = WHOLE) -> FrozenBundle | None:
+        found = bundle(log, since, sight)
+        made.extend([found] if found else [])
+        return found
+
+    monkeypatch.setattr(FrozenLog, "bundle", kept)
+    for method, each in (("flora", 1), ("nested_fed_sb", len(set(RANKS.values())))):
+        made.clear()
+        federation = run(method, "federation.num_rounds=2", "seed=3")
+        heads = {made_one.head for made_one in made}
+        assert len(federation.grid.rounds()) == 2
+        assert len(made) == each * len(heads) > 0

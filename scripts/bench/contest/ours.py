@@ -35,9 +35,9 @@ def main() -> None:
     """Run the federation of the overrides that the workload and the command line name."""
     overrides = [*json.loads(Path(sys.argv[1]).read_text())["overrides"], *sys.argv[2:]]
     begin(overrides)  # as the command line does, and then it imports the rest
-    from fedsb.app.assembly import use_threads
     from fedsb.app.prepare import planned, prepare
     from fedsb.app.private_run import save_plans
+    from fedsb.app.threads import use_threads
     from fedsb.config.compose import load
     from fedsb.runtime.grids import grid_for
     from fedsb.wire.arrays import encode_arrays

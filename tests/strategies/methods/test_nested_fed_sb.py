@@ -47,17 +47,18 @@ def test_at_one_rank_it_is_fed_sb_to_the_bit(run: Run, more: tuple[str, ...]) ->
 
 
 def test_a_round_is_the_mean_of_the_products_ring_by_ring(run: Run) -> None:
-    """Densely in float64 from the uploads: each ring's products, all else of them at zero; and the distance to the lifted mean."""
+    """Densely in float64 from the uploads: each ring's products, all else of them at zero; the gap to the mean of the clients' weights,
+    in which a client of a smaller rank has nothing further out; and the distance to the lifted mean."""
     federation = run(SEVERAL)
     basis, shapes, s = federation.frozen.view().basis, federation.prepared.adapted.shapes, federation.prepared.adapted.scale
     assert s == pytest.approx(5 / 3)
     for number, exchanges in federation.grid.rounds().items():
         before, after = federation.kept.states[number - 1 : number + 1]
-        apart = whole = 0.0
+        apart = whole = missed = trained = 0.0
         for module, shape in shapes.items():
             name = Name(module, "R")
             b, a = basis[Name(module, "B")].double(), basis[Name(module, "A")].double()
-            held, lifted = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+            held, lifted, mean = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
             weights = {e.instruction.client: float(e.answer.num_examples) for e in exchanges}
             for ring in (1, 2, 3):
                 mask = torch.zeros(3, 3, dtype=torch.float64)
@@ -73,15 +74,19 @@ def test_a_round_is_the_mean_of_the_products_ring_by_ring(run: Run) -> None:
             for e in exchanges:
                 filled, rank = before[name].double().clone(), OF[e.instruction.client]
                 filled[:rank, :rank] = core(federation, e, rank, name)
-                lifted += weights[e.instruction.client] / sum(weights.values()) * s * b @ filled @ a
+                share = weights[e.instruction.client] / sum(weights.values())
+                lifted += share * s * b @ filled @ a
+                mean += share * s * b[:, :rank] @ filled[:rank, :rank] @ a[:rank]
             found = s * b @ after[name].double() @ a
             assert float((found - held).norm()) <= 1e-6 * float(held.norm())
+            missed, trained = missed + float((found - mean).square().sum()), trained + float(mean.square().sum())
             apart, whole = apart + float((held - lifted).square().sum()), whole + float(lifted.square().sum())
+        trained += sum(float((t - federation.kept.states[0][n]).square().sum()) for n, t in after.pick(HEAD).items())
         record = federation.records[number]
-        assert record.exactness_gap is not None
-        assert record.exactness_gap < 1e-6
+        assert record.exactness_gap == pytest.approx((missed / trained) ** 0.5, rel=1e-4)
         assert record.extras["lifted_gap"] == pytest.approx((apart / whole) ** 0.5, rel=1e-4, abs=1e-7)
     assert max(record.extras["lifted_gap"] for record in federation.records[1:]) > 1e-2
+    assert not federation.prepared.strategy.is_exact
 
 
 def test_a_client_is_sent_its_block_of_what_the_server_holds(run: Run) -> None:
@@ -126,4 +131,4 @@ def test_a_state_without_a_head_has_its_mean_too(run: Run, tiny_llama: Path, tin
     federation = federate([*classification(tiny_llama, tiny_csv), *given])
     assert not State(federation.kept.states[-1]).pick(HEAD)
     assert federation.records[1].exactness_gap is not None
-    assert federation.records[1].exactness_gap < 1e-6
+    assert 1e-2 < federation.records[1].exactness_gap < 10

@@ -9,8 +9,8 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedsb.app.assembly import use_threads
 from fedsb.app.prepare import prepare
+from fedsb.app.threads import use_threads
 from fedsb.config.compose import load, split_overrides
 from fedsb.core.state import State
 from fedsb.run.records import RoundRecord
