@@ -187,8 +187,8 @@ def _run_job(given: Config, overrides: list[str], output: Path) -> int:
     switch_off()
     warnings.filterwarnings("ignore", category=UserWarning, module=r"transformers|torch")
     with uncollected():
+        from fedsb.core.collector import release_memory
         from fedsb.runtime.grids import grid_for
-        from fedsb.runtime.process_memory import release_memory
         from fedsb.server_app import serve
 
     log_to_screen()

@@ -6,10 +6,11 @@ to be there, in each process.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from fedsb.core.signals import raise_swallowed
 
@@ -35,3 +36,14 @@ def uncollected() -> Iterator[None]:
             if not _paused and _was_on:
                 gc.enable()
     raise_swallowed()
+
+
+def release_memory() -> None:
+    """Give back what a finished run has left for the next one of a sweep, or a large round for the next.
+
+    A strategy and its rule hold each other, so that their tensors wait for Python's collector, which counts objects and not bytes; and what
+    the heap keeps is full of holes, of which the next blocks need not fit into any.
+    """
+    gc.collect()
+    with suppress(AttributeError):  # glibc's own
+        ctypes.CDLL(None).malloc_trim(0)

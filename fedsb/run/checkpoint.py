@@ -6,7 +6,6 @@ carries a hash over its tensors and facts, the run it belongs to, and the versio
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -19,10 +18,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fedsb.core.collector import release_memory
 from fedsb.core.disk import sync_folder
 from fedsb.core.errors import RunError, UserError
 from fedsb.core.state import Name, State, sha256
-from fedsb.core.tensor_file import mapped_tensors, streamed, write_tensors
+from fedsb.core.tensor_file import mapped_tensors, write_tensors
+from fedsb.run.groups import digest_of, grouped, tensors_of
 from fedsb.wire.frozen import ROOT, FrozenLog, head_of
 
 FORMAT = 2  # 1 has all deltas of the frozen log
@@ -72,25 +73,34 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, *, run: str = "", keep: in
     """
     folder.mkdir(parents=True, exist_ok=True)
     frozen = snapshot.frozen
-    for version, delta in list(frozen.deltas().items()):
-        path = _delta_file(folder, version, frozen.heads[version])
-        if not _holds(path, delta):
-            _write(path, _tensors({STATE: delta}), {"head": frozen.heads[version]})
-            _WHOLE[path] = _stamp(path)
-            if 4 * delta.numel >= REST_BYTES:
-                frozen.rest(version, _grouped(mapped_tensors(path))[STATE])
+    if _write_deltas(folder, frozen):
+        release_memory()
     log = {
         "frozen": frozen.heads[1:],
         "there": list(frozen.deltas()),
         "first": [[*name, version] for name, version in frozen.first.items()],
     }
     facts = {"format": FORMAT, "round": snapshot.round, **log, "run": run, "facts": dict(snapshot.memory.facts)}
-    _write(folder / f"round-{snapshot.round:04d}.safetensors", _tensors({STATE: snapshot.state, **snapshot.memory.states}), facts)
+    _write(folder / f"round-{snapshot.round:04d}.safetensors", tensors_of({STATE: snapshot.state, **snapshot.memory.states}), facts)
     # A file of a later round is not this run's, or is damaged: it takes no other's place.
     for old in [path for path in _rounds(folder) if _number(path) <= snapshot.round][keep:]:
         old.unlink()
     if len(frozen.deltas()) < frozen.version:
         _drop_superseded(folder)
+
+
+def _write_deltas(folder: Path, frozen: FrozenLog) -> bool:
+    """Write the deltas that are not there whole, and tell whether any lies in its file alone now."""
+    rest = False
+    for version, delta in list(frozen.deltas().items()):
+        path = _delta_file(folder, version, frozen.heads[version])
+        if not _holds(path, delta):
+            _write(path, tensors_of({STATE: delta}), {"head": frozen.heads[version]})
+            _WHOLE[path] = _stamp(path)
+            if 4 * delta.numel >= REST_BYTES:
+                frozen.rest(version, grouped(mapped_tensors(path))[STATE])
+                rest = True
+    return rest
 
 
 def _drop_superseded(folder: Path) -> None:
@@ -195,14 +205,10 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _tensors(groups: Mapping[str, State]) -> dict[str, Tensor]:
-    return {f"{g}|{n.role}|{n.module}": t.detach() for g, state in groups.items() for n, t in state.items()}
-
-
 def _write(path: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
     text = json.dumps(facts)
     scratch = path.with_suffix(".part")
-    write_tensors(scratch, tensors, {"facts": text, "sha256": _digest(tensors, text)})
+    write_tensors(scratch, tensors, {"facts": text, "sha256": digest_of(tensors, text)})
     with scratch.open("rb") as file:
         os.fsync(file.fileno())
     scratch.replace(path)
@@ -219,17 +225,9 @@ def _read(path: Path) -> tuple[dict[str, State], dict[str, Any]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise Damaged(f"can't be read ({path.name}: {' '.join(str(error).split())[:80]})") from None
-    if metadata.get("sha256") != _digest(tensors, text):
+    if metadata.get("sha256") != digest_of(tensors, text):
         raise Damaged(f"is not what was written ({path.name}: its hash differs)")
-    return _grouped(tensors), json.loads(text)
-
-
-def _grouped(tensors: Mapping[str, Tensor]) -> dict[str, State]:
-    groups: dict[str, dict[Name, Tensor]] = {}
-    for key, tensor in tensors.items():
-        group, role, module = key.split("|", 2)
-        groups.setdefault(group, {})[Name(module, role)] = tensor
-    return {group: State(found) for group, found in groups.items()}
+    return grouped(tensors), json.loads(text)
 
 
 def _check_format(path: Path, text: str) -> None:
@@ -239,11 +237,3 @@ def _check_format(path: Path, text: str) -> None:
         return  # damaged, as its hash will tell
     if isinstance(later, int) and later > FORMAT:
         raise UserError(f"'{path}' was written by a later version (format {later}, this one reads {FORMAT}); use that version")
-
-
-def _digest(tensors: dict[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256()
-    for piece in streamed(tensors):
-        digest.update(piece)
-    digest.update(text.encode())
-    return digest.hexdigest()

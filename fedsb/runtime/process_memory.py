@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import math
 import mmap
 from collections.abc import Iterator
@@ -58,17 +57,6 @@ def keep_large_blocks(device: torch.device) -> None:
     """
     if device.type == "cpu":
         _keep()
-
-
-def release_memory() -> None:
-    """Give back what a finished run has left, for the next one of a sweep.
-
-    A strategy and its rule hold each other, so that their tensors wait for Python's collector, which counts objects and not bytes; and what
-    :func:`keep_large_blocks` keeps is full of holes, of which the next run's blocks need not fit into any.
-    """
-    gc.collect()
-    with suppress(AttributeError):  # glibc's own
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 @cache

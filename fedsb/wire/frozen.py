@@ -140,6 +140,7 @@ class FrozenLog:
             self._take(delta, head)
 
     def _take(self, delta: State, head: str) -> None:
+        delta = delta.map(Tensor.contiguous)  # as a file would hold it: what is computed with it should not tell a resumed run
         self.heads.append(head)
         self._deltas[self.version] = delta
         for name in delta:

@@ -43,6 +43,26 @@ def test_state_and_frozen_log_come_back_bit_for_bit(tmp_path: Path) -> None:
         assert all(torch.equal(t.matrix(), log.view().residuals[module].matrix()) for module, t in frozen.view().residuals.items())
 
 
+def test_a_large_delta_lies_in_its_file_and_leads_to_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "REST_BYTES", 1)
+    resting, held = FrozenLog(), FrozenLog()
+    for number in range(1, 5):
+        delta = state(number, "U")
+        delta = delta.merge(State({Name(n.module, "V"): t.T.contiguous() for n, t in delta.items()}))
+        for log in (resting, held):
+            log.append(delta)
+        save_checkpoint(tmp_path, Snapshot(number, State(), resting))
+    maps = Path("/proc/self/maps").read_text()
+    assert all(str(path) in maps for path in tmp_path.glob("frozen-*"))
+    for since in (0, 2, 3):
+        mine, theirs = (log.bundle(since) for log in (resting, held))
+        assert mine is not None
+        assert theirs is not None
+        assert (mine.parent, mine.head, list(mine.state)) == (theirs.parent, theirs.head, list(theirs.state))
+        assert all(map(torch.equal, mine.state.values(), theirs.state.values()))
+    assert sha256(*resting.deltas().values()) == sha256(*held.deltas().values())
+
+
 def test_one_round_is_kept_and_each_delta_is_written_once(tmp_path: Path) -> None:
     log = FrozenLog()
     log.append(state(0, "A", "B"))

@@ -210,12 +210,12 @@ def flip(path: Path) -> None:
 
 def rewrite(path: Path, **facts: Any) -> None:
     """Change a checkpoint's facts as another program would, its hash included."""
-    from fedsb.run.checkpoint import _digest
+    from fedsb.run.groups import digest_of
 
     with safe_open(path, "pt") as file:
         text = json.dumps({**json.loads(file.metadata()["facts"]), **facts})
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    save_file(tensors, path, metadata={"facts": text, "sha256": _digest(tensors, text)})
+    save_file(tensors, path, metadata={"facts": text, "sha256": digest_of(tensors, text)})
 
 
 HARMS: dict[str, Callable[[Path], object]] = {

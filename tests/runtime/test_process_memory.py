@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedsb.runtime.process_memory import available_bytes, release_memory
+from fedsb.core.collector import release_memory
+from fedsb.runtime.process_memory import available_bytes
 
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 LOOK = """
