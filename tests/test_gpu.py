@@ -79,7 +79,8 @@ def test_a_run_on_a_gpu_is_that_of_the_cpu(
     for before, after in zip(on_cpu.kept.states, on_gpu.kept.states, strict=True):
         alike(before.pick(HEAD) if method in BY_SVD else before, after)
     for before, after in zip(on_cpu.records, on_gpu.records, strict=True):
-        assert after.metrics.get("loss") == pytest.approx(before.metrics.get("loss"), rel=1e-4)
+        measured = before.metrics.keys() & {"loss"}  # nobody but the clients measures where there is no global model
+        assert {key: after.metrics[key] for key in measured} == pytest.approx({key: before.metrics[key] for key in measured}, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
