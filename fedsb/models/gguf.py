@@ -69,7 +69,7 @@ def rounding_of(config: Any) -> str:
     rounded = getattr(config, ROUNDED, "")
     if not rounded:
         return ""
-    return f"the model's weights were rounded in the file they come from ({rounded}) and are held as float32: not quite those published"
+    return f"the model's weights were rounded in the file they come from ({rounded}): not quite those published"
 
 
 @lru_cache(maxsize=8)
