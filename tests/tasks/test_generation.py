@@ -109,3 +109,9 @@ def test_a_models_own_settings_do_not_count(tiny_llama: Path) -> None:
     own.update(repetition_penalty=5.0, do_sample=True, temperature=3.0, max_length=3, num_beams=1)
     assert asked(adapted, rows) == plain
     assert adapted.model.generation_config is own
+
+
+def test_a_base_in_bfloat16_answers_too(tiny_llama: Path) -> None:
+    config = load(["model=pretrained", f"model.name='{tiny_llama}'", "model.dtype=bfloat16", "rank=2", "data.task=causal_lm"])
+    adapted = build_model(config.model, config.adapter, family="lora", task=TASKS["causal_lm"], labels=(), seed=0)
+    assert {len(row) for row in generate(adapted.model, TOKENIZER, prompts(3, 5), GREEDY, ends=[], most=3, tokens=99)} == {12}
