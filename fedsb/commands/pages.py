@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 
 from fedsb.core.folders import conf_dir
+
+WIDE = 140  # characters of a line
 
 USAGE = """usage: fedsb COMMAND …
 
@@ -102,8 +105,10 @@ def page(command: str) -> str:
 
 
 def _groups() -> str:
-    def options(group: Path) -> str:
-        return ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
-
     folders = sorted(path for path in conf_dir().iterdir() if path.is_dir() and list(path.glob("*.yaml")))
-    return "\n".join(["Groups and their options:", *(f"  {folder.name + '=':<14}{options(folder)}" for folder in folders)])
+    return "\n".join(["Groups and their options:", *map(_options, folders)])
+
+
+def _options(group: Path) -> str:
+    names = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
+    return fill(names, WIDE, initial_indent=f"  {group.name + '=':<14}", subsequent_indent=" " * 16)

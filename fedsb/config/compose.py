@@ -77,10 +77,11 @@ OmegaConf.register_new_resolver("fedsb_length", default_length, replace=True)
 OmegaConf.register_new_resolver("fedsb_clients", default_clients, replace=True)
 
 
-def free_start(adapter: str) -> str | None:
-    """Return the first start of an adapter family that looks at no data; None where there is nothing to start."""
+def free_start(adapter: str, wanted: str | None = None) -> str | None:
+    """Return a start of an adapter family that looks at no data, ``wanted`` if it has it; None where there is nothing to start."""
     starts = SPECS[adapter].starts if adapter in SPECS else {}
-    return next((kind for kind, start in starts.items() if start is not None), None)
+    free = [kind for kind, start in starts.items() if start is not None]
+    return wanted if wanted in free else next(iter(free), None)
 
 
 OmegaConf.register_new_resolver("fedsb_free_start", free_start, replace=True)
