@@ -1,7 +1,7 @@
 """Tokens of instruction data, and which of them are learnt.
 
 A text is tokenised once and whole. A token is learnt when all of its characters are: one that joins the last letter of a prompt to the
-first of its response is not, and no character of a prompt ever is.
+first of its response is not. Of a prompt nothing is but spaces right before a response, which most tokenizers join to its first word.
 """
 
 from __future__ import annotations

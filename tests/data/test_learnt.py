@@ -1,4 +1,4 @@
-"""What is learnt of instruction data: all that an assistant says, its end, and no character of a prompt."""
+"""What is learnt of instruction data: all that an assistant says, its end, and nothing of a prompt but spaces before a response."""
 
 from __future__ import annotations
 
