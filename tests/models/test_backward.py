@@ -150,7 +150,7 @@ def test_a_second_round_compiles_nothing_and_trains_alike(tiny_llama: Path) -> N
             p.data.copy_(start[name])
 
     first = round_of(1, train)
-    evaluate(adapted, task, texts(5), train=train)
+    evaluate(adapted, task, [{"input_ids": row["input_ids"]} for row in texts(5)], train=train)
     frames = counters["stats"]["unique_graphs"]
     assert frames > 0
     second = round_of(2, train)
