@@ -83,17 +83,11 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def export(arguments: list[str]) -> int:
-    """Write the merged model of a run."""
+    """Write the model of a finished run for others to load."""
     with uncollected():
-        from fedsb.app.export_run import export_merged
+        from fedsb.commands.export import export as export_command
 
-    if not without_flags("export", arguments, most=2):
-        raise UserError("fedsb export needs the folder of a run: fedsb export outputs/… [OUT]")
-    out, remark = export_merged(Path(arguments[0]), Path(arguments[1]) if len(arguments) > 1 else Path(arguments[0]) / "merged")
-    print(out)
-    if remark:
-        print(remark, file=sys.stderr)
-    return 0
+        return export_command(arguments)
 
 
 def cost(arguments: list[str]) -> int:

@@ -234,7 +234,7 @@ def test_an_output_on_a_file_is_a_mistake(call: Call, quick: list[str], output: 
     [
         (("cost", "-m", "seed=1,2"), "fedsb cost has no flag '-m'"),
         (("report", "--foo"), "fedsb report has no flag '--foo'"),
-        (("export", "run", "--foo"), "fedsb export has no flag '--foo'"),
+        (("export", "run", "--foo"), "unknown flag '--foo'"),
         (("export", "run", "out", "more"), "fedsb export takes 2 arguments at most, and 'more' is one more"),
     ],
 )

@@ -1,11 +1,7 @@
-"""A trained model for others to use: as a PEFT LoRA adapter, or merged into plain weights.
-
-Both carry everything that the federation learned: the factors, the residual in the frozen part, and the head.
-"""
+"""A trained model as a PEFT LoRA adapter, with everything that the federation learned: factors, residual in the frozen part, head."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections import Counter
@@ -20,9 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsb.adapters.frozen_part import MERGE
 from fedsb.adapters.layer import LowRankLayer, layers
-from fedsb.adapters.linear import out_in
 from fedsb.adapters.low_rank import Term, joined, recompressed
-from fedsb.adapters.quantised import QuantisedLinear
+from fedsb.adapters.merging import merged_copy, product_of
 from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Name, State
 
@@ -76,36 +71,8 @@ def export_head(head: State, path: str | Path) -> None:
     save_file({name.module: tensor.detach().cpu().clone().contiguous() for name, tensor in head.items()}, path, metadata={"format": "pt"})
 
 
-def merged_copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy with plain layers of weight ``W0 + residual + s · B R A`` in place of adapters; ``model`` stays as it is."""
-    # A filled memo makes deepcopy put the merged layer where it meets the adapted one, so no second copy of W0 is ever made.
-    memo: dict[int, Any] = {id(layer): _merged(layer) for layer in layers(model).values()}
-    adapted = {id(layer.base) for layer in layers(model).values()}
-    memo |= {id(m): m.plain() for m in model.modules() if isinstance(m, QuantisedLinear) and id(m) not in adapted}
-    return copy.deepcopy(model, memo)
-
-
-def _merged(layer: LowRankLayer) -> nn.Module:
-    base = layer.base.plain() if isinstance(layer.base, QuantisedLinear) else layer.base
-    weight: Tensor = base.weight  # type: ignore[assignment]
-    left, right = _product(layer)
-    dense = layer.pristine.double() + (left @ right).to(weight.device)
-    if (residual := layer.residual) is not None:
-        dense += residual.to(weight.device)
-    dense = out_in(layer.base, dense)
-    # A parameter of its own: the base's may be tied to an embedding, which must not change.
-    merged = nn.Parameter(dense.to(weight.dtype).contiguous(), requires_grad=False)
-    return copy.deepcopy(base, {id(weight): merged})
-
-
-def _product(layer: LowRankLayer) -> tuple[Tensor, Tensor]:
-    """Split ``s · B R A`` into ``B`` and ``s · R A``, float64 on the CPU."""
-    left, right = layer.spec.split(tuple(layer.weight_of(role).detach().to("cpu", torch.float64) for role in layer.spec.factors))
-    return left, layer.scale * right
-
-
 def _factors(layer: LowRankLayer) -> tuple[Tensor, Tensor]:
-    left, right = product = _product(layer)
+    left, right = product = product_of(layer)
     terms = layer.frozen.terms
     if terms is None:
         left, right = _of_matrix(layer, product)

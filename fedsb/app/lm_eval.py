@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fedsb.app.export_run import export_merged
+from fedsb.app.exporting import merged_for
 from fedsb.app.finished import is_run
 from fedsb.core.errors import UserError
 
@@ -32,7 +32,7 @@ def harness(folder: Path, said: str) -> str:
         raise UserError("--lm-eval needs the package lm-eval, which is not installed: pip install 'lm-eval[hf]'")
     place: AbstractContextManager[str] = tempfile.TemporaryDirectory(prefix="fedsb-") if is_run(folder) else nullcontext(str(folder))
     with place as home:
-        model = export_merged(folder, Path(home) / "merged")[0] if is_run(folder) else folder
+        model = merged_for(folder, Path(home)) if is_run(folder) else folder
         found = import_module(PACKAGE).simple_evaluate(model="hf", model_args={"pretrained": str(model)}, **options)
     return str(import_module(f"{PACKAGE}.utils").make_table(found))
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedsb.core.errors import UserError, unknown
+from fedsb.commands.flags import with_values
+from fedsb.core.errors import UserError
 
 FLAGS = ("--max-examples", "--tasks", "--answers", "--lm-eval")
 
@@ -48,21 +49,9 @@ def read(arguments: Sequence[str]) -> Asked:
     Raises:
         UserError: no folder, two, one that is not there, or a flag that nobody knows or that has no value.
     """
-    folders: list[str] = []
-    changes: list[str] = []
-    flags: dict[str, str] = {}
-    rest = list(arguments)
-    while rest:
-        each = rest.pop(0)
-        flag, given, value = each.partition("=")
-        if not each.startswith("-"):
-            (changes if given and not Path(each).exists() else folders).append(each)
-            continue
-        if flag not in FLAGS:
-            raise unknown("flag", flag, FLAGS)
-        if not given and not rest:
-            raise UserError(f"{flag} needs a value; see fedsb eval --help")
-        flags[flag] = value if given else rest.pop(0)
+    others, flags = with_values("eval", arguments, FLAGS)
+    changes = [each for each in others if "=" in each and not Path(each).exists()]
+    folders = [each for each in others if each not in changes]
     if len(folders) != 1:
         raise UserError(f"fedsb eval takes the folder of one run or model, and {len(folders)} are given: fedsb eval outputs/…")
     if not Path(folders[0]).is_dir():

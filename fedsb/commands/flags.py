@@ -49,6 +49,28 @@ def without_flags(command: str, arguments: Sequence[str], most: int | None = Non
     return list(arguments)
 
 
+def with_values(command: str, arguments: Sequence[str], names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Sort arguments into what is no flag, and the flags with their values, which follow them or stand behind ``=``.
+
+    Raises:
+        UserError: a flag that nobody knows, or that has no value.
+    """
+    others: list[str] = []
+    flags: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        flag, given, value = rest.pop(0).partition("=")
+        if not flag.startswith("-"):
+            others.append(flag + given + value)
+            continue
+        if flag not in names:
+            raise unknown("flag", flag, names)
+        if not given and not rest:
+            raise UserError(f"{flag} needs a value; see fedsb {command} --help")
+        flags[flag] = value if given else rest.pop(0)
+    return others, flags
+
+
 def _marked(arguments: Sequence[str]) -> list[tuple[str, bool]]:
     values = [i + 1 for i, argument in enumerate(arguments) if argument in WITH_VALUE]
     return [(a, a.startswith("-") or i in values) for i, a in enumerate(arguments)]

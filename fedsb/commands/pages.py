@@ -17,7 +17,7 @@ USAGE = """usage: fedsb COMMAND …
   fedsb cost [key=value …]                   parameters and bytes of every method for a model, without its weights
   fedsb report FOLDER [FOLDER …]             write report.md and plots for a run, or a comparison of several
   fedsb eval FOLDER [--max-examples N]       measure a run's model, or an exported one, beside its untouched base
-  fedsb export FOLDER [OUT]                  write the merged model of a finished run
+  fedsb export FOLDER [OUT] [--format F]     write the model of a finished run, merged or as an adapter
 
 fedsb COMMAND --help says more; fedsb --version says which one this is."""
 
@@ -91,11 +91,17 @@ its data, and has no base beside it.
   --tasks           of loss, exact_match, choice; by default the loss and what the run was scored by, else what the data allow
   --answers FILE    leave each prompt with its reference and both answers there, as JSON lines
   --lm-eval         let lm-eval score the merged model (pip install 'lm-eval[hf]'): 'tasks=arc_easy,gsm8k;limit=100;num_fewshot=5'""",
-    "export": """usage: fedsb export FOLDER [OUT]
+    "export": """usage: fedsb export FOLDER [OUT] [--format FORMAT] [--dtype DTYPE]
 
-Write the merged model of a run and its tokenizer, to load with transformers; into FOLDER/merged, or into OUT, which must be empty.
+Write the model of a finished run, its tokenizer and a model card; into FOLDER/FORMAT, or into OUT, which must be empty.
 
-  fedsb export outputs/2026-11-22/10-00-00 my-model""",
+  fedsb export outputs/2026-11-22/10-00-00 my-model
+  fedsb export outputs/2026-11-22/10-00-00 my-adapter --format peft
+
+  --format  merged      plain weights in shards, for transformers and vLLM (the default)
+            peft        an adapter for PeftModel.from_pretrained: what the base lacks, whatever the method
+            gguf-ready  merged, as llama.cpp's convert_hf_to_gguf.py reads it; language models
+  --dtype   of merged weights: float32, bfloat16, float16 (fp32, bf16, fp16); by default that of the base""",
 }
 
 

@@ -115,8 +115,8 @@ def report_text(run: Run, plots: Sequence[Path] = ()) -> str:
         "What ran": _what_ran(run),
         "Rounds": "\n\n".join([_rounds(run), *images.values()]),
         "Clients": _clients(run),
-        "Communication": _communication(run),
-        "Exactness": _exactness(run),
+        "Communication": communication_text(run),
+        "Exactness": exactness_text(run),
         "Privacy": _privacy(run, [noise]),
         "Failures": _failures(run),
         "Versions": _versions(run),
@@ -189,7 +189,8 @@ def _clients(run: Run) -> str:
     return "\n\n".join(filter(None, [partition_text(run), shown, table(head, rows) if rows else ""]))
 
 
-def _communication(run: Run) -> str:
+def communication_text(run: Run) -> str:
+    """Return the table of a run's bytes, the one-off apart."""
     sums = totals(run.records)
     labels = {
         "payload_up": "up",
@@ -203,7 +204,8 @@ def _communication(run: Run) -> str:
     return table(("summed over clients and rounds", "bytes", ""), body)
 
 
-def _exactness(run: Run) -> str:
+def exactness_text(run: Run) -> str:
+    """Return what was measured of the exactness of a run's rounds."""
     gap, held = largest_gap(run.records), largest_gap(run.records, "held_gap")
     if gap is None:
         return "There is no one model to measure: each client keeps a part of its own." if by_clients(run) else UNMEASURED_GAP

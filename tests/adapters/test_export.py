@@ -23,7 +23,8 @@ from transformers import (
 
 import fedsb.adapters.export
 from fedsb.adapters import SPECS, attach, layers, match_targets, set_residuals
-from fedsb.adapters.export import effective_factors, export_peft, merged_copy
+from fedsb.adapters.export import effective_factors, export_peft
+from fedsb.adapters.merging import merged_copy
 from fedsb.adapters.residual import Residual
 from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Name, State

@@ -13,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from clients.private import sampled_gradients
 from fedsb.adapters import SPECS, LowRankLayer, attach, write
-from fedsb.adapters.export import merged_copy
 from fedsb.adapters.linear import out_in
+from fedsb.adapters.merging import merged_copy
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_generator

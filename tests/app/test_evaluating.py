@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from fedsb.app.assembly import test_features as features_of_test
 from fedsb.app.evaluating import evaluation
-from fedsb.app.export_run import export_merged
+from fedsb.app.exporting import export
 from fedsb.cli import main
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
@@ -81,7 +81,7 @@ def test_the_base_is_the_model_that_nobody_has_touched(
 
 def test_an_exported_model_scores_what_its_run_did(run: tuple[Path, list[dict[str, float]]], asked: list[str], tmp_path: Path) -> None:
     folder, rounds = run
-    inside, _ = export_merged(folder, folder / "merged")
+    inside, _ = export(folder, folder / "merged")
     base, model, _ = columns(evaluation(inside))
     assert base == pytest.approx(rounds[0], abs=1e-5)
     assert model == pytest.approx(rounds[-1], abs=1e-5)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsb.app.export_run import export_merged
+from fedsb.app.exporting import export
 from fedsb.cli import main
 from fedsb.core.errors import UserError
 from fedsb.core.folders import check_makeable, claim, filled_whole, forget_empty
@@ -26,7 +26,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"^output=x: '.*file' is a file; choose another folder$"):
             check_makeable(path, "output=x")
     with pytest.raises(UserError, match=r"^'.*file/x': '.*file' is a file; choose another folder$"):
-        export_merged(tmp_path, tmp_path / "file" / "x")
+        export(tmp_path, tmp_path / "file" / "x")
 
 
 def test_what_the_machine_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from fedsb.adapters import layers
-from fedsb.adapters.export import merged_copy
+from fedsb.adapters.merging import merged_copy
 from fedsb.app.export_run import export_run
 from fedsb.config.compose import load
 from fedsb.config.schema import Config

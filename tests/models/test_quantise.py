@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from clients.self_checks import fingerprint
 from fedsb.adapters import SPECS
-from fedsb.adapters.export import merged_copy
 from fedsb.adapters.linear import base_weight
+from fedsb.adapters.merging import merged_copy
 from fedsb.adapters.quantised import QuantisedLinear, is_quantised, stored
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
