@@ -95,6 +95,8 @@ def test_what_the_system_says_is_read_out_of_every_error(tmp_path: Path) -> None
         raise TimeoutError("late")
 
 
+# A signal may fall between the opening of a file and its `with`.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_sigterm_ends_it_as_ctrl_c_does(call: Call, small: list[str], tmp_path: Path) -> None:
     def terminate() -> None:
         while not list(tmp_path.glob("run/checkpoints/round-0002*")):
