@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
     # A flag that nobody knows is told before anything is begun.
     if not has_flag(flags_in(arguments), SHOWING):
         begin(arguments)
-    with uncollected():
+    with uncollected(for_good=True):
         from fedsb.commands.run import run as run_command
 
     return run_command(arguments)
@@ -55,7 +55,7 @@ def run(arguments: list[str]) -> int:
 
 def submit(arguments: list[str]) -> int:
     """Submit a run to a real federation and watch it."""
-    with uncollected():
+    with uncollected(for_good=True):
         from fedsb.commands.submit import submit as submit_command
 
     return submit_command(arguments)
@@ -63,7 +63,7 @@ def submit(arguments: list[str]) -> int:
 
 def report(arguments: list[str]) -> int:
     """Write the report of one run, or the comparison of several."""
-    with uncollected():
+    with uncollected(for_good=True):
         from fedsb.report.report import write_reports
 
     folders = [Path(a) for a in without_flags("report", arguments)]
@@ -76,7 +76,7 @@ def report(arguments: list[str]) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     """Measure the model of a run again, beside its untouched base."""
-    with uncollected():
+    with uncollected(for_good=True):
         from fedsb.commands.evaluate import evaluate as evaluate_command
 
     return evaluate_command(arguments)
@@ -84,7 +84,7 @@ def evaluate(arguments: list[str]) -> int:
 
 def export(arguments: list[str]) -> int:
     """Write the model of a finished run for others to load."""
-    with uncollected():
+    with uncollected(for_good=True):
         from fedsb.commands.export import export as export_command
 
         return export_command(arguments)
@@ -92,7 +92,7 @@ def export(arguments: list[str]) -> int:
 
 def cost(arguments: list[str]) -> int:
     """Print what every method costs."""
-    with uncollected():
+    with uncollected(for_good=True):
         from fedsb.cost.table import print_costs
         from strategies import STRATEGIES
 

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 from functools import wraps
 
-with uncollected():
+with uncollected(for_good=True):
     from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
 

@@ -68,7 +68,7 @@ def check_job(overrides: Sequence[str], sweep: Path | None = None, number: int =
     Raises:
         UserError: a mistake in what was given.
     """
-    with uncollected():
+    with uncollected(for_good=True):
         from fedsb.app.anchoring import anchored
         from fedsb.app.assembly import peopled
         from fedsb.app.prepare import check_method
@@ -186,7 +186,7 @@ def _run_job(given: Config, overrides: list[str], output: Path) -> int:
     say_early("loading model and data …", progress=config.progress)
     switch_off()
     warnings.filterwarnings("ignore", category=UserWarning, module=r"transformers|torch")
-    with uncollected():
+    with uncollected(for_good=True):
         from fedsb.core.collector import release_memory
         from fedsb.runtime.grids import grid_for
         from fedsb.server_app import serve

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedsb.core.collector import uncollected
 
-with uncollected():
+with uncollected(for_good=True):
     import ray
     from flwr.app import ArrayRecord, Message, RecordDict
     from torch import nn

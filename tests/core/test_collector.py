@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 
 import pytest
@@ -48,3 +49,22 @@ def test_one_that_was_off_stays_off() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_what_is_imported_for_good_is_not_looked_through_again_and_what_is_built_is() -> None:
+    """Nor is anything put aside where nothing was imported: in a later job of a sweep that would be what the one before has left."""
+    before = gc.get_freeze_count()
+    try:
+        with uncollected(for_good=True):
+            pass
+        assert gc.get_freeze_count() == before
+        with uncollected():
+            sys.modules["fedsb_no_such_module"] = sys
+        del sys.modules["fedsb_no_such_module"]
+        assert gc.get_freeze_count() == before
+        with uncollected(for_good=True), uncollected():
+            sys.modules["fedsb_no_such_module"] = sys
+        assert gc.get_freeze_count() > before
+    finally:
+        sys.modules.pop("fedsb_no_such_module", None)
+        gc.unfreeze()
