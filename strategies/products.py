@@ -11,7 +11,8 @@ from fedsb.core.state import HEAD, Name, State, WeightedSum
 class Stacks:
     """The factors A and B of all uploads of a round, of any ranks, stacked by module so that ``U V = s Σ w_i B_i A_i``; and the mean head.
 
-    Memory is that of all uploads.
+    Memory is that of all uploads: a module's factors are let go where they are taken. An upload's own tensors lie in one block, which the
+    last of them would hold as a whole, and so they are copied.
 
     Args:
         scale: s.
@@ -20,30 +21,32 @@ class Stacks:
     def __init__(self, scale: float = 1.0) -> None:
         self._scale = scale
         self._head = WeightedSum()
-        self._uploads: list[tuple[State, float]] = []
+        self._weights: list[float] = []
+        self._factors: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def add(self, upload: State, weight: float) -> None:
         """Keep the factors of an upload, and add its head to the mean."""
         head = upload.pick(HEAD)
         if len(head):
             self._head.add(head, weight)
-        self._uploads.append((upload, weight))
+        self._weights.append(weight)
+        for module in upload.modules:
+            self._factors.setdefault(module, []).append((upload[Name(module, "B")].clone(), upload[Name(module, "A")].clone()))
 
     @property
     def modules(self) -> list[str]:
-        """The adapted modules."""
-        return self._uploads[0][0].modules
+        """The adapted modules that have not been taken."""
+        return list(self._factors)
 
     def head(self) -> State:
         """Return the mean of the heads; nothing where there is none."""
         return self._head.mean() if self._head.total_weight else State()
 
-    def of(self, module: str) -> tuple[Tensor, Tensor]:
-        """Return ``U`` (m, Σ r_i) and ``V`` (Σ r_i, n) of a module."""
-        total = sum(weight for _, weight in self._uploads)
-        left = [upload[Name(module, "B")] for upload, _ in self._uploads]
-        right = [self._scale * weight / total * upload[Name(module, "A")] for upload, weight in self._uploads]
-        return torch.cat(left, dim=1), torch.cat(right)
+    def take(self, module: str) -> tuple[Tensor, Tensor]:
+        """Return ``U`` (m, Σ r_i) and ``V`` (Σ r_i, n) of a module, once."""
+        total, pairs = sum(self._weights), self._factors.pop(module)
+        right = [self._scale * weight / total * a for weight, (_, a) in zip(self._weights, pairs, strict=True)]
+        return torch.cat([b for b, _ in pairs], dim=1), torch.cat(right)
 
 
 def truncate(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:

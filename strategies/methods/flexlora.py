@@ -48,7 +48,7 @@ class Decomposing:
         beyond, cut, whole = 0.0, 0.0, 0.0
         for module in self._current.modules:
             a, b = Name(module, "A"), Name(module, "B")
-            left, right, lost, total = truncate(*self._stacks.of(module), len(self._current[a]))
+            left, right, lost, total = truncate(*self._stacks.take(module), len(self._current[a]))
             found[b], found[a] = _widened(left, right, self._current[a])
             energies = left.double().square().sum(dim=0)  # the columns of B are orthogonal
             beyond, whole = beyond + lost, whole + total

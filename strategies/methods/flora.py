@@ -35,7 +35,7 @@ class Stacking:
 
     def finish(self) -> Aggregate:
         """Return the mean head, and ``U`` and ``V`` of each module."""
-        added = {Name(module, role): t for module in self._stacks.modules for role, t in zip("UV", self._stacks.of(module), strict=True)}
+        added = {Name(module, role): t for module in self._stacks.modules for role, t in zip("UV", self._stacks.take(module), strict=True)}
         return Aggregate(self._stacks.head(), State(added))
 
 
