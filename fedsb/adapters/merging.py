@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedsb.adapters.frozen_part import EXACT
 from fedsb.adapters.layer import LowRankLayer, layers
 from fedsb.adapters.linear import out_in
 from fedsb.adapters.quantised import QuantisedLinear
@@ -31,12 +32,15 @@ def merged_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module
 def rounded_away(model: nn.Module, dtype: torch.dtype | None = None) -> float:
     """Return how far what a merge adds to the base is from what was learnt, relative to it: ``‖fl(W) - fl(W0) - ΔW‖ / ‖ΔW‖``.
 
-    Over all adapted layers, in Frobenius norms; 0 without any. A change that is small beside a weight's spacing of floats is lost to
-    1 and more: the merge then adds noise.
+    Over all adapted layers, in Frobenius norms; 0 without any, and into floats of 32 bits and more, which round next to nothing. Of a change
+    that is small beside a weight's spacing of floats 1 is lost, and more: the merge then adds noise.
     """
     lost = whole = 0.0
     for layer in layers(model).values():
-        change, kept = change_of(layer), dtype or _plain(layer).weight.dtype
+        kept = dtype or _plain(layer).weight.dtype
+        if kept in EXACT:
+            continue
+        change = change_of(layer)
         start = layer.pristine.double()
         lost += float(((start + change).to(kept).double() - start.to(kept).double() - change).square().sum())
         whole += float(change.square().sum())

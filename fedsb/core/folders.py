@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain, count
@@ -95,12 +96,24 @@ def filled_whole(path: Path) -> Iterator[Path]:
     try:
         scratch.mkdir(parents=True)
         yield scratch
+        _let_be_read(scratch)
         _bring(scratch, place)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         for folder in missing:
             with suppress(OSError):
                 folder.rmdir()
+
+
+def _let_be_read(folder: Path) -> None:
+    """Give each file the mode that the system gives new ones: safetensors keeps what it writes from everybody else."""
+    probe = folder / f".{uuid4().hex}"
+    probe.touch()
+    usual = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(usual)
 
 
 def _bring(source: Path, place: Path) -> None:

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from fedsb.app.exporting import export
 from fedsb.cli import main
@@ -92,3 +94,13 @@ def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
     fill(tmp_path / "out", fails=False)
     assert (tmp_path / "out").is_symlink()
     assert files_of(tmp_path / "disk") == {"b": "new", "deep/a": "new"}
+
+
+def test_what_is_filled_can_be_read_by_whom_the_system_lets_read_new_files(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    with filled_whole(tmp_path / "out") as scratch:
+        (scratch / "inner").mkdir()
+        for path in (scratch / "a.safetensors", scratch / "inner" / "b.safetensors"):
+            save_file({"t": torch.ones(1)}, path)
+    modes = {path.stat().st_mode for path in (tmp_path / "out").rglob("*.safetensors")}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
