@@ -32,8 +32,8 @@ def merged_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module
 def rounded_away(model: nn.Module, dtype: torch.dtype | None = None) -> float:
     """Return how far what a merge adds to the base is from what was learnt, relative to it: ``‖fl(W) - fl(W0) - ΔW‖ / ‖ΔW‖``.
 
-    Over all adapted layers, in Frobenius norms; 0 without any, and into floats of 32 bits and more, which round next to nothing. Of a change
-    that is small beside a weight's spacing of floats 1 is lost, and more: the merge then adds noise.
+    Over all adapted layers, in Frobenius norms; 0 without any, and into floats of 32 bits and more, which round next to nothing. Of a
+    change that is small beside a weight's spacing of floats 1 is lost, and more: the merge then adds noise.
     """
     lost = whole = 0.0
     for layer in layers(model).values():
