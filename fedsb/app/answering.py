@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 from flwr.app import Context, Message
 
 from fedsb.app.asked import config_in, is_real
-from fedsb.app.ledger_rows import rows_of
+from fedsb.app.ledger_rows import readable_rows
 from fedsb.app.private_run import reason_of
 from fedsb.config.schema import Config
-from fedsb.core.errors import UserError
+from fedsb.core.errors import UserError, is_fault
 from fedsb.core.folders import home
 from fedsb.core.logs import node_log
 from fedsb.node.policy import NodePolicy, read_policy
@@ -21,7 +21,7 @@ from fedsb.privacy.account import LEDGERS, charge_unnoised
 from fedsb.privacy.codes import BudgetExceeded, OwnStateLost
 from fedsb.privacy.ledger import Key, Ledger
 from fedsb.privacy.naming import name_of_data
-from fedsb.privacy.rows import Hashes, hash_rows
+from fedsb.privacy.rows import Hashes
 from fedsb.privacy.shelf import Shelf
 from fedsb.wire.frozen import FrozenMissing
 from fedsb.wire.messages import encode_code, encode_missing
@@ -40,7 +40,9 @@ def coded(message: Message, context: Context, answer: Callable[[], Message]) -> 
             return answer()
         except FrozenMissing:
             return Message(encode_missing(), reply_to=message)
-        except Exception as error:
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             if not is_real(context) and config_in(context).privacy.unit == "none" and not isinstance(error, OwnStateLost):
                 raise
             # Expected refusals are a line, faults of ours a traceback; neither leaves this machine.
@@ -81,10 +83,7 @@ def leave_unnoised(context: Context, config: Config, labels: tuple[str, ...]) ->
     if policy is None or config.privacy.unit == "example":
         return
     shelf = Shelf(home() / LEDGERS)
-    try:
-        rows = rows_of(config, policy.client, policy.data_path, labels, shelf.salt)
-    except Exception:  # what is wrong with them is told by who reads them next, and the ledger is that of their place all the same
-        rows = hash_rows((), None, shelf.salt)
+    rows = readable_rows(config, policy.client, policy.data_path, labels, shelf.salt)
     charge_unnoised(open_ledger(shelf, policy, rows), Key(str(context.run_id), 0, "answers", policy.client))
 
 

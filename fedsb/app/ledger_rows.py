@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
+from dataclasses import replace
+
 import numpy as np
 
 from fedsb.app.assembly import client_examples, site_rows
 from fedsb.config.schema import Config
+from fedsb.data import read_private_rows
 from fedsb.privacy.rows import Hashes, hash_rows
 
 _LAST: dict[str, Hashes] = {}  # of the last data that were asked for: a node serves one client
@@ -26,3 +31,27 @@ def rows_of(config: Config, client: str, data_path: str | None, labels: tuple[st
         _LAST.clear()
         _LAST[name] = np.unique(np.concatenate([hash_rows(part.texts, part.pairs, salt) for part in parts]))
     return _LAST[name]
+
+
+def readable_rows(config: Config, client: str, data_path: str | None, labels: tuple[str, ...], salt: bytes) -> Hashes:
+    """Return the hashes of what can be read of a client's data, where a run may be refused for what they hold.
+
+    A refusal tells of the rows, as that all have a label which the server names; so they are known by their texts, whatever their labels
+    are, and row by row where the file cannot be read as a whole. Without any that can be read a refusal tells of the file alone.
+    """
+    unlabelled = replace(config, data=replace(config.data, task="causal_lm", label=None))
+
+    def labelled() -> Hashes:
+        return rows_of(config, client, data_path, labels, salt)
+
+    def whole() -> Hashes:
+        return rows_of(unlabelled, client, data_path, (), salt)
+
+    def by_row() -> Hashes:
+        held = read_private_rows(unlabelled.data, data_path or "", (), no_target=math.nan).examples
+        return hash_rows(held.texts, held.pairs, salt)
+
+    for read in (labelled, whole, by_row):
+        with suppress(Exception):  # what is wrong with them is told by who reads them next
+            return read()
+    return hash_rows((), None, salt)

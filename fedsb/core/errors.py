@@ -37,5 +37,10 @@ def unknown(kind: str, value: str, allowed: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} '{value}'{nearest(value, names)}; choose from {', '.join(names)}")
 
 
+def is_fault(error: BaseException) -> bool:
+    """Tell a fault from what ends a process: libraries in Rust panic with an exception that is no ``Exception``."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 class RunError(RuntimeError):
     """A run that cannot go on: too few valid replies, or no client to talk to. The message is one line."""

@@ -23,6 +23,8 @@ MOVED = {
     "fedsb.state": "fedsb.core.state",
     "fedsb.training": "fedsb.models.fit",
 }
+# What has left the module that took its old one's place.
+NAMES = {"fedsb.training": {"collate": "fedsb.models.collating"}}
 
 
 class _Forwarding(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -34,6 +36,8 @@ class _Forwarding(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(MOVED[spec.name])
         self._own = module.__spec__
+        for name, home in NAMES.get(spec.name, {}).items():
+            setattr(module, name, getattr(importlib.import_module(home), name))
         return module
 
     def exec_module(self, module: ModuleType) -> None:

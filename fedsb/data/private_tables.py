@@ -1,12 +1,14 @@
 """Tables of which no row can break another: what a row of a real node's file holds decides its own place and nothing else.
 
-A row that cannot be read is there, with no value. A row is a line of a .jsonl file (a blank one too), a record of a .csv file whose header
-is its first line, or a row of a .parquet file. A .json array is one document, which a single row can break, so it is not read.
+A row that cannot be read is there, with no value. A row is a line of a .jsonl file (a blank one too), a line of a .csv file below its
+header, or a row of a .parquet file. A .json array is one document, which a single row can break, so it is not read; nor is a cell of a .csv
+that goes over several lines: a quote that one row does not close would take others with it.
 """
 
 from __future__ import annotations
 
 import csv
+import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +26,9 @@ from fedsb.data.tables import BYTE_ORDER_MARKS, HEADER, SEPARATORS, Rows, Table,
 if TYPE_CHECKING:
     import datasets
 
+LOG = logging.getLogger(__name__)
 WIDE = ("utf-16", "utf-32")  # more than a byte a character
-MOST_LINES = 10_000  # of one record: a quote that is never closed does not look through the whole file
+MOST_SAID = 20
 
 
 def read_private_table(path: Path, cfg: DataConfig, wanted: Collection[str]) -> Table:
@@ -130,40 +133,31 @@ def _read_csv(path: Path, cfg: DataConfig, wanted: Collection[str]) -> Table:
         own = ("\t",) if path.suffix.lower() == ".tsv" else ()
         # By the first line alone. What is asked for has no say: by another separator a quoted text's line feeds would end rows.
         separator = separator_of("".join(lines[:1])[:HEADER], (), (*own, *SEPARATORS))
-    names = [found.told(name) or "" for name in _record(lines, 0, separator)[0] or []]
+    names = [found.told(name) or "" for name in (_record(lines[0], separator) if lines else None) or []]
     places = {name: names.index(name) for name in wanted if names.count(name) == 1}
-    records = list(_records(lines, separator, len(names)))
+    read = [_record(line, separator) for line in lines[1:]]
+    _say_open(path, [i + 1 for i, record in enumerate(read) if record is None])
+    records = [record if record and not any(beyond.strip() for beyond in record[len(names) :]) else [] for record in read]
     values = {
         name: [found.told(record[place]) or None if place < len(record) else None for record in records] for name, place in places.items()
     }
     return Table(names, values, len(records))
 
 
-def _records(lines: Sequence[str], separator: str, width: int) -> Iterator[Sequence[str]]:
-    """Yield a record a row, empty where it is none: that line is passed over alone, so that the next one is read as it would be."""
-    place = 1
-    while place < len(lines):
-        record, used = _record(lines, place, separator)
-        if record is None or any(beyond.strip() for beyond in record[width:]) or (used > 1 and len(record) != width):
-            record, used = [], 1
-        yield record
-        place += used
-
-
-def _record(lines: Sequence[str], place: int, separator: str) -> tuple[list[str] | None, int]:
-    """Return the record that begins at a line, None where it cannot be read, and over how many lines it goes."""
-    used = 0
-
-    def following() -> Iterator[str]:
-        nonlocal used
-        for i in range(place, min(len(lines), place + MOST_LINES)):
-            used += 1
-            yield lines[i]
-
+def _record(line: str, separator: str) -> list[str] | None:
+    """Return the record of a line; None where it ends inside of quotes, or is none."""
     try:
-        return next(csv.reader(following(), delimiter=separator, strict=True)), used
+        return next(csv.reader([line], delimiter=separator, strict=True))
     except (csv.Error, StopIteration):
-        return None, 1
+        return None
+
+
+def _say_open(path: Path, rows: Sequence[int]) -> None:
+    """Name the rows whose line is no record: its text may go over several lines, which nothing but its operator can tell."""
+    if rows:
+        said = ", ".join(map(str, rows[:MOST_SAID])) + " …" * (len(rows) > MOST_SAID)
+        remedy = "under privacy.unit=example a row of a .csv is one line; keep texts that hold line feeds as .jsonl or .parquet"
+        LOG.warning("%s: the lines of %d rows end inside of quotes (%s): %s", path, len(rows), said, remedy)
 
 
 def _read_parquet(path: Path, cfg: DataConfig, wanted: Collection[str]) -> Table:

@@ -106,8 +106,14 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, tables: Tables, name: str)
 
 
 def _beyond(tokenizer: PreTrainedTokenizerBase, rows: int) -> Iterator[tuple[str, int]]:
-    """Yield the tokens without a row that can stand in a text: not the special ones, which no text spells, unless they frame it."""
-    frame = {*tokenizer("")["input_ids"], *tokenizer("", "")["input_ids"], tokenizer.unk_token_id}
+    """Yield the tokens without a row that can stand in a text: not the special ones, which no text spells, unless they frame it.
+
+    What frames a text is what the tokenizer writes around it, the end that is learnt, and what its chat template names: a row with a turn
+    of that kind has it, and another has not.
+    """
+    frame = {*tokenizer("")["input_ids"], *tokenizer("", "")["input_ids"], tokenizer.unk_token_id, tokenizer.eos_token_id}
+    template = str(tokenizer.chat_template or "")
+    frame |= {number for token, number in tokenizer.get_added_vocab().items() if token in template}
     idle = set(tokenizer.all_special_ids) - frame
     for token, number in tokenizer.get_vocab().items():
         if number >= rows and number not in idle:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from fedsb.config.schema import DataConfig
-from fedsb.core.errors import UserError
+from fedsb.core.errors import UserError, is_fault
 from fedsb.data import Examples, PrivateRows, count_rows, read_private_rows
 from fedsb.node.refusals import key_of
 from fedsb.tasks.task import Task
@@ -102,7 +102,9 @@ def _each(held: Examples, tokenised: Callable[[Examples], Features], no_target: 
         part = held.take(range(start, end))
         try:
             features.extend(tokenised(part))
-        except Exception as error:  # the tokenizers library raises bare ones
+        except BaseException as error:  # the tokenizers library raises bare ones, and panics
+            if not is_fault(error):
+                raise
             if end - start > 1:
                 middle = (start + end) // 2
                 take(start, middle)

@@ -28,7 +28,7 @@ KEYS = frozenset({*_leaves(Config), *NODE_KEYS})
 _AT_FAULT = re.compile(r"(?:unknown )?([a-z_.-]+)(?:[=:]| ')")
 
 
-def code_of(error: Exception) -> Code:
+def code_of(error: BaseException) -> Code:
     """Return the code that an exception travels as."""
     if isinstance(error, SelfCheckFailed):
         return error.code
@@ -45,7 +45,7 @@ _NAMED: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
-def key_of(error: Exception) -> str | None:
+def key_of(error: BaseException) -> str | None:
     """Return the key of the configuration that an error is about, out of :data:`KEYS`; None where it is about none, or several."""
     if not isinstance(error, UserError):
         return None

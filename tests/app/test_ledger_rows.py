@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fedsb.app.assembly import num_examples
-from fedsb.app.ledger_rows import rows_of
+from fedsb.app.ledger_rows import readable_rows, rows_of
 from fedsb.config.compose import load
+from fedsb.core.errors import UserError
 
 
 def test_a_row_of_which_nothing_is_learnt_is_known_too(tiny_llama: Path, tmp_path: Path) -> None:
@@ -28,3 +30,24 @@ def test_a_row_of_which_nothing_is_learnt_is_known_too(tiny_llama: Path, tmp_pat
     assert np.isin(rows_of(long, "a", left_out, (), b"salt"), known).all()
     assert num_examples(long, "a", whole, ()) == 3
     assert np.array_equal(rows_of(long, "a", whole, (), b"salt"), known)
+
+
+@pytest.mark.parametrize("labels", [("film", "trade"), ("film", "sport")])
+def test_rows_are_known_where_a_run_is_refused_for_their_labels(labels: tuple[str, ...], tmp_path: Path) -> None:
+    """Three refusals tell which label a row has; another path to the same rows is the same data all the same."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"row {i}", "label": ("film", "sport")[i % 2]}) + "\n" for i in range(6)))
+    base = ["data=files", "data.task=classification", "data.labels=[film,sport]", "data.test_path=none.csv"]
+    wanted = rows_of(load([*base, "privacy=example", "privacy.noise_multiplier=2"]), "a", str(path), ("film", "sport"), b"salt")
+    assert len(wanted) == 6
+    assert np.array_equal(readable_rows(load(base), "a", str(path), labels, b"salt"), wanted)
+
+
+def test_rows_are_known_where_a_line_breaks_the_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"row {i}", "label": "film"}) + "\n" for i in range(6)) + "{no json\n")
+    config = load(["data=files", "data.task=classification", "data.labels=[film,sport]", "data.test_path=none.csv"])
+    with pytest.raises(UserError):
+        rows_of(config, "a", str(path), ("film", "sport"), b"salt")
+    assert len(readable_rows(config, "a", str(path), ("film", "sport"), b"salt")) == 6
+    assert len(readable_rows(config, "a", str(tmp_path / "none.jsonl"), ("film", "sport"), b"salt")) == 0

@@ -117,6 +117,16 @@ def test_a_line_of_csv_flipped_to_anything_moves_no_other(place: int, line: str,
     only_its_own(configured(), tmp_path / "a.csv", csv_lines(), place, line, ("text,label",))
 
 
+@pytest.mark.parametrize("open_quote", ['"great,film', '"great', 'film,"'])
+def test_a_quote_that_a_line_of_csv_does_not_close_takes_no_other_line_with_it(
+    open_quote: str, configured: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not where a later line has a quote before a separator either, which would close it."""
+    lines = [*csv_lines()[:4], 'a screen of 15",film', *csv_lines()[4:]]
+    only_its_own(configured(), tmp_path / "a.csv", lines, 1, open_quote, ("text,label",))
+    assert "the lines of 1 rows end inside of quotes (2)" in caplog.text
+
+
 @pytest.mark.parametrize("line", ['{"text": ' + "[" * 100_000, '{"text": "\\ud800", "label": "film"}', '{"text": "x", "label": 1e999}', ""])
 def test_lines_that_parsers_break_at_move_no_other(line: str, configured: Configure, tmp_path: Path) -> None:
     only_its_own(configured(), tmp_path / "a.jsonl", json_lines(), 3, line)
@@ -177,7 +187,7 @@ def counted(cfg: DataConfig, path: Path) -> int | str:
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_nothing_that_a_server_names_counts_what_stands_in_a_row(kind: str, configured: Configure, tmp_path: Path) -> None:
-    """In one encoding ``%`` ends a line, in another ``\\n`` does; by another separator a quoted text's line feed ends a row."""
+    """In one encoding ``%`` ends a line, in another ``\\n`` does. A line of a .csv is a row, so that its texts hold none."""
     cfg = configured().data
     encodings = sorted({*aliases.values(), "utf-8", "unicode_escape", "raw_unicode_escape"})
     named = {name: replace(cfg, encoding=name) for name in encodings} | {
@@ -190,7 +200,8 @@ def test_nothing_that_a_server_names_counts_what_stands_in_a_row(kind: str, conf
             written(path, [*json_lines(), json.dumps({"text": secret, "label": "film"}, ensure_ascii=False)])
         else:
             with path.open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows([("text", "more;label", "label"), *GOOD, (secret, "", "film")])
+                rows = [("text", "more;label", "label"), *GOOD, (secret.replace("\n", " "), "", "film")]
+                csv.writer(file, lineterminator="\n").writerows(rows)
         for name, own in named.items():
             found[name].append(counted(own, path))
     assert {len(set(counts)) for counts in found.values()} == {1}
@@ -280,7 +291,7 @@ def test_a_row_that_the_tokenizer_does_not_take_moves_no_other(
 def test_what_can_be_used_is_read_as_it_is_without_privacy(configured: Configure, tmp_path: Path) -> None:
     cfg = configured().data
     texts, labels = (list(column) for column in zip(*GOOD, strict=True))
-    texts[1] = "two lines\nin quotes; and ünïcode \u2028"
+    texts[1] = "one line\r in quotes; and ünïcode \u2028"
     rows = list(zip(texts, labels, strict=True))
     with (tmp_path / "a.csv").open("w", encoding="utf-8-sig", newline="") as file:
         csv.writer(file, delimiter=";").writerows([("label", "text"), *((label, text) for text, label in rows)])

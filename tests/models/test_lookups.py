@@ -92,6 +92,18 @@ def test_a_framing_token_beyond_the_embedding_is_refused(tmp_path: Path) -> None
         fitted(small, encoder_tokenizer(), tmp_path)
 
 
+def test_tokens_that_a_template_or_we_write_have_rows_or_are_refused(tmp_path: Path) -> None:
+    """A row with a turn of that kind has the token, and another has not; the end is learnt after each text."""
+    tool, end = decoder_tokenizer(), decoder_tokenizer()
+    tool.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})
+    end.add_special_tokens({"eos_token": "<|done|>"})
+    assert fitted(llama(), tool, tmp_path / "idle").model_max_length
+    tool.chat_template = "{% for m in messages %}{% if m['role'] == 'system' %}<|tool|>{% endif %}{{ m['content'] }}{% endfor %}"
+    for tokenizer, token in ((tool, r"<\|tool\|>"), (end, r"<\|done\|>")):
+        with pytest.raises(UserError, match=rf"'{token}' is {DECODER}\)[^\n]* {DECODER} rows"):
+            fitted(llama(), tokenizer, tmp_path / "told")
+
+
 def test_rows_are_filled_with_what_the_model_takes_for_padding(tmp_path: Path) -> None:
     model = hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA, pad_token_id=0))
     found = fitted(model, decoder_tokenizer(), tmp_path)
