@@ -87,7 +87,7 @@ def export(arguments: list[str]) -> int:
     with uncollected(for_good=True):
         from fedsb.commands.export import export as export_command
 
-        return export_command(arguments)
+    return export_command(arguments)
 
 
 def cost(arguments: list[str]) -> int:

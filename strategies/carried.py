@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedsb.run.checkpoint import Memory, Snapshot
+from fedsb.core.errors import UserError
+from fedsb.run.checkpoint import LABELS, Memory, Snapshot
 
 if TYPE_CHECKING:
     from strategies.base import LowRankStrategy
@@ -22,13 +23,21 @@ def remember(strategy: LowRankStrategy) -> Memory:
     # Sorted: in dispatch order they would be ranked by their numbers of examples, which under this privacy nothing may tell.
     counts = {} if private and not strategy.simulated else dict(sorted(strategy.counts.items()))
     facts = {HELD: dict(sorted(strategy.held.items())), COUNTS: counts, WEIGHTS: strategy.weighting.memory(), ORIGIN: strategy.origin}
+    facts |= {LABELS: list(strategy.labels)}
     facts |= {COUNTED: dict(sorted(strategy.counted.items()))} if strategy.spec.own else {}
     return Memory(states, facts | ({CLIP: private.bound.value} if private else {}))
 
 
 def recall(strategy: LowRankStrategy, snapshot: Snapshot) -> None:
-    """Set a strategy to go on after the round of ``snapshot``; its arrays are the caller's to pass on."""
+    """Set a strategy to go on after the round of ``snapshot``; its arrays are the caller's to pass on.
+
+    Raises:
+        UserError: the classes are no longer those of the rounds before: rows of the head would be those of others.
+    """
     memory = snapshot.memory
+    if (then := memory.facts.get(LABELS, list(strategy.labels))) != list(strategy.labels):
+        now = ", ".join(strategy.labels)
+        raise UserError(f"the classes of this run are {', '.join(then)}, and the data have {now} now; bring the data back, or begin anew")
     strategy.frozen = snapshot.frozen
     strategy.rounds_done = snapshot.round
     strategy.held = dict(memory.facts[HELD])

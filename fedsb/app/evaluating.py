@@ -12,12 +12,13 @@ from fedsb.app.assembly import corpus_of, model_of, task_of
 from fedsb.app.finished import is_run, left_of
 from fedsb.app.scoring import LOSS, SCORES, answered, answers, check_scores, test_prompts
 from fedsb.app.threads import every_core
-from fedsb.config.compose import load, read
+from fedsb.config.compose import load
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError, unknown
 from fedsb.data import way_of
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import plain_model
+from fedsb.models.heads import remarks_on
 from fedsb.models.loading import resolve_device
 from fedsb.report.evaluation import Row, Sample, rows_of
 from fedsb.tasks.answers import Answer
@@ -99,18 +100,13 @@ def _run(folder: Path, changes: Sequence[str]) -> tuple[list[Side], list[str]]:
     config, snapshot = left.config, left.snapshot
     last, planned = snapshot.round, config.federation.num_rounds
 
-    def untouched() -> AdaptedModel:
-        adapted = model_of(config, corpus_of(config).labels)
-        adapted.reset()
-        return adapted
-
     def trained() -> AdaptedModel:
         adapted = model_of(config, corpus_of(config).labels)
         adapted.install(snapshot.state, snapshot.frozen.view())
         return adapted
 
     remark = [] if left.whole else [f"the run did not finish: this is its last checkpoint, after round {last} of {planned}"]
-    base = Side("untouched base", config, untouched)
+    base = Side("untouched base", config, lambda: _untouched(config))
     return [base, Side(f"{config.method.name}, round {last}", config, trained, last)], remark
 
 
@@ -118,19 +114,29 @@ def _exported(folder: Path, changes: Sequence[str]) -> tuple[list[Side], list[st
     own = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("fedsb_pooling", "own")
     if not is_run(folder.parent):
         config = load([*changes, "model=pretrained", f"model.name='{folder}'", f"model.pooling={own}"])
-        return [Side(folder.name, config, lambda: _plain(config))], [
-            "there is no base beside it: the model does not lie in its run's folder"
-        ]
-    base = read(folder.parent / "config.yaml", _checked(changes))
+        said = ["there is no base beside it: the model does not lie in its run's folder"]
+        return [Side(folder.name, config, lambda: _plain(config, said))], said
+    base = left_of(folder.parent, "evaluate", _checked(changes)).config
+    remarks: list[str] = []
     place: dict[str, Any] = {"kind": "pretrained", "name": str(folder.resolve()), "path": None, "revision": None, "tokenizer": None}
     config = replace(base, model=replace(base.model, **place, config={}, pooling=own))
     last = base.federation.num_rounds
-    return [Side("untouched base", base, lambda: _plain(base)), Side(folder.name, config, lambda: _plain(config), last)], []
+    sides = [Side("untouched base", base, lambda: _untouched(base)), Side(folder.name, config, lambda: _plain(config, remarks), last)]
+    return sides, remarks
 
 
-def _plain(config: Config) -> AdaptedModel:
+def _untouched(config: Config) -> AdaptedModel:
+    adapted = model_of(config, corpus_of(config).labels)
+    adapted.reset()
+    return adapted
+
+
+def _plain(config: Config, remarks: list[str]) -> AdaptedModel:
+    """Load an exported model; what is special about it comes to the remarks."""
     device = resolve_device(config.device)
-    return plain_model(config.model, task=task_of(config), labels=corpus_of(config).labels, seed=config.seed, device=device)
+    adapted = plain_model(config.model, task=task_of(config), labels=corpus_of(config).labels, seed=config.seed, device=device)
+    remarks += remarks_on(adapted.model)
+    return adapted
 
 
 def _is_model(folder: Path) -> bool:

@@ -26,7 +26,7 @@ ROUNDED = (
     "In {dtype} the merged weights miss what was learnt by {lost:.1%} of its size: a change is small beside the weight that it is added to;"
     " --dtype float32 or --format peft keep it"
 )
-GGUF = "python convert_hf_to_gguf.py {out} --outtype f16        # of llama.cpp; it then quantises what that wrote"
+GGUF = "python convert_hf_to_gguf.py FOLDER --outtype f16        # of llama.cpp; it then quantises what that wrote"
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,13 @@ class Export:
         config: the run's.
         adapted: its model, with the last state installed.
         dtype: name of the type of merged weights; None where none was asked for.
+        name: by which whoever loads it finds it.
     """
 
     config: Config
     adapted: AdaptedModel
     dtype: str | None
+    name: str
 
     @property
     def asked(self) -> torch.dtype:
@@ -63,15 +65,32 @@ def write_merged(what: Export, out: Path) -> list[str]:
     """Write plain weights in shards, tokenizer, chat template and generation settings, as transformers and vLLM read them."""
     config, adapted = what.config, what.adapted
     merged: Any = merged_copy(adapted.model, what.asked)
+    _check_finite(merged, what.asked)
     _as_found(merged)
     if config.model.pooling != "own":
         merged.config.fedsb_pooling = config.model.pooling
     merged.save_pretrained(out, max_shard_size=SHARD)
-    if adapted.tokenizer is not None:
-        adapted.tokenizer.save_pretrained(out)
+    _write_tokenizer(what, out)
     lost = rounded_away(adapted.model, what.asked)
-    rounded = ROUNDED.format(dtype=str(what.asked).removeprefix("torch."), lost=lost) if lost > FELT else ""
-    return [remark for remark in (pooling_remark(config.model.pooling, out.name), rounded) if remark]
+    rounded = ROUNDED.format(dtype=str(what.asked).removeprefix("torch."), lost=lost) if not lost <= FELT else ""
+    return [remark for remark in (pooling_remark(config.model.pooling, what.name), rounded) if remark]
+
+
+def _check_finite(merged: Any, dtype: torch.dtype) -> None:
+    for name, p in merged.named_parameters():
+        if beyond := int((~p.isfinite()).sum()):
+            said = str(dtype).removeprefix("torch.")
+            raise UserError(f"{beyond} values of '{name}' do not fit --dtype {said}; use bfloat16 or float32")
+
+
+def _write_tokenizer(what: Export, out: Path) -> None:
+    """Write the tokenizer; under a head it fills rows with what the model takes for padding, which looks for a text's end by it."""
+    tokenizer, padding = what.adapted.tokenizer, what.adapted.model.config.pad_token_id  # type: ignore[union-attr]
+    if tokenizer is None:
+        return
+    if task_of(what.config).has_head and tokenizer.pad_token is None and padding is not None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
+    tokenizer.save_pretrained(out)
 
 
 def _as_found(model: Any) -> None:
@@ -91,9 +110,8 @@ def _for_gguf(what: Export, out: Path) -> list[str]:
 def _peft(what: Export, out: Path) -> list[str]:
     task, base = task_of(what.config), base_of(what.config)
     export_peft(what.adapted.model, out, base_model=base, task_type=task.peft_type, head=what.adapted.beside_base())
-    if what.adapted.tokenizer is not None:
-        what.adapted.tokenizer.save_pretrained(out)
-    remark = pooling_remark(what.config.model.pooling, out.name)
+    _write_tokenizer(what, out)
+    remark = pooling_remark(what.config.model.pooling, what.name)
     return [remark] if remark else []
 
 
@@ -104,6 +122,8 @@ def _check_merged(config: Config, dtype: str | None) -> None:
 def _check_peft(config: Config, dtype: str | None) -> None:
     if dtype is not None:
         raise UserError(f"--dtype {dtype} is for merged weights; an adapter is float32, and goes with a base of any dtype")
+    if config.model.kind == "config":
+        raise UserError(f"'{config.model.name}' has random weights that lie nowhere, for PEFT to put an adapter on; use --format merged")
     if not SPECS[config.method.adapter].factors:
         raise UserError(f"method={config.method.name} trains no adapter; use --format merged, or head.safetensors in the run's folder")
 
@@ -115,12 +135,14 @@ def _check_gguf(config: Config, dtype: str | None) -> None:
 
 LOAD = """from transformers import AutoTokenizer, {auto}
 
-model = {auto}.from_pretrained("{out}")
-tokenizer = AutoTokenizer.from_pretrained("{out}")"""
+model = {auto}.from_pretrained({out})
+tokenizer = AutoTokenizer.from_pretrained({out})"""
 LOAD_PEFT = """from peft import PeftModel
-from transformers import {auto}
+from transformers import AutoTokenizer, {auto}
 
-model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"), "{out}")"""
+tokenizer = AutoTokenizer.from_pretrained({out})
+base = {auto}.from_pretrained({base}, {options}){more}
+model = PeftModel.from_pretrained(base, {out})"""
 FORMATS: Mapping[str, Format] = {
     "merged": Format(write_merged, "transformers", LOAD, _check_merged),
     "peft": Format(_peft, "peft", LOAD_PEFT, _check_peft),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedsb.app.assembly import corpus_of, task_of
 from fedsb.app.export_formats import DTYPES, FORMATS, Export, write_merged
@@ -11,7 +12,7 @@ from fedsb.app.finished import Finished, left_of
 from fedsb.core.errors import UserError, unknown
 from fedsb.core.folders import check_makeable, filled_whole
 from fedsb.models.build import build_model
-from fedsb.models.licence import licence_of
+from fedsb.models.origin import Base, base_named, licence_of
 from fedsb.report.card import card_text
 from fedsb.report.markdown import write
 from fedsb.run.folder import read_run
@@ -47,13 +48,13 @@ def export(folder: Path, out: Path | None = None, *, form: str = "merged", dtype
     if not left.whole:
         raise UserError(f"'{folder}' has not finished (round {left.snapshot.round}): go on with it first: fedsb run resume={folder}")
     FORMATS[form].check(left.config, dtype)
-    return out, written(_what(left, dtype), folder, out, form)
+    return out, written(_what(left, dtype, out), folder, out, form)
 
 
 def merged_for(folder: Path, out: Path) -> Path:
     """Write the merged model of a run as far as it has come, without a card, for another program to read."""
     left = left_of(folder, "export")
-    write_merged(_what(left, None), out)
+    write_merged(_what(left, None, out), out)
     return out
 
 
@@ -62,26 +63,42 @@ def written(what: Export, folder: Path, out: Path, form: str) -> list[str]:
     config, kind = what.config, FORMATS[form]
     with filled_whole(out) as scratch:
         remarks = kind.write(what, scratch)
-        local = Path(config.model.name).expanduser().exists()
-        base = Path(config.model.name).name if local else config.model.name
+        base = base_named(config.model)
         card = card_text(
             read_run(folder),
-            base=base,
-            hub_id=base if config.model.kind == "pretrained" and not local else None,
+            base=base.name,
+            hub_id=base.hub_id,
             licence=licence_of(config.model),
             library=kind.library,
-            how=kind.how.format(auto=task_of(config).auto_class.__name__, base=base, out=out.name),
-            remarks=remarks,
+            how=kind.how.format(**_in_code(what, base)),
+            remarks=[*remarks, *([] if base.hub_id else [f"The base is {base.where}."])],
         )
         write(scratch / "README.md", card)
     return remarks
 
 
-def _what(left: Finished, dtype: str | None) -> Export:
+def _in_code(what: Export, base: Base) -> dict[str, str]:
+    """Return what the lines of code name, as Python writes it."""
+    task, network = task_of(what.config), what.adapted.model
+    settings: Any = network.config
+    options = {"num_labels": settings.num_labels} if task.has_head else {}
+    padding = f"\nbase.config.pad_token_id = {settings.pad_token_id}" if task.has_head and settings.pad_token_id is not None else ""
+    return {
+        "auto": task.auto_class.__name__,
+        "out": repr(what.name),
+        "base": repr(base.hub_id or "BASE"),
+        "options": ", ".join(f"{key}={value!r}" for key, value in (options | {"dtype": what.config.model.dtype}).items()),
+        "more": padding,
+    }
+
+
+def _what(left: Finished, dtype: str | None, out: Path) -> Export:
     config, snapshot = left.config, left.snapshot
-    labels, task = corpus_of(config).labels, task_of(config)
+    task = task_of(config)
+    # Where the run has named its classes its data are not looked at: they may be gone.
+    labels = tuple(map(str, config.data.labels)) if config.data.labels else corpus_of(config).labels
     adapted = build_model(
         config.model, config.adapter, family=config.method.adapter, task=task, labels=labels, seed=config.seed, hold=config.frozen.hold
     )
     adapted.install(snapshot.state, snapshot.frozen.view())
-    return Export(config, adapted, dtype)
+    return Export(config, adapted, dtype, out.resolve().name)

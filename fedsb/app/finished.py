@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedsb.adapters import SPECS
 from fedsb.config.compose import read
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
-from fedsb.run.checkpoint import Snapshot, load_checkpoint
+from fedsb.run.checkpoint import LABELS, Snapshot, load_checkpoint
 
 
 @dataclass(frozen=True)
@@ -56,4 +56,10 @@ def left_of(folder: Path, remedy: str, changes: Sequence[str] = ()) -> Finished:
         snapshot = load_checkpoint(folder / "checkpoints")
     except FileNotFoundError:
         raise UserError(f"'{folder}' holds no checkpoint: the run did not finish its start") from None
-    return Finished(config, snapshot, (folder / "summary.json").is_file())
+    return Finished(_of_its_classes(config, snapshot), snapshot, (folder / "summary.json").is_file())
+
+
+def _of_its_classes(config: Config, snapshot: Snapshot) -> Config:
+    """Name the classes that the head has rows for: the data may have others by now, or be gone."""
+    labels = tuple(snapshot.memory.facts.get(LABELS, ()))
+    return replace(config, data=replace(config.data, labels=labels)) if labels and config.data.labels is None else config

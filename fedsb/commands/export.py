@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsb.commands.flags import with_values
+from fedsb.core.collector import uncollected
 from fedsb.core.errors import UserError
 
 FLAGS = ("--format", "--dtype")
@@ -15,13 +16,14 @@ MOST = 2
 
 def export(arguments: Sequence[str]) -> int:
     """Write the model, say where it lies, and what whoever loads it has to know."""
-    from fedsb.app.exporting import export as write
-
     folders, flags = with_values("export", arguments, FLAGS)
     if not folders:
         raise UserError("fedsb export needs the folder of a run: fedsb export outputs/… [OUT]")
     if len(folders) > MOST:
         raise UserError(f"fedsb export takes {MOST} arguments at most, and '{folders[MOST]}' is one more; see fedsb export --help")
+    with uncollected(for_good=True):
+        from fedsb.app.exporting import export as write
+
     where = Path(folders[1]) if len(folders) == MOST else None
     out, remarks = write(Path(folders[0]), where, form=flags.get("--format", "merged"), dtype=flags.get("--dtype"))
     print(out)

@@ -56,7 +56,9 @@ def remarks_on(network: nn.Module) -> tuple[str, ...]:
     return tuple(getattr(network, "fedsb_remarks", ()))
 
 
-def fit_head(network: nn.Module, known: Mapping[int, str], labels: Sequence[str], label_rows: Callable[[], Sequence[str]]) -> str:
+def fit_head(
+    network: nn.Module, known: Mapping[int, str], labels: Sequence[str], label_rows: Callable[[], Sequence[str]]
+) -> tuple[str, tuple[str, ...]]:
     """Bring a head that the checkpoint held to the labels at hand, in place: rows go by name; one for other labels is drawn anew.
 
     Args:
@@ -66,26 +68,26 @@ def fit_head(network: nn.Module, known: Mapping[int, str], labels: Sequence[str]
         label_rows: tells which parameters have a row a class; called only where it matters.
 
     Returns:
-        What was done; empty where the rows stand in order already.
+        What was done, empty where the rows stand in order already; and the parameters that were drawn.
     """
     names, wanted = [_plain(known[i]) for i in sorted(known)], [_plain(label) for label in labels]
     if names == wanted:
-        return ""
+        return "", ()
     told = f"the model's head is for {len(names)} classes ({', '.join(known[i] for i in sorted(known))[:100]})"
     if len(names) != len(wanted):  # transformers has drawn its rows already
-        return f"{told}, and the data have {len(wanted)}: it is drawn anew"
+        return f"{told}, and the data have {len(wanted)}: it is drawn anew", ()
     if all(name == f"label_{i}" for i, name in enumerate(names)):
-        return f"the model's head names no classes: its rows are taken in the order of the data's ({', '.join(labels)[:100]})"
+        return f"the model's head names no classes: its rows are taken in the order of the data's ({', '.join(labels)[:100]})", ()
     parameters = dict(network.named_parameters())
-    rows = [parameters[name] for name in label_rows()]
+    rows = {name: parameters[name] for name in label_rows()}
     if len(set(names)) == len(names) and sorted(names) == sorted(wanted):
         order = [names.index(name) for name in wanted]
-        for p in rows:
+        for p in rows.values():
             p.data = p.data[order].clone()
-        return f"{told}: its rows are brought into the order of the data's ({', '.join(labels)[:100]})"
-    for p in rows:
+        return f"{told}: its rows are brought into the order of the data's ({', '.join(labels)[:100]})", ()
+    for p in rows.values():
         p.data = _drawn(p, network)
-    return f"{told}, and the data's are others ({', '.join(labels)[:100]}): it is drawn anew"
+    return f"{told}, and the data's are others ({', '.join(labels)[:100]}): it is drawn anew", tuple(rows)
 
 
 def _plain(label: str) -> str:

@@ -107,18 +107,20 @@ def _load(model: ModelConfig, task: Task, labels: Sequence[str], seed: int, wher
     _check_body(network, info, task, source)
     drawn = drawn_names(network, info)
     with torch_stream(seed, "head"):
-        said = _fit_head(network, model, task, labels, info) if task.has_head and labels else ""
-    note(network, drawn, said, rounding_of(network.config))
+        said, anew = _fit_head(network, model, task, labels, info) if task.has_head and labels else ("", ())
+    note(network, sorted({*drawn, *anew}), said, rounding_of(network.config))
     loaded: nn.Module = network
     return loaded
 
 
-def _fit_head(network: nn.Module, model: ModelConfig, task: Task, labels: Sequence[str], info: Mapping[str, Any]) -> str:
-    """Bring the checkpoint's head to the labels, if it has one; return what was done."""
+def _fit_head(
+    network: nn.Module, model: ModelConfig, task: Task, labels: Sequence[str], info: Mapping[str, Any]
+) -> tuple[str, tuple[str, ...]]:
+    """Bring the checkpoint's head to the labels, if it has one; return what was done, and what was drawn."""
     body = f"{network.base_model_prefix}."
     absent = {*info["missing_keys"]} - {key for key, *_ in info["mismatched_keys"]}
     if all(name in absent for name, _ in network.named_parameters() if not name.startswith(body)):
-        return ""
+        return "", ()
     known = AutoConfig.from_pretrained(locate(model), revision=model.revision).id2label
 
     def label_rows() -> list[str]:

@@ -57,7 +57,7 @@ def _front(run: Run, hub_id: str | None, licence: str | None, library: str) -> s
     fields = {
         "base_model": hub_id,
         "library_name": library,
-        "license": None if licence is None else licence.lower(),
+        "license": None if licence is None else [each.lower() for each in licence.split(", ")] if ", " in licence else licence.lower(),
         "tags": ["federated-learning", "fedsb", run.method],
     }
     return f"---\n{yaml.safe_dump({key: value for key, value in fields.items() if value}, sort_keys=True)}---\n\n"
@@ -75,8 +75,8 @@ def _rows(run: Run, base: str) -> list[Row]:
         *shown,
         ("clients", f"{_clients(run)}, a share of {run.setting('federation.fraction')} a round"),
         ("rounds", str(run.records[-1].round)),
-        ("trained parameters", f"{summary['trained_params']:,}"),
-        ("factors sha256", f"`{summary['factors_sha256']}`"),
+        ("trained parameters", f"{summary.get('trained_params', 0):,}"),
+        ("factors sha256", f"`{summary.get('factors_sha256', '–')}`"),
     ]
 
 

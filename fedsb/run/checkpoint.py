@@ -28,6 +28,7 @@ from fedsb.wire.frozen import ROOT, FrozenLog, head_of
 
 FORMAT = 2  # 1 has all deltas of the frozen log
 STATE = "state"
+LABELS = "labels"  # a fact: names of the classes, in the order of the head's rows
 REST_BYTES = 2**28  # a delta of the log from which on it lies in its file alone, once that is written
 ROUND = re.compile(r"round-[0-9]{4,}\.safetensors")
 LOG = logging.getLogger(__name__)
