@@ -121,7 +121,7 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
     with run_log(folder.log, config.log_level) as log, told(config, folder.path), progress_of(config) as progress:
         listener = listener_of(prepared, folder, progress, lambda: remember(prepared.strategy))
         if snapshot is not None:
-            listener.resume(records, snapshot.memory)
+            listener.resume(records, snapshot.carried)
         if config.resume:
             listener.say(f"resumed after round {snapshot.round}" if snapshot else "no checkpoint is there yet: the run begins anew")
         more = (*prepared.adapted.remarks, prepared.scores, *opening_lines(config, prepared.every_plan, prepared.adapted.shapes))

@@ -8,8 +8,7 @@ is sent, uploaded and logged in which round it reads off the roles of the adapte
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -18,15 +17,16 @@ from fedsb.adapters import AdapterSpec, Layouts
 from fedsb.adapters.held import HeldWeights
 from fedsb.core.blocks import Sight
 from fedsb.core.cohort import cohort_size, dispatch_order, draw_cohort
-from fedsb.core.state import Layout, Name, State, squared_norm, subtract, unpack
+from fedsb.core.state import Layout, State, squared_norm, subtract, unpack
 from fedsb.wire.arrays import decode_arrays, encode_arrays, quantise
 from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.messages import Instruction
 from strategies.combinations import Wanted, check_wanted
 from strategies.gap import GapMeter
 from strategies.loop import RoundLoop
+from strategies.method import Following, Method
 from strategies.participation import Listener, Participation
-from strategies.reducers import Aggregate, PlainMean, Reducer
+from strategies.reducers import PlainMean, Reducer
 from strategies.rounds import RoundState
 from strategies.server_optimizer import ServerOptimizer, server_step
 from strategies.transport import Ask
@@ -35,7 +35,7 @@ LOG = logging.getLogger(__name__)
 Start = Callable[["LowRankStrategy", Grid, ArrayRecord], ArrayRecord]
 
 
-class LowRankStrategy(RoundLoop):
+class LowRankStrategy(Method, RoundLoop):
     """Base of all methods; a subclass gives a rule, over the uploads' mean (:meth:`follow`) or over all of them (:meth:`over_uploads`).
 
     What a method may be combined with follows from its rule: privacy of whole clients with what needs a mean alone; a server optimiser
@@ -89,57 +89,12 @@ class LowRankStrategy(RoundLoop):
         self._rule: Reducer | None = None
         self._check()
 
-    def follow(self, mean: State) -> Aggregate:
-        """Return what a round leads to, from the mean of its uploads in float64: the rule of a method that needs no more than that."""
-        return Aggregate(mean)
-
-    def over_uploads(self) -> Reducer | None:
-        """Return the rule of a method that needs each upload; None where :meth:`follow` is the rule."""
-        return None
-
-    def residual_rank(self, ranks: Sequence[int]) -> int:
-        """Return the rank of what a round of clients with these ranks adds to a module's W0."""
-        return 0
-
-    def growth(self, round_number: int, shapes: Mapping[str, tuple[int, int]], ranks: Sequence[int]) -> Layout:
-        """Return names and shapes of what a round adds to the log: factors that learnt and live there, and a residual."""
-        rank = self.residual_rank(ranks) if ranks else 0
-        residual = {Name(module, role): shape for module, (m, n) in shapes.items() for role, shape in (("U", (m, rank)), ("V", (rank, n)))}
-        logged = {name: shape for name, shape in self.layouts.up_in(round_number).shapes if name.role in self.spec.in_log}
-        return Layout(tuple(sorted({**logged, **(residual if rank else {})}.items())))
-
-    any_rank: ClassVar[bool] = False  # whether the rule takes uploads of several ranks
-
-    @classmethod
-    def needs_a_mean_alone(cls) -> bool:
-        """Tell whether the method's result follows from the mean of the uploads."""
-        return cls.over_uploads is LowRankStrategy.over_uploads
-
-    @classmethod
-    def is_the_mean(cls) -> bool:
-        """Tell whether the method's result is the mean of the uploads itself."""
-        return cls.needs_a_mean_alone() and cls.follow is LowRankStrategy.follow
-
-    @property
-    def has_global_model(self) -> bool:
-        """Whether no client keeps a part of the model for itself."""
-        return self.spec.has_global_model
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether every client holds the mean of the trained weights after a round: a mean is exact where one factor learns at a time."""
-        return (
-            self.has_global_model
-            and self.is_the_mean()
-            and all(len(self.spec.uploaded(turn)) <= 1 for turn in range(1, self.spec.turns + 1))
-        )
-
     def _check(self) -> None:
         p = self.participation
-        wanted = Wanted(p.client_privacy is not None, tuple(p.ranks.values()), self.server_optimizer is not None, p.weighting)
+        wanted = Wanted(p.client_unit is not None, tuple(p.ranks.values()), self.server_optimizer is not None, p.weighting)
         check_wanted(type(self), self.spec, wanted, type(self).__name__)
-        if p.client_privacy:
-            p.client_privacy.check()
+        if p.client_unit:
+            p.client_unit.check()
 
     def decode(self, state: State) -> State:
         """Return a state as clients decode it from the wire."""
@@ -172,7 +127,7 @@ class LowRankStrategy(RoundLoop):
         return transport.address(requests, self._round.failed)
 
     def _round_rule(self, server_round: int, cohort: Sequence[str]) -> Reducer:
-        private = self.participation.client_privacy
+        private = self.participation.client_unit
         if private:
             return Following(private.mean(cohort, server_round, real=not self.simulated), self)
         return self.over_uploads() or Following(PlainMean(), self)
@@ -272,29 +227,3 @@ class LowRankStrategy(RoundLoop):
         """Return a state as clients hold it: rounded for the wire, but for what comes by the log, which travels in float32."""
         logged = State({name: t.float() for name, t in state.items() if name.role in self.spec.in_log})
         return self.decode(State({name: t for name, t in state.items() if name not in logged})).merge(logged)
-
-
-class Following:
-    """A mean of uploads, and what a method makes of it.
-
-    Args:
-        mean: makes it.
-        strategy: the method.
-    """
-
-    def __init__(self, mean: Reducer, strategy: LowRankStrategy) -> None:
-        self._mean = mean
-        self._strategy = strategy
-        self.begin = mean.begin
-        self.add = mean.add
-
-    @property
-    def diagnostics(self) -> dict[str, float]:
-        """What the mean knows of how it was made, and no noise covers."""
-        return dict(getattr(self._mean, "diagnostics", {}))
-
-    def finish(self) -> Aggregate:
-        """Return what the method makes of the mean, with the mean's own figures."""
-        made = self._mean.finish()
-        found = self._strategy.follow(made.state)
-        return Aggregate(found.state, found.log, {**made.extras, **found.extras})

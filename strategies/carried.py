@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedsb.core.errors import UserError
-from fedsb.run.checkpoint import LABELS, Memory, Snapshot
+from fedsb.run.checkpoint import LABELS, Carried, Snapshot
 
 if TYPE_CHECKING:
     from strategies.base import LowRankStrategy
@@ -14,18 +14,18 @@ OPTIMIZER, FIRST_HEAD = "server-optimizer", "first-head"
 CLIP, HELD, WEIGHTS, COUNTS, ORIGIN, COUNTED = "clip_norm", "held", "weighting", "examples", "origin", "counted"
 
 
-def remember(strategy: LowRankStrategy) -> Memory:
+def remember(strategy: LowRankStrategy) -> Carried:
     """Return a server optimiser's moments, the head that changes are measured from, what clients hold, weights, and a private bound."""
     states = {FIRST_HEAD: strategy.gap.first_head}
     if strategy.server_optimizer is not None:
         states[OPTIMIZER] = strategy.server_optimizer.moments()
-    private = strategy.participation.client_privacy
+    private = strategy.participation.client_unit
     # Sorted: in dispatch order they would be ranked by their numbers of examples, which under this privacy nothing may tell.
     counts = {} if private and not strategy.simulated else dict(sorted(strategy.counts.items()))
-    facts = {HELD: dict(sorted(strategy.held.items())), COUNTS: counts, WEIGHTS: strategy.weighting.memory(), ORIGIN: strategy.origin}
+    facts = {HELD: dict(sorted(strategy.held.items())), COUNTS: counts, WEIGHTS: strategy.weighting.carried(), ORIGIN: strategy.origin}
     facts |= {LABELS: list(strategy.labels)}
     facts |= {COUNTED: dict(sorted(strategy.counted.items()))} if strategy.spec.own else {}
-    return Memory(states, facts | ({CLIP: private.bound.value} if private else {}))
+    return Carried(states, facts | ({CLIP: private.bound.value} if private else {}))
 
 
 def recall(strategy: LowRankStrategy, snapshot: Snapshot) -> None:
@@ -34,20 +34,20 @@ def recall(strategy: LowRankStrategy, snapshot: Snapshot) -> None:
     Raises:
         UserError: the classes are no longer those of the rounds before: rows of the head would be those of others.
     """
-    memory = snapshot.memory
-    if (then := memory.facts.get(LABELS, list(strategy.labels))) != list(strategy.labels):
+    carried = snapshot.carried
+    if (then := carried.facts.get(LABELS, list(strategy.labels))) != list(strategy.labels):
         now = ", ".join(strategy.labels)
         raise UserError(f"the classes of this run are {', '.join(then)}, and the data have {now} now; bring the data back, or begin anew")
     strategy.frozen = snapshot.frozen
     strategy.rounds_done = snapshot.round
-    strategy.held = dict(memory.facts[HELD])
-    strategy.origin = memory.facts.get(ORIGIN, strategy.origin)
-    strategy.counts = dict(memory.facts.get(COUNTS, {}))
-    strategy.counted = dict(memory.facts.get(COUNTED, {}))
-    strategy.weighting.take_up(memory.facts.get(WEIGHTS, {}))
-    if FIRST_HEAD in memory.states:
-        strategy.gap.measure_from(memory.states[FIRST_HEAD])
-    if strategy.server_optimizer is not None and OPTIMIZER in memory.states:
-        strategy.server_optimizer.take_up(memory.states[OPTIMIZER])
-    if strategy.participation.client_privacy is not None:
-        strategy.participation.client_privacy.bound.value = memory.facts[CLIP]
+    strategy.held = dict(carried.facts[HELD])
+    strategy.origin = carried.facts.get(ORIGIN, strategy.origin)
+    strategy.counts = dict(carried.facts.get(COUNTS, {}))
+    strategy.counted = dict(carried.facts.get(COUNTED, {}))
+    strategy.weighting.take_up(carried.facts.get(WEIGHTS, {}))
+    if FIRST_HEAD in carried.states:
+        strategy.gap.measure_from(carried.states[FIRST_HEAD])
+    if strategy.server_optimizer is not None and OPTIMIZER in carried.states:
+        strategy.server_optimizer.take_up(carried.states[OPTIMIZER])
+    if strategy.participation.client_unit is not None:
+        strategy.participation.client_unit.bound.value = carried.facts[CLIP]

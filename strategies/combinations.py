@@ -19,13 +19,13 @@ class Wanted:
     """What a run asks for beside its method.
 
     Attributes:
-        client_privacy: whether the server noises the sum of the uploads.
+        client_unit: whether the server noises the sum of the uploads.
         ranks: of the clients, where they have ranks of their own.
         server_optimizer: whether one acts on the mean update.
         weighting: key of :data:`strategies.weighting.WEIGHTINGS`.
     """
 
-    client_privacy: bool = False
+    client_unit: bool = False
     ranks: tuple[int, ...] = ()
     server_optimizer: bool = False
     weighting: str = "examples"
@@ -48,8 +48,8 @@ def check_wanted(method: type[LowRankStrategy], spec: AdapterSpec, wanted: Wante
             raise UserError(said.format(name=name))
 
 
-def _client_privacy(method: type[LowRankStrategy], spec: AdapterSpec, wanted: Wanted) -> str:
-    if not wanted.client_privacy or method.needs_a_mean_alone():
+def _client_unit(method: type[LowRankStrategy], spec: AdapterSpec, wanted: Wanted) -> str:
+    if not wanted.client_unit or method.needs_a_mean_alone():
         return ""
     return (
         "privacy.unit=client is not defined for {name}: noise on the sum of the uploads covers what follows from their mean over a fixed "
@@ -86,7 +86,7 @@ def _weighting(method: type[LowRankStrategy], spec: AdapterSpec, wanted: Wanted)
 
 
 REFUSALS: tuple[Callable[[type[LowRankStrategy], AdapterSpec, Wanted], str], ...] = (
-    _client_privacy,
+    _client_unit,
     _ranks,
     _server_optimizer,
     _weighting,

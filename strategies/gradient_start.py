@@ -54,7 +54,7 @@ class GradientStart:
     def _mean(self, strategy: LowRankStrategy, grid: Grid, number: int, probes: State, title: str) -> State:
         stage = self._sketch.exchanges[number]
         layout = reply_layout(self._sketch, self._shapes, stage)
-        private = strategy.participation.client_privacy if self._noised else None
+        private = strategy.participation.client_unit if self._noised else None
         total: WeightedSum | PrivateSum = private.start_sum(layout, number, real=not strategy.simulated) if private else WeightedSum()
         # The same stage comes several times in a start, and each is a release of its own.
         for upload in strategy.exchange(grid, f"{stage}.{number}", encode_arrays(probes), Layout.of(probes), layout, title=title):

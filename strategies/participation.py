@@ -54,7 +54,7 @@ class Participation:
         say: shows a line.
         dealt: returns the training examples by client that the server deals out in a simulation, so that it asks no node for what it
             knows; None: it has none to deal.
-        client_privacy: clips and noises what they send, at the server; None for plain sums.
+        client_unit: clips and noises what they send, at the server; None for plain sums.
     """
 
     clients: tuple[str, ...]
@@ -67,7 +67,7 @@ class Participation:
     evaluate: bool = False
     evaluated: Collection[int] | None = None
     seed: int = 0
-    client_privacy: ClientPrivacy | None = None
+    client_unit: ClientPrivacy | None = None
     private: bool = False
     overrides: str | None = None
     resumed: bool = False

@@ -19,7 +19,7 @@ class Weighting(Protocol):
     def end_round(self, took_part: Collection[str]) -> None:
         """Learn whose uploads counted in a round."""
 
-    def memory(self) -> dict[str, list[float]]:
+    def carried(self) -> dict[str, list[float]]:
         """Return what is carried on from round to round, by client."""
 
     def take_up(self, memory: Mapping[str, Sequence[float]]) -> None:
@@ -43,7 +43,7 @@ class Fixed:
     def end_round(self, took_part: Collection[str]) -> None:
         """Do nothing."""
 
-    def memory(self) -> dict[str, list[float]]:
+    def carried(self) -> dict[str, list[float]]:
         """Return nothing."""
         return {}
 
@@ -100,7 +100,7 @@ class FedAU:
             if client in here or interval.since == self._cutoff:
                 interval.finish()
 
-    def memory(self) -> dict[str, list[float]]:
+    def carried(self) -> dict[str, list[float]]:
         """Return the intervals."""
         return {client: [interval.mean, interval.count, interval.since] for client, interval in self._intervals.items()}
 

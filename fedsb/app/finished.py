@@ -61,5 +61,5 @@ def left_of(folder: Path, remedy: str, changes: Sequence[str] = ()) -> Finished:
 
 def _of_its_classes(config: Config, snapshot: Snapshot) -> Config:
     """Name the classes that the head has rows for: the data may have others by now, or be gone."""
-    labels = tuple(snapshot.memory.facts.get(LABELS, ()))
+    labels = tuple(snapshot.carried.facts.get(LABELS, ()))
     return replace(config, data=replace(config.data, labels=labels)) if labels and config.data.labels is None else config

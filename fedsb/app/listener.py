@@ -12,7 +12,7 @@ from fedsb.privacy.account import LEDGERS, read_diagnostics
 from fedsb.privacy.claim import Claim
 from fedsb.report.progress import Progress
 from fedsb.report.table import round_line
-from fedsb.run.checkpoint import Memory, Snapshot, save_checkpoint
+from fedsb.run.checkpoint import Carried, Snapshot, save_checkpoint
 from fedsb.run.folder import RunFolder
 from fedsb.run.records import RoundRecord
 from fedsb.wire.frozen import FrozenLog
@@ -32,7 +32,7 @@ class RunListener:
         claim: what can be said of epsilon.
         simulated: tells whether the clients are simulated; known once the nodes are.
         server_accounts: every client's account in the server's ledger, under client-level privacy.
-        memory: gives what the strategy carries on; checkpoints hold it.
+        carried: gives what the strategy carries on; checkpoints hold it.
         run: fingerprint of the configuration.
         keep: number of checkpoints to keep.
     """
@@ -45,7 +45,7 @@ class RunListener:
         *,
         simulated: Callable[[], bool],
         server_accounts: Callable[[], dict[str, dict[str, float]]] | None = None,
-        memory: Callable[[], Memory] = Memory,
+        carried: Callable[[], Carried] = Carried,
         run: str = "",
         keep: int = 1,
     ) -> None:
@@ -55,15 +55,15 @@ class RunListener:
         self._progress = progress
         self._simulated = simulated
         self._server_accounts = server_accounts
-        self._memory = memory
+        self._carried = carried
         self._run = run
         self._keep = keep
 
-    def resume(self, records: Sequence[RoundRecord], memory: Memory) -> None:
+    def resume(self, records: Sequence[RoundRecord], carried: Carried) -> None:
         """Go on after the rounds of ``records``, with what was known of the clients' accounts."""
         self.records = list(records)
-        self.claim.accounts = {client: dict(account) for client, account in memory.facts[ACCOUNTS].items()}
-        self.claim.silent = set(memory.facts[SILENT])
+        self.claim.accounts = {client: dict(account) for client, account in carried.facts[ACCOUNTS].items()}
+        self.claim.silent = set(carried.facts[SILENT])
 
     def say(self, line: str) -> None:
         """Show a line, and log it."""
@@ -106,9 +106,9 @@ class RunListener:
             LOG.info("round %d: %s failed: %s", record.round, client, reason)
 
     def _save(self, number: int, state: State, frozen: FrozenLog) -> None:
-        memory = self._memory()
-        facts = {**memory.facts, ACCOUNTS: self.claim.accounts, SILENT: sorted(self.claim.silent)}
-        snapshot = Snapshot(number, state, frozen, Memory(memory.states, facts))
+        carried = self._carried()
+        facts = {**carried.facts, ACCOUNTS: self.claim.accounts, SILENT: sorted(self.claim.silent)}
+        snapshot = Snapshot(number, state, frozen, Carried(carried.states, facts))
         save_checkpoint(self._folder.checkpoints, snapshot, run=self._run, keep=self._keep)
 
     def _with_privacy(self, record: RoundRecord) -> RoundRecord:

@@ -14,17 +14,17 @@ from fedsb.core.state import State, sha256
 from fedsb.report.progress import Progress
 from fedsb.report.report import write_report
 from fedsb.report.summary import build_summary
-from fedsb.run.checkpoint import Memory
+from fedsb.run.checkpoint import Carried
 from fedsb.run.folder import RunFolder
 from fedsb.run.resuming import fingerprint
 
 
-def listener_of(prepared: Prepared, folder: RunFolder, progress: Progress, memory: Callable[[], Memory]) -> RunListener:
-    """Return the listener of a run, whose checkpoints hold ``memory``; under client-level privacy the server's ledger is charged by it."""
+def listener_of(prepared: Prepared, folder: RunFolder, progress: Progress, carried: Callable[[], Carried]) -> RunListener:
+    """Return the listener of a run, whose checkpoints hold ``carried``; under client-level privacy the server's ledger is charged by it."""
     claim, books = open_accounts(prepared.config, folder.path, prepared.plans, prepared.server_plan)
-    if books is not None and prepared.strategy.participation.client_privacy is not None:
+    if books is not None and prepared.strategy.participation.client_unit is not None:
         books.simulated = lambda: prepared.strategy.simulated
-        prepared.strategy.participation.client_privacy.charge = books.charge
+        prepared.strategy.participation.client_unit.charge = books.charge
     strategy = prepared.strategy
     return RunListener(
         folder,
@@ -32,7 +32,7 @@ def listener_of(prepared: Prepared, folder: RunFolder, progress: Progress, memor
         claim,
         simulated=lambda: strategy.simulated,
         server_accounts=books.accounts if books else None,
-        memory=memory,
+        carried=carried,
         run=fingerprint(prepared.config),
         keep=prepared.config.keep_checkpoints,
     )

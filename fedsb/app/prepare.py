@@ -32,7 +32,7 @@ from fedsb.wire.frozen import FrozenLog
 from strategies import STRATEGIES, LowRankStrategy, Participation
 from strategies.carried import recall
 from strategies.combinations import Wanted, check_wanted
-from strategies.privacy.client_unit import client_privacy
+from strategies.privacy.client_unit import client_unit
 from strategies.server_optimizer import server_optimizer
 
 
@@ -110,7 +110,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
             evaluated=evaluated_rounds(config.eval.every, federation.num_rounds),
             seed=config.seed,
             private=config.privacy.unit != "none",
-            client_privacy=client_privacy(config.privacy, server_plan, seed=config.seed),
+            client_unit=client_unit(config.privacy, server_plan, seed=config.seed),
         ),
         server_optimizer=server_optimizer(o.name, lr=o.lr, momentum=o.momentum, betas=o.betas, eps=o.eps),
         wire_dtype=federation.wire_dtype,

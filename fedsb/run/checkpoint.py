@@ -37,7 +37,7 @@ _WHOLE: dict[Path, tuple[int, ...]] = {}
 
 
 @dataclass(frozen=True)
-class Memory:
+class Carried:
     """What a run needs to go on beside its state and its frozen log.
 
     Attributes:
@@ -56,7 +56,7 @@ class Snapshot:
     round: int
     state: State
     frozen: FrozenLog
-    memory: Memory = field(default_factory=Memory)
+    carried: Carried = field(default_factory=Carried)
 
 
 class Damaged(ValueError):
@@ -81,8 +81,8 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, *, run: str = "", keep: in
         "there": list(frozen.deltas()),
         "first": [[*name, version] for name, version in frozen.first.items()],
     }
-    facts = {"format": FORMAT, "round": snapshot.round, **log, "run": run, "facts": dict(snapshot.memory.facts)}
-    _write(folder / f"round-{snapshot.round:04d}.safetensors", tensors_of({STATE: snapshot.state, **snapshot.memory.states}), facts)
+    facts = {"format": FORMAT, "round": snapshot.round, **log, "run": run, "facts": dict(snapshot.carried.facts)}
+    _write(folder / f"round-{snapshot.round:04d}.safetensors", tensors_of({STATE: snapshot.state, **snapshot.carried.states}), facts)
     # A file of a later round is not this run's, or is damaged: it takes no other's place.
     for old in [path for path in _rounds(folder) if _number(path) <= snapshot.round][keep:]:
         old.unlink()
@@ -152,7 +152,7 @@ def _load(folder: Path, path: Path, run: str | None) -> Snapshot:
     if run is not None and facts["run"] != run:
         raise Damaged("is of a run with another configuration")
     state = groups.pop(STATE, State())
-    return Snapshot(facts["round"], state, _log(folder, facts), Memory(groups, facts["facts"]))
+    return Snapshot(facts["round"], state, _log(folder, facts), Carried(groups, facts["facts"]))
 
 
 def _there(facts: Mapping[str, Any]) -> Sequence[int]:

@@ -20,10 +20,10 @@ import clients.private as private
 import clients.private_start as private_start
 import fedsb.models.fit as training
 import fedsb.privacy.randomness as randomness
-import strategies.privacy.client_unit as client_privacy
 import strategies.privacy.mean as private_mean
 from clients.clipping import CLIPPINGS
 from fedsb.core.state import State
+from strategies.privacy import client_unit
 
 Plant = Callable[[Row], AbstractContextManager[Any]]
 
@@ -63,7 +63,7 @@ def _server(breaks: Callable[[Any], Any]) -> Plant:
     def plant(row: Row) -> Iterator[None]:
         broken = breaks(private_mean.PrivateSum)
         with ExitStack() as stack:
-            for owner in (private_mean, client_privacy):
+            for owner in (private_mean, client_unit):
                 stack.enter_context(replaced(owner, "PrivateSum", broken))
             yield
 

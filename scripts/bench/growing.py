@@ -114,7 +114,7 @@ def measured(method: str, given: dict[str, str]) -> dict[str, float]:
 
 def one_round(strategy: LowRankStrategy, state: State, number: int, seconds: dict[str, float]) -> State:
     """Take a round's uploads as the strategy does, and return the state that is sent next."""
-    from strategies.base import Following
+    from strategies.method import Following
 
     clients, layout = strategy.participation.clients, strategy.layouts.up_in(number)
     strategy._round = RoundState(number, clients)

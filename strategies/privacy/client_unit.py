@@ -63,7 +63,7 @@ class ClientPrivacy:
         return secret_generator(CPU) if real else torch_generator(self.seed, "server-noise", release)
 
 
-def client_privacy(privacy: PrivacyConfig, plan: ServerPlan | None, *, seed: int) -> ClientPrivacy | None:
+def client_unit(privacy: PrivacyConfig, plan: ServerPlan | None, *, seed: int) -> ClientPrivacy | None:
     """Return the mechanism that a configuration and its plan ask for; None without a plan."""
     if plan is None:
         return None

@@ -13,7 +13,7 @@ from fedsb.core.errors import RunError, UserError
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import HEAD, Name, State, sha256
 from fedsb.run import checkpoint
-from fedsb.run.checkpoint import Memory, Snapshot, load_checkpoint, save_checkpoint
+from fedsb.run.checkpoint import Carried, Snapshot, load_checkpoint, save_checkpoint
 from fedsb.wire.frozen import FrozenLog
 
 
@@ -29,12 +29,12 @@ def test_state_and_frozen_log_come_back_bit_for_bit(tmp_path: Path) -> None:
             delta = state(number, "U")
             log.append(delta.merge(State({Name(n.module, "V"): t.T.contiguous() for n, t in delta.items()})))
         trained = state(100 + number, "A", "B", HEAD)
-        memory = Memory({"moments": state(number, "R.exp_avg")}, {"clip": 0.1 * number})
-        save_checkpoint(tmp_path / "checkpoints", Snapshot(number, trained, log, memory))
+        carried = Carried({"moments": state(number, "R.exp_avg")}, {"clip": 0.1 * number})
+        save_checkpoint(tmp_path / "checkpoints", Snapshot(number, trained, log, carried))
         snapshot = load_checkpoint(tmp_path / "checkpoints")
         found, again, frozen = snapshot.round, snapshot.state, snapshot.frozen
-        assert sha256(snapshot.memory.states["moments"]) == sha256(memory.states["moments"])
-        assert snapshot.memory.facts == memory.facts
+        assert sha256(snapshot.carried.states["moments"]) == sha256(carried.states["moments"])
+        assert snapshot.carried.facts == carried.facts
         assert found == number
         assert sha256(again) == sha256(trained)
         assert list(again) == list(trained)

@@ -44,10 +44,10 @@ def test_it_goes_on_from_what_it_remembers(before: list[set[str]], after: list[s
         whole.end_round(took_part)
     for took_part in before:
         first.end_round(took_part)
-    second.take_up(first.memory())
+    second.take_up(first.carried())
     for took_part in after:
         second.end_round(took_part)
-    assert second.memory() == whole.memory()
+    assert second.carried() == whole.carried()
 
 
 def test_the_weights_learn_how_rarely_a_client_comes() -> None:

@@ -1,0 +1,93 @@
+"""What a method gives, a rule and what it adds to the frozen log, and what it may be combined with, which follows from the rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from fedsb.adapters import AdapterSpec, Layouts
+from fedsb.core.state import Layout, Name, State
+from strategies.reducers import Aggregate, Reducer
+
+
+class Method:
+    """A rule, over the uploads' mean (:meth:`follow`) or over all of them (:meth:`over_uploads`).
+
+    Attributes:
+        spec: the adapter family.
+        layouts: names and shapes of what travels.
+        any_rank: whether the rule takes uploads of several ranks.
+    """
+
+    spec: AdapterSpec
+    layouts: Layouts
+    any_rank: ClassVar[bool] = False
+
+    def follow(self, mean: State) -> Aggregate:
+        """Return what a round leads to, from the mean of its uploads in float64: the rule of a method that needs no more than that."""
+        return Aggregate(mean)
+
+    def over_uploads(self) -> Reducer | None:
+        """Return the rule of a method that needs each upload; None where :meth:`follow` is the rule."""
+        return None
+
+    def residual_rank(self, ranks: Sequence[int]) -> int:
+        """Return the rank of what a round of clients with these ranks adds to a module's W0."""
+        return 0
+
+    def growth(self, round_number: int, shapes: Mapping[str, tuple[int, int]], ranks: Sequence[int]) -> Layout:
+        """Return names and shapes of what a round adds to the log: factors that learnt and live there, and a residual."""
+        rank = self.residual_rank(ranks) if ranks else 0
+        residual = {Name(module, role): shape for module, (m, n) in shapes.items() for role, shape in (("U", (m, rank)), ("V", (rank, n)))}
+        logged = {name: shape for name, shape in self.layouts.up_in(round_number).shapes if name.role in self.spec.in_log}
+        return Layout(tuple(sorted({**logged, **(residual if rank else {})}.items())))
+
+    @classmethod
+    def needs_a_mean_alone(cls) -> bool:
+        """Tell whether the method's result follows from the mean of the uploads."""
+        return cls.over_uploads is Method.over_uploads
+
+    @classmethod
+    def is_the_mean(cls) -> bool:
+        """Tell whether the method's result is the mean of the uploads itself."""
+        return cls.needs_a_mean_alone() and cls.follow is Method.follow
+
+    @property
+    def has_global_model(self) -> bool:
+        """Whether no client keeps a part of the model for itself."""
+        return self.spec.has_global_model
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every client holds the mean of the trained weights after a round: a mean is exact where one factor learns at a time."""
+        return (
+            self.has_global_model
+            and self.is_the_mean()
+            and all(len(self.spec.uploaded(turn)) <= 1 for turn in range(1, self.spec.turns + 1))
+        )
+
+
+class Following:
+    """A mean of uploads, and what a method makes of it.
+
+    Args:
+        mean: makes it.
+        method: the method.
+    """
+
+    def __init__(self, mean: Reducer, method: Method) -> None:
+        self._mean = mean
+        self._method = method
+        self.begin = mean.begin
+        self.add = mean.add
+
+    @property
+    def diagnostics(self) -> dict[str, float]:
+        """What the mean knows of how it was made, and no noise covers."""
+        return dict(getattr(self._mean, "diagnostics", {}))
+
+    def finish(self) -> Aggregate:
+        """Return what the method makes of the mean, with the mean's own figures."""
+        made = self._mean.finish()
+        found = self._method.follow(made.state)
+        return Aggregate(found.state, found.log, {**made.extras, **found.extras})
