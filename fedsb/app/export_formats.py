@@ -37,7 +37,7 @@ class Export:
         config: the run's.
         adapted: its model, with the last state installed.
         dtype: name of the type of merged weights; None where none was asked for.
-        name: by which whoever loads it finds it.
+        name: of the folder, as the lines of code in the card say it.
     """
 
     config: Config
