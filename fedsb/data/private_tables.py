@@ -131,7 +131,7 @@ def _read_csv(path: Path, cfg: DataConfig, wanted: Collection[str]) -> Table:
         lines, separator = lines[1:], said or "\t"
     else:
         own = ("\t",) if path.suffix.lower() == ".tsv" else ()
-        # By the first line alone. What is asked for has no say: by another separator a quoted text's line feeds would end rows.
+        # By the first line alone. What is asked for has no say: the server would choose where the cells of a text end.
         separator = separator_of("".join(lines[:1])[:HEADER], (), (*own, *SEPARATORS))
     names = [found.told(name) or "" for name in (_record(lines[0], separator) if lines else None) or []]
     places = {name: names.index(name) for name in wanted if names.count(name) == 1}
