@@ -90,6 +90,17 @@ def test_data_free_start_has_the_factors_of_its_family(family: str, kind: str) -
     assert zero <= set(spec.ever_learn)
 
 
+@pytest.mark.parametrize(("family", "kind"), DATA_FREE)
+def test_layers_of_one_shape_start_from_factors_of_their_own(family: str, kind: str) -> None:
+    """A seed that is set anew for each layer would give all layers of one shape the same frozen A."""
+    twins = {module: gaussian(12, 30, seed=i).float() for i, module in enumerate(("x", "y", "z"))}
+    start = DATA_FREE[family, kind](twins, 4, 7)
+    drawn = {name: t for name, t in start.items() if t.any()}
+    assert drawn
+    for name, t in drawn.items():
+        assert not any(torch.equal(t, drawn[Name(other, name.role)]) for other in twins if other != name.module)
+
+
 def test_a_module_draws_from_a_stream_of_its_own() -> None:
     alone = random_lora({"b": SHAPES["b"]}, 3, 0)
     together = random_lora(SHAPES, 3, 0)
