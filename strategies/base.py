@@ -129,8 +129,8 @@ class LowRankStrategy(Method, RoundLoop):
     def _round_rule(self, server_round: int, cohort: Sequence[str]) -> Reducer:
         private = self.participation.client_unit
         if private:
-            return Following(private.mean(cohort, server_round, real=not self.simulated), self)
-        return self.over_uploads() or Following(PlainMean(), self)
+            return Following(private.mean(cohort, server_round, real=not self.simulated), self, self._sent)
+        return self.over_uploads() or Following(PlainMean(), self, self._sent)
 
     def _current(self) -> State:
         """Return what the clients were sent of what they upload in this round."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from flwr.app import Message
 
-from strategies.inbox import Inbox, LayoutOf, Upload
+from strategies.inbox import Arrived, Inbox, LayoutOf
 from strategies.participation import Listener
 from strategies.rounds import RoundState
 from strategies.transport import Transport
@@ -14,7 +14,7 @@ from strategies.transport import Transport
 
 def collect(
     replies: Iterable[Message], layout: LayoutOf, under_way: RoundState, transport: Transport, listener: Listener | None, *, training: bool
-) -> Iterator[Upload]:
+) -> Iterator[Arrived]:
     """Yield valid replies in dispatch order; note the others as failed.
 
     Args:
@@ -38,7 +38,7 @@ def collect(
     yield from _accepted(inbox.rest(), under_way)
 
 
-def _accepted(uploads: Iterable[Upload], under_way: RoundState) -> Iterator[Upload]:
+def _accepted(uploads: Iterable[Arrived], under_way: RoundState) -> Iterator[Arrived]:
     for upload in uploads:
         under_way.accept(upload.client, upload.metrics)
         yield upload

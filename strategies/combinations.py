@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from fedsb.adapters import AdapterSpec
 from fedsb.core.errors import UserError
+from strategies.method import Method
 from strategies.weighting import WEIGHTINGS, Fixed
-
-if TYPE_CHECKING:
-    from strategies.base import LowRankStrategy
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Wanted:
     weighting: str = "examples"
 
 
-def check_wanted(method: type[LowRankStrategy], spec: AdapterSpec, wanted: Wanted, name: str) -> None:
+def check_wanted(method: type[Method], spec: AdapterSpec, wanted: Wanted, name: str) -> None:
     """Hold what is asked for against a method.
 
     Args:
@@ -48,7 +45,7 @@ def check_wanted(method: type[LowRankStrategy], spec: AdapterSpec, wanted: Wante
             raise UserError(said.format(name=name))
 
 
-def _client_unit(method: type[LowRankStrategy], spec: AdapterSpec, wanted: Wanted) -> str:
+def _client_unit(method: type[Method], spec: AdapterSpec, wanted: Wanted) -> str:
     if not wanted.client_unit or method.needs_a_mean_alone():
         return ""
     return (
@@ -57,7 +54,7 @@ def _client_unit(method: type[LowRankStrategy], spec: AdapterSpec, wanted: Wante
     )
 
 
-def _ranks(method: type[LowRankStrategy], spec: AdapterSpec, wanted: Wanted) -> str:
+def _ranks(method: type[Method], spec: AdapterSpec, wanted: Wanted) -> str:
     if not wanted.ranks or method.any_rank:
         return ""
     return (
@@ -66,7 +63,7 @@ def _ranks(method: type[LowRankStrategy], spec: AdapterSpec, wanted: Wanted) -> 
     )
 
 
-def _server_optimizer(method: type[LowRankStrategy], spec: AdapterSpec, wanted: Wanted) -> str:
+def _server_optimizer(method: type[Method], spec: AdapterSpec, wanted: Wanted) -> str:
     hands_out_the_mean = spec.turns == 1 and set(spec.uploaded(1)) == set(spec.in_state)
     if not wanted.server_optimizer or (method.is_the_mean() and hands_out_the_mean):
         return ""
@@ -76,7 +73,7 @@ def _server_optimizer(method: type[LowRankStrategy], spec: AdapterSpec, wanted: 
     )
 
 
-def _weighting(method: type[LowRankStrategy], spec: AdapterSpec, wanted: Wanted) -> str:
+def _weighting(method: type[Method], spec: AdapterSpec, wanted: Wanted) -> str:
     if isinstance(WEIGHTINGS[wanted.weighting]((), 1), Fixed) or method.is_the_mean():
         return ""
     return (
@@ -85,7 +82,7 @@ def _weighting(method: type[LowRankStrategy], spec: AdapterSpec, wanted: Wanted)
     )
 
 
-REFUSALS: tuple[Callable[[type[LowRankStrategy], AdapterSpec, Wanted], str], ...] = (
+REFUSALS: tuple[Callable[[type[Method], AdapterSpec, Wanted], str], ...] = (
     _client_unit,
     _ranks,
     _server_optimizer,

@@ -24,8 +24,8 @@ MEANS = ("loss", "encoding-error")
 
 
 @dataclass(frozen=True)
-class Upload:
-    """A valid reply."""
+class Arrived:
+    """What came of a valid reply."""
 
     client: str
     state: State
@@ -50,9 +50,9 @@ class Inbox:
         self._layout = layout
         self._failed = failed
         self._count_of = count_of
-        self._early: dict[str, Upload] = {}
+        self._early: dict[str, Arrived] = {}
 
-    def put(self, client: str, reply: Message) -> Iterator[Upload]:
+    def put(self, client: str, reply: Message) -> Iterator[Arrived]:
         """Take a reply and yield the uploads whose turn has come."""
         try:
             upload = self._read(client, reply)
@@ -66,20 +66,20 @@ class Inbox:
             raise
         yield from self._due()
 
-    def rest(self) -> Iterator[Upload]:
+    def rest(self) -> Iterator[Arrived]:
         """Count the clients that never answered as failed, and yield what was waiting behind them."""
         for client in self._order:
             if client not in self._early and client not in self._failed:
                 self._drop(client, "no reply in time")
         yield from self._due()
 
-    def _due(self) -> Iterator[Upload]:
+    def _due(self) -> Iterator[Arrived]:
         while self._order and (self._order[0] in self._early or self._order[0] in self._failed):
             client = self._order.pop(0)
             if client in self._early:
                 yield self._early.pop(client)
 
-    def _read(self, client: str, reply: Message) -> Upload:
+    def _read(self, client: str, reply: Message) -> Arrived:
         if reply.has_error():
             raise LayoutError(f"error {reply.error.code}: {last_line(reply.error.reason)}")
         answer = decode_reply(reply.content)
@@ -96,7 +96,7 @@ class Inbox:
         for key in MEANS:
             if not math.isfinite(answer.metrics.get(key, 0.0)):
                 raise LayoutError(f"{key} is {answer.metrics[key]}")
-        return Upload(client, state, answer.num_examples, answer.metrics)
+        return Arrived(client, state, answer.num_examples, answer.metrics)
 
     def _stop(self, client: str, reason: str) -> None:
         """Count every client whose upload was not handed out as failed: it was asked, and its ledger may have been charged."""

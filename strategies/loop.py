@@ -22,7 +22,7 @@ from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.messages import Instruction
 from strategies.asking import Questions
 from strategies.collecting import collect
-from strategies.inbox import LayoutOf, Upload
+from strategies.inbox import Arrived, LayoutOf
 from strategies.participation import Listener, Participation
 from strategies.roster import Roster
 from strategies.rounds import RoundState
@@ -159,7 +159,7 @@ class RoundLoop(Strategy):
         if self.listener:
             self.listener.end(self._round.record(metrics or {}), unpack(decode_arrays(arrays), self.down), self.frozen)
 
-    def exchange(self, grid: Grid, stage: str, arrays: ArrayRecord, sent: Layout, wanted: Layout, *, title: str = "") -> Iterator[Upload]:
+    def exchange(self, grid: Grid, stage: str, arrays: ArrayRecord, sent: Layout, wanted: Layout, *, title: str = "") -> Iterator[Arrived]:
         """Ask all connected clients for one exchange of the start, and yield their valid replies in dispatch order.
 
         ``arrays`` goes with it, of layout ``sent``; replies have layout ``wanted``. ``title`` is shown while it goes on.
@@ -185,7 +185,7 @@ class RoundLoop(Strategy):
             self._transport = Transport(grid, roster, self.frozen, self.held, self.origin, begin_anew=anew, sight_of=self.sight_of)
         return self._transport
 
-    def _uploads(self, replies: Iterable[Message], layout: LayoutOf, *, training: bool = True) -> Iterator[Upload]:
+    def _uploads(self, replies: Iterable[Message], layout: LayoutOf, *, training: bool = True) -> Iterator[Arrived]:
         assert self._round is not None
         assert self._transport is not None
         return collect(replies, layout, self._round, self._transport, self.listener, training=training)

@@ -23,8 +23,13 @@ class Method:
     layouts: Layouts
     any_rank: ClassVar[bool] = False
 
-    def follow(self, mean: State) -> Aggregate:
-        """Return what a round leads to, from the mean of its uploads in float64: the rule of a method that needs no more than that."""
+    def follow(self, mean: State, held: State) -> Aggregate:
+        """Return what a round leads to: the rule of a method that needs no more than the mean of its uploads.
+
+        Args:
+            mean: of the uploads, in float64.
+            held: what all clients held of the factors when the round began, those that rested in it too.
+        """
         return Aggregate(mean)
 
     def over_uploads(self) -> Reducer | None:
@@ -41,6 +46,11 @@ class Method:
         residual = {Name(module, role): shape for module, (m, n) in shapes.items() for role, shape in (("U", (m, rank)), ("V", (rank, n)))}
         logged = {name: shape for name, shape in self.layouts.up_in(round_number).shapes if name.role in self.spec.in_log}
         return Layout(tuple(sorted({**logged, **(residual if rank else {})}.items())))
+
+    @classmethod
+    def adds_to_weights(cls) -> bool:
+        """Tell whether rounds add to W0 by the frozen log."""
+        return cls.residual_rank is not Method.residual_rank or cls.growth is not Method.growth
 
     @classmethod
     def needs_a_mean_alone(cls) -> bool:
@@ -73,11 +83,13 @@ class Following:
     Args:
         mean: makes it.
         method: the method.
+        held: what all clients hold of the factors as the round begins.
     """
 
-    def __init__(self, mean: Reducer, method: Method) -> None:
+    def __init__(self, mean: Reducer, method: Method, held: State) -> None:
         self._mean = mean
         self._method = method
+        self._held = held
         self.begin = mean.begin
         self.add = mean.add
 
@@ -89,5 +101,5 @@ class Following:
     def finish(self) -> Aggregate:
         """Return what the method makes of the mean, with the mean's own figures."""
         made = self._mean.finish()
-        found = self._method.follow(made.state)
+        found = self._method.follow(made.state, self._held)
         return Aggregate(found.state, found.log, {**made.extras, **found.extras})

@@ -5,20 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedsb.adapters import AdapterSpec
 from fedsb.core.state import HEAD, Name, State, WeightedSum
 
 
 class Stacks:
-    """The factors A and B of all uploads of a round, of any ranks, stacked by module so that ``U V = s Σ w_i B_i A_i``; and the mean head.
+    """The products of all uploads of a round, of any ranks, stacked by module so that ``U V = s Σ w_i U_i V_i``; and the mean head.
 
     Memory is that of all uploads: a module's factors are let go where they are taken. An upload's own tensors lie in one block, which the
     last of them would hold as a whole, and so they are copied.
 
     Args:
+        spec: the family, all of whose factors are uploaded; its ``split`` gives ``U_i`` and ``V_i``.
         scale: s.
     """
 
-    def __init__(self, scale: float = 1.0) -> None:
+    def __init__(self, spec: AdapterSpec, scale: float = 1.0) -> None:
+        self._spec = spec
         self._scale = scale
         self._head = WeightedSum()
         self._weights: list[float] = []
@@ -31,7 +34,8 @@ class Stacks:
             self._head.add(head, weight)
         self._weights.append(weight)
         for module in upload.modules:
-            self._factors.setdefault(module, []).append((upload[Name(module, "B")].clone(), upload[Name(module, "A")].clone()))
+            left, right = self._spec.split(tuple(upload[Name(module, role)] for role in self._spec.factors))
+            self._factors.setdefault(module, []).append((left.clone(), right.clone()))
 
     @property
     def modules(self) -> list[str]:
@@ -45,8 +49,8 @@ class Stacks:
     def take(self, module: str) -> tuple[Tensor, Tensor]:
         """Return ``U`` (m, Σ r_i) and ``V`` (Σ r_i, n) of a module, once."""
         total, pairs = sum(self._weights), self._factors.pop(module)
-        right = [self._scale * weight / total * a for weight, (_, a) in zip(self._weights, pairs, strict=True)]
-        return torch.cat([b for b, _ in pairs], dim=1), torch.cat(right)
+        right = [self._scale * weight / total * v for weight, (_, v) in zip(self._weights, pairs, strict=True)]
+        return torch.cat([u for u, _ in pairs], dim=1), torch.cat(right)
 
 
 def truncate(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:

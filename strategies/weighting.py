@@ -22,8 +22,8 @@ class Weighting(Protocol):
     def carried(self) -> dict[str, list[float]]:
         """Return what is carried on from round to round, by client."""
 
-    def take_up(self, memory: Mapping[str, Sequence[float]]) -> None:
-        """Go on from a :meth:`memory`."""
+    def take_up(self, carried: Mapping[str, Sequence[float]]) -> None:
+        """Go on from what was :meth:`carried`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Fixed:
         """Return nothing."""
         return {}
 
-    def take_up(self, memory: Mapping[str, Sequence[float]]) -> None:
+    def take_up(self, carried: Mapping[str, Sequence[float]]) -> None:
         """Do nothing."""
 
 
@@ -104,9 +104,9 @@ class FedAU:
         """Return the intervals."""
         return {client: [interval.mean, interval.count, interval.since] for client, interval in self._intervals.items()}
 
-    def take_up(self, memory: Mapping[str, Sequence[float]]) -> None:
+    def take_up(self, carried: Mapping[str, Sequence[float]]) -> None:
         """Go on from these intervals."""
-        self._intervals = {client: Interval(mean, int(count), int(since)) for client, (mean, count, since) in memory.items()}
+        self._intervals = {client: Interval(mean, int(count), int(since)) for client, (mean, count, since) in carried.items()}
 
 
 Make = Callable[[Sequence[str], int], Weighting]

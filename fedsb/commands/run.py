@@ -212,8 +212,7 @@ def _check_home(config: Config) -> None:
         UserError: it can't.
     """
     from fedsb.adapters import SPECS
-    from strategies import STRATEGIES, LowRankStrategy
+    from strategies import STRATEGIES
 
-    grows = STRATEGIES[config.method.name].residual_rank is not LowRankStrategy.residual_rank
-    if SPECS[config.method.adapter].in_log or grows:
+    if SPECS[config.method.adapter].in_log or STRATEGIES[config.method.name].adds_to_weights():
         check_makeable(home() / "frozen", f"FEDSB_HOME={home()}")

@@ -151,7 +151,10 @@ def _start_fits_adapter(config: Config) -> None:
 def _needs_are_met(config: Config) -> None:
     for need in config.method.needs:
         key, _, wanted = need.partition("=")
-        value = _get(config, key)
+        try:
+            value = _get(config, key)
+        except AttributeError:
+            raise UserError(f"conf/method/{config.method.name}.yaml: needs names '{key}', which is no key of the configuration") from None
         if str(value).lower() != wanted.lower():
             raise UserError(f"{key}={value}: method '{config.method.name}' needs {need}; leave {key} out, or take another method")
 

@@ -119,7 +119,7 @@ def one_round(strategy: LowRankStrategy, state: State, number: int, seconds: dic
     clients, layout = strategy.participation.clients, strategy.layouts.up_in(number)
     strategy._round = RoundState(number, clients)
     strategy._sent = strategy.frozen.view().basis.merge(state)
-    strategy._rule = rule = strategy.over_uploads() or Following(PlainMean(), strategy)
+    strategy._rule = rule = strategy.over_uploads() or Following(PlainMean(), strategy, strategy._sent)
     rule.begin(strategy._current())
     strategy.gap.begin(strategy._sent, strategy.frozen.view().residuals, strategy.spec.uploaded(number))
     for i in range(len(clients)):

@@ -15,10 +15,10 @@ class FedSVD(LowRankStrategy):
 
     is_exact = True
 
-    def follow(self, mean: State) -> Aggregate:
+    def follow(self, mean: State, held: State) -> Aggregate:
         """Return the head as it is, and B and A decomposed anew."""
         found = dict(mean.items())
         for b, left in mean.pick("B").items():
             a = Name(b.module, "A")
-            found[b], found[a], _, _ = truncate(left, self._sent[a], left.shape[1])
+            found[b], found[a], _, _ = truncate(left, held[a], left.shape[1])
         return Aggregate(State(found))

@@ -13,6 +13,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from fedsb.adapters import AdapterSpec
 from fedsb.core.state import Name, State
 from strategies.base import LowRankStrategy
 from strategies.products import Stacks, truncate
@@ -23,16 +24,18 @@ class Decomposing:
     """The mean of the head, and the decomposed mean of the products of all uploads.
 
     Args:
+        spec: the adapter family, of the factors B and A.
         ranks: of the clients, to tell what they are not sent of the mean.
     """
 
-    def __init__(self, ranks: Collection[int] = ()) -> None:
+    def __init__(self, spec: AdapterSpec, ranks: Collection[int] = ()) -> None:
+        self._spec = spec
         self._ranks = ranks
 
     def begin(self, current: State) -> None:
         """Forget the last round; ``current`` has the server's rank."""
         self._current = current
-        self._stacks = Stacks()
+        self._stacks = Stacks(self._spec)
 
     def add(self, upload: State, weight: float) -> None:
         """Take one upload, of any rank."""
@@ -71,4 +74,4 @@ class FlexLoRA(LowRankStrategy):
 
     def over_uploads(self) -> Reducer:
         """Return the decomposition."""
-        return Decomposing(tuple(self.participation.ranks.values()))
+        return Decomposing(self.spec, tuple(self.participation.ranks.values()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedsb.adapters import AdapterSpec
 from fedsb.core.state import Name, State
 from strategies.base import LowRankStrategy
 from strategies.products import Stacks
@@ -18,16 +19,18 @@ class Stacking:
     """The stack of all uploads, and the mean of the head.
 
     Args:
+        spec: the adapter family.
         scale: s.
     """
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, spec: AdapterSpec, scale: float) -> None:
+        self._spec = spec
         self._scale = scale
         self.begin(State())
 
     def begin(self, current: State) -> None:
         """Forget the last round's uploads."""
-        self._stacks = Stacks(self._scale)
+        self._stacks = Stacks(self._spec, self._scale)
 
     def add(self, upload: State, weight: float) -> None:
         """Take one upload."""
@@ -47,7 +50,7 @@ class FLoRA(LowRankStrategy):
 
     def over_uploads(self) -> Reducer:
         """Return the stack."""
-        return Stacking(self.scale)
+        return Stacking(self.spec, self.scale)
 
     def residual_rank(self, ranks: Sequence[int]) -> int:
         """Return the sum of the clients' ranks."""

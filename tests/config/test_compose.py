@@ -148,6 +148,14 @@ def test_a_mistake_gets_one_line(override: str) -> None:
 
 JOINT = {
     r"evaluate_clients=true needs held-out examples": ["federation.evaluate_clients=true"],
+    r"evaluate_clients=False: method 'fedsa_lora' needs federation.evaluate_clients=true; leave federation.evaluate_clients out": [
+        "method=fedsa_lora",
+        "federation.evaluate_clients=false",
+    ],
+    r"fedsa_lora.yaml: needs names 'federation.evaluates', which is no key": [
+        "method=fedsa_lora",
+        'method.needs=["federation.evaluates=true"]',
+    ],
     r"method\.adapter=lora is not that of method 'fed_sb'; it must be lora_sb": ["method.adapter=lora"],
     r"unknown method 'fedex' \(did you mean 'fedex_lora'\?\)": ["method.name=fedex"],
     r"momentum=-1\.0 is out of range": ["federation.server_optimizer.momentum=-1"],

@@ -8,6 +8,7 @@ import pytest
 
 from fedsb.config.compose import conf_dir, load
 from fedsb.cost.table import cost_of
+from strategies import STRATEGIES
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 BUDGET = 200e9  # bytes that FlowerTune allows over a run
@@ -19,6 +20,12 @@ def test_every_experiment_composes_and_says_what_it_is(name: str) -> None:
     lines = Path(conf_dir() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# @package _global_"
     assert lines[1].startswith("# ")
+
+
+@pytest.mark.parametrize("method", STRATEGIES)
+def test_the_first_look_is_there_for_every_method(method: str) -> None:
+    config = load([f"method={method}", "experiment=quick"])
+    assert (config.method.name, config.federation.num_rounds) == (method, load(["experiment=quick"]).federation.num_rounds)
 
 
 # Clients, and how many a round draws: benchmarks/flowertune-llm of Flower's repository.

@@ -34,7 +34,11 @@ class Shape:
 
     def lora(self, rank: int) -> int:
         """Return ``layers · r · Σ (m + n)``: B (m, r) and A (r, n) of each linear layer."""
-        return self.layers * rank * sum(m + n for m, n in self.modules)
+        return self.factor("B", rank) + self.factor("A", rank)
+
+    def factor(self, name: str, rank: int) -> int:
+        """Return ``layers · r · Σ m`` for B, ``layers · r · Σ n`` for A."""
+        return self.layers * rank * sum(m if name == "B" else n for m, n in self.modules)
 
     def cores(self, rank: int) -> int:
         """Return ``layers · 7 · r²``."""
@@ -42,8 +46,11 @@ class Shape:
 
     def fedex(self, clients: int, rank: int) -> int:
         """Return what FedEx sends down to a client: means, and factors of rank (k − 1) r or W's own shape, whichever is smaller."""
-        whole = (clients - 1) * rank
-        return self.lora(rank) + self.layers * sum(min(m * n, whole * (m + n)) for m, n in self.modules)
+        return self.lora(rank) + self.added((clients - 1) * rank)
+
+    def added(self, rank: int) -> int:
+        """Return what is sent of a sum on W0: factors of a rank, or W0's own shape, whichever is smaller."""
+        return self.layers * sum(min(m * n, rank * (m + n)) for m, n in self.modules)
 
 
 MODELS = {
@@ -93,6 +100,11 @@ def test_counts_follow_from_the_dimensions(counted: Counted, model: str) -> None
     assert found["fedex_lora"].up == shape.lora(32)
     assert found["fedex_lora"].down == shape.fedex(CLIENTS[model], 32)
     assert found["fed_sb"].trained == found["fed_sb"].up == found["fed_sb"].down == shape.cores(200)
+    assert found["ffa_lora"].trained == found["ffa_lora"].up == found["ffa_lora"].down == shape.factor("B", 32)
+    assert found["fedsa_lora"].up == found["fedsa_lora"].down == shape.factor("A", 32)
+    assert found["rolora"].trained == found["fedsa_lora"].trained == found["flora"].up == shape.lora(32)
+    assert 2 * found["rolora"].up == 2 * found["rolora"].down == shape.lora(32)  # one factor a round
+    assert found["flora"].down == shape.added(CLIENTS[model] * 32)  # the stack; the factors that begin anew cost nothing
 
 
 @pytest.mark.parametrize("rank", [120, 160])

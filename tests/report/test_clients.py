@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import statistics
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +33,15 @@ def test_the_worst_is_the_lowest_score_and_the_highest_loss(scores):
         assert row["mean"] == statistics.mean(scores.values()) or abs(row["mean"] - statistics.mean(scores.values())) < 1e-12
         assert abs(row["std"] - statistics.stdev(scores.values())) < 1e-12
         assert row["clients"] == len(scores)
+
+
+@pytest.mark.parametrize(("clients", "tenth"), [(1, 1), (10, 1), (11, 2), (20, 2), (27, 3)])
+def test_the_worst_tenth_is_the_mean_of_a_tenth_of_the_clients_rounded_up(clients: int, tenth: int) -> None:
+    values = random.Random(clients).sample(range(100), clients)
+    metrics = {f"client-{i}": {"accuracy": v / 100, "loss": v / 100} for i, v in enumerate(values)}
+    spread = client_spread([RoundRecord(1, client_metrics=metrics)])
+    assert spread["accuracy"]["worst_tenth"] == pytest.approx(sum(sorted(values)[:tenth]) / tenth / 100)
+    assert spread["loss"]["worst_tenth"] == pytest.approx(sum(sorted(values)[-tenth:]) / tenth / 100)
 
 
 def test_a_run_without_metrics_on_clients_has_no_spread(make_run: Maker):

@@ -99,6 +99,7 @@ class Keeper:
     records: list[RoundRecord] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
+    bases: list[State] = field(default_factory=list)
 
     def begin(self, round_number: int, clients: Sequence[str], stage: str) -> None: ...
 
@@ -108,6 +109,7 @@ class Keeper:
         self.records.append(record)
         self.states.append(state)
         self.versions.append(frozen.version)
+        self.bases.append(frozen.view().basis)
 
 
 @dataclass(frozen=True)

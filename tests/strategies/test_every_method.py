@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +18,10 @@ from clients.self_checks import FirstRound
 from fedsb.adapters import SPECS
 from fedsb.adapters.spec import NEVER
 from fedsb.app.client_job import Job
-from fedsb.app.own_factors import data_free
+from fedsb.app.own_factors import data_free, fresh_factors
 from fedsb.config.compose import load
 from fedsb.core.errors import RunError, UserError
-from fedsb.core.state import HEAD, Name, State
+from fedsb.core.state import HEAD, Name, State, sha256
 from fedsb.cost.table import cost_of
 from fedsb.run.own_state import OwnState
 from strategies import STRATEGIES
@@ -159,6 +160,58 @@ def test_privacy_is_accounted_for_or_refused_in_one_line(
     else:
         with pytest.raises(UserError, match=r"^privacy\.unit=\w+ [^\n]+; use [^\n]+$"):
             run_privately(overrides, tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_rests_in_a_round_is_the_same_after_it(run: Run, method: str) -> None:
+    """To the bit, whoever was absent; a rule that makes more of the uploads than their mean may move it, as FedSVD does."""
+    federation = run(method)
+    spec, kept = federation.prepared.adapted.spec, federation.kept
+    held = [basis.merge(state) for basis, state in zip(kept.bases, kept.states, strict=True)]
+    for number, (before, after) in enumerate(pairwise(held), start=1):
+        moved = {name.role for name, t in after.items() if not torch.equal(t, before[name])}
+        learnt = {*spec.uploaded(number), *({HEAD} - {*spec.own})}
+        assert moved == learnt if federation.prepared.strategy.is_the_mean() else learnt - {*spec.fresh} <= moved
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_nobody_keeps_begins_in_each_round_anew_and_alike_for_all(run: Run, method: str) -> None:
+    federation = run(method)
+    spec, config = federation.prepared.adapted.spec, federation.config
+    models = federation.prepared.adapted, federation.fresh_model(), federation.fresh_model()
+    first, again, second = (fresh_factors(config, model, number) for model, number in zip(models, (1, 1, 2), strict=True))
+    assert {name.role for name in first} == {*spec.fresh}
+    assert sha256(first) == sha256(again)
+    drawn = {name for name, t in first.items() if t.any()}
+    assert bool(drawn) == bool(spec.fresh)
+    assert not any(torch.equal(first[name], second[name]) for name in drawn)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_tells_all_that_is_ever_trained(run: Run, method: str) -> None:
+    adapted = run(method).prepared.adapted
+    shapes = [adapted.spec.shapes(m, n, 3) for m, n in adapted.shapes.values()]
+    factors = sum(prod(each[role]) for each in shapes for role in adapted.spec.ever_learn)
+    assert adapted.layouts.learnt.numel == factors + sum(p.numel() for name, p in adapted.model.named_parameters() if name in adapted.head)
+
+
+BESIDE = ("federation.server_optimizer.name=momentum", "federation.server_optimizer.name=adam", "federation.weighting=fedau")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("beside", BESIDE)
+def test_what_acts_on_a_mean_acts_on_it_or_is_refused_in_one_line(run: Run, method: str, beside: str) -> None:
+    """And where it acts the uploads are as exact a mean as without it."""
+    rule, spec = STRATEGIES[method], SPECS[load([f"method={method}"]).method.adapter]
+    if not rule.is_the_mean() or ("optimizer" in beside and spec.turns > 1):
+        with pytest.raises(UserError, match=r"^federation\.\w+(=fedau)? [^\n]+; use [^\n]+$"):
+            run(method, beside)
+        return
+    federation = run(method, beside, "federation.server_optimizer.lr=0.1")
+    assert not any(record.failed for record in federation.records)
+    assert federation.sha256 != run(method).sha256
+    if federation.prepared.strategy.has_global_model and federation.prepared.strategy.is_exact:
+        assert max(record.exactness_gap for record in federation.records[1:]) < 1e-5
 
 
 @pytest.mark.parametrize("method", METHODS)

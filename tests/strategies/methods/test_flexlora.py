@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fedsb.adapters import SPECS
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import Name, State
 from strategies.methods.flexlora import Decomposing
@@ -15,7 +16,7 @@ def test_what_is_cut_off_is_told_as_the_dense_mean_has_it() -> None:
     draw = torch_generator(0, "cut off")
     a, b = Name("m", "A"), Name("m", "B")
     uploads = [State({b: torch.randn(9, rank, generator=draw), a: torch.randn(rank, 7, generator=draw)}) for rank in (3, 2, 1)]
-    rule = Decomposing((1, 2, 3))
+    rule = Decomposing(SPECS["lora"], (1, 2, 3))
     rule.begin(State({b: torch.zeros(9, 3), a: torch.zeros(3, 7)}))
     for upload, weight in zip(uploads, (3.0, 2.0, 1.0), strict=True):
         rule.add(upload, weight)
