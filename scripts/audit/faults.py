@@ -18,7 +18,7 @@ from watch import replaced
 
 import clients.private as private
 import clients.private_start as private_start
-import fedsb.models.fit as training
+import fedsb.models.collating as collating
 import fedsb.privacy.randomness as randomness
 import strategies.privacy.mean as private_mean
 from clients.clipping import CLIPPINGS
@@ -186,5 +186,5 @@ def faults(rows: Sequence[Row]) -> list[Fault]:
         Fault("everyone in a start's sample", STARTS, (module(private_start, "poisson_sample", draw.all_of),)),
         Fault("updates are not clipped", SERVER, (_server(_long_sum),)),
         Fault("divided by the clients that answer", SERVER[:1], (_server(_divided_sum),)),
-        Fault("padding to the longest text", LENGTHS, (module(training, "pad", _longest),)),
+        Fault("padding to the longest text", LENGTHS, (module(collating, "pad", _longest),)),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -242,8 +243,33 @@ def audited(out: Path, *rows: str) -> dict[str, Any]:
 @pytest.mark.timeout(900)
 def test_the_audit_passes_the_real_code_and_catches_what_is_broken(tmp_path: Path) -> None:
     """Rows that are over in seconds, at the server and at a client with self-checks; the others are the same code, dearer."""
-    made = audited(tmp_path / "audit.json", "privacy=client", "constant time")
+    made = audited(tmp_path / "audit.json", "privacy=client", "constant time", "two lengths, flat")
     server = {"privacy=client", "privacy=client, adaptive", "privacy=client, start"}
-    assert {row["row"] for row in made["rows"]} == {*server, "constant time"}
+    assert {row["row"] for row in made["rows"]} == {*server, "constant time", "two lengths, flat"}
     assert sum(line["row"] in server for line in made["faults"]) == 7
     assert [line["fault"] for line in made["faults"] if line["row"] == "constant time"] == ["half the noise"]
+    by_length = [line["fault"] for line in made["faults"] if line["row"] == "two lengths, flat"]
+    assert by_length == ["half the noise", "padding to the longest text"]
+
+
+PLANTED = """
+from audit_privacy import faults, other_rows, subject, text_rows, training_rows
+tiny = subject(0)
+rows = {row.name: row for row in [*training_rows(tiny), *other_rows(tiny), *text_rows(0)]}
+for fault in faults(list(rows.values())):
+    for name in fault.rows:
+        for plant in fault.plants:
+            with plant(rows[name]):
+                print(fault.name, name)
+"""
+
+
+@pytest.mark.slow
+def test_every_fault_is_planted_where_the_code_is() -> None:
+    """What it replaces is named in words, and may have moved since."""
+    command = [sys.executable, "-c", PLANTED]
+    done = subprocess.run(
+        command, cwd=ROOT / "scripts" / "audit", capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 60
