@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -37,7 +39,7 @@ def readable_rows(config: Config, client: str, data_path: str | None, labels: tu
     """Return the hashes of what can be read of a client's data, where a run may be refused for what they hold.
 
     A refusal tells of the rows, as that all have a label which the server names; so they are known by their texts, whatever their labels
-    are, and row by row where the file cannot be read as a whole. Without any that can be read a refusal tells of the file alone.
+    are, and row by row where a file of the node's cannot be read as a whole. Without any to be read a refusal tells of the file alone.
     """
     unlabelled = replace(config, data=replace(config.data, task="causal_lm", label=None))
 
@@ -47,11 +49,12 @@ def readable_rows(config: Config, client: str, data_path: str | None, labels: tu
     def whole() -> Hashes:
         return rows_of(unlabelled, client, data_path, (), salt)
 
-    def by_row() -> Hashes:
-        held = read_private_rows(unlabelled.data, data_path or "", (), no_target=math.nan).examples
+    def by_row(path: str) -> Hashes:
+        held = read_private_rows(unlabelled.data, path, (), no_target=math.nan).examples
         return hash_rows(held.texts, held.pairs, salt)
 
-    for read in (labelled, whole, by_row):
+    ways: list[Callable[[], Hashes]] = [labelled, whole, *([] if data_path is None else [partial(by_row, data_path)])]
+    for read in ways:
         with suppress(Exception):  # what is wrong with them is told by who reads them next
             return read()
     return hash_rows((), None, salt)

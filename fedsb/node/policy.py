@@ -66,6 +66,8 @@ class NodePolicy:
         """
         if self.data_path is None and config.data.kind != PACKAGED:
             raise PolicyError(f"data.kind={config.data.kind}: this node's data-path is '{PACKAGE}', so it serves data={PACKAGED} alone")
+        if self.data_path is None:
+            _hold_pathless(config)
         if self.privacy is None:
             return
         if config.privacy.unit != self.privacy:
@@ -87,6 +89,13 @@ class NodePolicy:
         least = min((noise for noise in multipliers if noise is not None), default=math.inf)
         if self.min_noise is not None and least < self.min_noise:
             raise PolicyError(f"privacy.noise_multiplier={least:g}: this node's min-noise is {self.min_noise:g}")
+
+
+def _hold_pathless(config: Config) -> None:
+    """Hold that a run names no file: a node would read it from its own disk, and tell by its answer what it holds."""
+    for key in ("path", "test_path", "public_path"):
+        if getattr(config.data, key) is not None:
+            raise PolicyError(f"data.{key}: this node's data-path is '{PACKAGE}', and it reads no other; leave data.{key} out")
 
 
 def _word(key: str, value: Any) -> str:

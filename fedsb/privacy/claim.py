@@ -14,7 +14,8 @@ ATTACKS = (
 NOT_COVERED = {
     "example": "a person with several examples or at several clients, what left the data past the node's ledger (under another FEDSB_HOME, "
     f"before rows were edited), the time of a reply, that a row lies in two of a node's data sets (their accounts are one then), {ATTACKS}",
-    "client": f"a person at several clients, other runs with the same clients (each claims for itself alone), {ATTACKS}",
+    "client": f"a person at several clients, other runs with the same clients (each claims for itself alone), whose reply did not count, "
+    f"and why, {ATTACKS}",
 }
 NO_MECHANISM = "no privacy mechanism"
 

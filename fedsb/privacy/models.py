@@ -15,8 +15,13 @@ def refuse_mixing_layers(model: nn.Module) -> None:
     """Hold that no layer lets one example of a batch change another's output, or gradients could not be clipped by example.
 
     Raises:
-        UserError: one does.
+        UserError: one does, or might: a base that its folder holds quantised may scale activations over a whole batch.
     """
+    if getattr(getattr(model, "config", None), "quantization_config", None):
+        raise UserError(
+            "the model's folder holds it quantised (quantization_config), by a method whose layers may look at all examples of a batch at "
+            "once, so privacy.unit=example cannot hold; use one with plain weights, and model.quantize"
+        )
     for name, module in model.named_modules():
         if isinstance(module, MIXING):
             raise UserError(

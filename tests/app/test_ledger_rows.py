@@ -43,6 +43,14 @@ def test_rows_are_known_where_a_run_is_refused_for_their_labels(labels: tuple[st
     assert np.array_equal(readable_rows(load(base), "a", str(path), labels, b"salt"), wanted)
 
 
+def test_a_node_of_packaged_data_reads_nothing_beside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its working folder is no data of its own, whatever lies there."""
+    (tmp_path / "another.jsonl").write_text(json.dumps({"text": "another's", "label": "film"}) + "\n")
+    monkeypatch.chdir(tmp_path)
+    config = load(["data=bbc_news", "data.test_path=/no/such.jsonl"])
+    assert len(readable_rows(config, "client-0", None, ("film",), b"salt")) == 0
+
+
 def test_rows_are_known_where_a_line_breaks_the_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"row {i}", "label": "film"}) + "\n" for i in range(6)) + "{no json\n")

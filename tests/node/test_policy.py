@@ -88,6 +88,8 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
     "a start without noise": (STRICT, (*EXAMPLE, "init.kind=gradient"), "privacy.init_fraction"),
     "little noise": ({**STRICT, "min-noise": "2.5"}, EXAMPLE, "privacy.noise_multiplier"),
     "the server's file": ({**BASE, "data-path": "package"}, (), "data.kind"),
+    "its test file": ({**BASE, "data-path": "package"}, ("data=bbc_news", "data.test_path=/other/ward.jsonl"), "data.test_path"),
+    "its public file": ({**STRICT, "data-path": "package"}, ("data=bbc_news", "data.public_path=/other/ward.jsonl"), "data.public_path"),
 }
 
 

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch import nn
@@ -130,6 +131,13 @@ def test_layers_that_keep_examples_apart_are_taken() -> None:
     for layer in (nn.BatchNorm1d(4), nn.BatchNorm2d(4), nn.SyncBatchNorm(4)):
         with pytest.raises(UserError, match=r"^'1' \(\w*BatchNorm\w*\) mixes the examples of a batch"):
             refuse_mixing_layers(nn.Sequential(nn.Linear(4, 4), layer))
+
+
+def test_a_base_that_was_quantised_by_others_is_refused() -> None:
+    model = nn.Linear(4, 4)
+    model.config = SimpleNamespace(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    with pytest.raises(UserError, match=r"^the model's folder holds it quantised \(quantization_config\)[^\n]*; use one with plain"):
+        refuse_mixing_layers(model)
 
 
 def test_a_run_keeps_its_ledgers_in_its_folder_and_another_run_does_not_take_them_over(call: Call, tmp_path: Path) -> None:
