@@ -27,7 +27,7 @@ from fedsb.wire.frozen_cache import FrozenCache
 from fedsb.wire.messages import decode_instruction
 from strategies import STRATEGIES, LowRankStrategy
 from strategies.reducers import Aggregate, Reducer
-from tests.run.test_resume import Killed, Mortal
+from tests.run.mortal import Killed, Mortal
 from tests.strategies.federations import ClientCall, Exchange, Federation, classification, federate, start_of
 from tests.strategies.private_runs import EXAMPLE, small
 
