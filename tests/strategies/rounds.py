@@ -1,0 +1,48 @@
+"""What the laws of whole rounds share: the methods that they hold for, a federation's overrides, and arithmetic on its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from fedsb.adapters import SPECS
+from fedsb.config.compose import load
+from fedsb.cost.table import cost_of
+from strategies import STRATEGIES
+from tests.strategies.federations import Dense, Federation, start_of
+
+# alpha / r = 5 / 3, neither 1 nor a power of two; three of five clients a round, of unequal size.
+ROUNDS = ["federation.num_rounds=4", "federation.fraction=0.6", "adapter.alpha=5", "train.lr=0.02"]
+FEWER = "federation.min_replies=1"  # on real nodes all must be there, unless fewer are asked for
+MODELS = ("tiny_bert", "tiny_gpt2", "tiny_llama")
+METHODS = {name: [f"method={name}", start_of(name)] for name in STRATEGIES if name != "head_only"}
+FAMILIES = {name: SPECS[load([f"method={name}"]).method.adapter] for name in METHODS}
+GROWING = [name for name in METHODS if STRATEGIES[name].adds_to_weights()]
+LOGGED = [name for name in METHODS if name in GROWING or FAMILIES[name].in_log]
+WHOLE = [name for name in METHODS if FAMILIES[name].has_global_model]
+Options = Callable[..., list[str]]
+Plain = Callable[[str, str], Federation]
+
+
+def relative(difference: Dense, reference: Dense) -> float:
+    """Return ``‖difference‖ / ‖reference‖`` over all modules."""
+    return float(torch.stack([t.norm() for t in difference.values()]).norm() / torch.stack([t.norm() for t in reference.values()]).norm())
+
+
+def minus(left: Dense, right: Dense) -> Dense:
+    return {module: t - right[module] for module, t in left.items()}
+
+
+def plus(left: Dense, right: Dense) -> Dense:
+    return {module: t + right[module] for module, t in left.items()}
+
+
+def pristine(federation: Federation) -> Dense:
+    return {module: w.double() for module, w in federation.fresh_model().weights().items()}
+
+
+def foretold(federation: Federation) -> tuple[int, int, int]:
+    """Return the bytes up, down and one-off that the cost rules foretell."""
+    cost = cost_of(federation.config)
+    return cost.payload_up, cost.payload_down, cost.payload_one_off

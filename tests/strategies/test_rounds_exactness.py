@@ -1,0 +1,118 @@
+"""After a round every client holds the mean of what was trained, where a method claims so; elsewhere the gap is told as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedsb.core.state import HEAD, Name, State
+from tests.strategies.federations import Exchange, Federation, federate, mean_update, next_instructions, product
+from tests.strategies.rounds import GROWING, METHODS, MODELS, Options, Plain, minus, plus, pristine, relative
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_client_holds_the_mean_of_what_was_trained(plain: Plain, model: str, method: str, tmp_path: Path) -> None:
+    """Where a method claims so; elsewhere it is off after the first round, or there is no such weight."""
+    federation = plain(model, method)
+    if not federation.prepared.strategy.is_exact:
+        assert_off(federation, tmp_path)
+        return
+    shapes = federation.prepared.adapted.shapes.values()
+    assert any(m != n for m, n in shapes)
+    base = pristine(federation)  # W0 and, for a method with a residual, what earlier rounds added to it
+    checked = 0
+    for exchanges, during, after in next_instructions(federation, tmp_path):
+        assert len(exchanges) == 3
+        assert len({e.answer.num_examples for e in exchanges}) == 3
+        update, head = mean_update(federation, exchanges, during.basis.merge(during.state))
+        wanted = plus(base, update)
+        for held in after:
+            assert relative(minus(held.weights, wanted), wanted) <= 1e-6
+            moved = plus(product(federation, held.state, held.basis), {m: held.residuals.get(m, torch.zeros(())) for m in base})
+            change = minus(wanted, pristine(federation))
+            assert relative(minus(moved, change), update) <= 1e-5
+            assert all(torch.allclose(held.head[name].double(), t, rtol=1e-6, atol=1e-7) for name, t in head.items())
+            checked += 1
+        base = minus(wanted, product(federation, after[0].state, after[0].basis))
+    assert checked == 9  # three clients after each of rounds 1 to 3
+    assert all(record.exactness_gap < 1e-5 for record in federation.records[1:])
+
+
+def assert_off(federation: Federation, folder: Path) -> None:
+    """Hold that a method which claims no exactness has none to claim."""
+    if not federation.prepared.strategy.has_global_model:
+        assert all(record.exactness_gap is None for record in federation.records)
+        return
+    exchanges, during, after = next(next_instructions(federation, folder))
+    update, _ = mean_update(federation, exchanges, during.basis.merge(during.state))
+    wanted = plus(pristine(federation), update)
+    assert relative(minus(after[0].weights, wanted), update) > 1e-3
+
+
+def closed_form(federation: Federation, exchanges: list[Exchange]) -> float:
+    """Return ``‖s Σ w_i (B_i − B̄)(A_i − Ā)‖ / ‖(s Σ w_i B_i A_i, head − first head)‖`` in float64; the head is averaged exactly."""
+    layout, scale = federation.prepared.adapted.layouts.down, federation.prepared.adapted.scale
+    uploads = [e.answer.state(layout) for e in exchanges]
+    weights = torch.tensor([e.answer.num_examples for e in exchanges]).double()
+    weights /= weights.sum()
+    missed: list[Tensor] = []
+    for module in federation.prepared.adapted.shapes:
+        lefts, rights = (torch.stack([u[Name(module, role)].double() for u in uploads]) for role in ("B", "A"))
+        left, right = (torch.einsum("i,ijk->jk", weights, stack) for stack in (lefts, rights))
+        missed.append(scale * torch.einsum("i,ijr,irk->jk", weights, lefts - left, rights - right))
+    update, head = mean_update(federation, exchanges, State())
+    first = federation.prepared.initial.pick(HEAD)
+    moved = [*update.values(), *(t - first[name].double() for name, t in head.items())]
+    return float(torch.stack([t.norm() for t in missed]).norm() / torch.stack([t.norm() for t in moved]).norm())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_gap_of_plain_averaging_is_its_closed_form(plain: Plain, model: str) -> None:
+    federation = plain(model, "fedavg_lora")
+    for number, exchanges in federation.grid.rounds().items():
+        gap = federation.records[number].exactness_gap
+        assert gap > 1e-3
+        assert gap == pytest.approx(closed_form(federation, exchanges), rel=1e-4)
+
+
+def test_uniform_weights_count_each_client_once(options: Options, plain: Plain, tmp_path: Path) -> None:
+    federation = federate(options("tiny_bert", "fedex_lora", "federation.weighting=uniform"))
+    base = pristine(federation)
+    for exchanges, during, after in next_instructions(federation, tmp_path):
+        update, _ = mean_update(federation, exchanges, during.basis.merge(during.state))  # takes the weighting from the configuration
+        wanted = plus(base, update)
+        assert all(relative(minus(held.weights, wanted), wanted) <= 1e-6 for held in after)
+        base = minus(wanted, product(federation, after[0].state, after[0].basis))
+    assert plain("tiny_bert", "fedex_lora").sha256 != federation.sha256
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_held_gap_counts_what_is_rounded_where_a_residual_is_added(plain: Plain, method: str) -> None:
+    """Where a method adds nothing to frozen weights, what clients hold is their factors."""
+    records = plain("tiny_bert", method).records[1:]
+    assert records
+    for record in records:
+        if method in GROWING:
+            assert record.exactness_gap < record.held_gap < 1e-4
+        else:
+            assert record.held_gap == record.exactness_gap
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_a_server_optimiser_runs_and_is_told_apart_from_the_gap(options: Options, name: str) -> None:
+    federation = federate(
+        options(
+            "tiny_bert",
+            "fed_sb",
+            f"federation.server_optimizer.name={name}",
+            "federation.server_optimizer.lr=0.5",
+            "federation.num_rounds=2",
+        )
+    )
+    for record in federation.records[1:]:
+        assert record.exactness_gap < 1e-5
+        assert record.extras["server_step"] > 0
