@@ -24,8 +24,8 @@ from fedsb.wire.frozen import FrozenView
 from fedsb.wire.frozen_cache import FrozenCache
 from tests.strategies.federations import Federation, classification, federate, language_model
 from tests.strategies.private_runs import EXAMPLE
+from tests.strategies.rounds import GROWING
 
-METHODS = ("fedex_lora", "flora")
 ROUNDS = ["federation.num_rounds=3", "train.lr=0.01", "federation.fraction=0.6", "eval.every=1"]
 Run = Callable[[str, str, str], Federation]
 
@@ -56,7 +56,7 @@ def logits(adapted: AdaptedModel) -> Tensor:
     return found.double()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", GROWING)
 def test_in_float32_every_rule_is_the_same_run(run: Run, method: str) -> None:
     runs = {hold: run(method, "float32", hold) for hold in ("auto", "merge", "factors", "dense")}
     assert runs["auto"].sha256 == runs["merge"].sha256
@@ -70,7 +70,7 @@ def test_in_float32_every_rule_is_the_same_run(run: Run, method: str) -> None:
         assert max(record.held_gap or 0.0 for record in runs[other].records) < 1e-5
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", GROWING)
 def test_beside_a_narrow_base_the_method_stays_exact_and_a_merge_shows_its_gap(run: Run, method: str) -> None:
     beside, merged = run(method, "bfloat16", "auto"), run(method, "bfloat16", "merge")
     assert set(beside.prepared.adapted.held_as_factors) == set(beside.prepared.adapted.layers)

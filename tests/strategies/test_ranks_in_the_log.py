@@ -30,6 +30,7 @@ from strategies.reducers import Aggregate, Reducer
 from tests.run.mortal import Killed, Mortal
 from tests.strategies.federations import ClientCall, Exchange, Federation, classification, federate, start_of
 from tests.strategies.private_runs import EXAMPLE, small
+from tests.strategies.rounds import FAMILIES, METHODS
 
 RANKS = {f"client-{i}": 1 + i % 3 for i in range(5)}
 SEVERAL = (
@@ -39,8 +40,8 @@ SEVERAL = (
     "federation.partition.sizes=[9,8,7,6,5]",
     "train.lr=0.02",
 )
-# B and A never learn; A alone never does; both learn in turns.
-FAMILIES = ("fed_sb", "ffa_lora", "rolora")
+# A rule for several ranks of a method's own, which has tests of its own, would stand in for that of these tests.
+LOGGED = [name for name in METHODS if FAMILIES[name].in_log and not STRATEGIES[name].any_rank]
 
 
 class Holders:
@@ -69,7 +70,7 @@ class OfAnyRank(LowRankStrategy):
 def taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Let the families' methods take clients of any rank, and start from an empty home."""
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
-    for method in FAMILIES:
+    for method in LOGGED:
         monkeypatch.setitem(STRATEGIES, method, OfAnyRank)
 
 
@@ -92,7 +93,7 @@ def leading(federation: Federation, name: Name, rank: int) -> tuple[slice, ...]:
     return tuple(slice(size) for size in adapted.spec.shapes(*adapted.shapes[name.module], rank)[name.role])
 
 
-@pytest.mark.parametrize("method", FAMILIES)
+@pytest.mark.parametrize("method", LOGGED)
 def test_every_bundle_holds_the_blocks_of_the_servers_log(run: Callable[..., Federation], method: str, tmp_path: Path) -> None:
     """Put together from the first to the last, by client, they are what the server holds, cut; the bytes are those of the blocks."""
     more = ("federation.evaluate_clients=true", "data.client_test_fraction=0.3", "eval.every=2")
@@ -115,7 +116,7 @@ def test_every_bundle_holds_the_blocks_of_the_servers_log(run: Callable[..., Fed
                 recurring += tensor.numel()
         held_at(federation, exchange, held)
     assert federation.payload()[2] == 4 * once
-    assert (recurring > 0) is (method == "rolora")
+    assert (recurring > 0) is (FAMILIES[method].turns > 1)
 
 
 def held_at(federation: Federation, exchange: Exchange, held: dict[Name, torch.Tensor]) -> None:
@@ -159,7 +160,7 @@ def fresh(message: Message, context: Context) -> Message:
     return client_app(message, context)
 
 
-@pytest.mark.parametrize("method", FAMILIES)
+@pytest.mark.parametrize("method", LOGGED)
 def test_a_cache_that_clients_of_several_ranks_share_mixes_none(run: Callable[..., Federation], method: str, tmp_path: Path) -> None:
     """One process, one after the other, and fresh ones, all over one folder, end as clients do that have a folder each."""
     apart = moved(run(method, app=by_client(tmp_path / "homes")))
@@ -168,13 +169,13 @@ def test_a_cache_that_clients_of_several_ranks_share_mixes_none(run: Callable[..
     assert moved(run(method, app=fresh)) == apart
 
 
-@pytest.mark.parametrize("method", FAMILIES)
+@pytest.mark.parametrize("method", LOGGED)
 def test_every_head_has_a_file_for_each_rank(run: Callable[..., Federation], method: str, tmp_path: Path) -> None:
     federation = run(method, "federation.fraction=1.0")
-    folder, whole = tmp_path / "home" / "frozen", federation.frozen.view().basis
-    head = federation.grid.exchanges[-1].instruction.frozen
-    if method == "rolora":  # the last round has moved what nobody was sent any more
-        whole = whole.pick("A")
+    folder, family = tmp_path / "home" / "frozen", FAMILIES[method]
+    # What the last round has moved nobody was sent any more.
+    rested = [role for role in family.in_log if role not in family.learn(federation.config.federation.num_rounds)]
+    whole, head = federation.frozen.view().basis.pick(*rested), federation.grid.exchanges[-1].instruction.frozen
     for rank in (1, 2, 3):
         basis = FrozenCache(folder, rank).load(head).basis
         assert all(torch.equal(basis[name], t[leading(federation, name, rank)]) for name, t in whole.items())
@@ -185,7 +186,7 @@ def test_every_head_has_a_file_for_each_rank(run: Callable[..., Federation], met
     assert {name: t.shape for name, t in basis.items()} == {name: t.shape for name, t in plain.frozen.view().basis.items()}
 
 
-@pytest.mark.parametrize("method", FAMILIES)
+@pytest.mark.parametrize("method", LOGGED)
 def test_a_lost_cache_is_sent_all_of_its_rank(run: Callable[..., Federation], method: str, tmp_path: Path) -> None:
     more = ("federation.fraction=1.0", "federation.num_rounds=3")
     kept = run(method, *more, app=by_client(tmp_path / "kept"))
