@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from fedsb.config.compose import load
 from fedsb.config.schema import DataConfig, PartitionConfig
+from tests.data.own_rows import Configure
 
 Rows = list[dict[str, Any]]
 
@@ -41,3 +43,16 @@ def table(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture(scope="module")
+def configured(tiny_bert: Path) -> Configure:
+    base = [
+        "model=pretrained",
+        f"model.name='{tiny_bert}'",
+        "data=files",
+        "train.max_length=12",
+        "device=cpu",
+        "data.labels=[film,sport,trade]",
+    ]
+    return cache(lambda *more: load([*base, "privacy=example", "privacy.noise_multiplier=2", *more]))
