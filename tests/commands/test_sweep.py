@@ -11,15 +11,9 @@ import pytest
 from fedsb.commands.sweep import CUT, FINISHED, JOBS, NEW, endings, going_on, label_jobs, run_noted, tell
 from fedsb.core.errors import RunError, UserError
 from fedsb.run.folder import read_run
-from tests.test_cli import Call, call, first_line, quick  # noqa: F401
+from tests.commands.calls import Call, first_line
 
 GRID = ("seed=0,1", "federation.num_rounds=2", "output=sweep")
-
-
-@pytest.fixture(autouse=True)
-def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
 
 
 def bits(folder: Path) -> dict[str, str]:
@@ -35,7 +29,7 @@ def cut_off(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_where_it_was_left(call: Call, quick: list[str]) -> None:  # noqa: F811
+def test_a_sweep_goes_on_where_it_was_left(call: Call, quick: list[str]) -> None:
     status, out, err = call("run", "-m", *quick, *GRID, "progress=lines")
     assert status == 0, err
     assert [line for line in out.splitlines() if line.startswith("job ")] == ["job 1 of 2: seed=0", "job 2 of 2: seed=1"]
@@ -52,7 +46,7 @@ def test_a_sweep_goes_on_where_it_was_left(call: Call, quick: list[str]) -> None
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_is_told_of_and_the_others_run(call: Call, quick: list[str]) -> None:  # noqa: F811
+def test_a_job_that_fails_is_told_of_and_the_others_run(call: Call, quick: list[str]) -> None:
     status, out, err = call("run", "-m", *quick, "federation.timeout=1e-9,60", "federation.num_rounds=1", "output=sweep")
     assert status == 1
     rows = json.loads(out.splitlines()[-1])["jobs"]
@@ -66,7 +60,7 @@ def test_a_job_that_fails_is_told_of_and_the_others_run(call: Call, quick: list[
 
 
 @pytest.mark.slow
-def test_another_grid_in_the_same_folder_is_a_mistake_before_anything_runs(call: Call, quick: list[str]) -> None:  # noqa: F811
+def test_another_grid_in_the_same_folder_is_a_mistake_before_anything_runs(call: Call, quick: list[str]) -> None:
     assert call("run", "-m", *quick, *GRID, "method=head_only")[0] == 0
     status, _, err = call("run", "-m", *quick, *GRID, "method=head_only", "train.lr=0.5")
     assert status == 2

@@ -1,0 +1,129 @@
+"""A mistake is one line and exit status 2, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.commands.calls import Call, first_line
+
+
+def table(path: Path, *rows: str) -> str:
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return f"data.path='{path}'"
+
+
+MISTAKES = {
+    "a method": (["method=fedex"], "error: unknown method 'fedex' (did you mean 'fedex_lora'?)"),
+    "a key": (["federation.num_round=3"], "error: unknown key 'federation.num_round' (did you mean 'federation.num_rounds'?)"),
+    "a value": (["train.optimizer=adam"], "error: unknown train.optimizer 'adam' (did you mean 'adamw'?)"),
+    "a sign of clients": (["init.update=sign"], "error: init.update=sign with init.evidence=clients"),
+    "a column": (["data.text=txt"], "error: data.text=txt: the training part has no such column (did you mean 'text'?)"),
+    "a rank": (["rank=33"], "error: rank (33) exceeds min(out, in) = 32 of 'bert.encoder.layer.0.attention"),
+    "no rank": (["adapter.rank=0"], "error: adapter.rank=0 is out of range; it must be at least 1"),
+    "no targets": (["adapter.targets=[]"], "error: adapter.targets=[] adapts nothing"),
+    "a device": (["device=cpu:abc"], "error: unknown device 'cpu:abc'"),
+    "a key taken away": (["~seed"], "error: seed must be given: add seed=…"),
+    "targets": (["adapter.targets=q_proj"], "error: adapter.targets 'q_proj' matches no linear layer; use 'all-linear' or patterns of: "),
+    "clients": (["federation.num_clients=500"], "error: 86 training examples for 500 clients; lower federation.num_clients"),
+    "a partition": (
+        ["federation.partition.kind=dirichlet", "federation.partition.alpha=0.001", "federation.num_clients=30"],
+        "error: federation.partition.alpha=0.001 leaves one of 30 clients without examples in every one of 11 draws; raise it",
+    ),
+    "an optimiser": (
+        ["method=fedex_lora", "federation.server_optimizer.name=adam"],
+        "error: federation.server_optimizer is not defined with method=fedex_lora: ",
+    ),
+    "an option": (["+method.options.truncate=3"], "error: method 'fed_sb' does not take these method.options (truncate)"),
+    "a model": (["model.name=./nowhere"], "error: model.name=./nowhere: no such folder"),
+    "a syntax": (["federation.names=[a,"], "error: "),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(call: Call, quick: list[str], case: str) -> None:
+    overrides, message = MISTAKES[case]
+    status, _, err = call("run", *quick, *overrides, "output=run")
+    assert status == 2
+    assert first_line(err).startswith(message)
+    assert not Path("run").exists()
+
+
+def test_an_empty_table_is_a_mistake(call: Call, quick: list[str], tmp_path: Path) -> None:
+    status, _, err = call("run", *quick, table(tmp_path / "none.csv", "text,label"), "output=run")
+    assert status == 2
+    assert "no rows" in first_line(err)
+    (tmp_path / "void.csv").write_text("", encoding="utf-8")
+    status, _, err = call("run", *quick, f"data.path='{tmp_path / 'void.csv'}'", "output=run")
+    assert status == 2
+    assert first_line(err).startswith("error: ")
+
+
+def test_a_label_of_the_test_part_alone_is_a_mistake(call: Call, quick: list[str], tmp_path: Path) -> None:
+    table(tmp_path / "test.csv", "text,label", "a goal,sport", "a song,music")
+    status, _, err = call("run", *quick, f"data.test_path='{tmp_path / 'test.csv'}'", "output=run")
+    assert status == 2
+    assert first_line(err).startswith("error: label 'music' (row 2) is seen only in the test part, the labels are film, sport, trade;")
+
+
+def test_a_model_without_weights_is_a_mistake(call: Call, quick: list[str], tiny_bert: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (bare / name).write_bytes((tiny_bert / name).read_bytes())
+    status, _, err = call("run", *quick, f"model.name='{bare}'", "output=run")
+    assert status == 2
+    assert first_line(err).startswith(f"error: model.name={bare} holds no weights (*.safetensors); save them with save_pretrained")
+
+
+@pytest.mark.parametrize("output", ["taken", "taken/below/it"])
+def test_an_output_on_a_file_is_a_mistake(call: Call, quick: list[str], output: str) -> None:
+    Path("taken").write_text("mine", encoding="utf-8")
+    status, _, err = call("run", *quick, f"output={output}")
+    assert status == 2
+    assert first_line(err) == f"error: output={output}: 'taken' is a file; choose another folder"
+    assert Path("taken").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("cost", "-m", "seed=1,2"), "fedsb cost has no flag '-m'"),
+        (("report", "--foo"), "fedsb report has no flag '--foo'"),
+        (("export", "run", "--foo"), "unknown flag '--foo'"),
+        (("export", "run", "out", "more"), "fedsb export takes 2 arguments at most, and 'more' is one more"),
+    ],
+)
+def test_what_a_command_does_not_take_is_a_mistake(call: Call, arguments: tuple[str, ...], said: str) -> None:
+    status, out, err = call(*arguments)
+    assert (status, out) == (2, "")
+    assert first_line(err).startswith(f"error: {said}")
+
+
+def test_a_sweep_over_a_pattern_is_a_mistake(call: Call) -> None:
+    status, _, err = call("run", "-m", "method=glob(*)")
+    assert status == 2
+    assert first_line(err).startswith("error: cannot sweep over 'method=glob(*)'")
+
+
+def test_a_sweep_with_a_mistake_runs_nothing(call: Call, quick: list[str], tmp_path: Path) -> None:
+    status, _, err = call("run", "-m", "method=fedavg_lora,fedex", *quick)
+    assert status == 2
+    assert first_line(err).startswith("error: unknown method 'fedex'")
+    assert not list(tmp_path.glob("**/summary.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cots"], "error: unknown command 'cots' (did you mean 'cost'?); choose from cost, eval, export, report, run"),
+        (["report"], "error: fedsb report needs the folder of a run"),
+        (["export"], "error: fedsb export needs the folder of a run"),
+        (["report", "nowhere"], "error: 'nowhere' holds no run"),
+    ],
+)
+def test_other_commands_say_what_they_need(call: Call, arguments: list[str], message: str) -> None:
+    status, _, err = call(*arguments)
+    assert status == 2
+    assert first_line(err).startswith(message)
