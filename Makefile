@@ -61,6 +61,8 @@ $(VENV)/installed-dev $(VENV)/installed-demo $(VENV)/installed-llm: $(VENV)/inst
 	@# Byte-compiling all of torch, Ray and transformers takes longer than compiling what is imported when it is.
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	$(if $(filter dev llm,$*),$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -r requirements-llm-bare.txt)
+	@# Beside the environment: transformers imports torchao wherever it is, which takes seconds a process. Compiled here: Python warns of it.
+	$(if $(filter dev,$*),$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/quant -c constraints.txt -r requirements-quant.txt)
 	touch $@
 
 $(VENV)/bin/python:

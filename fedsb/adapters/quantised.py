@@ -20,7 +20,8 @@ def is_quantised(weight: Tensor) -> bool:
 
 def dequantised(weight: Tensor) -> Tensor:
     """Return a weight as floats, as it lies: the tensor itself unless it is quantised."""
-    return weight.detach().dequantize() if is_quantised(weight) else weight.data
+    # Not of its detached self: in inference mode torch makes none of a wrapper.
+    return weight.dequantize() if is_quantised(weight) else weight.data
 
 
 def stored(weight: Tensor) -> Iterator[Tensor]:

@@ -18,6 +18,7 @@ from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.pooling import pooling_remark
+from fedsb.models.quantise import NONE
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARD = "5GB"
@@ -25,6 +26,10 @@ FELT = 0.01  # of what was learnt: a merge that loses more is told
 ROUNDED = (
     "In {dtype} the merged weights miss what was learnt by {lost:.1%} of its size: a change is small beside the weight that it is added to;"
     " --dtype float32 or --format peft keep it"
+)
+BESIDE_QUANTISED = (
+    "The adapter was trained beside weights that model.quantize={kind} had rounded; beside the plain ones it answers a little otherwise. "
+    "--format merged holds those that the run computed with"
 )
 GGUF = "python convert_hf_to_gguf.py FOLDER --outtype f16        # of llama.cpp; it then quantises what that wrote"
 
@@ -111,8 +116,9 @@ def _peft(what: Export, out: Path) -> list[str]:
     task, base = task_of(what.config), base_of(what.config)
     export_peft(what.adapted.model, out, base_model=base, task_type=task.peft_type, head=what.adapted.beside_base())
     _write_tokenizer(what, out)
-    remark = pooling_remark(what.config.model.pooling, what.name)
-    return [remark] if remark else []
+    kind = what.config.model.quantize
+    remarks = pooling_remark(what.config.model.pooling, what.name), "" if kind == NONE else BESIDE_QUANTISED.format(kind=kind)
+    return [remark for remark in remarks if remark]
 
 
 def _check_merged(config: Config, dtype: str | None) -> None:
