@@ -27,11 +27,11 @@ with uncollected(for_good=True):
         run_folder,
         skew_in,
     )
+    from fedsb.app.measuring.scoring import measure
     from fedsb.app.opening import opening_remarks
     from fedsb.app.outcome import finish, listener_of
     from fedsb.app.prepare import Prepared, planned, prepare
     from fedsb.app.private_run import check_ledgers, opening_lines
-    from fedsb.app.scoring import measure
     from fedsb.app.threads import every_core, use_threads
     from fedsb.config.compose import load, split_overrides
     from fedsb.config.schema import Config

@@ -30,7 +30,7 @@ def main(overrides: list[str]) -> int:
 def show(folder: Path) -> None:
     """Print what the untouched base and the trained model answer to some questions of the test part."""
     from fedsb.app.assembly import test_examples
-    from fedsb.app.evaluating import evaluation
+    from fedsb.app.measuring.evaluating import evaluation
     from fedsb.config.compose import read
 
     few = [f"eval.max_examples={SHOWN}"]

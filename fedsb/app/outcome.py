@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fedsb.app.assembly import skew_in
-from fedsb.app.export_run import export_run
+from fedsb.app.exports.at_end import export_run
 from fedsb.app.listener import RunListener
 from fedsb.app.prepare import Prepared
 from fedsb.app.private_run import open_accounts

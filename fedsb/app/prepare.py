@@ -12,8 +12,8 @@ from flwr.serverapp import Grid
 from fedsb.adapters.held import HeldWeights
 from fedsb.app.assembly import corpus_of, counts_dealt, model_of, parts_of, task_of, tokenizer_of
 from fedsb.app.first_factors import first_factors
+from fedsb.app.measuring.scoring import check_scores
 from fedsb.app.private_run import client_plans, server_plan_of
-from fedsb.app.scoring import check_scores
 from fedsb.config.derived import client_names, family, ranks_of
 from fedsb.config.schema import Config
 from fedsb.core.cohort import evaluated_rounds

@@ -24,12 +24,12 @@ class Asked:
 
 def evaluate(arguments: Sequence[str]) -> int:
     """Measure, and print a table; or hand the model over to lm-eval."""
-    from fedsb.app.evaluating import evaluation
+    from fedsb.app.measuring.evaluating import evaluation
     from fedsb.report.evaluation import print_evaluation
 
     asked = read(arguments)
     if "--lm-eval" in asked.flags:
-        from fedsb.app.lm_eval import harness
+        from fedsb.app.measuring.lm_eval import harness
 
         print(harness(asked.folder, asked.flags["--lm-eval"]))
         return 0

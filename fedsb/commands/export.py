@@ -22,7 +22,7 @@ def export(arguments: Sequence[str]) -> int:
     if len(folders) > MOST:
         raise UserError(f"fedsb export takes {MOST} arguments at most, and '{folders[MOST]}' is one more; see fedsb export --help")
     with uncollected(for_good=True):
-        from fedsb.app.exporting import export as write
+        from fedsb.app.exports.on_request import export as write
 
     where = Path(folders[1]) if len(folders) == MOST else None
     out, remarks = write(Path(folders[0]), where, form=flags.get("--format", "merged"), dtype=flags.get("--dtype"))

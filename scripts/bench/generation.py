@@ -14,7 +14,7 @@ import time
 import torch
 
 from fedsb.app.assembly import task_of, tokenizer_of
-from fedsb.app.scoring import test_prompts
+from fedsb.app.measuring.scoring import test_prompts
 from fedsb.config.compose import load
 from fedsb.models.build import plain_model
 from fedsb.tasks.generation import Decoding, generate

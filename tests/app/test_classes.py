@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fedsb.app.assembly import _MEMO
-from fedsb.app.evaluating import evaluation
-from fedsb.app.exporting import export
+from fedsb.app.exports.on_request import export
+from fedsb.app.measuring.evaluating import evaluation
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
 from tests.app.runs import federated
@@ -137,7 +137,7 @@ def test_what_does_not_fit_float16_is_refused_and_leaves_nothing(tmp_path: Path,
 
 
 def test_random_weights_have_no_adapter_to_be_put_on() -> None:
-    from fedsb.app.export_formats import FORMATS
+    from fedsb.app.exports.formats import FORMATS
 
     with pytest.raises(UserError, match="random weights that lie nowhere"):
         FORMATS["peft"].check(load(["model.kind=config", "model.name=acme/own"]), None)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fedsb.app.exporting import export
+from fedsb.app.exports.on_request import export
 from fedsb.cli import main
 from fedsb.core.errors import UserError
 from fedsb.core.folders import check_makeable, claim, filled_whole, forget_empty

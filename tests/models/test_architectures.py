@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedsb.adapters import layers
 from fedsb.adapters.merging import merged_copy
-from fedsb.app.export_run import export_run
+from fedsb.app.exports.at_end import export_run
 from fedsb.config.compose import load
 from fedsb.config.schema import Config
 from fedsb.data import tokenise

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fedsb.app.exporting import export
+from fedsb.app.exports.on_request import export
 from fedsb.app.finished import left_of
 from fedsb.models.build import build_model
 from fedsb.run.folder import read_run

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedsb.app.assembly import model_of, tokenizer_of
-from fedsb.app.scoring import check_scores, choices, measure
+from fedsb.app.measuring.scoring import check_scores, choices, measure
 from fedsb.config.compose import load
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedsb.app.assembly import corpus_of, model_of, task_of
 from fedsb.app.finished import is_run, left_of
-from fedsb.app.scoring import LOSS, SCORES, answered, answers, check_scores, test_prompts
+from fedsb.app.measuring.scoring import LOSS, SCORES, answered, answers, check_scores, test_prompts
 from fedsb.app.threads import every_core
 from fedsb.config.compose import load
 from fedsb.config.schema import Config

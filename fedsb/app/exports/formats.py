@@ -13,7 +13,7 @@ from fedsb.adapters import SPECS
 from fedsb.adapters.export import export_peft
 from fedsb.adapters.merging import merged_copy, rounded_away
 from fedsb.app.assembly import task_of
-from fedsb.app.export_run import base_of
+from fedsb.app.exports.at_end import base_of
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 from fedsb.models.adapted import AdaptedModel

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedsb.app.export_formats import FORMATS
-from fedsb.app.exporting import export, merged_for
+from fedsb.app.exports.formats import FORMATS
+from fedsb.app.exports.on_request import export, merged_for
 from fedsb.app.finished import left_of
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError

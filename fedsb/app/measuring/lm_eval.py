@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fedsb.app.exporting import merged_for
+from fedsb.app.exports.on_request import merged_for
 from fedsb.app.finished import is_run
 from fedsb.core.errors import UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsb.app.assembly import corpus_of, task_of
-from fedsb.app.export_formats import DTYPES, FORMATS, Export, write_merged
+from fedsb.app.exports.formats import DTYPES, FORMATS, Export, write_merged
 from fedsb.app.finished import Finished, left_of
 from fedsb.core.errors import UserError, unknown
 from fedsb.core.folders import check_makeable, filled_whole

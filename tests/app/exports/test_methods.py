@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from fedsb.adapters import SPECS
-from fedsb.app.exporting import export
+from fedsb.app.exports.on_request import export
 from fedsb.app.finished import left_of
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError

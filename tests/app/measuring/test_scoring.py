@@ -9,8 +9,8 @@ import pytest
 
 from fedsb.app.assembly import features_of, model_of, task_of
 from fedsb.app.assembly import test_examples as examples_of
-from fedsb.app.scoring import answers, check_scores, measure
-from fedsb.app.scoring import test_prompts as prompts_in
+from fedsb.app.measuring.scoring import answers, check_scores, measure
+from fedsb.app.measuring.scoring import test_prompts as prompts_in
 from fedsb.config.compose import load
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fedsb.app.assembly import test_features as features_of_test
-from fedsb.app.evaluating import evaluation
-from fedsb.app.exporting import export
+from fedsb.app.exports.on_request import export
+from fedsb.app.measuring.evaluating import evaluation
 from fedsb.cli import main
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
