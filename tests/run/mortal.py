@@ -21,6 +21,7 @@ RUNS = {
     "private clients": (*CLIENT, "privacy.clipping=adaptive", "privacy.quantile_lr=0.5", "init.kind=weight_svd"),
 }
 RUNS |= {method: (f"method={method}",) for method in STRATEGIES if method not in RUNS}
+RUNS["private in turns"] = ("method=rolora", *EXAMPLE)
 RUNS["two ranks"] = ("method=flexlora", "federation.ranks=[1,2]")
 Run = Callable[..., dict[str, Any]]
 
