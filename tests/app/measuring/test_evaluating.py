@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedsb.app.assembly import test_features as features_of_test
 from fedsb.app.exports.on_request import export
 from fedsb.app.measuring.evaluating import evaluation
+from fedsb.app.measuring.lm_eval import harness
 from fedsb.cli import main
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
 from fedsb.models.build import forget_models
 from fedsb.report.evaluation import Figure
 from tests.app.runs import federated
+from tests.conftest import FILLERS
 
 RUN = "eval.max_examples=8"
 
@@ -149,6 +154,8 @@ def test_mistakes_are_one_line(run: tuple[Path, list[dict[str, float]]], tmp_pat
         (str(folder), "eval.score=x"): "unknown key 'eval.score' (did you mean 'eval.scores'?)",
         (str(folder), "--lm-eval", "arc_easy"): "--lm-eval 'arc_easy' is not understood; write tasks=NAME,NAME",
         (str(folder), "--lm-eval", "limit=3"): "--lm-eval 'limit=3' names no tasks; write tasks=NAME,NAME",
+        (str(folder), "--lm-eval", "tasks=none.yaml"): "--lm-eval tasks=none.yaml: [Errno 2] No such file or directory",
+        (str(folder), "--lm-eval", f"tasks={folder / 'config.yaml'}"): f"--lm-eval tasks={folder / 'config.yaml'}: that file is no task",
         (str(folder), "model.name=/nowhere"): "model.name=/nowhere: no such folder",
     }
     for arguments, said in given.items():
@@ -177,3 +184,27 @@ def test_a_missing_harness_says_how_to_install_it(run: tuple[Path, list[dict[str
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["eval", str(run[0]), "--lm-eval", "tasks=arc_easy;limit=5"])
     assert capsys.readouterr().err == "error: --lm-eval needs the package lm-eval, which is not installed: pip install 'lm-eval[hf]'\n"
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")
+def test_the_harness_scores_the_merged_model_of_a_run(run: tuple[Path, list[dict[str, float]]], tmp_path: Path) -> None:
+    """By a task of the user's own: of two answers behind a question the likelier one is the model's."""
+    questions = [{"q": f"{a} {b}", "choices": ["goal", "bank"], "gold": i % 2} for i, (a, b) in enumerate(pairwise(FILLERS))]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    task = {
+        "task": "two_answers", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "asked.jsonl")}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{q}}", "doc_to_choice": "{{choices}}",
+        "doc_to_target": "gold", "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(task))
+    table = harness(run[0], f"tasks={tmp_path / 'two.yaml'};batch_size=2")
+    merged = export(run[0], tmp_path / "merged")[0]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(merged).eval(), AutoTokenizer.from_pretrained(merged)
+
+    def likelihood(question: str, answer: str) -> float:
+        ids = tokenizer(f"{question} {answer}", return_tensors="pt").input_ids
+        with torch.no_grad():
+            return float(model(ids).logits[0, -2].log_softmax(-1)[ids[0, -1]])
+
+    right = [likelihood(row["q"], row["choices"][row["gold"]]) > likelihood(row["q"], row["choices"][1 - row["gold"]]) for row in questions]
+    assert re.search(rf"two_answers.*\|acc +\|↑ +\| *{sum(right) / len(right):.4f}\|", table), table
