@@ -31,6 +31,9 @@ def run(overrides: list[str], folder: Path) -> RunStatus:
 def main() -> int:
     """Run, and return the exit status."""
     spell_out()
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print((__doc__ or "").strip())
+        return os.EX_OK
     signal.signal(signal.SIGTERM, _interrupt)
     print("starting Flower's simulation (some 20 seconds) …", flush=True)
     try:

@@ -19,6 +19,9 @@ SHOWN = 2  # questions
 
 def main(overrides: list[str]) -> int:
     """Run, show, and return the exit status."""
+    if {"-h", "--help"} & {*overrides}:
+        print((__doc__ or "").strip())
+        return 0
     with tempfile.TemporaryDirectory(prefix="fedsb-") as scratch:
         folder = Path(scratch) / "run"
         status = run(["experiment=demo_llm", "progress=lines", f"output='{folder}'", *overrides])
