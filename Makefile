@@ -25,7 +25,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: setup demo demo-llm check lint style types test all-tests bench clean
 .DEFAULT_GOAL := demo
 
-setup: $(VENV)/installed-dev
+setup: $(VENV)/installed-dev $(VENV)/installed-quant
 
 # The demo needs less than the tests; whoever has the tests has the demo.
 demo: $(if $(wildcard $(VENV)/installed-dev),$(VENV)/installed-dev,$(VENV)/installed-demo)
@@ -41,7 +41,7 @@ check: lint
 test: style
 	$(MAKE) --no-print-directory --jobs 2 types all-tests
 
-all-tests: $(VENV)/installed-dev
+all-tests: $(VENV)/installed-dev $(VENV)/installed-quant
 	$(PYTEST) -p scripts.skipped_groups -rs --fail-if-group-skipped
 
 lint: style types
@@ -61,8 +61,11 @@ $(VENV)/installed-dev $(VENV)/installed-demo $(VENV)/installed-llm: $(VENV)/inst
 	@# Byte-compiling all of torch, Ray and transformers takes longer than compiling what is imported when it is.
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	$(if $(filter dev llm,$*),$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -r requirements-llm-bare.txt)
-	@# Beside the environment: transformers imports torchao wherever it is, which takes seconds a process. Compiled here: Python warns of it.
-	$(if $(filter dev,$*),$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/quant -c constraints.txt -r requirements-quant.txt)
+	touch $@
+
+# Beside the environment: transformers imports torchao wherever it is, which takes seconds a process. Byte-compiled here: Python warns of it.
+$(VENV)/installed-quant: requirements-quant.txt constraints.txt | $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/quant -c constraints.txt -r requirements-quant.txt
 	touch $@
 
 $(VENV)/bin/python:

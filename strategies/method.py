@@ -50,7 +50,7 @@ class Method:
     @classmethod
     def adds_to_weights(cls) -> bool:
         """Tell whether rounds add to W0 by the frozen log."""
-        return cls.residual_rank is not Method.residual_rank or cls.growth is not Method.growth
+        return cls.residual_rank is not Method.residual_rank
 
     @classmethod
     def needs_a_mean_alone(cls) -> bool:

@@ -90,7 +90,7 @@ its data, and has no base beside it.
   --max-examples N  of the test part as many, drawn by the run's seed; short for eval.max_examples=N
   --tasks           of loss, exact_match, choice; by default the loss and what the run was scored by, else what the data allow
   --answers FILE    leave each prompt with its reference and both answers there, as JSON lines
-  --lm-eval         let lm-eval score the merged model (pip install 'lm-eval[hf]'): 'tasks=arc_easy,gsm8k;limit=100;num_fewshot=5'""",
+  --lm-eval         let lm-eval score the merged model (pip install 'lm-eval[hf]'): 'tasks=arc_easy,mine.yaml;limit=100;num_fewshot=5'""",
     "export": """usage: fedsb export FOLDER [OUT] [--format FORMAT] [--dtype DTYPE]
 
 Write the model of a finished run, its tokenizer and a model card; into FOLDER/FORMAT, or into OUT, which must be empty.

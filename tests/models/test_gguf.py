@@ -165,6 +165,11 @@ def test_the_tokenizer_splits_as_its_merges_were_learnt_and_gives_texts_back(lai
         assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
+def test_its_weights_are_plain_to_whoever_loads_it(laid_out: Path) -> None:
+    """A private run refuses a folder that says otherwise."""
+    assert "quantization_config" not in json.loads((laid_out / "config.json").read_text(encoding="utf-8"))
+
+
 def test_generation_ends_where_an_answer_does(laid_out: Path) -> None:
     said = json.loads((laid_out / "generation_config.json").read_text(encoding="utf-8"))
     assert {key: said[f"{key}_token_id"] for key in ("bos", "eos", "pad")} == {"bos": 1, "eos": 2, "pad": 2}

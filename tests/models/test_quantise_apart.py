@@ -16,6 +16,7 @@ TESTS = ("tests/models/test_quantise.py", "tests/run/test_quantised_runs.py")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not APART.is_dir(), reason="torchao is not installed beside the environment; make setup does it")
 def test_bases_in_few_bits_where_torchao_is_installed() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]

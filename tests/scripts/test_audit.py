@@ -265,6 +265,7 @@ for fault in faults(list(rows.values())):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_fault_is_planted_where_the_code_is() -> None:
     """What it replaces is named in words, and may have moved since."""
     command = [sys.executable, "-c", PLANTED]

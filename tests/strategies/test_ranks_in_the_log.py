@@ -41,7 +41,7 @@ SEVERAL = (
     "train.lr=0.02",
 )
 # A rule for several ranks of a method's own, which has tests of its own, would stand in for that of these tests.
-LOGGED = [name for name in METHODS if FAMILIES[name].in_log and not STRATEGIES[name].any_rank]
+WITH_RANKS = [name for name in METHODS if FAMILIES[name].in_log and not STRATEGIES[name].any_rank]
 
 
 class Holders:
@@ -70,7 +70,7 @@ class OfAnyRank(LowRankStrategy):
 def taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Let the families' methods take clients of any rank, and start from an empty home."""
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
-    for method in LOGGED:
+    for method in WITH_RANKS:
         monkeypatch.setitem(STRATEGIES, method, OfAnyRank)
 
 
@@ -93,7 +93,7 @@ def leading(federation: Federation, name: Name, rank: int) -> tuple[slice, ...]:
     return tuple(slice(size) for size in adapted.spec.shapes(*adapted.shapes[name.module], rank)[name.role])
 
 
-@pytest.mark.parametrize("method", LOGGED)
+@pytest.mark.parametrize("method", WITH_RANKS)
 def test_every_bundle_holds_the_blocks_of_the_servers_log(run: Callable[..., Federation], method: str, tmp_path: Path) -> None:
     """Put together from the first to the last, by client, they are what the server holds, cut; the bytes are those of the blocks."""
     more = ("federation.evaluate_clients=true", "data.client_test_fraction=0.3", "eval.every=2")
@@ -160,7 +160,7 @@ def fresh(message: Message, context: Context) -> Message:
     return client_app(message, context)
 
 
-@pytest.mark.parametrize("method", LOGGED)
+@pytest.mark.parametrize("method", WITH_RANKS)
 def test_a_cache_that_clients_of_several_ranks_share_mixes_none(run: Callable[..., Federation], method: str, tmp_path: Path) -> None:
     """One process, one after the other, and fresh ones, all over one folder, end as clients do that have a folder each."""
     apart = moved(run(method, app=by_client(tmp_path / "homes")))
@@ -169,7 +169,7 @@ def test_a_cache_that_clients_of_several_ranks_share_mixes_none(run: Callable[..
     assert moved(run(method, app=fresh)) == apart
 
 
-@pytest.mark.parametrize("method", LOGGED)
+@pytest.mark.parametrize("method", WITH_RANKS)
 def test_every_head_has_a_file_for_each_rank(run: Callable[..., Federation], method: str, tmp_path: Path) -> None:
     federation = run(method, "federation.fraction=1.0")
     folder, family = tmp_path / "home" / "frozen", FAMILIES[method]
@@ -186,7 +186,7 @@ def test_every_head_has_a_file_for_each_rank(run: Callable[..., Federation], met
     assert {name: t.shape for name, t in basis.items()} == {name: t.shape for name, t in plain.frozen.view().basis.items()}
 
 
-@pytest.mark.parametrize("method", LOGGED)
+@pytest.mark.parametrize("method", WITH_RANKS)
 def test_a_lost_cache_is_sent_all_of_its_rank(run: Callable[..., Federation], method: str, tmp_path: Path) -> None:
     more = ("federation.fraction=1.0", "federation.num_rounds=3")
     kept = run(method, *more, app=by_client(tmp_path / "kept"))

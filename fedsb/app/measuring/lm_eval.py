@@ -26,7 +26,7 @@ def harness(folder: Path, said: str) -> str:
     Args:
         folder: of the run or the model.
         said: ``tasks=arc_easy,hellaswag``, and perhaps ``limit=100``, ``num_fewshot=5``, ``batch_size=8`` after a semicolon. A task that
-            ends in ``.yaml`` is a file of the user's own, as lm-eval's are written.
+            ends in ``.yaml`` is a file of the user's own, as lm-eval's are written, without ``include`` and ``!function``.
 
     Raises:
         UserError: lm-eval is not installed, no tasks are named, or the file of one can't be read.
@@ -62,6 +62,6 @@ def _task(name: str) -> Any:
         said = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--lm-eval tasks={name}: {' '.join(str(error).split())[:120]}") from None
-    if not isinstance(said, dict) or "task" not in said:
-        raise UserError(f"--lm-eval tasks={name}: that file is no task of lm-eval's, which begins with task: NAME")
+    if not isinstance(said, dict) or "task" not in said or "include" in said:
+        raise UserError(f"--lm-eval tasks={name}: that file is no task of lm-eval's by itself, which has task: NAME, and no include")
     return said
