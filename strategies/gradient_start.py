@@ -1,7 +1,8 @@
 """LoRA-SB's start as a federated sketch: the shared gradient SVD before round 1, without anyone's raw data or full gradients.
 
 Each exchange is a weighted mean over the clients of a product with their gradient (see :class:`fedsb.adapters.starts.Sketch`);
-its result B, A is version 1 of the frozen log, and R0 the first trained state. Bytes count as one-off.
+what the family makes of the result is version 1 of the frozen log and the first trained state: with LoRA-SB B and A, and R0. Bytes count
+as one-off.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
-from fedsb.adapters.starts import Sketch, core
+from fedsb.adapters.starts import Sketch
 from fedsb.core.state import Layout, State, WeightedSum, unpack
 from fedsb.wire.arrays import decode_arrays, encode_arrays
 from fedsb.wire.sketch_layouts import reply_layout
@@ -38,17 +39,18 @@ class GradientStart:
         self._step = step
 
     def __call__(self, strategy: LowRankStrategy, grid: Grid, initial: ArrayRecord) -> ArrayRecord:
-        """Run the start; append B and A to the strategy's frozen log and return the first trained state."""
+        """Run the start; append what belongs there to the strategy's frozen log, and return the first trained state."""
         probes = State()
         mean = State()
         for number in range(len(self._sketch.exchanges)):
             probes = self._sketch.basis(mean) if number else State()
             title = f"start: gradient sketch, exchange {number + 1} of {len(self._sketch.exchanges)}"
             mean = self._mean(strategy, grid, number, probes, title)
-        found = self._sketch.finish(mean, probes)
-        strategy.frozen.append(found.pick(*strategy.spec.in_log))
-        trained = unpack(decode_arrays(initial), strategy.down)
-        first = trained.merge(core(found, self._core_kind, step=self._step, scale=strategy.scale))
+        spec = strategy.spec
+        assert spec.from_gradient is not None
+        factors = spec.from_gradient(self._sketch.finish(mean, probes), self._core_kind, self._step, strategy.scale)
+        strategy.frozen.append(factors.pick(*spec.in_log))
+        first = unpack(decode_arrays(initial), strategy.down).merge(factors.pick(*spec.in_state))
         return encode_arrays(first, strategy.wire_dtype)
 
     def _mean(self, strategy: LowRankStrategy, grid: Grid, number: int, probes: State, title: str) -> State:

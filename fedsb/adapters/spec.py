@@ -21,6 +21,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 Weights = Mapping[str, Tensor]
 # From the pristine weights by module name, each (m, n), the rank and the seed to every factor of a family.
 Start = Callable[[Weights, int, int], State]
+# From the leading SVD of a gradient, B (m, r), S (r,) and A (r, n) of each module, the kind of the first core, η and s to every factor.
+FromGradient = Callable[[State, str, float, float], State]
 # From the shapes of the factors to a module that has a parameter of each name, and maps (…, n) to the product (…, m) without s.
 Build = Callable[[Shapes], nn.Module]
 # From the factors of a module as a client ends a round with them to what it uploads in the place of one, in that one's shape.
@@ -82,6 +84,7 @@ class AdapterSpec:
         configure: from ``adapter.options``, its keyword arguments, to the spec; None where there is nothing to choose.
         head: the life of the head, which learns in every round.
         block: where a factor of a smaller rank lies in that of a larger one: what a client with a rank of its own sees, and sends, of it.
+        from_gradient: makes the factors of the start that takes a gradient, where there is one.
 
     Raises:
         ValueError: no run can lead such a life.
@@ -96,11 +99,14 @@ class AdapterSpec:
     configure: Callable[..., AdapterSpec] | None = None
     head: Role = HEAD_ROLE
     block: Block = leading
+    from_gradient: FromGradient | None = None
 
     def __post_init__(self) -> None:
         for role in (*self.roles, self.head):
             if wrong := _wrong_with(role):
                 raise ValueError(f"family '{self.name}': {role.name} {wrong}")
+        if (None in self.starts.values()) != (self.from_gradient is not None):
+            raise ValueError(f"family '{self.name}': a start that takes a gradient and what makes factors of it go together")
         if self.head.learns != ALWAYS or self.head.down == "log" or self.head.kept_by == "nobody" or callable(self.head.up):
             raise ValueError(f"family '{self.name}': the head learns in every round, is sent or kept by its client, and goes up as it is")
 

@@ -186,6 +186,11 @@ def core(values: State, kind: str, *, step: float, scale: float) -> State:
     return State({Name(name.module, "R"): CORES[kind](t, step / scale) for name, t in values.pick("S").items()})
 
 
+def cored(found: State, kind: str, step: float, scale: float) -> State:
+    """Return B and A of a gradient's leading SVD as they are, and the first core between them; see :func:`core`."""
+    return found.pick("A", "B").merge(core(found, kind, step=step, scale=scale))
+
+
 Triple = tuple[Tensor, Tensor, Tensor]  # B (m, r), S (r,), A (r, n) in float64
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clients import dense_gradients, draw_evidence, give_evidence
-from fedsb.adapters.starts import core, sign_start
+from fedsb.adapters.starts import sign_start
 from fedsb.app.assembly import public_features, task_of
 from fedsb.app.own_factors import data_free
 from fedsb.config.derived import start_kind
@@ -29,8 +29,8 @@ def first_factors(config: Config, adapted: AdaptedModel, frozen: FrozenLog) -> t
         sketch, noised = sketch_of(init, rank, config.seed), bool(config.privacy.init_fraction)
         return base, GradientStart(sketch, adapted.shapes, core_kind=init.core, step=init.step, noised=noised)
     if kind == "gradient":
-        found = public_start(config, adapted)
-        factors = found.pick("A", "B").merge(core(found, init.core, step=init.step, scale=adapted.scale))
+        assert spec.from_gradient is not None
+        factors = spec.from_gradient(public_start(config, adapted), init.core, init.step, adapted.scale)
     else:
         factors = data_free(config, adapted)
     frozen.append(factors.pick(*spec.in_log))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from fedsb.adapters.spec import AdapterSpec, Role
+from fedsb.adapters.starts import cored
 from fedsb.core.state import HEAD
 
 NOBODYS = Role("A", down="nothing", kept_by="nobody")
@@ -38,3 +41,9 @@ def test_a_life_that_loses_something_is_refused(role: Role, said: str) -> None:
 def test_so_is_a_head_that_rests_or_is_folded(head: Role) -> None:
     with pytest.raises(ValueError, match=r"^family 'odd': the head learns in every round"):
         AdapterSpec("odd", head=head)
+
+
+@pytest.mark.parametrize("given", [{"starts": {"gradient": None}}, {"from_gradient": cored}])
+def test_a_start_from_a_gradient_is_whole_or_not_there(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^family 'odd': a start that takes a gradient"):
+        AdapterSpec("odd", **given)

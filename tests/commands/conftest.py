@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fedsb.cli import main
-from tests.commands.calls import Call
+from tests.commands.calls import Call, handlers_given_back
 
 
 @pytest.fixture(autouse=True)
@@ -18,15 +16,8 @@ def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     """Stand in an empty folder, and give back the loggers and filters that a command takes over."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
-    root, handlers = logging.getLogger(), list(logging.getLogger().handlers)
-    with warnings.catch_warnings():
+    with handlers_given_back():
         yield
-    for handler in [handler for handler in root.handlers if handler not in handlers]:
-        root.removeHandler(handler)
-        handler.close()
-    for handler in handlers:
-        if handler not in root.handlers:
-            root.addHandler(handler)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ With ``init.kind=weight_svd`` it has the geometry of LoRA-XS (Bałazy et al. 202
 """
 
 from fedsb.adapters.spec import NEVER, AdapterSpec, Role
-from fedsb.adapters.starts import from_shapes, orthogonal, random_core, weight_svd
+from fedsb.adapters.starts import cored, from_shapes, orthogonal, random_core, weight_svd
 
 SPEC = AdapterSpec(
     name="lora_sb",
@@ -15,4 +15,5 @@ SPEC = AdapterSpec(
         "orthogonal": from_shapes(orthogonal),
         "random": from_shapes(random_core),
     },
+    from_gradient=cored,
 )

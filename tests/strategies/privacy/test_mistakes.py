@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +15,7 @@ from fedsb.cli import main
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
 from fedsb.privacy.models import refuse_mixing_layers
+from tests.commands.calls import handlers_given_back
 from tests.strategies.private_runs import CLIENT, EXAMPLE, small
 
 Call = Callable[..., tuple[int, str]]
@@ -75,14 +74,8 @@ MISTAKES = {
 def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Stand in an empty folder, and give back the loggers and filters that a command takes over."""
     monkeypatch.chdir(tmp_path)
-    root, handlers = logging.getLogger(), list(logging.getLogger().handlers)
-    with warnings.catch_warnings():
+    with handlers_given_back():
         yield
-    for handler in [handler for handler in root.handlers if handler not in handlers]:
-        root.removeHandler(handler)
-        handler.close()
-    for handler in [handler for handler in handlers if handler not in root.handlers]:
-        root.addHandler(handler)
 
 
 @pytest.fixture
