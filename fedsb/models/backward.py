@@ -62,11 +62,12 @@ class Backward:
         return torch.stack(losses).sum()
 
     def _batch(self, examples: Features) -> dict[str, Tensor]:
+        # A compiler asks tensors for nothing and takes no others; and it would compile anew for each number of places.
+        narrowed = not self._train.compile
         if self._train.packing:
-            batch = collate_packed(examples, self._adapted, self._train.max_length)
+            batch = collate_packed(examples, self._adapted, self._task, self._train.max_length, narrowed=narrowed)
         else:
-            batch = collate(examples, self._adapted, self._task)
-        # A compiler asks tensors for nothing, and takes no others.
+            batch = collate(examples, self._adapted, self._task, narrowed=narrowed)
         return plain(batch) if self._train.compile else batch
 
     def _pass(self, batch: dict[str, Tensor], share: float) -> Tensor:

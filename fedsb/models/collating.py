@@ -20,20 +20,36 @@ from fedsb.tasks.task import Task
 Features = Sequence[dict[str, Any]]
 
 
-def collate(features: Features, adapted: AdaptedModel, task: Task, length: int | None = None) -> dict[str, Tensor]:
-    """Pad a batch of tokenised examples to its longest, or to ``length`` tokens, and put it on the model's device."""
+def collate(
+    features: Features, adapted: AdaptedModel, task: Task, length: int | None = None, *, narrowed: bool = False
+) -> dict[str, Tensor]:
+    """Pad a batch of tokenised examples to its longest, or to ``length`` tokens, and put it on the model's device.
+
+    Args:
+        features: the examples.
+        adapted: the model.
+        task: makes their targets.
+        length: tokens of each.
+        narrowed: let the model make outputs at the places alone that the loss looks at.
+    """
     assert adapted.tokenizer is not None
     batch = pad([{k: v for k, v in f.items() if k != "target"} for f in features], adapted.tokenizer, length)
     if "target" in features[0]:
         batch["targets"] = task.target_tensor([f["target"] for f in features])
-    return placed(batch, adapted.device)
+    return placed(_narrowed(batch, task) if narrowed else batch, adapted.device)
 
 
-def collate_packed(features: Features, adapted: AdaptedModel, max_length: int) -> dict[str, Tensor]:
-    """Pack a batch of tokenised examples into rows of ``max_length`` tokens, or the model's limit, on the model's device."""
+def collate_packed(features: Features, adapted: AdaptedModel, task: Task, max_length: int, *, narrowed: bool = False) -> dict[str, Tensor]:
+    """Pack a batch of tokenised examples into rows of ``max_length`` tokens, or the model's limit; else as :func:`collate` does."""
     assert adapted.tokenizer is not None
     batch = pack(features, adapted.tokenizer, limit_of(adapted.tokenizer, max_length))
-    return placed(batch, adapted.device)
+    return placed(_narrowed(batch, task) if narrowed else batch, adapted.device)
+
+
+def _narrowed(batch: dict[str, Tensor], task: Task) -> dict[str, Tensor]:
+    # Here, where the batch is on the host: how many places there are is the shape of the outputs, for which a GPU would be waited for.
+    places = task.places(batch)
+    return batch if places is None else {**batch, "places": places}
 
 
 def autocast(train: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:

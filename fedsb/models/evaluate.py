@@ -37,5 +37,5 @@ def measured(adapted: AdaptedModel, task: Task, features: Sequence[dict[str, Any
 
 def _recorded(adapted: AdaptedModel, task: Task, chunk: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor | None]:
     """Return what the metrics need of a batch, and its targets."""
-    batch = collate(chunk, adapted, task)
+    batch = collate(chunk, adapted, task, narrowed=True)
     return task.record(task.forward(adapted.model, batch), batch), batch["targets"].cpu() if "targets" in batch else None

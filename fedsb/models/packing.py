@@ -28,7 +28,7 @@ def check_packing(adapted: AdaptedModel, task: Task) -> None:
     with torch.inference_mode():
         alone = [task.forward(adapted.model, collate([text], adapted, task))[0] for text in texts]
         try:
-            together = task.forward(adapted.model, collate_packed(texts, adapted, sum(LENGTHS)))[0]
+            together = task.forward(adapted.model, collate_packed(texts, adapted, task, sum(LENGTHS)))[0]
         except (TypeError, RuntimeError) as error:
             raise _refused(adapted, f"cannot compute packed rows ({str(error).splitlines()[0]})") from None
     parts = torch.split(together, sorted(LENGTHS, reverse=True))

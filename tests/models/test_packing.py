@@ -69,7 +69,7 @@ def gradients(adapted: AdaptedModel, batch: dict[str, torch.Tensor]) -> list[tor
 @settings(max_examples=25, deadline=None)
 @given(features=examples)
 def test_loss_and_gradients_are_those_of_separate_examples(adapted: AdaptedModel, features: list[dict[str, list[int]]]) -> None:
-    packed, padded = collate_packed(features, adapted, TOKENS), collate(features, adapted, WORDS)
+    packed, padded = collate_packed(features, adapted, WORDS, TOKENS), collate(features, adapted, WORDS)
     assert WORDS.terms(packed) == WORDS.terms(padded) == sum(sum(f["learnt"][1:]) for f in features)
     for ours, theirs in zip(gradients(adapted, packed), gradients(adapted, padded), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -155,7 +155,7 @@ class Largest(TorchDispatchMode):
 
 def test_beside_the_outputs_of_a_language_model_nothing_is_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """One cross-entropy, in pieces: no second tensor of the size of the outputs, nor of a tenth of it."""
-    monkeypatch.setattr("fedsb.tasks.task.PIECE", 4096)
+    monkeypatch.setattr("fedsb.tasks.causal.PIECE", 4096)
     logits, batch = padded([40, 31, 40, 7], seed=1, vocabulary=1024)
     whole = LANGUAGE.record(logits, batch)
     with torch.inference_mode(), Largest() as largest:
