@@ -1,6 +1,6 @@
 """Frozen linear layers whose weights are held in 8 or 4 bits, and how anybody reads a base's weights, quantised or not.
 
-A quantised weight is a tensor subclass of torchao: it looks like an (out, in) matrix of floats and holds integers and scales.
+A quantised weight is a tensor subclass: it looks like an (out, in) matrix of floats and holds integers and scales.
 """
 
 from __future__ import annotations

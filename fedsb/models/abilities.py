@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 
 import torch
 
 from fedsb.config.schema import TrainConfig
 from fedsb.core.errors import UserError
 from fedsb.models.adapted import AdaptedModel
+from fedsb.models.bits_and_bytes import PIP, is_there
 
 
 def check_abilities(train: TrainConfig, adapted: AdaptedModel) -> None:
@@ -24,8 +24,8 @@ def check_abilities(train: TrainConfig, adapted: AdaptedModel) -> None:
 
 
 def _can_step(train: TrainConfig, adapted: AdaptedModel) -> Iterator[str]:
-    if train.optimizer == "adamw8bit" and find_spec("bitsandbytes") is None:
-        yield "train.optimizer=adamw8bit needs bitsandbytes, which is not installed: pip install bitsandbytes, or use train.optimizer=adamw"
+    if train.optimizer == "adamw8bit" and not is_there():
+        yield f"train.optimizer=adamw8bit needs bitsandbytes, which is not installed: {PIP}, or use train.optimizer=adamw"
 
 
 def _can_recompute(train: TrainConfig, adapted: AdaptedModel) -> Iterator[str]:

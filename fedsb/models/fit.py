@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +19,7 @@ from fedsb.core.rng import global_generators, numpy_generator, torch_generator
 from fedsb.data import order
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.backward import Backward, checkpointed
+from fedsb.models.bits_and_bytes import bitsandbytes
 from fedsb.tasks.task import Task
 
 Features = Sequence[dict[str, Any]]
@@ -84,8 +84,7 @@ def _sgd(parameters: Sequence[nn.Parameter], train: TrainConfig) -> torch.optim.
 
 
 def _adamw8bit(parameters: Sequence[nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
-    kinds = import_module("bitsandbytes.optim")  # for GPUs alone, and in no extra of the project
-    made: torch.optim.Optimizer = kinds.AdamW8bit(parameters, lr=train.lr, weight_decay=train.weight_decay)
+    made: torch.optim.Optimizer = bitsandbytes("optim").AdamW8bit(parameters, lr=train.lr, weight_decay=train.weight_decay)
     return made
 
 

@@ -39,6 +39,8 @@ def test_the_challenges_have_their_sizes_and_stay_below_their_budget(name: str) 
     federation, train = config.federation, config.train
     assert (federation.num_clients, round(federation.fraction * clients), federation.num_rounds) == (clients, drawn, 200)
     assert (train.local_steps, train.batch_size, train.max_length, config.adapter.rank, config.adapter.alpha) == (10, 16, 512, 32, 64.0)
+    # Its template says `BitsAndBytesConfig(load_in_4bit=True)`, and bitsandbytes' floats are then fp4.
+    assert load([f"experiment=flowertune_{name}"]).model.quantize == "fp4"
     found = cost_of(config)
     # 32 layers of q (4096 x 4096) and v (1024 x 4096) at rank 32, both ways, 2,000 times for every 10 clients drawn.
     values = 32 * 32 * (2 * 4096 + 1024 + 4096)

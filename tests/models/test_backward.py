@@ -129,13 +129,16 @@ def test_a_scale_that_overflows_is_halved_until_it_does_not(tiny_llama: Path) ->
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 def test_a_second_round_compiles_nothing_and_trains_alike(tiny_llama: Path) -> None:
-    """Batches of other sizes and lengths, other factors, and a measurement between the rounds."""
+    hold_two_compiled_rounds(built(tiny_llama, "causal_lm", "lora_sb", dtype="float32"))
+
+
+def hold_two_compiled_rounds(adapted: AdaptedModel) -> None:
+    """Train for two rounds: batches of other sizes and lengths, other factors, and a measurement between the rounds."""
     from torch._dynamo.utils import counters
 
     from fedsb.models.evaluate import evaluate
 
-    adapted, task = built(tiny_llama, "causal_lm", "lora_sb", dtype="float32"), TASKS["causal_lm"]
-    start = adapted.trained()
+    start, task = adapted.trained(), TASKS["causal_lm"]
     # Its graphs without the code that torch would make of them, which takes minutes and does not decide whether there are new ones.
     vars(adapted)["compiled"] = torch.compile(adapted.model, dynamic=True, backend="eager")
     train = replace(TRAIN, batch_size=4, compile=True, optimizer="sgd", lr=0.1)
@@ -153,6 +156,7 @@ def test_a_second_round_compiles_nothing_and_trains_alike(tiny_llama: Path) -> N
     evaluate(adapted, task, [{"input_ids": row["input_ids"]} for row in texts(5)], train=train)
     frames = counters["stats"]["unique_graphs"]
     assert frames > 0
+    assert not counters["graph_break"]
     second = round_of(2, train)
     assert counters["stats"]["unique_graphs"] == frames
     begin()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,18 @@ from fedsb.app.finished import left_of
 from fedsb.models.build import build_model
 from fedsb.run.folder import read_run
 from fedsb.tasks.task import TASKS
+from tests.models.test_quantise import lacks
 from tests.run.mortal import Killed, Run
 
-pytestmark = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
 TOKENS = torch.arange(14).view(2, 7) + 5
 
 
-@pytest.mark.parametrize(("kind", "method"), [("int8", "fed_sb"), ("int4", "fedex_lora"), ("int4", "rolora")])
+@pytest.mark.parametrize(("kind", "method"), [("int8", "fed_sb"), ("int4", "fedex_lora"), ("nf4", "fedex_lora"), ("nf4", "rolora")])
 def test_it_is_taken_up_to_the_same_bits_and_exported_as_it_computed(
     kind: str, method: str, run: Run, tiny_llama: Path, tmp_path: Path
 ) -> None:
+    if lacks(kind):
+        pytest.skip("its package is not installed")
     start = ("init.kind=weight_svd",) if method == "fed_sb" else ()
     base = (f"method={method}", f"model.name='{tiny_llama}'", "data.task=causal_lm", "data.label=null", *start)
     narrow = (*base, f"model.quantize={kind}")
