@@ -18,10 +18,13 @@ from clients.clipping import Clipping
 from clients.private import Mechanism, private_fit, private_lesson
 from clients.sampling import sample_backward, sampled_gradients
 from clients.stacked import taught_together
+from fedsb.config.compose import load
 from fedsb.core.state import HEAD, State, sha256
 from fedsb.models.backward import Backward
+from fedsb.models.build import build_model
 from fedsb.models.evaluate import evaluate
-from fedsb.models.fit import Lesson, dropout_of, fit_lesson
+from fedsb.models.fit import Lesson, dropout_of, fit, fit_lesson
+from fedsb.models.spread import spread
 from fedsb.privacy.randomness import simulated_streams
 from fedsb.stack.stack import Stack
 from fedsb.tasks.task import TASKS
@@ -29,6 +32,7 @@ from strategies import STRATEGIES
 from tests.clients.private_cases import Case, build_case, mechanism
 from tests.core.test_devices import Crossings
 from tests.models.test_no_waiting import SITE, STEPS, TRAIN, steps_of
+from tests.models.test_spread import too_small_for
 from tests.strategies.federations import Federation, classification, federate, language_model, start_of
 from tests.strategies.private_runs import EXAMPLE, run_privately, small
 
@@ -213,3 +217,49 @@ def test_an_evaluation_moves_no_outputs_of_a_language_model(request: pytest.Fixt
         on_gpu = evaluate(there.adapted, TASKS[kind[1]], features, train=TRAIN)
     assert on_gpu == pytest.approx(on_cpu, rel=1e-4)
     assert crossings.values_up <= 4 * len(case.features)
+
+
+def spread_over(case: Case, *devices: str) -> Case:
+    """Return a case whose layers lie on two devices, and all else on the first."""
+    adapted = copy.deepcopy(case.adapted)
+    assert "over several GPUs" in spread(adapted.model, [torch.device(device) for device in devices], too_small_for(adapted.model))
+    return replace(case, adapted=adapted)
+
+
+@pytest.mark.parametrize("family", ["lora", "lora_sb"])
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_a_round_of_a_base_that_half_lies_elsewhere_is_that_of_the_cpu(
+    request: pytest.FixtureRequest, kind: tuple[str, str], family: str
+) -> None:
+    """The CPU is the second device: what one GPU can show."""
+    case = case_of(request, kind, family, dropout=False)
+    ended = []
+    for each in (case, spread_over(case, "cuda:0", "cpu")):
+        each.adapted.install(each.state, each.frozen)
+        fit(each.adapted, each.task, each.features, train=replace(TRAIN, gradient_checkpointing=True), site=SITE)
+        ended.append(each.adapted.trained())
+    assert {p.device.type for p in each.adapted.trainable().values()} == {"cuda", "cpu"}
+    alike(*ended)
+
+
+def test_a_base_that_fits_one_gpu_lies_there_whole(tiny_llama: Path) -> None:
+    config = load(["model=pretrained", f"model.name='{tiny_llama}'", "rank=2", "model.device_map=auto", "device=cuda"])
+    adapted = build_model(config.model, config.adapter, family="lora", task=TASKS["causal_lm"], labels=(), seed=0, device="cuda")
+    assert {str(p.device) for p in adapted.model.parameters()} == {"cuda:0"}
+    assert "model.device_map=auto: the model fits one GPU, and lies on cuda:0" in adapted.remarks
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two GPUs")
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_a_step_over_two_gpus_waits_for_nothing_and_has_the_same_bits_twice(request: pytest.FixtureRequest, kind: tuple[str, str]) -> None:
+    case = spread_over(case_of(request, kind, "lora", dropout=True), "cuda:0", "cuda:1")
+    train, ended = replace(TRAIN, optimizer="adamw"), []
+    for _ in range(2):
+        case.adapted.install(case.state, case.frozen)
+        fit(case.adapted, case.task, case.features, train=replace(train, gradient_checkpointing=True), site=SITE)
+        ended.append(sha256(case.adapted.trained()))
+    assert ended[0] == ended[1]
+    lesson = fit_lesson(list(case.adapted.trainable().values()), case.features, train=train, site=SITE)
+    case.adapted.model.train()
+    with no_waiting():
+        assert steps_of(lesson, Backward(case.adapted, case.task, train)) == STEPS

@@ -27,6 +27,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "model.task": (None, "classification", "regression", "causal_lm"),
     "model.dtype": ("float32", "bfloat16", "float16"),
     "model.quantize": ("none", "int8", "int4", "nf4", "fp4"),
+    "model.device_map": (None, "auto"),
     "model.pooling": ("own", "mean"),
     "data.kind": ("bbc_news", "files", "hub", "reasoning_gym"),
     "data.task": ("classification", "regression", "causal_lm"),

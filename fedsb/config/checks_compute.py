@@ -15,6 +15,8 @@ NOT_PRIVATE = {
     "train.gradient_checkpointing": "what is computed twice would be counted twice in an example's gradient; lower privacy.max_batch",
     "train.compile": "gradients by example are collected by hooks, which compiled code does not call; leave it out",
     "model.dtype": "the scale that float16's gradients need follows the gradients of all examples; use model.dtype=bfloat16",
+    "model.device_map": "the norm of an example's gradient is over all layers, and would go from GPU to GPU in every step; leave it out, "
+    "and use model.quantize=int4 where one GPU is too small",
 }
 
 
@@ -42,4 +44,19 @@ def _precisions_agree(config: Config) -> None:
         )
 
 
-COMPUTE_RULES: tuple[Callable[[Config], None], ...] = (_is_not_for_a_stack, _is_not_for_gradients_by_example, _precisions_agree)
+def _a_spread_base_has_its_gpus(config: Config) -> None:
+    if config.model.device_map is None:
+        return
+    said = f"with model.device_map={config.model.device_map}"
+    if config.device not in ("auto", "cuda"):
+        raise UserError(f"device={config.device} {said}: a base is spread over all GPUs that the process sees; leave one of the two out")
+    if config.train.compile:
+        raise UserError(f"train.compile=true {said}: compiled code ends wherever a base goes on to another GPU; leave one of the two out")
+
+
+COMPUTE_RULES: tuple[Callable[[Config], None], ...] = (
+    _is_not_for_a_stack,
+    _is_not_for_gradients_by_example,
+    _precisions_agree,
+    _a_spread_base_has_its_gpus,
+)

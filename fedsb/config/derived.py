@@ -41,12 +41,14 @@ def client_names(config: Config) -> tuple[str, ...]:
     return tuple(names) if names is not None else tuple(f"client-{i}" for i in range(config.federation.num_clients))
 
 
-# What clients side by side cannot have: how far one's pass is split, recomputed or scaled would have to be the others' too.
+# What clients side by side cannot have: how far one's pass is split, recomputed or scaled would have to be the others' too, and their
+# factors lie on one device.
 ALONE: Mapping[str, Callable[[Config], bool]] = {
     "train.accumulation": lambda c: c.train.accumulation > 1,
     "train.gradient_checkpointing": lambda c: c.train.gradient_checkpointing,
     "train.compile": lambda c: c.train.compile,
     "model.dtype": lambda c: c.model.dtype == "float16",
+    "model.device_map": lambda c: c.model.device_map is not None,
 }
 
 

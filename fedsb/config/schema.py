@@ -67,6 +67,7 @@ class ModelConfig:
     dtype: str
     attn_implementation: str | None
     quantize: str
+    device_map: str | None
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -119,11 +119,27 @@ def on_device(state: State, device: torch.device) -> State:
     return _cut(flat, {name: tuple(t.shape) for name, t in state.items()})
 
 
+def on_devices(state: State, where: Mapping[Name, torch.device]) -> State:
+    """Return a state on several devices, named for each tensor: see :func:`on_device`, in one copy to each."""
+    devices = dict.fromkeys(where[name] for name in state)
+    if len(devices) < 2:
+        return on_device(state, next(iter(devices), torch.device("cpu")))
+    parts = (on_device(State({name: t for name, t in state.items() if where[name] == device}), device) for device in devices)
+    return State({name: t for part in parts for name, t in part.items()})
+
+
 def on_host(tensors: Mapping[Name, Tensor]) -> State:
-    """Copy tensors to float32 on the CPU: in one copy where they lie on another device."""
-    if all(t.device.type == "cpu" for t in tensors.values()):
-        return State({name: t.detach().to("cpu", torch.float32, copy=True) for name, t in tensors.items()})
-    flat = torch.cat([t.detach().to(torch.float32).reshape(-1) for t in tensors.values()]).to("cpu")
+    """Copy tensors to float32 on the CPU: in one copy from each other device on which some lie."""
+    found: dict[Name, Tensor] = {}
+    for device in dict.fromkeys(t.device for t in tensors.values()):
+        found |= _from(device, {name: t.detach() for name, t in tensors.items() if t.device == device})
+    return State(found)
+
+
+def _from(device: torch.device, tensors: Mapping[Name, Tensor]) -> Mapping[Name, Tensor]:
+    if device.type == "cpu":
+        return {name: t.to("cpu", torch.float32, copy=True) for name, t in tensors.items()}
+    flat = torch.cat([t.to(torch.float32).reshape(-1) for t in tensors.values()]).to("cpu")
     return _cut(flat, {name: tuple(t.shape) for name, t in tensors.items()})
 
 

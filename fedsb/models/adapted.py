@@ -23,7 +23,7 @@ from fedsb.adapters import (
 )
 from fedsb.adapters.exactness import encoding_error
 from fedsb.adapters.frozen_part import FACTORS, FrozenPart
-from fedsb.core.devices import on_device, on_host
+from fedsb.core.devices import on_devices, on_host
 from fedsb.core.state import HEAD, Layout, Name, State
 from fedsb.wire.arrays import quantise
 from fedsb.wire.frozen import FrozenView
@@ -54,7 +54,7 @@ class AdaptedModel:
     remarks: tuple[str, ...] = ()
     _layouts: dict[int | None, Layouts] = field(default_factory=dict, repr=False)
     _round: int = 1  # whose state is installed
-    _basis: tuple[State, State] = field(default_factory=lambda: (State(),) * 2, repr=False)  # as it came, and on the device
+    _basis: tuple[State, State] = field(default_factory=lambda: (State(),) * 2, repr=False)  # as it came, and on the layers' devices
 
     @cached_property
     def layers(self) -> dict[str, LowRankLayer]:
@@ -161,7 +161,7 @@ class AdaptedModel:
         """
         self._take_turn(round_number)
         unsent = State({name: t for name, t in self.initial.items() if name not in state and name.role in self._unsent})
-        moved = on_device(unsent.merge(state), self.device)
+        moved = self._placed(unsent.merge(state))
         write(self.model, self._here(frozen.basis))
         set_residuals(self.model, frozen.residuals)
         write(self.model, moved)
@@ -171,10 +171,16 @@ class AdaptedModel:
                 parameters[name.module].copy_(tensor)
 
     def _here(self, basis: State) -> State:
-        """Return what is held from the log on the model's device; it goes there once, and not in every round."""
+        """Return what is held from the log on its layers' devices; it goes there once, and not in every round."""
         if self._basis[0] is not basis:
-            self._basis = (basis, on_device(basis, self.device))
+            self._basis = (basis, self._placed(basis))
         return self._basis[1]
+
+    def _placed(self, state: State) -> State:
+        """Return a state on the devices of the layers and of the head that it is for."""
+        places = {name: layer.frozen.weight.device for name, layer in self.layers.items()}
+        places |= {name: self.model.get_parameter(name).device for name in self.head}
+        return on_devices(state, {name: places.get(name.module, self.device) for name in state})
 
     @cached_property
     def _unsent(self) -> set[str]:
@@ -200,7 +206,7 @@ class AdaptedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the weights are; of a network over several devices the first one, which takes batches and puts out what comes of them."""
         return next(self.model.parameters()).device
 
     def weights(self) -> Mapping[str, Tensor]:

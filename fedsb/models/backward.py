@@ -81,7 +81,7 @@ class Backward:
         """Take the scale out of the gradients again; tell whether all of them are finite."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         # The one thing that a step cannot go on without; other precisions have no scale.
-        finite = bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
+        finite = bool(torch.stack([gradient.isfinite().all().to(self._adapted.device) for gradient in gradients]).all())
         if finite:
             for gradient in gradients:
                 gradient.div_(self.scale)

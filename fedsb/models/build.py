@@ -32,6 +32,7 @@ from fedsb.models.heads import drawn_in, remarks_on
 from fedsb.models.loading import POOLERS, load_network, load_tokenizer
 from fedsb.models.lookups import try_body
 from fedsb.models.pooling import pool_by_mean
+from fedsb.models.spread import settle
 from fedsb.models.wide import widen
 from fedsb.tasks.task import Task
 
@@ -80,7 +81,7 @@ def build_model(
 
     Raises:
         UserError: no such model, no weights in its folder, targets that match nothing, a rank that is too large, no parameter to
-            train, or a pooling that does not fit the model.
+            train, a pooling that does not fit the model, or a model that does not fit the GPUs that it is to be spread over.
     """
     spec = SPECS[family].having(adapter.options)
     _check_fits(model, spec, task)
@@ -96,6 +97,7 @@ def build_model(
     parameters = dict(network.named_parameters())
     for name in head:
         parameters[name].requires_grad_(True)
+    settle(network, model, device)
     tokenizer = None if device == "meta" else _tokenizer(network, model)
     drawn = tuple(name for name in drawn_in(network) if name not in head)
     adapted = AdaptedModel(network, spec, scale, head, tokenizer, drawn=drawn, remarks=tuple(_remarks(network, adapter, head, drawn)))
@@ -116,6 +118,7 @@ def plain_model(model: ModelConfig, *, task: Task, labels: tuple[str, ...], seed
         raise UserError(f"'{model.name}' holds no {', '.join(drawn_in(network))} for the task '{task.name}'; name a model that has them")
     if model.pooling == "mean":
         pool_by_mean(network)
+    settle(network, model, device)
     return AdaptedModel(network, SPECS["head_only"], 1.0, (), _tokenizer(network, model))
 
 

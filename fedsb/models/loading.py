@@ -51,8 +51,15 @@ def resolve_device(device: str) -> str:
     return device
 
 
+def is_spread(model: ModelConfig, device: str) -> bool:
+    """Tell whether a model is to be spread over GPUs; elsewhere it lies whole, whatever the configuration says."""
+    return model.device_map is not None and device.startswith("cuda")
+
+
 def load_network(model: ModelConfig, task: Task, labels: Sequence[str], seed: int, device: str) -> nn.Module:
     """Load a model in evaluation mode; a head that its checkpoint lacks is drawn from a stream of the seed.
+
+    One that is to be spread over GPUs stays on the CPU: see :mod:`fedsb.models.spread`.
 
     Args:
         model: which model.
@@ -75,11 +82,12 @@ def load_network(model: ModelConfig, task: Task, labels: Sequence[str], seed: in
         return _load(model, task, labels, seed, where)
     check_quantised(model.quantize)
     # No word of the device: what is drawn is drawn on the CPU, the same for each, and workers move what the driver has laid out.
-    key = json.dumps([asdict(replace(model, quantize=NONE)), task.name, labels, seed], default=str)
+    key = json.dumps([asdict(replace(model, quantize=NONE, device_map=None)), task.name, labels, seed], default=str)
     network = network_of(key, lambda: _load(model, task, labels, seed, "cpu"))
-    said = quantised(network, model.quantize, where)
+    home = "cpu" if is_spread(model, where) else where
+    said = quantised(network, model.quantize, where, home)
     note(network, drawn_in(network), *remarks_on(network), said)
-    return network.to(where).eval()
+    return network.to(home).eval()
 
 
 def _load(model: ModelConfig, task: Task, labels: Sequence[str], seed: int, where: str) -> nn.Module:

@@ -48,15 +48,16 @@ def check_quantised(kind: str) -> None:
         raise UserError(f"model.quantize={kind} needs {KINDS[kind].package}, which is not installed: {PIP}, or leave it out")
 
 
-def quantised(network: nn.Module, kind: str, where: str) -> str:
-    """Quantise the linear layers of a network's body, in place, layer by layer where the network will compute.
+def quantised(network: nn.Module, kind: str, where: str, home: str) -> str:
+    """Quantise the linear layers of a network's body, in place, layer by layer.
 
     Embeddings, norms, what lies outside the body and the output's projection stay as they are.
 
     Args:
         network: as it was loaded; its tensors are not written to.
         kind: key of :data:`KINDS`, or ``none``.
-        where: device.
+        where: device on which they are quantised.
+        home: device to which they go then, with their biases.
 
     Returns:
         A line on what was quantised; empty for ``none``.
@@ -76,9 +77,9 @@ def quantised(network: nn.Module, kind: str, where: str) -> str:
             f"{f' (with {how.limit})' if linear else ''}; use model.quantize=none"
         )
     for name, module in fitting.items():
-        weight = how.hold(module.weight.detach().to(where))
+        weight = how.hold(module.weight.detach().to(where)).to(home)
         if module.bias is not None:
-            module.bias.data = module.bias.data.to(where)
+            module.bias.data = module.bias.data.to(home)
         network.set_submodule(name, QuantisedLinear.of(module, weight))
     rest = f"; {len(linear) - len(fitting)} others, which lack {how.limit}, stay" if len(fitting) < len(linear) else ""
     return f"model.quantize={kind}: {len(fitting)} layers are held in {how.bits} bits{rest}"

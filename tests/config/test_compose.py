@@ -188,6 +188,15 @@ JOINT = {
         "privacy.epsilon=3",
     ],
     r"^train\.autocast=bfloat16 with model\.dtype=float16: ": ["train.autocast=bfloat16", "model.dtype=float16"],
+    r"^model\.device_map=auto is not for clients side by side; set runtime\.stack=1": ["model.device_map=auto", "runtime.stack=2"],
+    r"^model\.device_map=auto with privacy\.unit=example: the norm of .* use model\.quantize=int4": [
+        "model.device_map=auto",
+        "privacy=example",
+        "privacy.epsilon=3",
+    ],
+    r"^train\.compile=true with model\.device_map=auto: ": ["model.device_map=auto", "train.compile=true"],
+    r"^device=cpu with model\.device_map=auto: .* leave one of the two out": ["model.device_map=auto", "device=cpu"],
+    r"^device=cuda:1 with model\.device_map=auto: ": ["model.device_map=auto", "device=cuda:1"],
     r"data\.text=\[b, a\] with data\.task=causal_lm: ": ["data.text=[b,a]", "model.task=causal_lm"],
 }
 
@@ -201,6 +210,7 @@ def test_keys_that_do_not_go_together_are_named(message: str) -> None:
 def test_joint_rules_leave_alone_what_is_not_used() -> None:
     assert load(["init.update=sign", "init.evidence=public", "data.public_fraction=0.1"]).init.update == "sign"
     assert load(["init.evidence=public", "init.kind=orthogonal"]).init.kind == "orthogonal"
+    assert load(["model.device_map=auto", "device=cuda", "train.gradient_checkpointing=true"]).model.device_map == "auto"
 
 
 def test_tables_of_values_name_keys_that_exist() -> None:

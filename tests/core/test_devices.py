@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedsb.core.devices import Known, on_device, on_host, placed
+from fedsb.core.devices import Known, on_device, on_devices, on_host, placed
 from fedsb.core.state import Name, State
 
 META = torch.device("meta")
@@ -58,6 +58,19 @@ def test_a_state_goes_to_a_device_and_back_in_one_copy_each_way() -> None:
     assert {name: t.shape for name, t in there.items()} == {name: t.shape for name, t in STATE.items()}
     assert {name: t.shape for name, t in back.items()} == {name: t.shape for name, t in STATE.items()}
     assert all(t.device == META for t in there.values())
+
+
+def test_what_lies_on_several_devices_takes_one_copy_from_each() -> None:
+    where = {name: META if name.module == "a" else torch.device("cpu") for name in STATE}
+    with Crossings() as crossings:
+        there = on_devices(STATE, where)
+        assert (crossings.down, crossings.up) == (1, 0)
+        back = on_host(there)
+        assert (crossings.down, crossings.up) == (1, 1)
+    assert {name: t.device for name, t in there.items()} == where
+    assert {name: t.shape for name, t in back.items()} == {name: t.shape for name, t in STATE.items()}
+    assert torch.equal(back[Name("b", "head")], STATE[Name("b", "head")])
+    assert on_devices(STATE, dict.fromkeys(STATE, torch.device("cpu"))) is STATE
 
 
 def test_a_state_on_the_cpu_goes_nowhere_and_what_comes_back_is_a_copy() -> None:

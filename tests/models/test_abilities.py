@@ -59,7 +59,10 @@ def test_the_attention_that_is_named_is_taken(tiny_llama: Path) -> None:
         assert built(tiny_llama, "causal_lm", "lora", f"model.attn_implementation={kind}").model.config._attn_implementation == kind
 
 
-@pytest.mark.parametrize("key", ["train.accumulation=2", "train.gradient_checkpointing=true", "train.compile=true", "model.dtype=float16"])
+@pytest.mark.parametrize(
+    "key",
+    ["train.accumulation=2", "train.gradient_checkpointing=true", "train.compile=true", "model.dtype=float16", "model.device_map=auto"],
+)
 def test_auto_puts_no_clients_side_by_side_where_each_has_passes_of_its_own(key: str) -> None:
     small = ("train.batch_size=1", "train.max_length=16")
     assert (stack_size(load([*small, "runtime.stack=auto"])), stack_size(load([*small, "runtime.stack=auto", key]))) == (8, 1)

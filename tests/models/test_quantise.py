@@ -24,11 +24,14 @@ from fedsb.core.state import sha256
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.fit import fit
 from fedsb.models.quantise import KINDS
+from fedsb.models.spread import held_bytes
 from fedsb.stack.stack import Stack
 from fedsb.tasks.task import TASKS
 from tests.clients.private_cases import build_case, mechanism
 from tests.clients.private_cases import fit as private_fit
+from tests.core.test_devices import Crossings
 from tests.models.test_narrow import SITE, built, flat, gradients, texts
+from tests.models.test_spread import CPU, META, over_two
 
 ERRORS = {"int8": 0.01, "int4": 0.15, "nf4": 0.11, "fp4": 0.15}  # relative, of random weights
 TRAIN = replace(load().train, local_steps=3, batch_size=4, lr=0.01)
@@ -164,3 +167,23 @@ def test_what_is_added_stands_beside_it_as_factors(tiny_llama: Path, kind: str) 
         layer.set_residual(None)
         assert torch.equal(layer(x), plain)
     assert all(torch.equal(a, b) for a, b in zip(before, bits(adapted), strict=True))
+
+
+@each
+def test_over_several_devices_it_counts_by_its_bits_and_keeps_them(tiny_llama: Path, kind: str) -> None:
+    adapted, whole = quantised(tiny_llama, kind, dtype="float32"), built(tiny_llama, "causal_lm", "lora", dtype="float32")
+    saved = sum(p.nbytes for p in whole.model.parameters() if not p.requires_grad) - sum(
+        t.nbytes for p in adapted.model.parameters() if not p.requires_grad for t in stored(p)
+    )
+    assert held_bytes(whole.model) - held_bytes(adapted.model) == saved > 0
+    adapted.model.eval()
+    before, said = bits(adapted), adapted.model(torch.tensor([[5, 9, 7, 11]])).logits
+    with Crossings():
+        there = over_two(adapted, META)
+    for layer in there.layers.values():
+        assert {t.device for p in layer.parameters() for t in stored(p)} == {layer.frozen.weight.device}
+        assert layer.frozen.pristine.device == layer.frozen.weight.device
+    assert {layer.frozen.weight.device for layer in there.layers.values()} == {CPU, META}
+    apart = over_two(adapted)
+    assert all(torch.equal(a, b) for a, b in zip(before, bits(apart), strict=True))
+    assert torch.equal(apart.model(torch.tensor([[5, 9, 7, 11]])).logits, said)
