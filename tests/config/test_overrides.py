@@ -83,7 +83,8 @@ def test_a_group_without_an_option_names_the_options() -> None:
 OPTIONS = {group: sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")) for group in ("method", "experiment")}
 
 
-NEEDS_A_WHOLE_MODEL = {"private": r"privacy\.unit=example", "demo_llm": r"eval\.scores=\[exact_match\]"}
+SCORED = r"eval\.scores=\[exact_match\]"
+NEEDS_A_WHOLE_MODEL = {"private": r"privacy\.unit=example", "demo_llm": SCORED, "sums_small": SCORED}
 
 
 @pytest.mark.parametrize("method", OPTIONS["method"])
