@@ -8,6 +8,8 @@ alone: whenever they are asked for, and by whom, the bits are the same.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -66,6 +68,11 @@ class Residual:
         return tuple(self._pairs.values())
 
     @property
+    def versioned(self) -> Mapping[int, Term]:
+        """The same by version."""
+        return self._pairs
+
+    @property
     def dense(self) -> Tensor | None:
         """The matrix, where there is one already; the next fold writes to it."""
         return self._dense
@@ -90,6 +97,16 @@ class Residual:
                 self._fold()
             elif self._is_heavy():
                 self._lighten(version)
+
+    def apart(self, *, as_factors: bool) -> Residual:
+        """Return one in the form in which it is held, as factors or as a matrix where pairs outweigh it; this one stays as it is."""
+        made = Residual(*self.shape)
+        made._pairs, made._dense = dict(self._pairs), self._dense
+        if as_factors:
+            made.settle()
+        elif made._dense is not None or made._is_heavy():
+            made._fold()
+        return made
 
     def _lighten(self, version: int) -> None:
         left, right = recompressed(*joined(self.pairs, torch.float32))

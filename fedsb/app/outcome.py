@@ -10,7 +10,7 @@ from fedsb.app.exports.at_end import export_run
 from fedsb.app.listener import RunListener
 from fedsb.app.prepare import Prepared
 from fedsb.app.private_run import open_accounts
-from fedsb.core.state import State, sha256
+from fedsb.core.state import State
 from fedsb.report.progress import Progress
 from fedsb.report.report import write_report
 from fedsb.report.summary import build_summary
@@ -53,7 +53,7 @@ def finish(prepared: Prepared, folder: RunFolder, listener: RunListener, state: 
         rank=config.adapter.rank if adapted.spec.factors else None,
         trained_params=adapted.layouts.learnt.numel,
         records=listener.records,
-        factors_sha256=sha256(state, *strategy.frozen.deltas().values()),
+        factors_sha256=strategy.frozen.sha256(state),
         wall_s=wall_s,
         held_modules=strategy.gap.sample,
         epsilon=listener.claim.final(simulated=strategy.simulated),

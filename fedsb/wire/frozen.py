@@ -4,8 +4,8 @@ A delta sets factors of the adapters (Fed-SB's B and A, once; what learns in tur
 (roles ``U`` (m, ρ) and ``V`` (ρ, n): FedEx's residual). Version v is the state after v deltas; its *head* is a hash over the whole
 chain up to it. A client at version u gets a :class:`FrozenBundle` with exactly what it lacks: of each factor the latest version alone.
 Where the ranks to send exceed mn/(m+n), sending ``Σ U V`` is cheaper, and the bundle holds that dense sum (role ``D``) for the module
-instead; or, where holders have recompressed it, that one pair (roles ``P`` and ``Q``). What is superseded is forgotten: only its place in
-the chain of hashes stays.
+instead; or, where holders have recompressed it, that one pair (roles ``P`` and ``Q``). What is superseded is forgotten, and what is never
+sent as such again may be folded (:mod:`fedsb.wire.folded`): only its place in the chain of hashes stays.
 
 There is one log, of the server's rank. A client of a smaller one is sent, and holds under the same heads, its block of each factor.
 
@@ -18,68 +18,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fedsb.adapters.low_rank import joined
-from fedsb.adapters.residual import Residual, dense_is_cheaper
+from fedsb.adapters.residual import dense_is_cheaper
 from fedsb.core.blocks import WHOLE, Sight
 from fedsb.core.errors import RunError
 from fedsb.core.state import Layout, Name, State, non_finite, sha256
+from fedsb.wire.folded import Folded, outweighed
+from fedsb.wire.frozen_view import ADDED, ROOT, FrozenBundle, FrozenMissing, FrozenView
 
-ROOT = "0" * 32
-ADDED = ("U", "V", "D", "P", "Q")  # roles of what is added to the frozen weights; every other one is a factor
-PAIRS = {"U": "V", "P": "Q"}
-
-
-class FrozenMissing(LookupError):
-    """The chain up to a head is not complete in this cache: the holder must ask for it."""
-
-
-@dataclass(frozen=True)
-class FrozenBundle:
-    """The deltas from one head to another. Roles carry the version behind an ``@``: ``U@3``, ``D@5``, ``A@1``.
-
-    Attributes:
-        parent, head: where it leads from and to.
-        state: what the holder of ``parent`` lacks.
-        one_off: number of values that are delivered once in a run: first versions of factors. Known to the server alone.
-    """
-
-    parent: str
-    head: str
-    state: State
-    one_off: int = 0
-
-
-@dataclass
-class FrozenView:
-    """The frozen part in the form that a model takes: basis factors, and what was added to each module."""
-
-    basis: State = field(default_factory=State)
-    residuals: dict[str, Residual] = field(default_factory=dict)
-
-    def apply(self, bundle: FrozenBundle) -> None:
-        """Bring this view from ``bundle.parent`` to ``bundle.head``, in version order."""
-        versioned = sorted(bundle.state.items(), key=lambda item: (int(item[0].role.split("@")[1]), item[0]))
-        for (module, role), tensor in versioned:
-            kind, version = role.split("@")
-            if kind not in ADDED:
-                self.basis = self.basis.merge(State({Name(module, kind): tensor}))
-            elif kind == "D":
-                self._of(module, tensor.shape, bundle).become(tensor)
-            elif kind in PAIRS:
-                right = bundle.state[Name(module, f"{PAIRS[kind]}@{version}")]
-                residual = self._of(module, (len(tensor), right.shape[1]), bundle)
-                (residual.add if kind == "U" else residual.shrink_to)(int(version), tensor, right)
-
-    def _of(self, module: str, shape: Sequence[int], bundle: FrozenBundle) -> Residual:
-        residual = self.residuals.setdefault(module, Residual(*shape))
-        residual.token = bundle.head
-        return residual
-
+__all__ = ["ADDED", "ROOT", "FrozenBundle", "FrozenLog", "FrozenMissing", "FrozenView"]
 
 Frozen = FrozenView  # its name before; see fedsb.core.moved
 
@@ -89,12 +40,14 @@ class FrozenLog:
 
     Attributes:
         as_factors: the modules to which holders add as factors, and which are sent as they hold them.
+        folded: what stands in place of deltas that are not there any more.
     """
 
     def __init__(self) -> None:
         self.heads = [ROOT]
         self.as_factors: Collection[str] = ()
-        self._deltas: dict[int, State] = {}  # by version; what is superseded is not there
+        self.folded = Folded()
+        self._deltas: dict[int, State] = {}  # by version, in order; what is superseded is not there
         self._first: dict[Name, int] = {}  # version of the first value of a factor
         self._latest: dict[Name, int] = {}
         self._view = FrozenView()
@@ -121,14 +74,19 @@ class FrozenLog:
             raise RunError(f"what the frozen weight of '{broken.module}' is to gain holds NaN or infinity; lower train.lr")
         self.extend(delta, head_of(self.head, delta))
 
-    def take_up(self, heads: Sequence[str], deltas: Mapping[int, State], first: Mapping[Name, int] | None) -> None:
+    def take_up(
+        self, heads: Sequence[str], deltas: Mapping[int, State], first: Mapping[Name, int] | None, folded: Folded | None = None
+    ) -> None:
         """Bring an empty log to where another one was.
 
         Args:
             heads: of its versions, from 1.
             deltas: its :meth:`deltas`.
             first: its :attr:`first`; None: that of these deltas.
+            folded: its :attr:`folded`; None: nothing.
         """
+        if folded is not None:
+            self._stand_on(folded, heads[folded.version - 1])
         for version, head in enumerate(heads, start=1):
             self._take(deltas.get(version, State()), head)
         if first is not None:
@@ -147,13 +105,39 @@ class FrozenLog:
             if name.role not in ADDED:
                 self._first.setdefault(name, self.version)
                 self._latest[name] = self.version
-        self._view.apply(FrozenBundle(self.heads[-2], self.head, _versioned(delta, self.version)))
-        for version in [v for v, old in self._deltas.items() if not self._counts(old, v)]:
-            del self._deltas[version]
+        new = delta if self.version > self.folded.version else State({name: t for name, t in delta.items() if name.role not in ADDED})
+        self._view.apply(FrozenBundle(self.heads[-2], self.head, _versioned(new, self.version)))
+        self._forget()
 
-    def _counts(self, delta: State, version: int) -> bool:
-        """Tell whether anything of a delta is not superseded."""
-        return any(name.role in ADDED or self._latest[name] == version for name in delta)
+    def _forget(self) -> None:
+        """Drop the deltas of which nothing counts: superseded factors, and what was added, is folded, and is never sent as such again."""
+        gone = {version for version in self.outweighed() if version <= self.folded.version} if self.folded.version else set()
+        for version in [v for v, old in self._deltas.items() if not self._counts(old, v, gone)]:
+            self.folded.note(version, self._deltas.pop(version))
+
+    def _counts(self, delta: State, version: int, gone: Collection[int]) -> bool:
+        return any(version not in gone if name.role in ADDED else self._latest[name] == version for name in delta)
+
+    def outweighed(self) -> set[int]:
+        """Return the versions, of those that are there, whose ``U`` and ``V`` are never sent as such again; once so, always so."""
+        return outweighed(self._deltas, {name: residual.shape for name, residual in self._view.residuals.items()}, self.folded)
+
+    def sums(self) -> Iterator[State]:
+        """Yield all that was added to a module in the form in which it is held, with versions, one module after the other."""
+        for module, residual in self._view.residuals.items():
+            apart = residual.apart(as_factors=module in self.as_factors)
+            pairs = {Name(module, f"{role}@{v}"): t for v, pair in apart.versioned.items() for role, t in zip("UV", pair, strict=True)}
+            yield State(pairs if apart.dense is None else {Name(module, f"D@{self.version}"): apart.dense})
+
+    def fold(self, sums: State) -> None:
+        """Stand on :meth:`sums`, wherever they lie now, and drop the deltas that nobody is sent any more."""
+        self._stand_on(self.folded.onto(self.version, sums), self.head)
+        self._forget()
+
+    def _stand_on(self, folded: Folded, head: str) -> None:
+        self.folded = folded
+        self._view.residuals = {}
+        self._view.apply(FrozenBundle(head, head, folded.sums))
 
     @property
     def first(self) -> Mapping[Name, int]:
@@ -165,8 +149,14 @@ class FrozenLog:
         return self._view
 
     def deltas(self) -> Mapping[int, State]:
-        """Return the deltas that still count by their version, in order, for hashing and checkpoints."""
+        """Return the deltas that still count by their version, in order, for checkpoints."""
         return self._deltas
+
+    def sha256(self, state: State) -> str:
+        """Hash a state and all that the log holds; where it may be folded, whether it is or not, its head stands for that."""
+        if self.folded.version or self.outweighed():
+            return hashlib.sha256(f"{sha256(state)}{self.head}".encode()).hexdigest()
+        return sha256(state, *self._deltas.values())
 
     def bundle(self, since: int, sight: Sight = WHOLE) -> FrozenBundle | None:
         """Return what a holder of version ``since`` lacks, or None where it lacks nothing.
@@ -179,7 +169,8 @@ class FrozenLog:
             return None
         whole = self._cheaper_whole(since)
         # A holder of what no longer counts is sent all, as one that holds nothing is: it need not have kept it.
-        parent = self.heads[since] if any(version <= since for version in self._deltas) else ROOT
+        counts = 0 < self.folded.first <= since or any(version <= since for version in self._deltas)
+        parent = self.heads[since] if counts else ROOT
         tensors: dict[Name, Tensor] = {name: tensor for module in whole for name, tensor in self._whole(module)}
         one_off = 0
         for version, delta in self._deltas.items():
@@ -202,7 +193,8 @@ class FrozenLog:
         for delta in (delta for version, delta in self._deltas.items() if version > since):
             for name, left in delta.pick("U").items():
                 ranks[name.module] = ranks.get(name.module, 0) + left.shape[1]
-        return {module for module, rank in ranks.items() if dense_is_cheaper(rank, *self._view.residuals[module].shape)}
+        heavy = {module for module, rank in ranks.items() if dense_is_cheaper(rank, *self._view.residuals[module].shape)}
+        return heavy | self.folded.since(since)
 
     def _whole(self, module: str) -> Iterator[tuple[Name, Tensor]]:
         """Yield all that was added to a module in the form in which it is held; copied where the next version will write to it."""

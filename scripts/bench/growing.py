@@ -4,7 +4,8 @@ Each method runs in a process of its own, from random uploads to messages: the r
 and the bundle for clients that were there in the round before, encoded. There is no model: all adapted layers have the shapes of
 ``conf/model/llama_3_2_3b.yaml``. Memory is anonymous memory beyond that of the process before the first round, looked at every 20 ms; files
 of the log that the system keeps in memory while there is room are not counted. Seconds are CPU time, one thread. Uploads come one at a
-time from a seed.
+time from a seed. The log's files are looked at behind each checkpoint, and while one is written as often as memory; beside them stands what
+all deltas together would be.
 
 ``python scripts/bench/growing.py [method=…] [clients=25] [rounds=10] [rank=32] [model=llama_3_2_3b]`` prints one table row a method.
 """
@@ -18,8 +19,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -40,7 +42,8 @@ METHODS = ("fedavg_lora", "fed_sb", "fedex_lora", "flora")
 DEFAULTS = {"clients": "25", "rounds": "10", "rank": "32", "model": "llama_3_2_3b"}
 GB, PAUSE_S = 10**9, 0.02
 HEAD = "| method | uploads of a round, GB | beyond the start at most, GB | beyond that and a round's uploads, GB | bundle of a round, GB "
-HEAD += "| gap, its standard error | CPU seconds a round: uploads made, rule and gap, log, checkpoint, bundle |"
+HEAD += "| log's files at most: after a round, while it is saved, all deltas, GB | gap, its standard error "
+HEAD += "| CPU seconds a round: uploads made, rule and gap, log, checkpoint, bundle |"
 
 
 def main(arguments: list[str]) -> None:
@@ -48,7 +51,7 @@ def main(arguments: list[str]) -> None:
     if "alone" in given:
         print(json.dumps(measured(given["alone"], given)))
         return
-    print(HEAD, "|---|---|---|---|---|---|---|", sep="\n", flush=True)
+    print(HEAD, "|---|---|---|---|---|---|---|---|", sep="\n", flush=True)
     for method in [given["method"]] if "method" in given else METHODS:
         options = [f"{key}={given[key]}" for key in DEFAULTS]
         done = subprocess.run([sys.executable, __file__, f"alone={method}", *options], check=True, capture_output=True, text=True)
@@ -59,7 +62,8 @@ def row(method: str, m: dict[str, float]) -> str:
     seconds = ", ".join(f"{m[key]:.1f}" for key in ("made", "rule", "log", "saved", "bundled"))
     sizes = [f"{m[key] / GB:.2f}" for key in ("uploads", "peak")] + [f"{max(0.0, m['peak'] - m['uploads']) / GB:.2f}"]
     gap = f"{m['gap']:.1e}" + (f" ± {m['error']:.1%}" if m["error"] else "")
-    return f"| `{method}` | {' | '.join(sizes)} | {m['bundle'] / GB:.2f} | {gap} | {seconds} |"
+    files = ", ".join(f"{m[key] / GB:.2f}" for key in ("files", "files_peak", "deltas"))
+    return f"| `{method}` | {' | '.join(sizes)} | {m['bundle'] / GB:.2f} | {files} | {gap} | {seconds} |"
 
 
 def strategy_of(method: str, given: dict[str, str]) -> tuple[LowRankStrategy, State]:
@@ -89,14 +93,20 @@ def measured(method: str, given: dict[str, str]) -> dict[str, float]:
     clients, rounds = strategy.participation.clients, int(given["rounds"])
     seconds = dict.fromkeys(("made", "rule", "log", "saved", "bundled"), 0.0)
     found = {"uploads": 4.0 * len(clients) * strategy.layouts.up_in(1).numel, "bundle": 0.0, "gap": 0.0, "error": 0.0}
+    found |= {"files": 0.0, "deltas": 4.0 * strategy.layouts.log.numel}
     folder = Path(tempfile.mkdtemp(prefix="growing-"))
     try:
-        with watched() as memory:
+        with watched(anonymous) as memory, watched(lambda: logged(folder)) as disk:
             for number in range(1, rounds + 1):
+                before = strategy.frozen.version
                 state = one_round(strategy, state, number, seconds)
                 took = time.process_time()
+                found["deltas"] += (
+                    4.0 * strategy.frozen.deltas()[strategy.frozen.version].numel if strategy.frozen.version > before else 0.0
+                )
                 save_checkpoint(folder, Snapshot(number, state, strategy.frozen))
                 seconds["saved"] += time.process_time() - took
+                found["files"] = max(found["files"], logged(folder))
                 took = time.process_time()
                 bundle = strategy.frozen.bundle(strategy.frozen.version - 1) if number < rounds else None
                 shared = encode_shared(encode_arrays(state), bundle)
@@ -106,8 +116,12 @@ def measured(method: str, given: dict[str, str]) -> dict[str, float]:
                 under_way = strategy._round
                 assert under_way is not None
                 found["gap"], found["error"] = max(found["gap"], under_way.gap or 0.0), max(found["error"], under_way.gap_error or 0.0)
-                print(f"{method} round {number}: {memory[0] / GB:.2f} GB at most", file=sys.stderr, flush=True)
-        return {**found, "peak": memory[0], **{key: value / rounds for key, value in seconds.items()}}
+                print(
+                    f"{method} round {number}: {memory[0] / GB:.2f} GB at most, {logged(folder) / GB:.2f} GB in files",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        return {**found, "peak": memory[0], "files_peak": disk[0], **{key: value / rounds for key, value in seconds.items()}}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -152,13 +166,13 @@ def one_round(strategy: LowRankStrategy, state: State, number: int, seconds: dic
 
 
 @contextmanager
-def watched() -> Iterator[list[float]]:
-    """Yield the most anonymous memory, in bytes, beyond that at the beginning of the block; it grows while the block runs."""
-    before, most, over = anonymous(), [0.0], threading.Event()
+def watched(size: Callable[[], float]) -> Iterator[list[float]]:
+    """Yield the most of a size beyond that at the beginning of the block; it grows while the block runs."""
+    before, most, over = size(), [0.0], threading.Event()
 
     def look() -> None:
         while not over.wait(PAUSE_S):
-            most[0] = max(most[0], anonymous() - before)
+            most[0] = max(most[0], size() - before)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -167,6 +181,15 @@ def watched() -> Iterator[list[float]]:
     finally:
         over.set()
         thread.join()
+
+
+def logged(folder: Path) -> float:
+    """Return the bytes of the files of the frozen log in a folder, whatever of them is written already."""
+    total = 0.0
+    for path in chain(folder.glob("frozen-*"), folder.glob("folded-*")):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def anonymous() -> float:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from fedsb.core.errors import RunError, UserError
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import HEAD, Name, State, sha256
-from fedsb.run import checkpoint
+from fedsb.run import log_files
 from fedsb.run.checkpoint import Carried, Snapshot, load_checkpoint, save_checkpoint
 from fedsb.wire.frozen import FrozenLog
 
@@ -44,11 +44,11 @@ def test_state_and_frozen_log_come_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_a_large_delta_lies_in_its_file_and_leads_to_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "REST_BYTES", 1)
+    monkeypatch.setattr(log_files, "REST_BYTES", 1)
     resting, held = FrozenLog(), FrozenLog()
     for number in range(1, 5):
-        delta = state(number, "U")
-        delta = delta.merge(State({Name(n.module, "V"): t.T.contiguous() for n, t in delta.items()}))
+        draw = torch_generator(number, "test")
+        delta = State({Name("x", "U"): torch.randn(20, 2, generator=draw), Name("x", "V"): torch.randn(2, 20, generator=draw)})
         for log in (resting, held):
             log.append(delta)
         save_checkpoint(tmp_path, Snapshot(number, State(), resting))
@@ -138,12 +138,12 @@ def test_a_delta_that_another_process_left_is_read_back_once(tmp_path: Path, mon
     log, read = FrozenLog(), []
     log.append(state(1, "A"))
     save_checkpoint(tmp_path, Snapshot(1, state(2, "R"), log))
-    monkeypatch.setattr(checkpoint, "_WHOLE", {})
-    monkeypatch.setattr(checkpoint, "_read", lambda path, real=checkpoint._read: (read.append(path.name), real(path))[1])
+    monkeypatch.setattr(log_files, "_WHOLE", {})
+    monkeypatch.setattr(log_files, "read_whole", lambda path, real=log_files.read_whole: (read.append(path.name), real(path))[1])
     for number in (2, 3):
         save_checkpoint(tmp_path, Snapshot(number, state(2, "R"), log))
     assert read == [f"frozen-0001-{log.head[:8]}.safetensors"]
-    monkeypatch.setattr(checkpoint, "_WHOLE", {})
+    monkeypatch.setattr(log_files, "_WHOLE", {})
     load_checkpoint(tmp_path)
     read.clear()
     save_checkpoint(tmp_path, Snapshot(4, state(2, "R"), log))
@@ -168,5 +168,5 @@ def test_files_of_other_names_and_numbers_do_not_take_a_rounds_place(tmp_path: P
 def test_a_later_format_is_named_though_it_hashes_otherwise(tmp_path: Path) -> None:
     facts = json.dumps({"format": 99, "of": "another shape"})
     save_file({"anything": torch.zeros(1)}, tmp_path / "round-0001.safetensors", metadata={"facts": facts, "blake3": "0" * 64})
-    with pytest.raises(UserError, match=r"written by a later version \(format 99, this one reads 2\); use that version$"):
+    with pytest.raises(UserError, match=r"written by a later version \(format 99, this one reads 3\); use that version$"):
         load_checkpoint(tmp_path)

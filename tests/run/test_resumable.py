@@ -68,7 +68,7 @@ def test_a_run_without_a_checkpoint_says_that_it_begins_anew(run: Run, tmp_path:
 
 def test_a_checkpoint_of_a_later_version_is_refused(stopped: Path, run: Run) -> None:
     rewrite(stopped / "checkpoints" / "round-0002.safetensors", format=99)
-    with pytest.raises(UserError, match=r"written by a later version \(format 99, this one reads 2\); use that version$"):
+    with pytest.raises(UserError, match=r"written by a later version \(format 99, this one reads 3\); use that version$"):
         run(stopped, f"resume={stopped}")
 
 

@@ -21,7 +21,7 @@ from fedsb.app.threads import use_threads
 from fedsb.client_app import app as client_app
 from fedsb.config.compose import load
 from fedsb.config.schema import Config
-from fedsb.core.state import HEAD, Name, State, sha256
+from fedsb.core.state import HEAD, Name, State
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import build_model
 from fedsb.run.records import RoundRecord
@@ -132,7 +132,7 @@ class Federation:
     @property
     def sha256(self) -> str:
         """The fingerprint that a summary holds."""
-        return sha256(self.kept.states[-1], *self.frozen.deltas().values())
+        return self.frozen.sha256(self.kept.states[-1])
 
     def payload(self) -> tuple[int, int, int]:
         """Return the bytes up, down and one-off of the run."""
