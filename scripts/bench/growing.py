@@ -101,9 +101,7 @@ def measured(method: str, given: dict[str, str]) -> dict[str, float]:
                 before = strategy.frozen.version
                 state = one_round(strategy, state, number, seconds)
                 took = time.process_time()
-                found["deltas"] += (
-                    4.0 * strategy.frozen.deltas()[strategy.frozen.version].numel if strategy.frozen.version > before else 0.0
-                )
+                found["deltas"] += 4.0 * sum(delta.numel for version, delta in strategy.frozen.deltas().items() if version > before)
                 save_checkpoint(folder, Snapshot(number, state, strategy.frozen))
                 seconds["saved"] += time.process_time() - took
                 found["files"] = max(found["files"], logged(folder))
@@ -116,11 +114,8 @@ def measured(method: str, given: dict[str, str]) -> dict[str, float]:
                 under_way = strategy._round
                 assert under_way is not None
                 found["gap"], found["error"] = max(found["gap"], under_way.gap or 0.0), max(found["error"], under_way.gap_error or 0.0)
-                print(
-                    f"{method} round {number}: {memory[0] / GB:.2f} GB at most, {logged(folder) / GB:.2f} GB in files",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                sizes = f"{memory[0] / GB:.2f} GB at most, {logged(folder) / GB:.2f} GB in files, {seconds['saved']:.0f} s for checkpoints"
+                print(f"{method} round {number}: {sizes}", file=sys.stderr, flush=True)
         return {**found, "peak": memory[0], "files_peak": disk[0], **{key: value / rounds for key, value in seconds.items()}}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
