@@ -15,6 +15,8 @@ from fedsb.core.rng import torch_generator
 from fedsb.models.abilities import check_abilities
 from fedsb.models.fit import OPTIMIZERS, fit
 from fedsb.tasks.task import TASKS
+from tests.clients.private_cases import build_case, mechanism
+from tests.clients.private_cases import fit as private_fit
 from tests.models.test_narrow import SITE, built, flat, texts
 
 pytestmark = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
@@ -65,3 +67,14 @@ def test_a_round_trains_with_it(tiny_llama: Path) -> None:
     (start, first), (_, again), (_, wanted) = ends
     assert torch.equal(first, again)
     assert float((first - wanted).norm()) < 1e-3 * float((wanted - start).norm())
+
+
+def test_private_steps_are_taken_with_it(tiny_llama: Path) -> None:
+    ends = []
+    for kind in ("adamw8bit", "adamw"):
+        case = build_case(tiny_llama, "causal_lm", "lora_sb")
+        noisy = mechanism(0.5, sigma=1.0, rate=0.4, steps=3, max_batch=4)
+        assert private_fit(case, noisy, optimizer=kind, lr=0.01, check=True).steps == 3
+        ends.append(flat(dict(case.adapted.trained())))
+    start = flat({name: case.state[name] for name in case.adapted.trained()})
+    assert float((ends[0] - ends[1]).norm()) < 1e-3 * float((ends[1] - start).norm())
