@@ -35,6 +35,7 @@ class Residual:
         self.shape = m, n
         self.token: str | None = None
         self._pairs: dict[int, Term] = {}  # by version; what came before them is in the matrix
+        self._made = 0  # version of the pair that is no delta's own, but stands for all up to it
         self._dense: Tensor | None = None
         self._own = False  # whether the matrix may be written to
 
@@ -55,11 +56,11 @@ class Residual:
 
     def shrink_to(self, version: int, left: Tensor, right: Tensor) -> None:
         """Be one pair and nothing else."""
-        self._pairs, self._dense = {version: (left, right)}, None
+        self._pairs, self._dense, self._made = {version: (left, right)}, None, version
 
     def move(self, version: int, left: Tensor, right: Tensor) -> None:
-        """Have a pair of the same values lie elsewhere, if it is still there."""
-        if version in self._pairs:
+        """Have a delta's own pair of the same values lie elsewhere, if it is still there."""
+        if version in self._pairs and version > self._made:
             self._pairs[version] = left, right
 
     @property
@@ -101,7 +102,7 @@ class Residual:
     def apart(self, *, as_factors: bool) -> Residual:
         """Return one in the form in which it is held, as factors or as a matrix where pairs outweigh it; this one stays as it is."""
         made = Residual(*self.shape)
-        made._pairs, made._dense = dict(self._pairs), self._dense
+        made._pairs, made._dense, made._made = dict(self._pairs), self._dense, self._made
         if as_factors:
             made.settle()
         elif made._dense is not None or made._is_heavy():
@@ -113,7 +114,7 @@ class Residual:
         if dense_is_cheaper(2 * left.shape[1], *self.shape):
             self._fold()
         else:
-            self._pairs = {version: (left, right)}
+            self.shrink_to(version, left, right)
 
     def _fold(self) -> None:
         """Put the pairs into the matrix."""

@@ -210,7 +210,7 @@ class FrozenLog:
         """Have a delta lie elsewhere, on disk perhaps: the same values under the same names."""
         if version in self._deltas:
             self._deltas[version] = delta
-            for name, left in delta.pick("U").items():
+            for name, left in delta.pick("U").items() if version > self.folded.version else ():
                 self._view.residuals[name.module].move(version, left, delta[Name(name.module, "V")])
 
 

@@ -185,6 +185,17 @@ def test_a_delta_that_lies_elsewhere_is_the_same() -> None:
     assert all(map(torch.equal, *(bundle_of(log, 0).state.values() for log in logs)))
 
 
+def test_a_delta_that_lies_elsewhere_takes_no_recompressed_sums_place() -> None:
+    residual, pairs = Residual(M, N), low_rank_pairs(4)
+    for version, pair in enumerate(pairs, start=1):
+        residual.add(version, *pair)
+    residual.settle()
+    assert [u.shape[1] for u, _ in residual.pairs] == [5]
+    residual.move(4, *pairs[3])
+    wanted = oracle(pairs)
+    torch.testing.assert_close(residual.matrix().double(), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
 class Int8(nn.Module):
     """A base whose weight is no matrix of floats."""
 

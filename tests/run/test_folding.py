@@ -72,13 +72,16 @@ def assert_same(log: FrozenLog, twin: FrozenLog) -> None:
 def test_folded_or_not_every_holder_is_sent_the_same_bits(
     history: list[tuple[dict[str, int], bool]], as_factors: set[str], keep: int, data: st.DataObject
 ) -> None:
-    """Saved, taken up again and asked at any versions."""
+    """Saved, taken up again and asked at any versions; deltas lie in memory, or in their files alone."""
     log, twin = FrozenLog(), FrozenLog()
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log_files, "REST_BYTES", data.draw(st.sampled_from([1, log_files.REST_BYTES]), label="lie in files from"))
         for number, (ranks, factors) in enumerate(history, start=1):
             log.as_factors = twin.as_factors = as_factors
             for each in (log, twin):
                 each.append(delta_of(ranks, number, factors=factors))
+            if data.draw(st.booleans(), label="asked before it is saved"):
+                log.bundle(0)
             event = data.draw(st.sampled_from(["goes on", "saved", "resumed"]), label="after the round")
             if event != "goes on":
                 save_checkpoint(Path(name), Snapshot(number, State(), log), keep=keep)
