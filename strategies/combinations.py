@@ -64,7 +64,7 @@ def _ranks(method: type[Method], spec: AdapterSpec, wanted: Wanted) -> str:
 
 
 def _server_optimizer(method: type[Method], spec: AdapterSpec, wanted: Wanted) -> str:
-    hands_out_the_mean = spec.turns == 1 and set(spec.uploaded(1)) == set(spec.in_state)
+    hands_out_the_mean = spec.turns == 1 and set(spec.uploaded(1)) == set(spec.in_state) and spec.uploads
     if not wanted.server_optimizer or (method.is_the_mean() and hands_out_the_mean):
         return ""
     return (
@@ -74,7 +74,7 @@ def _server_optimizer(method: type[Method], spec: AdapterSpec, wanted: Wanted) -
 
 
 def _weighting(method: type[Method], spec: AdapterSpec, wanted: Wanted) -> str:
-    if isinstance(WEIGHTINGS[wanted.weighting]((), 1), Fixed) or method.is_the_mean():
+    if isinstance(WEIGHTINGS[wanted.weighting]((), 1), Fixed) or (method.is_the_mean() and spec.uploads):
         return ""
     return (
         f"federation.weighting={wanted.weighting} scales the mean update, and what {{name}} hands out is more than a mean; use "

@@ -161,6 +161,11 @@ class AdapterSpec:
         return tuple(role.name for role in self.roles if role.up and role.name in learnt)
 
     @property
+    def uploads(self) -> bool:
+        """Whether anything is uploaded in any round."""
+        return bool(self.head.up) or any(self.uploaded(turn) for turn in range(1, self.turns + 1))
+
+    @property
     def in_state(self) -> tuple[str, ...]:
         """The factors that are sent down in every round."""
         return self._where(lambda role: role.down == "state")

@@ -14,11 +14,13 @@ from fedsb.config.checks_privacy import PRIVACY_RANGES, PRIVACY_RULES
 from fedsb.config.checks_tasks import TASK_RULES
 from fedsb.config.derived import family, start_kind
 from fedsb.config.schema import Config
+from fedsb.config.settings import SETTINGS, UNTOUCHED
 from fedsb.core.cohort import cohort_size
 from fedsb.core.errors import UserError, unknown
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "method.adapter": tuple(SPECS),
+    "method.setting": tuple(SETTINGS),
     "init.kind": (None, *dict.fromkeys(kind for spec in SPECS.values() for kind in spec.starts)),
     "init.evidence": ("clients", "public"),
     "init.update": ("sgd", "sign"),
@@ -90,7 +92,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.bucket": (lambda v: v >= 1, "at least 1"),
     "train.prox_mu": (lambda v: v >= 0, "at least 0"),
     "federation.num_clients": (lambda v: v >= 0, "at least 1"),
-    "federation.num_rounds": (lambda v: v >= 1, "at least 1"),
+    "federation.num_rounds": (lambda v: v >= 0, "at least 1"),
     "federation.fraction": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "federation.min_replies": (lambda v: v >= 1, "at least 1"),
     "federation.cutoff": (lambda v: v >= 1, "at least 1"),
@@ -152,11 +154,12 @@ def _start_fits_adapter(config: Config) -> None:
 def _needs_are_met(config: Config) -> None:
     for need in config.method.needs:
         key, _, wanted = need.partition("=")
+        key, other = key.removesuffix("!"), key.endswith("!")
         try:
             value = _get(config, key)
         except AttributeError:
             raise UserError(f"conf/method/{config.method.name}.yaml: needs names '{key}', which is no key of the configuration") from None
-        if str(value).lower() != wanted.lower():
+        if (str(value).lower() == wanted.lower()) == other:
             raise UserError(f"{key}={value}: method '{config.method.name}' needs {need}; leave {key} out, or take another method")
 
 
@@ -211,6 +214,11 @@ def _clients_are_counted(config: Config) -> None:
         raise UserError("federation.num_clients=0 is out of range; it must be at least 1")
 
 
+def _rounds_are_counted(config: Config) -> None:
+    if config.federation.num_rounds == 0 and config.method.setting != UNTOUCHED:
+        raise UserError("federation.num_rounds=0 is out of range; it must be at least 1 (method=untouched measures the base without any)")
+
+
 def _cohort_can_answer(config: Config) -> None:
     if not config.federation.num_clients:
         return  # the data will tell
@@ -249,6 +257,7 @@ JOINT_RULES: tuple[Callable[[Config], None], ...] = (
     _public_needs_text,
     _names_fit_clients,
     _clients_are_counted,
+    _rounds_are_counted,
     _cohort_can_answer,
     _evaluation_has_examples,
     _device_is_known,

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -22,18 +21,17 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
 from fedsb.adapters import SPECS
 from fedsb.config.checks import check
 from fedsb.config.derived import partition_kind, start_kind
+from fedsb.config.explaining import explained, explained_value, groups
 from fedsb.config.overrides import check_single, readable
 from fedsb.config.schema import Config
-from fedsb.core.errors import UserError, nearest, unknown
+from fedsb.config.settings import POOLED, laid_out
+from fedsb.core.errors import UserError, unknown
 from fedsb.core.folders import ROOT_CONFIG, conf_dir
-
-SAID = {"tuple_type": "it must be a list, as in [a,b]"}  # what pydantic says of Python's types, for those who write none
 
 SHORT, LENGTHS = 48, {"causal_lm": 512}  # tokens of an example, by task
 
@@ -129,7 +127,7 @@ def compose_dict(overrides: Sequence[str]) -> DictConfig:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return compose(ROOT_CONFIG, overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise _explain(error, overrides) from None
+        raise explained(error, overrides) from None
 
 
 def composed_yaml(overrides: Sequence[str]) -> str:
@@ -144,7 +142,7 @@ def composed_yaml(overrides: Sequence[str]) -> str:
 def _check_groups(overrides: Sequence[str]) -> None:
     for text in overrides:
         key, _, value = text.lstrip("+").partition("=")
-        if not value and key in _groups() and not text.startswith("~"):
+        if not value and key in groups() and not text.startswith("~"):
             options = sorted(path.stem for path in (conf_dir() / key).glob("*.yaml"))
             raise UserError(f"{key}= names none of its files; choose from {', '.join(options)}")
 
@@ -159,16 +157,18 @@ def typed(composed: DictConfig) -> Config:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         config = TypeAdapter(Config).validate_python(plain)
     except OmegaConfBaseException as error:
-        raise _explain(error, ()) from None
+        raise explained(error, ()) from None
     except ValidationError as error:
-        raise _explain_value(error) from None
+        raise explained_value(error) from None
     _check_method(config)
     check(config)
     partition = replace(config.federation.partition, kind=partition_kind(config))
-    return replace(
-        config,
-        init=replace(config.init, kind=start_kind(config)),
-        federation=replace(config.federation, partition=partition),
+    return laid_out(
+        replace(
+            config,
+            init=replace(config.init, kind=start_kind(config)),
+            federation=replace(config.federation, partition=partition),
+        )
     )
 
 
@@ -183,7 +183,12 @@ def _check_method(config: Config) -> None:
         raise unknown("method", config.method.name, methods)
     said = cast(DictConfig, OmegaConf.load(methods[config.method.name]))
     adapter = said.get("method", said).adapter  # one that brings defaults of other groups names its own
-    if config.method.adapter != adapter:
+    if config.method.setting == POOLED:
+        # The mean of one client's factors is what it trained, whatever the family, if it sends all of them.
+        roles = SPECS[config.method.adapter].roles if config.method.adapter in SPECS else ()
+        if part := next((role.name for role in roles if role.kept_by != "server"), None):
+            raise UserError(f"method.adapter={config.method.adapter} with method={config.method.name}: nobody would keep its {part}")
+    elif config.method.adapter != adapter:
         raise UserError(f"method.adapter={config.method.adapter} is not that of method '{config.method.name}'; it must be {adapter}")
 
 
@@ -223,73 +228,3 @@ def _changed(stored: DictConfig, changes: Sequence[str]) -> Config:
 def as_yaml(config: Config) -> str:
     """Return the resolved configuration as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(as_dict(config)))
-
-
-def _explain_value(error: ValidationError) -> UserError:
-    """Say the first type error in one line."""
-    first = error.errors()[0]
-    key = _key(first)
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return _unknown_key(key)
-    if first["type"] == "missing" and isinstance(first["loc"][-1], int):
-        return UserError(f"{key.rpartition('.')[0]} must have more values than {first['loc'][-1]}")
-    if first["type"] == "missing":
-        return UserError(f"{key} must be given: add {key}=…")
-    # One error a kind of value that the key may have: a number, or a word.
-    said = dict.fromkeys(SAID.get(e["type"], e["msg"][0].lower() + e["msg"][1:]) for e in error.errors() if _key(e) == key)
-    return UserError(f"{key}={first['input']} is not valid: {'; or '.join(said)}")
-
-
-def _key(error: ErrorDetails) -> str:
-    """Return the dotted key of a type error, without the kinds of value that pydantic has tried."""
-    kinds, made = ("str", "int", "float", "bool"), ("function", "tuple[", "literal[")
-    return ".".join(part for part in map(str, error["loc"]) if part not in kinds and not part.startswith(made))
-
-
-def _explain(error: Exception, overrides: Sequence[str]) -> UserError:
-    """Say a Hydra or OmegaConf error in one line, with the nearest valid name."""
-    text = " ".join(str(error).split())
-    if found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
-        group, option = found.groups()
-        options = [path.stem for path in (conf_dir() / group).glob("*.yaml")]
-        return (
-            unknown(group, option, options) if options else UserError(f"unknown configuration group '{group}'{nearest(group, _groups())}")
-        )
-    if found := re.search(r"Could not (?:override|append to config|delete from config).*?'([^']+)'", text):
-        return _unknown_key(found.group(1).split("=")[0].lstrip("+~"))
-    key = re.search(r"full_key: (\S+)", text)
-    if found := re.search(r"Missing mandatory value: (\S+)", text):
-        missing = (key or found).group(1)
-        return UserError(f"{missing} must be given: add {missing}=…")
-    return UserError(f"{key.group(1) + ': ' if key else ''}{text.split(' full_key:')[0]}")
-
-
-def _unknown_key(key: str) -> UserError:
-    keys = known_keys()
-    if key in keys:
-        return UserError(f"'{key}' is not in the chosen {key.partition('.')[0]} file; add it with a plus: +{key}=…")
-    leaves = {k.rsplit(".", 1)[-1]: k for k in keys}
-    leaf = nearest(key.rsplit(".", 1)[-1], leaves)
-    hint = nearest(key, [*keys, *_groups()]) or leaf
-    siblings = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
-    allowed = ", ".join(siblings or _groups())
-    return UserError(f"unknown key '{key}'{hint}; known here: {allowed}")
-
-
-def known_keys() -> list[str]:
-    """Return every dotted key of the configuration."""
-
-    def walk(cls: type, prefix: str) -> list[str]:
-        keys: list[str] = []
-        for name, kind in get_type_hints(cls).items():
-            if name.startswith("__"):
-                continue
-            nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
-            keys += walk(kind, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
-        return keys
-
-    return sorted(walk(Config, ""))
-
-
-def _groups() -> list[str]:
-    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())

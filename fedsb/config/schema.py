@@ -13,7 +13,11 @@ Words = str | tuple[str, ...]
 
 @dataclass(frozen=True, config=STRICT)
 class MethodConfig:
-    """What a method's YAML says; ``options`` are keyword arguments of its strategy, ``needs`` are conditions ``key=value``."""
+    """What a method's YAML says.
+
+    ``options`` are keyword arguments of its strategy, ``needs`` are conditions ``key=value`` or ``key!=value``, ``setting`` is a key of
+    :data:`fedsb.config.settings.SETTINGS`.
+    """
 
     name: str
     adapter: str
@@ -22,6 +26,7 @@ class MethodConfig:
     lr: float
     options: dict[str, Any]
     needs: tuple[str, ...]
+    setting: str
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -233,6 +233,6 @@ class WeightedSum:
         Raises:
             ValueError: nothing was added, or the weights sum to zero.
         """
-        if self._layout is None or not self._sum or self.total_weight <= 0:
+        if self._layout is None or self.total_weight <= 0:
             raise ValueError("a mean needs at least one state with a positive weight")
         return unpack({group: t / self.total_weight for group, t in self._sum.items()}, self._layout)

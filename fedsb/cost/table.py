@@ -12,6 +12,7 @@ from fedsb.app.assembly import corpus_of, peopled, task_of
 from fedsb.app.prepare import shapes_alone
 from fedsb.config.compose import load
 from fedsb.config.schema import Config
+from fedsb.config.settings import FEDERATED
 from fedsb.core.errors import UserError, unknown
 from fedsb.core.state import State
 from fedsb.cost.foretell import Cost, method_cost, without_values
@@ -33,6 +34,8 @@ class Costs:
 def costs(overrides: Sequence[str], methods: Collection[str]) -> Costs:
     """Return the cost of the configuration's own method as given, and of every other one that goes with it, with its own defaults.
 
+    A baseline that is no federation stands there where it is the configuration's own.
+
     Args:
         overrides: as for ``fedsb run``.
         methods: names of them all.
@@ -52,7 +55,9 @@ def costs(overrides: Sequence[str], methods: Collection[str]) -> Costs:
         own = list(overrides) if name == given.method.name else [*shared, f"method={name}", "init.kind=null"]
         rank = given.cost.rank.get(name)
         try:
-            found[name] = cost_of(peopled(load([*own, *([f"rank={rank}"] if rank is not None else [])])))
+            config = load([*own, *([f"rank={rank}"] if rank is not None else [])])
+            if config.method.setting == FEDERATED or name == given.method.name:
+                found[name] = cost_of(peopled(config))
         except UserError as error:
             # What the configuration asks for need not suit every other method.
             if name == given.method.name:
@@ -118,9 +123,10 @@ def _bytes(found: dict[str, Cost]) -> Table:
 def _compare(console: Console, found: dict[str, Cost]) -> None:
     if twice := [f"{name}, {c.evaluated} rounds" for name, c in found.items() if c.evaluated]:
         console.print(f"to evaluate, clients are sent the state once more (in the bytes over the run alone): {'; '.join(twice)}")
-    least = min(found.values(), key=lambda c: c.down)
-    for name, c in found.items():
-        if c is not least:
+    moving = {name: c for name, c in found.items() if c.down}
+    least = min(moving.values(), key=lambda c: c.down, default=None)
+    for name, c in moving.items():
+        if least is not None and c is not least:
             console.print(
                 f"{name} / {least.method}: {c.down / least.down:.1f}x a round down; "
                 f"{c.payload / least.payload:.2f}x over this run with the one-off ({human_bytes(c.payload)} / {human_bytes(least.payload)})"

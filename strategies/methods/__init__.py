@@ -1,6 +1,7 @@
 """The methods, one file each, by the name that ``method=`` takes."""
 
 from strategies.base import LowRankStrategy
+from strategies.methods.centralized import Centralized
 from strategies.methods.fed_sb import FedSB
 from strategies.methods.fedavg_lora import FedAvgLoRA
 from strategies.methods.fedex_lora import FedExLoRA
@@ -9,9 +10,12 @@ from strategies.methods.fedsvd import FedSVD
 from strategies.methods.ffa_lora import FFALoRA
 from strategies.methods.flexlora import FlexLoRA
 from strategies.methods.flora import FLoRA
+from strategies.methods.full import FullFineTuning
 from strategies.methods.head_only import HeadOnly
+from strategies.methods.local_only import LocalOnly
 from strategies.methods.nested_fed_sb import NestedFedSB
 from strategies.methods.rolora import RoLoRA
+from strategies.methods.untouched import Untouched
 
 STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "fed_sb": FedSB,
@@ -25,4 +29,8 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "rolora": RoLoRA,
     "nested_fed_sb": NestedFedSB,
     "head_only": HeadOnly,
+    "full": FullFineTuning,
+    "local_only": LocalOnly,
+    "centralized": Centralized,
+    "untouched": Untouched,
 }

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsb.config.checks import CHOICES, RANGES
-from fedsb.config.compose import as_dict, as_yaml, known_keys, load, read
+from fedsb.config.compose import as_dict, as_yaml, load, read
 from fedsb.config.derived import client_names, start_kind
+from fedsb.config.explaining import known_keys
 from fedsb.core.cohort import cohort_size
 from fedsb.core.errors import UserError
 from fedsb.core.folders import conf_dir
@@ -112,7 +113,7 @@ def test_ranks_that_cannot_be_are_told(given: tuple[str, ...], said: str) -> Non
 
 
 MISTAKES = {
-    "method=fedex": r"unknown method 'fedex' \(did you mean 'fedex_lora'\?\); choose from fed_sb, fedavg_lora, fedex_lora",
+    "method=fedex": r"unknown method 'fedex' \(did you mean 'fedex_lora'\?\); choose from centralized, fed_sb, fedavg_lora, fedex_lora",
     "model=minillm": r"unknown model 'minillm' \(did you mean 'minilm'\?\); choose from ",
     "data=bbc": r"unknown data 'bbc'.*; choose from bbc_news, files, hub, reasoning_gym",
     "methode=fed_sb": r"unknown key 'methode' \(did you mean 'method'\?\)",

@@ -21,6 +21,7 @@ from fedsb.app.threads import use_threads
 from fedsb.client_app import app as client_app
 from fedsb.config.compose import load
 from fedsb.config.schema import Config
+from fedsb.config.settings import FEDERATED
 from fedsb.core.state import HEAD, Name, State
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import build_model
@@ -32,10 +33,13 @@ from fedsb.wire.arrays import encode_arrays
 from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.frozen_cache import FrozenCache
 from fedsb.wire.messages import Instruction, Reply, decode_instruction, decode_reply
+from strategies import STRATEGIES
 
 ClientCall = Callable[[Message, Context], Message]
 SPLIT = Path(__file__).resolve().parents[2] / "scripts" / "split_data.py"
 Dense = dict[str, Tensor]
+# A baseline that is no federation has laws of its own: tests.strategies.methods.test_baselines.
+FEDERATED_METHODS = [method for method in STRATEGIES if load([f"method={method}"]).method.setting == FEDERATED]
 
 
 @dataclass(frozen=True)

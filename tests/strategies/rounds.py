@@ -10,13 +10,13 @@ from fedsb.adapters import SPECS
 from fedsb.config.compose import load
 from fedsb.cost.table import cost_of
 from strategies import STRATEGIES
-from tests.strategies.federations import Dense, Federation, start_of
+from tests.strategies.federations import FEDERATED_METHODS, Dense, Federation, start_of
 
 # alpha / r = 5 / 3, neither 1 nor a power of two; three of five clients a round, of unequal size.
 ROUNDS = ["federation.num_rounds=4", "federation.fraction=0.6", "adapter.alpha=5", "train.lr=0.02"]
 FEWER = "federation.min_replies=1"  # on real nodes all must be there, unless fewer are asked for
 MODELS = ("tiny_bert", "tiny_gpt2", "tiny_llama")
-METHODS = {name: [f"method={name}", start_of(name)] for name in STRATEGIES if name != "head_only"}
+METHODS = {name: [f"method={name}", start_of(name)] for name in FEDERATED_METHODS if SPECS[load([f"method={name}"]).method.adapter].factors}
 FAMILIES = {name: SPECS[load([f"method={name}"]).method.adapter] for name in METHODS}
 GROWING = [name for name in METHODS if STRATEGIES[name].adds_to_weights()]
 LOGGED = [name for name in METHODS if name in GROWING or FAMILIES[name].in_log]

@@ -25,7 +25,7 @@ from fedsb.core.state import HEAD, Name, State, sha256
 from fedsb.cost.table import cost_of
 from fedsb.run.own_state import OwnState
 from strategies import STRATEGIES
-from tests.strategies.federations import Federation, classification, federate, start_of
+from tests.strategies.federations import FEDERATED_METHODS, Federation, classification, federate, start_of
 from tests.strategies.private_runs import CLIENT, EXAMPLE, run_privately, small
 
 SCHEDULE = [
@@ -35,7 +35,7 @@ SCHEDULE = [
     "train.lr=0.02",
     "federation.partition.sizes=[9,8,7,6,5]",
 ]
-METHODS = list(STRATEGIES)
+METHODS = FEDERATED_METHODS
 Run = Callable[..., Federation]
 
 
@@ -127,7 +127,7 @@ def test_the_wire_may_be_bfloat16(run: Run, method: str) -> None:
     assert all(not record.failed for record in federation.records)
     assert federation.payload()[0] * 2 == plain.payload()[0]
     if federation.prepared.strategy.has_global_model and federation.prepared.strategy.is_exact:
-        assert max(record.exactness_gap for record in federation.records[1:]) < 0.02
+        assert max(record.exactness_gap for record in federation.records[1:]) < 0.03
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -142,7 +142,7 @@ def test_clients_evaluate_what_they_hold(run: Run, method: str) -> None:
     for each in (federation, rare):
         cost = cost_of(each.config)
         assert each.payload() == (cost.payload_up, cost.payload_down, cost.payload_one_off)
-    assert rare.payload()[1] < federation.payload()[1]
+    assert rare.payload()[1] < federation.payload()[1] or not federation.prepared.adapted.spec.uploads
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -152,13 +152,14 @@ def test_privacy_is_accounted_for_or_refused_in_one_line(
 ) -> None:
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
     overrides = small(tiny_bert, tmp_path, *unit, f"method={method}", start_of(method, "weight_svd"))
-    whole = not SPECS[load([f"method={method}"]).method.adapter].own
-    if whole and (unit is EXAMPLE or STRATEGIES[method].needs_a_mean_alone()):
+    chosen = load([f"method={method}"]).method
+    whole, needed = not SPECS[chosen.adapter].own, "privacy.unit!=example" in chosen.needs
+    if whole and not (needed and unit is EXAMPLE) and (unit is EXAMPLE or STRATEGIES[method].needs_a_mean_alone()):
         run = run_privately(overrides, tmp_path / "run")
         assert run.error is None
         assert run.claim.final(simulated=True)["max"] > 0
     else:
-        with pytest.raises(UserError, match=r"^privacy\.unit=\w+ [^\n]+; use [^\n]+$"):
+        with pytest.raises(UserError, match=r"^privacy\.unit=\w+:? [^\n]+; (use|leave) [^\n]+$"):
             run_privately(overrides, tmp_path / "run")
 
 
@@ -203,7 +204,7 @@ BESIDE = ("federation.server_optimizer.name=momentum", "federation.server_optimi
 def test_what_acts_on_a_mean_acts_on_it_or_is_refused_in_one_line(run: Run, method: str, beside: str) -> None:
     """And where it acts the uploads are as exact a mean as without it."""
     rule, spec = STRATEGIES[method], SPECS[load([f"method={method}"]).method.adapter]
-    if not rule.is_the_mean() or ("optimizer" in beside and spec.turns > 1):
+    if not rule.is_the_mean() or ("optimizer" in beside and spec.turns > 1) or not spec.uploads:
         with pytest.raises(UserError, match=r"^federation\.\w+(=fedau)? [^\n]+; use [^\n]+$"):
             run(method, beside)
         return

@@ -1,6 +1,6 @@
 """The adapter families, one file each, by name."""
 
-from fedsb.adapters.families import fedsa_lora, fedsvd, ffa_lora, flora, head_only, lora, lora_sb, rolora
+from fedsb.adapters.families import fedsa_lora, fedsvd, ffa_lora, flora, head_only, local_lora, lora, lora_sb, rolora
 from fedsb.adapters.spec import AdapterSpec
 
 FAMILIES = (
@@ -11,6 +11,7 @@ FAMILIES = (
     fedsa_lora,
     flora,
     rolora,
+    local_lora,
     head_only,
 )
 SPECS: dict[str, AdapterSpec] = {family.SPEC.name: family.SPEC for family in FAMILIES}

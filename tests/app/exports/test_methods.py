@@ -61,7 +61,7 @@ def test_peft_and_transformers_load_what_the_run_has_learnt(method: str, table: 
     start = logits(run.model)
     run.install(left.snapshot.state, left.snapshot.frozen.view())
     wanted = logits(run.model)
-    assert not torch.allclose(start, wanted, atol=1e-3)
+    assert not c.federation.num_rounds or not torch.allclose(start, wanted, atol=1e-3)
     merged = AutoModelForSequenceClassification.from_pretrained(export(tmp_path / "run")[0])
     assert torch.allclose(logits(merged), wanted, atol=1e-5)
     if not run.spec.factors:
