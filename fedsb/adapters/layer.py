@@ -186,8 +186,11 @@ def attach(
     for name in targets:
         base = model.get_submodule(name)
         m, n = shape_of(base)
-        if rank > min(m, n):
-            raise UserError(f"rank ({rank}) exceeds min(out, in) = {min(m, n)} of '{name}'; lower rank or drop it from adapter.targets")
+        if spec.reach(rank) > min(m, n):
+            whose = "" if spec.reach(rank) == rank else f", whose product has rank {spec.reach(rank)},"
+            raise UserError(
+                f"rank ({rank}){whose} exceeds min(out, in) = {min(m, n)} of '{name}'; lower rank or drop it from adapter.targets"
+            )
         model.set_submodule(name, LowRankLayer(base, spec, rank, scale, dropout, hold))
     return layers(model)
 

@@ -85,6 +85,7 @@ class AdapterSpec:
         head: the life of the head, which learns in every round.
         block: where a factor of a smaller rank lies in that of a larger one: what a client with a rank of its own sees, and sends, of it.
         from_gradient: makes the factors of the start that takes a gradient, where there is one.
+        reach: from the rank to that of the product, which no matrix that is adapted may be smaller than.
 
     Raises:
         ValueError: no run can lead such a life.
@@ -100,6 +101,7 @@ class AdapterSpec:
     head: Role = HEAD_ROLE
     block: Block = leading
     from_gradient: FromGradient | None = None
+    reach: Callable[[int], int] = int
 
     def __post_init__(self) -> None:
         for role in (*self.roles, self.head):

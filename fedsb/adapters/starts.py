@@ -60,9 +60,14 @@ def orthogonal(shapes: Shapes, rank: int, seed: int) -> State:
     tensors: dict[Name, Tensor] = {}
     for module, (m, n) in shapes.items():
         stream = torch_generator(seed, "start", module)
-        b, a = (_orthonormal(torch.randn(size, rank, generator=stream, dtype=torch.float64)) for size in (m, n))
-        tensors.update(_with_core(module, b, a.T))
+        tensors.update(_with_core(module, *frames(m, n, rank, stream)))
     return State(tensors)
+
+
+def frames(m: int, n: int, rank: int, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw orthonormal columns (m, r) and rows (r, n), uniform over all such frames, in float32."""
+    b, a = (_orthonormal(torch.randn(size, rank, generator=stream, dtype=torch.float64)) for size in (m, n))
+    return b.float(), a.T.float()
 
 
 def weight_svd(weights: Weights, rank: int, seed: int) -> State:
@@ -72,9 +77,15 @@ def weight_svd(weights: Weights, rank: int, seed: int) -> State:
     """
     tensors: dict[Name, Tensor] = {}
     for module, weight in weights.items():
-        b, _, a = _leading_svd(weight.detach(), rank, torch_generator(seed, "start", module))
+        b, _, a = leading_pair(weight, rank, seed, module)
         tensors.update(_with_core(module, b, a))
     return State(tensors)
+
+
+def leading_pair(weight: Tensor, rank: int, seed: int, module: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the leading SVD of W0 (m, n) in float32: columns (m, r), singular values (r,), rows (r, n)."""
+    b, values, a = _leading_svd(weight.detach(), rank, torch_generator(seed, "start", module))
+    return b.float(), values.float(), a.float()
 
 
 def from_shapes(start: Callable[[Shapes, int, int], State]) -> Callable[[Weights, int, int], State]:

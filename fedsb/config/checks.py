@@ -60,6 +60,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rank": (lambda v: v >= 1, "at least 1"),
     "adapter.rank": (lambda v: v >= 1, "at least 1"),
     "adapter.alpha": (lambda v: v > 0, "above 0"),
+    "adapter.scale": (lambda v: v > 0, "above 0"),
     "adapter.dropout": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "init.oversample": (lambda v: v >= 0, "at least 0"),
     "init.power_iterations": (lambda v: v >= 0, "at least 0"),

@@ -35,6 +35,7 @@ class AdapterConfig:
 
     rank: int
     alpha: float
+    scale: float | None
     rslora: bool
     dropout: float
     targets: Words

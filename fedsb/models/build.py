@@ -92,7 +92,7 @@ def build_model(
         pool_by_mean(network)
     targets = _targets(network, adapter.targets, head) if spec.factors else []
     widen(network, head)
-    scale = scale_of(adapter.alpha, adapter.rank, rslora=adapter.rslora)
+    scale = scale_of(adapter.alpha, adapter.rank, rslora=adapter.rslora) if adapter.scale is None else adapter.scale
     attach(network, spec, targets=targets, rank=adapter.rank, scale=scale, dropout=adapter.dropout, hold=hold)
     parameters = dict(network.named_parameters())
     for name in head:

@@ -1,6 +1,10 @@
 """The methods, one file each, by the name that ``method=`` takes."""
 
 from strategies.base import LowRankStrategy
+from strategies.methods.abba import ABBA
+from strategies.methods.abba_alternating import ABBAAlternating
+from strategies.methods.abba_core import ABBACore
+from strategies.methods.abba_masked import ABBAMasked
 from strategies.methods.centralized import Centralized
 from strategies.methods.fed_sb import FedSB
 from strategies.methods.fedavg_lora import FedAvgLoRA
@@ -28,6 +32,10 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "flora": FLoRA,
     "rolora": RoLoRA,
     "nested_fed_sb": NestedFedSB,
+    "abba": ABBA,
+    "abba_masked": ABBAMasked,
+    "abba_alternating": ABBAAlternating,
+    "abba_core": ABBACore,
     "head_only": HeadOnly,
     "full": FullFineTuning,
     "local_only": LocalOnly,

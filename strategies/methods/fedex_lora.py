@@ -37,11 +37,20 @@ class FedExReducer:
         coarse: whether ``decode`` rounds below float32.
         truncate: rank r' of the residual sent; None sends it whole.
         cohort: uploads to expect, to make room for once; others are taken too.
+        pair: roles of the two factors, (m, r) and (r, n).
     """
 
     def __init__(
-        self, scale: float, decode: Callable[[State], State], *, coarse: bool = False, truncate: int | None = None, cohort: int = 0
+        self,
+        scale: float,
+        decode: Callable[[State], State],
+        *,
+        coarse: bool = False,
+        truncate: int | None = None,
+        cohort: int = 0,
+        pair: tuple[str, str] = ("B", "A"),
     ) -> None:
+        self._b, self._a = pair
         self._scale = scale
         self._decode = decode
         self._coarse = coarse
@@ -59,15 +68,15 @@ class FedExReducer:
     def add(self, upload: State, weight: float) -> None:
         """Add to the means and stack the factors, B as its difference from the first."""
         self._sum.add(upload, weight)
-        factors = upload.pick("A", "B")
+        factors = upload.pick(self._a, self._b)
         if self._first is None:
             self._first = factors
             return
         for module in factors.modules:
-            a, b = factors[Name(module, "A")], factors[Name(module, "B")]
+            a, b = factors[Name(module, self._a)], factors[Name(module, self._b)]
             left, right = self._room(module, a, b)
             place = slice(len(self._weights) * len(a), (len(self._weights) + 1) * len(a))
-            torch.sub(b, self._first[Name(module, "B")], out=left[:, place])
+            torch.sub(b, self._first[Name(module, self._b)], out=left[:, place])
             right[place] = a
         self._weights.append(weight)
 
@@ -107,7 +116,7 @@ class FedExReducer:
     def _residual(self, module: str, mean: State, state: State) -> tuple[Tensor, Tensor]:
         """Return U (m, ρ) and V (ρ, n) of one module."""
         assert self._first is not None
-        a, b = Name(module, "A"), Name(module, "B")
+        a, b = Name(module, self._a), Name(module, self._b)
         first, rank, count = self._first[b], len(state[a]), len(self._weights)
         used, width = count * rank, count * rank + self._extra(rank)
         left, right = self._stacks.pop(module, (torch.empty(0, 0), torch.empty(0, 0)))

@@ -113,7 +113,7 @@ def test_ranks_that_cannot_be_are_told(given: tuple[str, ...], said: str) -> Non
 
 
 MISTAKES = {
-    "method=fedex": r"unknown method 'fedex' \(did you mean 'fedex_lora'\?\); choose from centralized, fed_sb, fedavg_lora, fedex_lora",
+    "method=fedex": r"unknown method 'fedex' \(did you mean 'fedex_lora'\?\); choose from abba, abba_alternating, ",
     "model=minillm": r"unknown model 'minillm' \(did you mean 'minilm'\?\); choose from ",
     "data=bbc": r"unknown data 'bbc'.*; choose from bbc_news, files, hub, reasoning_gym",
     "methode=fed_sb": r"unknown key 'methode' \(did you mean 'method'\?\)",

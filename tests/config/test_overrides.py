@@ -75,7 +75,7 @@ def test_no_equals_sign_and_several_values_say_so() -> None:
 
 
 def test_a_group_without_an_option_names_the_options() -> None:
-    with pytest.raises(UserError, match=r"^method= names none of its files; choose from fed_sb, "):
+    with pytest.raises(UserError, match=r"^method= names none of its files; choose from abba, abba_alternating, "):
         load(["method="])
     assert load(["data=files", "data.path=/a/café (1).csv"]).data.path == "/a/café (1).csv"
 

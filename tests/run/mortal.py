@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import Message
 
 from fedsb.runtime.local import LocalGrid
-from strategies import STRATEGIES
+from tests.strategies.federations import FEDERATED_METHODS
 from tests.strategies.private_runs import CLIENT, EXAMPLE
 
 RUNS = {
@@ -20,7 +20,7 @@ RUNS = {
     "private examples": (*EXAMPLE, "privacy.clipping=adaptive", "init.kind=weight_svd"),
     "private clients": (*CLIENT, "privacy.clipping=adaptive", "privacy.quantile_lr=0.5", "init.kind=weight_svd"),
 }
-RUNS |= {method: (f"method={method}",) for method in STRATEGIES if method not in RUNS}
+RUNS |= {method: (f"method={method}",) for method in FEDERATED_METHODS if method not in RUNS}
 RUNS["private in turns"] = ("method=rolora", *EXAMPLE)
 RUNS["two ranks"] = ("method=flexlora", "federation.ranks=[1,2]")
 Run = Callable[..., dict[str, Any]]

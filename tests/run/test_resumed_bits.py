@@ -33,7 +33,7 @@ def test_a_run_killed_at_any_reply_ends_like_one_that_was_not(name: str, run: Ru
     whole = run(tmp_path / "whole", *RUNS[name])
     draw, folder = numpy_generator(0, "kill", name), tmp_path / "killed"
     with pytest.raises(Killed):
-        run(folder, *RUNS[name], life=int(draw.integers(2, 14)), after=bool(draw.integers(2)))
+        run(folder, *RUNS[name], life=int(draw.integers(2, 12)), after=bool(draw.integers(2)))
     with pytest.raises(Killed):
         run(folder, f"resume={folder}", life=int(draw.integers(2)), after=bool(draw.integers(2)))
     again = run(folder, f"resume={folder}")

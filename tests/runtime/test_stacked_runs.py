@@ -42,10 +42,11 @@ RUNS = {
     "two ranks": ("method=flexlora", "federation.ranks=[1,1,2]"),
 }
 # All weights have among them some of layers that keep no examples apart.
-RUNS |= {name: (f"method={name}", "federation.num_rounds=3") for name in FEDERATED_METHODS if name not in RUNS and name != "full"}
+CHAINS = {name for name in FEDERATED_METHODS if SPECS[load([f"method={name}"]).method.adapter].is_chain and name != "full"}
+RUNS |= {name: (f"method={name}", "federation.num_rounds=3") for name in FEDERATED_METHODS if name in CHAINS and name not in RUNS}
 # What clients compute privately follows from the adapter: its first method stands for the others.
 FIRST = {adapter: method for method in reversed(STRATEGIES) if not SPECS[adapter := load([f"method={method}"]).method.adapter].own}
-RUNS |= {f"private examples, {method}": (*EXAMPLE, f"method={method}") for method in FIRST.values()}
+RUNS |= {f"private examples, {name}": (*EXAMPLE, f"method={name}") for name in FIRST.values() if name in {*CHAINS, "head_only"}}
 
 
 def federate(folder: Path, overrides: list[str], grid: type[LocalGrid] = LocalGrid) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.frozen_cache import FrozenCache
 from fedsb.wire.messages import Instruction, Reply, decode_instruction, decode_reply
 from strategies import STRATEGIES
+from tests.strategies.dense import product_of
 
 ClientCall = Callable[[Message, Context], Message]
 SPLIT = Path(__file__).resolve().parents[2] / "scripts" / "split_data.py"
@@ -226,14 +227,11 @@ def product(federation: Federation, state: State, basis: State) -> Dense:
     adapted = federation.prepared.adapted
     found: Dense = {}
     for module in adapted.shapes:
-        factors = [state.get(Name(module, role), basis.get(Name(module, role))) for role in adapted.spec.factors]
-        if any(factor is None for factor in factors):  # they begin anew, where the product is zero
+        factors = {role: state.get(Name(module, role), basis.get(Name(module, role))) for role in adapted.spec.factors}
+        if any(factor is None for factor in factors.values()):  # they begin anew, where the product is zero
             found[module] = torch.zeros(adapted.shapes[module], dtype=torch.float64)
             continue
-        dense = factors[0].double()
-        for factor in factors[1:]:
-            dense = dense @ factor.double()
-        found[module] = adapted.scale * dense
+        found[module] = adapted.scale * product_of(adapted.spec.name, factors)
     return found
 
 

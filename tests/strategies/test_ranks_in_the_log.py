@@ -40,8 +40,9 @@ SEVERAL = (
     "federation.partition.sizes=[9,8,7,6,5]",
     "train.lr=0.02",
 )
-# A rule for several ranks of a method's own, which has tests of its own, would stand in for that of these tests.
-WITH_RANKS = [name for name in METHODS if FAMILIES[name].in_log and not STRATEGIES[name].any_rank]
+# A rule for several ranks of a method's own, which has tests of its own, would stand in for that of these tests; and a pair of ranks has
+# no part that is of rank 1.
+WITH_RANKS = [name for name in METHODS if FAMILIES[name].in_log and FAMILIES[name].is_chain and not STRATEGIES[name].any_rank]
 
 
 class Holders:

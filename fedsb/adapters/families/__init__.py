@@ -1,6 +1,20 @@
 """The adapter families, one file each, by name."""
 
-from fedsb.adapters.families import fedsa_lora, fedsvd, ffa_lora, flora, head_only, local_lora, lora, lora_sb, rolora
+from fedsb.adapters.families import (
+    abba,
+    abba_alternating,
+    abba_core,
+    abba_masked,
+    fedsa_lora,
+    fedsvd,
+    ffa_lora,
+    flora,
+    head_only,
+    local_lora,
+    lora,
+    lora_sb,
+    rolora,
+)
 from fedsb.adapters.spec import AdapterSpec
 
 FAMILIES = (
@@ -11,6 +25,10 @@ FAMILIES = (
     fedsa_lora,
     flora,
     rolora,
+    abba,
+    abba_masked,
+    abba_alternating,
+    abba_core,
     local_lora,
     head_only,
 )
