@@ -25,6 +25,7 @@ from fedsb.core.rng import global_generators
 from fedsb.core.state import Name
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.fit import OPTIMIZERS, Features, Lesson, LossSum, Site, rate_factor, taught
+from fedsb.models.preconditioning import Precondition, preconditioner
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.codes import CODES, SelfCheckFailed
 from fedsb.privacy.models import hold_unmixed
@@ -153,15 +154,16 @@ def private_lesson(
     expected = rate * len(features)
     optimizer = CLIPPINGS[clipping.kind](plain, clipping, expected_batch=expected, generator=streams.noise)
     sampler = UniformWithReplacementSampler(num_samples=len(features), sample_rate=rate, steps=mechanism.steps, generator=streams.sampling)
-    length = padded_length(adapted, train)
+    length, precondition = padded_length(adapted, train), preconditioner(train.preconditioner, trained)
     fill = made_up(adapted, features[0], min(SHORT, length)) if mechanism.constant_time else None
     if charged is None:
-        return _private_steps(optimizer, sampler, features, fill, None, train=train, site=site, mechanism=mechanism)
+        return _private_steps(optimizer, sampler, features, fill, None, precondition, train=train, site=site, mechanism=mechanism)
     first = FirstRound(adapted, trained, optimizer, clipping=clipping, charged=charged)
     company = Company(adapted, task, trained, forward, like=features[0], length=length)
     first.depends(lambda: forward(company.longest()))
     company.hold_outputs()
-    return _checked(company, _private_steps(optimizer, sampler, features, fill, first, train=train, site=site, mechanism=mechanism))
+    steps = _private_steps(optimizer, sampler, features, fill, first, precondition, train=train, site=site, mechanism=mechanism)
+    return _checked(company, steps)
 
 
 def _checked(company: Company, steps: Lesson[PrivateFit]) -> Lesson[PrivateFit]:
@@ -179,6 +181,7 @@ def _private_steps(
     features: Features,
     fill: dict[str, Any] | None,
     first: FirstRound | None,
+    precondition: Precondition,
     *,
     train: TrainConfig,
     site: Site,
@@ -197,7 +200,7 @@ def _private_steps(
                 first.accumulated()
             continue
         share = rate_factor(train, step=steps, steps=mechanism.steps, round_number=site.round, num_rounds=site.num_rounds)
-        _step(optimizer, train=train, rate=train.lr * share, anchors=anchors)
+        _step(optimizer, train=train, rate=train.lr * share, anchors=anchors, precondition=precondition)
         steps += 1
         if first is not None:
             first.stepped()
@@ -223,12 +226,13 @@ def _batches(
         yield filled([features[i] for i in indices], fill, room.rows)
 
 
-def _step(optimizer: FlatClipping, *, train: TrainConfig, rate: float, anchors: Sequence[Tensor]) -> None:
+def _step(optimizer: FlatClipping, *, train: TrainConfig, rate: float, anchors: Sequence[Tensor], precondition: Precondition) -> None:
     """Move the parameters by the noised gradient; what else acts on it does so after the noise."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     for parameter, anchor in zip(optimizer.params, anchors, strict=False):
         parameter.grad.add_(parameter.detach() - anchor, alpha=train.prox_mu)
+    precondition()
     if train.clip_norm is not None:
         nn.utils.clip_grad_norm_(optimizer.params, train.clip_norm)
     optimizer.original_optimizer.step()

@@ -136,7 +136,7 @@ class PlainRound(Round[FitResult]):
 
     def lesson(self, trained: Parameters, forward: Callable[[Batch], Tensor]) -> Lesson[FitResult]:
         """Return the lesson; it asks for mean gradients of batches."""
-        return fit_lesson(list(trained.values()), self.features, train=self.train, site=self.site)
+        return fit_lesson(trained, self.features, train=self.train, site=self.site)
 
     def taught(self) -> FitResult:
         """Teach the lesson to this client alone."""

@@ -148,7 +148,7 @@ def test_a_step_waits_for_nothing(request: pytest.FixtureRequest, kind: tuple[st
     case = on_the_gpu(case_of(request, kind, "lora", dropout=True))
     case.adapted.install(case.state, case.frozen)
     train = replace(TRAIN, optimizer="adamw", **how)
-    lesson = fit_lesson(list(case.adapted.trainable().values()), case.features, train=train, site=SITE)
+    lesson = fit_lesson(case.adapted.trainable(), case.features, train=train, site=SITE)
     case.adapted.model.train()
     with no_waiting():
         assert steps_of(lesson, Backward(case.adapted, case.task, train)) == STEPS
@@ -184,7 +184,7 @@ def test_clients_side_by_side_wait_for_nothing(request: pytest.FixtureRequest, k
     stack = Stack(case.adapted, [dropout_of(replace(SITE, client=client)) for client in "ab"])
 
     def some(member: int) -> Lesson[int]:
-        lesson = fit_lesson(list(stack.members[member].values()), case.features[member:], train=TRAIN, site=SITE)
+        lesson = fit_lesson(stack.members[member], case.features[member:], train=TRAIN, site=SITE)
         asked = next(lesson)
         for _ in range(STEPS):
             asked = lesson.send((yield asked))
@@ -259,7 +259,7 @@ def test_a_step_over_two_gpus_waits_for_nothing_and_has_the_same_bits_twice(requ
         fit(case.adapted, case.task, case.features, train=replace(train, gradient_checkpointing=True), site=SITE)
         ended.append(sha256(case.adapted.trained()))
     assert ended[0] == ended[1]
-    lesson = fit_lesson(list(case.adapted.trainable().values()), case.features, train=train, site=SITE)
+    lesson = fit_lesson(case.adapted.trainable(), case.features, train=train, site=SITE)
     case.adapted.model.train()
     with no_waiting():
         assert steps_of(lesson, Backward(case.adapted, case.task, train)) == STEPS

@@ -36,6 +36,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "data.loss_on": ("response", "all"),
     "eval.scorer": ("auto", "gsm8k", "last_number", "whole", "answer", "regex"),
     "train.optimizer": ("adamw", "adamw8bit", "sgd"),
+    "train.preconditioner": ("none", "riemannian"),
     "train.schedule": ("constant", "linear", "cosine"),
     "train.schedule_over": ("run", "round"),
     "train.autocast": (None, "bfloat16"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import reduce
 
-from fedsb.config.derived import ALONE, alone_by
+from fedsb.config.derived import ALONE, alone_by, family
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 
@@ -54,9 +54,19 @@ def _a_spread_base_has_its_gpus(config: Config) -> None:
         raise UserError(f"train.compile=true {said}: compiled code ends wherever a base goes on to another GPU; leave one of the two out")
 
 
+def _what_is_preconditioned_is_a_pair(config: Config) -> None:
+    learnt = family(config).learn(1)
+    if config.train.preconditioner != "none" and not {"A", "B"} <= {*learnt}:
+        raise UserError(
+            f"train.preconditioner={config.train.preconditioner} is for LoRA's B and A, both trained in one round, and method "
+            f"'{config.method.name}' trains {', '.join(learnt) or 'no factors'}; leave it out"
+        )
+
+
 COMPUTE_RULES: tuple[Callable[[Config], None], ...] = (
     _is_not_for_a_stack,
     _is_not_for_gradients_by_example,
     _precisions_agree,
+    _what_is_preconditioned_is_a_pair,
     _a_spread_base_has_its_gpus,
 )

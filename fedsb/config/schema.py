@@ -115,6 +115,7 @@ class TrainConfig:
 
     optimizer: str
     lr: float
+    preconditioner: str
     weight_decay: float
     momentum: float
     batch_size: int

@@ -7,7 +7,7 @@ model's device before the round is over: a GPU would stand idle until the host h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from fedsb.config.schema import TrainConfig
 from fedsb.core.rng import global_generators, numpy_generator, torch_generator
+from fedsb.core.state import Name
 from fedsb.data import order
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.backward import Backward, checkpointed
 from fedsb.models.bits_and_bytes import bitsandbytes
+from fedsb.models.preconditioning import Precondition, preconditioner
 from fedsb.tasks.task import Task
 
 Features = Sequence[dict[str, Any]]
@@ -143,7 +145,7 @@ def fit(adapted: AdaptedModel, task: Task, features: Features, *, train: TrainCo
     Returns:
         The mean training loss over the steps and their number.
     """
-    lesson = fit_lesson(list(adapted.trainable().values()), features, train=train, site=site)
+    lesson = fit_lesson(adapted.trainable(), features, train=train, site=site)
 
     adapted.model.train()
     with global_generators(dropout_of(site)), checkpointed(adapted.model, train.gradient_checkpointing):
@@ -157,8 +159,9 @@ def dropout_of(site: Site) -> torch.Generator:
     return torch_generator(site.seed, "dropout", site.client, site.round)
 
 
-def fit_lesson(parameters: Sequence[nn.Parameter], features: Features, *, train: TrainConfig, site: Site) -> Lesson[FitResult]:
-    """Train ``parameters`` on one client's examples; whoever teaches the lesson computes the gradients."""
+def fit_lesson(trained: Mapping[Name, nn.Parameter], features: Features, *, train: TrainConfig, site: Site) -> Lesson[FitResult]:
+    """Train some parameters on one client's examples; whoever teaches the lesson computes the gradients."""
+    parameters, precondition = list(trained.values()), preconditioner(train.preconditioner, trained)
     anchors = [p.detach().clone() for p in parameters] if train.prox_mu else []
     optimizer = OPTIMIZERS[train.optimizer](parameters, train)
     batches = plan_batches([len(f["input_ids"]) for f in features], train, site)
@@ -169,7 +172,7 @@ def fit_lesson(parameters: Sequence[nn.Parameter], features: Features, *, train:
             group["lr"] = train.lr * share
         optimizer.zero_grad(set_to_none=True)
         losses.add((yield [features[i] for i in indices]))
-        _step(parameters, train=train, optimizer=optimizer, anchors=anchors)
+        _step(parameters, train=train, optimizer=optimizer, anchors=anchors, precondition=precondition)
     return FitResult(losses.total() / max(1, len(batches)), len(batches))
 
 
@@ -189,11 +192,19 @@ def taught(lesson: Lesson[Result], backward: Callable[[Features], Tensor]) -> Re
         return result
 
 
-def _step(parameters: Sequence[nn.Parameter], *, train: TrainConfig, optimizer: torch.optim.Optimizer, anchors: Sequence[Tensor]) -> None:
+def _step(
+    parameters: Sequence[nn.Parameter],
+    *,
+    train: TrainConfig,
+    optimizer: torch.optim.Optimizer,
+    anchors: Sequence[Tensor],
+    precondition: Precondition,
+) -> None:
     # FedProx: the gradient of (mu/2)·‖x − x_server‖², added by hand to keep it out of the reported loss.
     for parameter, anchor in zip(parameters, anchors, strict=False):
         if parameter.grad is not None:
             parameter.grad.add_(parameter.detach() - anchor, alpha=train.prox_mu)
+    precondition()
     if train.clip_norm is not None:
         nn.utils.clip_grad_norm_(parameters, train.clip_norm)
     optimizer.step()

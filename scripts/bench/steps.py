@@ -127,10 +127,7 @@ class Ours:
     def stacked(self, shape: Shape, steps: int, clients: int) -> None:
         """Train several clients side by side."""
         train, stack = self.settings(shape, steps), Stack(self.adapted, [dropout_of(_site(i)) for i in range(clients)])
-        lessons = {
-            i: fit_lesson(list(member.values()), texts(shape, self.words, i), train=train, site=_site(i))
-            for i, member in enumerate(stack.members)
-        }
+        lessons = {i: fit_lesson(member, texts(shape, self.words, i), train=train, site=_site(i)) for i, member in enumerate(stack.members)}
         ended = taught_together(stack, TASK, lessons, train=train)
         if failed := [result for result in ended.values() if isinstance(result, Exception)]:
             raise failed[0]

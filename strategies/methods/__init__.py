@@ -17,6 +17,7 @@ from strategies.methods.flora import FLoRA
 from strategies.methods.full import FullFineTuning
 from strategies.methods.head_only import HeadOnly
 from strategies.methods.local_only import LocalOnly
+from strategies.methods.lora_one import LoRAOne
 from strategies.methods.nested_fed_sb import NestedFedSB
 from strategies.methods.rolora import RoLoRA
 from strategies.methods.untouched import Untouched
@@ -32,6 +33,7 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "flora": FLoRA,
     "rolora": RoLoRA,
     "nested_fed_sb": NestedFedSB,
+    "lora_one": LoRAOne,
     "abba": ABBA,
     "abba_masked": ABBAMasked,
     "abba_alternating": ABBAAlternating,

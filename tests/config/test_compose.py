@@ -164,7 +164,10 @@ JOINT = {
     r"init\.evidence=public needs text the server may hold; set data\.public_path=… or data\.public_fraction=0\.05": [
         "init.evidence=public"
     ],
-    r"init\.kind=gradient is not defined for method 'fedavg_lora'; choose from random": ["method=fedavg_lora", "init.kind=gradient"],
+    r"init\.kind=weight_svd is not defined for method 'fedavg_lora'; choose from random, gradient": [
+        "method=fedavg_lora",
+        "init.kind=weight_svd",
+    ],
     r"federation\.names gives 2 different names for federation\.num_clients=3": ["federation.names=[a,b,b]", "federation.num_clients=3"],
     r"federation\.min_replies=4 exceeds the 3 clients a round draws; lower it": [
         "federation.min_replies=4",

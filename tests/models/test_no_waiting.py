@@ -77,7 +77,7 @@ def test_a_plain_step_reads_nothing(valueless: tuple[AdaptedModel, str, list[dic
     if "packing" in how and task != "causal_lm":
         pytest.skip("packing is for language models")
     train = replace(TRAIN, **how)
-    lesson = fit_lesson(list(adapted.trainable().values()), features, train=train, site=SITE)
+    lesson = fit_lesson(adapted.trainable(), features, train=train, site=SITE)
     assert steps_of(lesson, Backward(adapted, TASKS[task], train)) == STEPS
 
 
@@ -107,7 +107,7 @@ def test_clients_side_by_side_read_nothing(valueless: tuple[AdaptedModel, str, l
     stack = Stack(adapted, [dropout_of(replace(SITE, client=client)) for client in "ab"])
 
     def some(member: int) -> Lesson[int]:
-        lesson = fit_lesson(list(stack.members[member].values()), features[member:], train=TRAIN, site=SITE)
+        lesson = fit_lesson(stack.members[member], features[member:], train=TRAIN, site=SITE)
         asked = next(lesson)
         for _ in range(STEPS):
             asked = lesson.send((yield asked))

@@ -71,7 +71,7 @@ def plain_alone(case: Case, shard: list[dict[str, Any]], client: int, train: Tra
 def plain_together(case: Case, parts: list[list[dict[str, Any]]], train: TrainConfig) -> list[tuple[State, float]]:
     case.adapted.install(case.state, case.frozen)
     stack = Stack(case.adapted, [dropout_of(site(i)) for i in range(len(parts))])
-    lessons = {i: fit_lesson(list(stack.members[i].values()), part, train=train, site=site(i)) for i, part in enumerate(parts)}
+    lessons = {i: fit_lesson(stack.members[i], part, train=train, site=site(i)) for i, part in enumerate(parts)}
     ended = taught_together(stack, case.task, lessons, train=train)
     return [(on_host(stack.members[i]), ended[i].loss) for i in range(len(parts))]
 
@@ -205,7 +205,7 @@ def test_a_lesson_that_fails_costs_nobody_else(fine: Case) -> None:
         yield parts[0][:2]
         raise ValueError("of its own making")
 
-    lesson = fit_lesson(list(stack.members[1].values()), parts[1], train=PLAIN, site=site(1))
+    lesson = fit_lesson(stack.members[1], parts[1], train=PLAIN, site=site(1))
     ended = taught_together(stack, fine.task, {0: broken(), 1: lesson}, train=PLAIN)
     assert isinstance(ended[0], ValueError)
     assert gap(on_host(stack.members[1]), plain_alone(fine, parts[1], 1, PLAIN)[0]) < 1e-6

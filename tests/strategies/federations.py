@@ -13,13 +13,12 @@ import torch
 from flwr.app import Context, Message
 from torch import Tensor
 
-from fedsb.adapters import SPECS
 from fedsb.adapters.linear import out_in
 from fedsb.app.asked import config_of as client_config
 from fedsb.app.prepare import Prepared, prepare
 from fedsb.app.threads import use_threads
 from fedsb.client_app import app as client_app
-from fedsb.config.compose import load
+from fedsb.config.compose import free_start, load
 from fedsb.config.schema import Config
 from fedsb.config.settings import FEDERATED
 from fedsb.core.state import HEAD, Name, State
@@ -164,8 +163,8 @@ def classification(model: Path, table: Path) -> list[str]:
 
 
 def start_of(method: str, kind: str = "orthogonal") -> str:
-    """Return the override of a start that asks no client: ``kind`` where the method's family has it, else its own first one."""
-    return f"init.kind={kind if kind in SPECS[load([f'method={method}']).method.adapter].starts else 'null'}"
+    """Return the override of a start that asks no client: ``kind`` where the method's family has it, else the first that it has."""
+    return f"init.kind={free_start(load([f'method={method}']).method.adapter, kind) or 'null'}"
 
 
 def language_model(model: Path, table: Path) -> list[str]:

@@ -12,6 +12,7 @@ from fedsb.adapters.families import (
     head_only,
     local_lora,
     lora,
+    lora_one,
     lora_sb,
     rolora,
 )
@@ -19,6 +20,7 @@ from fedsb.adapters.spec import AdapterSpec
 
 FAMILIES = (
     lora,
+    lora_one,
     lora_sb,
     fedsvd,
     ffa_lora,
