@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedsb.adapters import AdapterSpec
-from fedsb.core.state import HEAD, Name, State, WeightedSum
+from fedsb.core.state import HEAD, Name, State, WeightedSum, squared_norm
 
 
 class Stacks:
@@ -64,3 +64,9 @@ def truncate(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, fl
     kept_left = (q_left @ u[:, :rank]) * s[:rank]
     kept_right = vh[:rank] @ q_right.T
     return kept_left.float(), kept_right.float(), float(s[rank:].square().sum()), float(s.square().sum())
+
+
+def gauge(factors: State) -> dict[str, float]:
+    """Return ``gauge``, ‖B‖ / ‖A‖ over all modules of a state; nothing where there is no A."""
+    a, b = (squared_norm(factors.pick(role)) for role in "AB")
+    return {"gauge": (b / a) ** 0.5} if a else {}

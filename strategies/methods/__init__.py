@@ -14,6 +14,7 @@ from strategies.methods.fedsvd import FedSVD
 from strategies.methods.ffa_lora import FFALoRA
 from strategies.methods.flexlora import FlexLoRA
 from strategies.methods.flora import FLoRA
+from strategies.methods.florist import FLoRIST
 from strategies.methods.full import FullFineTuning
 from strategies.methods.head_only import HeadOnly
 from strategies.methods.local_only import LocalOnly
@@ -31,6 +32,7 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "ffa_lora": FFALoRA,
     "flexlora": FlexLoRA,
     "flora": FLoRA,
+    "florist": FLoRIST,
     "rolora": RoLoRA,
     "nested_fed_sb": NestedFedSB,
     "lora_one": LoRAOne,
