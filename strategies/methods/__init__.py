@@ -17,6 +17,7 @@ from strategies.methods.flora import FLoRA
 from strategies.methods.florist import FLoRIST
 from strategies.methods.full import FullFineTuning
 from strategies.methods.head_only import HeadOnly
+from strategies.methods.hetlora import HetLoRA
 from strategies.methods.local_only import LocalOnly
 from strategies.methods.lora_one import LoRAOne
 from strategies.methods.nested_fed_sb import NestedFedSB
@@ -33,6 +34,7 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "flexlora": FlexLoRA,
     "flora": FLoRA,
     "florist": FLoRIST,
+    "hetlora": HetLoRA,
     "rolora": RoLoRA,
     "nested_fed_sb": NestedFedSB,
     "lora_one": LoRAOne,
