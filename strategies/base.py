@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -17,6 +18,7 @@ from fedsb.adapters import AdapterSpec, Layouts
 from fedsb.adapters.held import HeldWeights
 from fedsb.core.blocks import Sight
 from fedsb.core.cohort import cohort_size, dispatch_order, draw_cohort
+from fedsb.core.prints import prints
 from fedsb.core.state import Layout, State, squared_norm, subtract, unpack
 from fedsb.wire.arrays import decode_arrays, encode_arrays, quantise
 from fedsb.wire.frozen import FrozenLog
@@ -47,7 +49,7 @@ class LowRankStrategy(Method, RoundLoop):
         scale: s of the adapters.
         participation: who takes part.
         labels: class names in order; clients read their data with them.
-        frozen: the frozen log, already holding the factors that are known; a new one by default.
+        frozen: the frozen log, already holding the factors that are known, those that everybody makes too; a new one by default.
         server_optimizer: acts on the mean update; None for plain averaging.
         wire_dtype: ``float32`` or ``bfloat16``.
         start: runs before round 1 and returns the first arrays (a gradient start); None keeps the initial ones.
@@ -182,6 +184,11 @@ class LowRankStrategy(Method, RoundLoop):
         self._round.end_evaluation()
         return MetricRecord(self._round.client_mean(counts)) if counts else None
 
+    @cached_property
+    def start_prints(self) -> tuple[float, ...]:
+        """What clients hold their own start against, where everybody makes it."""
+        return prints(self.frozen.view().basis.pick(*self.spec.made), self.participation.seed)
+
     def layouts_of(self, client: str) -> Layouts:
         """Return what travels to and from a client."""
         return self.layouts.at(self._transport.roster.rank_of(client) if self._transport else self.participation.ranks.get(client))
@@ -199,7 +206,8 @@ class LowRankStrategy(Method, RoundLoop):
             layout = layouts.down
             if layout not in shares:
                 shares[layout] = encode_arrays(layouts.sight.state(whole), self.wire_dtype)
-            return Instruction("", round_number, labels=self.labels, digest=layout.digest, own=self.counted.get(client, 0)), shares[layout]
+            own, start = self.counted.get(client, 0), self.start_prints
+            return Instruction("", round_number, labels=self.labels, digest=layout.digest, own=own, start=start), shares[layout]
 
         return ask
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedsb.core.errors import UserError
-from fedsb.run.checkpoint import LABELS, Carried, Snapshot
+from fedsb.run.checkpoint import LABELS, START, Carried, Snapshot
 
 if TYPE_CHECKING:
     from strategies.base import LowRankStrategy
@@ -25,6 +25,7 @@ def remember(strategy: LowRankStrategy) -> Carried:
     facts = {HELD: dict(sorted(strategy.held.items())), COUNTS: counts, WEIGHTS: strategy.weighting.carried(), ORIGIN: strategy.origin}
     facts |= {LABELS: list(strategy.labels)}
     facts |= {COUNTED: dict(sorted(strategy.counted.items()))} if strategy.spec.own else {}
+    facts |= {START: list(strategy.start_prints)} if strategy.start_prints else {}
     return Carried(states, facts | ({CLIP: private.bound.value} if private else {}))
 
 

@@ -39,7 +39,8 @@ class Role:
     Attributes:
         name: such as ``A``.
         learns: in every round, in none, or in one of the family's turns, from 0: in rounds t + 1, t + 1 + turns, …
-        down: how a client comes by it: in the state of every round, in the log, which is sent once a version, or not at all.
+        down: how a client comes by it: in the state of every round, in the log, which is sent once a version, not at all, or by the start,
+            which everybody computes from W0 and the seed, so that nobody sends it.
         up: whether it is uploaded after a round in which it learnt, or what is uploaded in its place.
         kept_by: who remembers it from round to round; what nobody keeps begins anew in each.
         rest: what each entry is before anything is written to it. A factor that nobody keeps and that reaches the server folded into
@@ -48,7 +49,7 @@ class Role:
 
     name: str
     learns: Literal["always", "never"] | int = ALWAYS
-    down: Literal["state", "log", "nothing"] = "state"
+    down: Literal["state", "log", "nothing", "start"] = "state"
     up: bool | Fold = True
     kept_by: Literal["server", "client", "nobody"] = "server"
     rest: float = 0.0
@@ -109,6 +110,9 @@ class AdapterSpec:
                 raise ValueError(f"family '{self.name}': {role.name} {wrong}")
         if (None in self.starts.values()) != (self.from_gradient is not None):
             raise ValueError(f"family '{self.name}': a start that takes a gradient and what makes factors of it go together")
+        if self.made and None in self.starts.values():
+            made = ", ".join(self.made)
+            raise ValueError(f"family '{self.name}': everybody makes {made}, and a start takes a gradient, which nobody has alone")
         if self.head.learns != ALWAYS or self.head.down == "log" or self.head.kept_by == "nobody" or callable(self.head.up):
             raise ValueError(f"family '{self.name}': the head learns in every round, is sent or kept by its client, and goes up as it is")
 
@@ -178,9 +182,14 @@ class AdapterSpec:
         return self._where(lambda role: role.down == "log")
 
     @property
+    def made(self) -> tuple[str, ...]:
+        """The factors that server and clients each compute from W0 and the seed, and nobody sends."""
+        return self._where(lambda role: role.down == "start")
+
+    @property
     def frozen(self) -> tuple[str, ...]:
-        """The factors that clients hold from the log and nobody ever trains: they need no copy."""
-        return self._where(lambda role: role.down == "log" and role.learns == NEVER)
+        """The factors that clients hold from the log or the start and nobody ever trains: they need no copy."""
+        return self._where(lambda role: role.down in ("log", "start") and role.learns == NEVER)
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -189,8 +198,8 @@ class AdapterSpec:
 
     @property
     def fresh(self) -> tuple[str, ...]:
-        """The factors that begin anew in each round, as the start draws them from the seed and the round."""
-        return self._where(lambda role: role.kept_by == "nobody")
+        """The factors that begin anew in each round, as the start draws them from the seed and the round; :attr:`folded` ones rest."""
+        return self._where(lambda role: role.kept_by == "nobody" and bool(role.up))
 
     @property
     def has_global_model(self) -> bool:
@@ -224,6 +233,8 @@ class AdapterSpec:
 def _wrong_with(role: Role) -> str:
     """Say why no run can lead a role's life; nothing where one can."""
     kept, sent = role.kept_by == "server", role.down != "nothing"
+    if role.down == "start" and role.learns != NEVER:
+        return "is made by everybody at the start, and learns: it would be another one for everybody"
     if kept != sent:
         return f"is kept by {role.kept_by} and comes down in {role.down}: what the server keeps it sends, and nothing else"
     if kept and role.learns != NEVER and not role.up:
@@ -242,6 +253,7 @@ class Layouts:
         up: of what is uploaded, by turn.
         learnt: of all that is ever trained.
         log: of the factors that come down in the log.
+        made: of those that everybody makes.
         block: where the factors of a smaller rank lie in these.
         narrower: the same of clients with a smaller rank.
     """
@@ -250,6 +262,7 @@ class Layouts:
     up: tuple[Layout, ...]
     learnt: Layout
     log: Layout = NOTHING
+    made: Layout = NOTHING
     block: Block = field(default=leading, compare=False)
     narrower: Callable[[int], Layouts] | None = field(default=None, compare=False)
 
@@ -263,7 +276,7 @@ class Layouts:
     @cached_property
     def sight(self) -> Sight:
         """What a client with these shapes sees of the factors that the server holds."""
-        shapes = {name: shape for layout in (self.down, self.learnt, self.log) for name, shape in layout.shapes}
+        shapes = {name: shape for layout in (self.down, self.learnt, self.log, self.made) for name, shape in layout.shapes}
         return Sight(Layout(tuple(sorted(shapes.items()))), self.block)
 
     def up_in(self, round_number: int) -> Layout:

@@ -14,7 +14,7 @@ from fedsb.app.answering import data_path_of, leave_unnoised, open_ledger
 from fedsb.app.asked import config_in
 from fedsb.app.assembly import client_features, model_of, run_folder, task_of
 from fedsb.app.ledger_rows import rows_of
-from fedsb.app.own_factors import fresh_factors, own_start
+from fedsb.app.own_factors import fresh_factors, made_factors, own_start
 from fedsb.app.private_run import add_plan, plan_of, saved_plan
 from fedsb.app.threads import use_threads
 from fedsb.config.compose import as_dict
@@ -25,6 +25,7 @@ from fedsb.core.state import State, non_finite
 from fedsb.models.fit import Site
 from fedsb.node.policy import read_policy
 from fedsb.privacy.account import LEDGERS, Account, allowed
+from fedsb.privacy.codes import StartDiffers
 from fedsb.privacy.ledger import SIMULATION, Ledger
 from fedsb.privacy.naming import client_folder
 from fedsb.privacy.plan import Plan
@@ -63,12 +64,27 @@ class Job:
 
     @cached_property
     def frozen(self) -> FrozenView:
-        """The frozen part that the instruction is based on; what came with it is taken in when it is first asked for."""
+        """The frozen part that the instruction is based on; what came with it is taken in when it is first asked for.
+
+        Raises:
+            StartDiffers: what everybody makes is not here what it is at the server.
+        """
         i = self.instruction
         rank = self.rank if self.adapted.spec.in_log else None
         keeps = Limits(self.config.frozen.cache_days, self.config.frozen.cache_gb)
         store = _store(home() / "frozen", rank, bool(self.adapted.held_as_factors), keeps)
-        return store.take(i.bundle, i.frozen, i.origin, back=self.config.keep_checkpoints)
+        view = store.take(i.bundle, i.frozen, i.origin, back=self.config.keep_checkpoints)
+        return view.beside(self._made()) if self.adapted.spec.made else view
+
+    def _made(self) -> State:
+        """Return the factors that everybody makes, as the client's rank leaves them, held against the server's."""
+        made = made_factors(self.config, self.adapted)
+        if wrong := made.unlike(self.instruction.start):
+            raise StartDiffers(
+                f"the start of '{self.instruction.client}' differs from the server's by {wrong}; give it the same model, or use "
+                "method=fed_sb, which sends its B and A"
+            )
+        return self.adapted.layouts.at(self.rank).sight.state(made.factors) if self.rank else made.factors
 
     def sent_down(self) -> State:
         """Return the state that the server sent."""

@@ -13,6 +13,7 @@ from fedsb.adapters.held import HeldWeights
 from fedsb.app.assembly import corpus_of, counts_dealt, model_of, parts_of, task_of, tokenizer_of
 from fedsb.app.first_factors import first_factors
 from fedsb.app.measuring.scoring import check_scores
+from fedsb.app.own_factors import made_again, made_factors
 from fedsb.app.private_run import client_plans, server_plan_of
 from fedsb.config.derived import client_names, family, ranks_of
 from fedsb.config.schema import Config
@@ -122,6 +123,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
     if snapshot is not None:
         initial = snapshot.state
         recall(strategy, snapshot)
+    strategy.frozen.bring(made_again(config, adapted, snapshot) if snapshot else made_factors(config, adapted).factors)
     strategy.frozen.as_factors = adapted.held_as_factors
     return Prepared(config, corpus.labels, adapted, strategy, initial, server_plan=server_plan, scores=scores)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from fedsb.core.devices import on_devices, on_host
 from fedsb.core.state import HEAD, Layout, Name, State
 from fedsb.wire.arrays import quantise
 from fedsb.wire.frozen import FrozenView
+
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -53,6 +55,7 @@ class AdaptedModel:
     drawn: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     _layouts: dict[int | None, Layouts] = field(default_factory=dict, repr=False)
+    _made: tuple[object, Any] = field(default=(None, None), repr=False)
     _round: int = 1  # whose state is installed
     _basis: tuple[State, State] = field(default_factory=lambda: (State(),) * 2, repr=False)  # as it came, and on the layers' devices
 
@@ -97,6 +100,7 @@ class AdaptedModel:
                 ),
                 learnt=self.layout(*self.spec.ever_learn, rank=rank),
                 log=self.layout(*self.spec.in_log, rank=rank, head=False),
+                made=self.layout(*self.spec.made, rank=rank, head=False),
                 block=self.spec.block,
                 narrower=self._layouts_at,
             )
@@ -156,7 +160,7 @@ class AdaptedModel:
 
         Args:
             state: factors and the head, by name. A factor that nobody sends and the client does not bring is as it was built.
-            frozen: what clients hold from the log.
+            frozen: what clients hold from the log, and what everybody makes.
             round_number: whose turn it is to learn.
         """
         self._take_turn(round_number)
@@ -212,6 +216,12 @@ class AdaptedModel:
     def weights(self) -> Mapping[str, Tensor]:
         """Return the pristine W0 of every adapted layer, viewed (out, in); a quantised one is made when it is looked up, and not kept."""
         return _Weights(self.layers)
+
+    def once(self, key: object, make: Callable[[], Made]) -> Made:
+        """Return what is made of the pristine weights: once for a key, of which the last is kept, as it may take seconds."""
+        if self._made[0] != key:
+            self._made = (key, make())
+        return cast(Made, self._made[1])
 
     def frozen_parts(self) -> dict[str, FrozenPart]:
         """Return the frozen part of every adapted layer."""

@@ -11,7 +11,7 @@ from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 from fedsb.node.policy import KEYS as NODE_KEYS
 from fedsb.node.policy import NodeConfigError, PolicyError
-from fedsb.privacy.codes import BY_NUMBER, CODES, UNKNOWN, BudgetExceeded, Code, OwnStateLost, SelfCheckFailed
+from fedsb.privacy.codes import BY_NUMBER, CODES, UNKNOWN, BudgetExceeded, Code, OwnStateLost, SelfCheckFailed, StartDiffers
 
 
 def _leaves(kind: type, before: str = "") -> Iterator[str]:
@@ -41,6 +41,7 @@ _NAMED: tuple[tuple[type[Exception], str], ...] = (
     (OwnStateLost, "own_state"),
     (NodeConfigError, "node_config"),
     (PolicyError, "policy"),
+    (StartDiffers, "start"),
     (UserError, "refused"),
 )
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedsb.core.errors import UserError
+
 
 @dataclass(frozen=True)
 class Code:
@@ -36,6 +38,11 @@ CODES: dict[str, Code] = {
         "refused: what the client kept of its own in its last round that counted is not there; bring its disk back (FEDSB_HOME of its "
         "node, the folder own/ of a simulated run), or let such clients begin anew by federation.lost_state=anew",
     ),
+    "start": Code(
+        7,
+        "refused: the client's start differs from the server's; give it the same model, or use method=fed_sb, which sends its B and A; its "
+        "own log says by how much",
+    ),
     "clipped_sum": Code(11, "self-check: the clipped sum before noise is zero for a trained tensor", stops=True),
     "dependence": Code(12, "self-check: the model's output does not depend on every trained tensor", stops=True),
     "base": Code(13, "self-check: a frozen weight moved", stops=True),
@@ -57,6 +64,10 @@ class BudgetExceeded(RuntimeError):
 
 class OwnStateLost(RuntimeError):
     """A client lacks what it kept of its own, and does not go on from anything else."""
+
+
+class StartDiffers(UserError):
+    """A client has computed another start than the server: its factors would not go with anybody else's."""
 
 
 class SelfCheckFailed(RuntimeError):

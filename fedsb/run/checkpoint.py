@@ -20,6 +20,7 @@ from fedsb.run.log_files import STATE, files_in, files_of, read_log, write_log
 from fedsb.run.whole_files import FORMAT, Damaged, read_whole, write_whole
 from fedsb.wire.frozen import FrozenLog
 
+START = "start"  # a fact: prints of the start that everybody made, to be made again
 LABELS = "labels"  # a fact: names of the classes, in the order of the head's rows
 ROUND = re.compile(r"round-[0-9]{4,}\.safetensors")
 LOG = logging.getLogger(__name__)

@@ -74,6 +74,10 @@ class FrozenLog:
             raise RunError(f"what the frozen weight of '{broken.module}' is to gain holds NaN or infinity; lower train.lr")
         self.extend(delta, head_of(self.head, delta))
 
+    def bring(self, made: State) -> None:
+        """Let the view hold factors that everybody makes: they are in no version, and in no bundle."""
+        self._view.basis = self._view.basis.merge(made)
+
     def take_up(
         self, heads: Sequence[str], deltas: Mapping[int, State], first: Mapping[Name, int] | None, folded: Folded | None = None
     ) -> None:

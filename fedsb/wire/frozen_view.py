@@ -54,6 +54,13 @@ class FrozenView:
                 residual = self._of(module, (len(tensor), right.shape[1]), bundle)
                 (residual.add if kind == "U" else residual.shrink_to)(int(version), tensor, right)
 
+    def beside(self, made: State) -> FrozenView:
+        """Return this view and factors that its holder has made itself."""
+        if not len(made):
+            return self
+        # The same object from round to round where nothing else is held: models place it once.
+        return FrozenView(self.basis.merge(made) if len(self.basis) else made, self.residuals)
+
     def _of(self, module: str, shape: Sequence[int], bundle: FrozenBundle) -> Residual:
         residual = self.residuals.setdefault(module, Residual(*shape))
         residual.token = bundle.head

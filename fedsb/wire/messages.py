@@ -39,6 +39,7 @@ class Instruction:
         origin: names the run, from its first process on to every one that resumes it.
         own: the last round whose training by this client has counted, for a client that keeps something of its own: it goes on from what it
             kept then, and from the start at 0. No message of another method has it.
+        start: the server's :func:`~fedsb.core.prints.prints` of the factors that everybody makes; empty where the method has none.
         overrides: of a resumed run, for a real node, which does not see its folder; read by :func:`fedsb.app.asked.as_told`.
     """
 
@@ -53,6 +54,7 @@ class Instruction:
     overrides: str | None = None
     origin: str = ""
     own: int = 0
+    start: tuple[float, ...] = ()
 
     def state(self, layout: Layout) -> State:
         """Unpack the state.
@@ -137,7 +139,7 @@ def encode_shared(arrays: ArrayRecord, bundle: FrozenBundle | None) -> SharedPar
 
 def encode_instruction(instruction: Instruction, shared: SharedPart) -> RecordDict:
     """Build the content of an instruction; its ``flats`` and ``bundle`` are those of the shared part."""
-    config: dict[str, str | int] = {
+    config: dict[str, str | int | list[float]] = {
         "client": instruction.client,
         "round": instruction.round,
         "stage": instruction.stage,
@@ -147,6 +149,7 @@ def encode_instruction(instruction: Instruction, shared: SharedPart) -> RecordDi
         "origin": instruction.origin,
         **shared.config,
         **({"own": instruction.own} if instruction.own else {}),
+        **({"start": list(instruction.start)} if instruction.start else {}),
         **({} if instruction.overrides is None else {"overrides": instruction.overrides}),
     }
     return RecordDict({"arrays": shared.arrays, "config": ConfigRecord(config)})  # type: ignore[arg-type]
@@ -165,6 +168,7 @@ def decode_instruction(content: RecordDict) -> Instruction:
         frozen=head,
         origin=_folder_name(str(config.get("origin", ""))),
         own=int(config.get("own", 0)),  # type: ignore[arg-type]
+        start=tuple(config.get("start", ())),  # type: ignore[arg-type]
         labels=tuple(json.loads(str(config["labels"]))),
         flats=flats,
         digest=int(config["layout"]),  # type: ignore[arg-type]

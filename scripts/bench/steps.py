@@ -95,8 +95,9 @@ class Ours:
         assert start is not None
         made = self.adapted.initial.merge(start(self.adapted.weights(), config.adapter.rank, 0))
         spec = self.adapted.spec
-        self.frozen = FrozenView(made.pick(*spec.in_log))
-        self.state = State({name: t for name, t in made.items() if name.role not in spec.in_log})
+        held = (*spec.in_log, *spec.made)
+        self.frozen = FrozenView(made.pick(*held))
+        self.state = State({name: t for name, t in made.items() if name.role not in held})
         self.install()
 
     def install(self) -> None:

@@ -20,6 +20,7 @@ from strategies.methods.head_only import HeadOnly
 from strategies.methods.hetlora import HetLoRA
 from strategies.methods.local_only import LocalOnly
 from strategies.methods.lora_one import LoRAOne
+from strategies.methods.lora_xs import LoRAXS
 from strategies.methods.nested_fed_sb import NestedFedSB
 from strategies.methods.rolora import RoLoRA
 from strategies.methods.untouched import Untouched
@@ -38,6 +39,7 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "rolora": RoLoRA,
     "nested_fed_sb": NestedFedSB,
     "lora_one": LoRAOne,
+    "lora_xs": LoRAXS,
     "abba": ABBA,
     "abba_masked": ABBAMasked,
     "abba_alternating": ABBAAlternating,

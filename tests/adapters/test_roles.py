@@ -22,6 +22,9 @@ NOBODYS = Role("A", down="nothing", kept_by="nobody")
         (Role("B", up=False), "learns, is kept by the server, and does not go up"),
         (Role("B", learns=1, down="nothing", up=False, kept_by="client"), "goes up or learns in turns"),
         (Role("B", down="nothing", kept_by="client"), "goes up or learns in turns"),
+        (Role("B", down="start"), "is made by everybody at the start, and learns"),
+        (Role("B", learns=0, down="start"), "is made by everybody at the start, and learns"),
+        (Role("B", learns="never", down="start", kept_by="client", up=False), "is kept by client and comes down in start"),
     ],
 )
 def test_a_life_that_loses_something_is_refused(role: Role, said: str) -> None:
@@ -41,6 +44,11 @@ def test_a_life_that_loses_something_is_refused(role: Role, said: str) -> None:
 def test_so_is_a_head_that_rests_or_is_folded(head: Role) -> None:
     with pytest.raises(ValueError, match=r"^family 'odd': the head learns in every round"):
         AdapterSpec("odd", head=head)
+
+
+def test_what_everybody_makes_is_made_of_no_gradient() -> None:
+    with pytest.raises(ValueError, match=r"^family 'odd': everybody makes B, and a start takes a gradient, which nobody has alone$"):
+        AdapterSpec("odd", (Role("B", learns="never", down="start"),), {"gradient": None}, from_gradient=cored)
 
 
 @pytest.mark.parametrize("given", [{"starts": {"gradient": None}}, {"from_gradient": cored}])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedsb.adapters.linear import out_in
 from fedsb.app.asked import config_of as client_config
+from fedsb.app.own_factors import made_factors
 from fedsb.app.prepare import Prepared, prepare
 from fedsb.app.threads import use_threads
 from fedsb.client_app import app as client_app
@@ -250,6 +251,7 @@ def held_by(federation: Federation, exchange: Exchange, store: FrozenCache, mode
     if exchange.instruction.bundle is not None:
         store.receive(exchange.instruction.bundle)
     frozen = store.load(exchange.instruction.frozen)
+    frozen = frozen.beside(made_factors(federation.config, model).factors)
     state = exchange.instruction.state(federation.prepared.adapted.layouts.down)
     model.install(state, frozen)
     inner = product(federation, state, frozen.basis)

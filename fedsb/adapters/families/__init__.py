@@ -14,6 +14,7 @@ from fedsb.adapters.families import (
     lora,
     lora_one,
     lora_sb,
+    lora_xs,
     rolora,
 )
 from fedsb.adapters.spec import AdapterSpec
@@ -22,6 +23,7 @@ FAMILIES = (
     lora,
     lora_one,
     lora_sb,
+    lora_xs,
     fedsvd,
     ffa_lora,
     fedsa_lora,

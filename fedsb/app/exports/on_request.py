@@ -9,6 +9,7 @@ from typing import Any
 from fedsb.app.assembly import corpus_of, task_of
 from fedsb.app.exports.formats import DTYPES, FORMATS, Export, write_merged
 from fedsb.app.finished import Finished, left_of
+from fedsb.app.own_factors import made_again
 from fedsb.core.errors import UserError, unknown
 from fedsb.core.folders import check_makeable, filled_whole
 from fedsb.models.build import build_model
@@ -100,5 +101,5 @@ def _what(left: Finished, dtype: str | None, out: Path) -> Export:
     adapted = build_model(
         config.model, config.adapter, family=config.method.adapter, task=task, labels=labels, seed=config.seed, hold=config.frozen.hold
     )
-    adapted.install(snapshot.state, snapshot.frozen.view())
+    adapted.install(snapshot.state, snapshot.frozen.view().beside(made_again(config, adapted, snapshot)))
     return Export(config, adapted, dtype, out.resolve().name)

@@ -11,6 +11,7 @@ from typing import Any
 from fedsb.app.assembly import corpus_of, model_of, task_of
 from fedsb.app.finished import is_run, left_of
 from fedsb.app.measuring.scoring import LOSS, SCORES, answered, answers, check_scores, test_prompts
+from fedsb.app.own_factors import made_again
 from fedsb.app.threads import every_core
 from fedsb.config.compose import load
 from fedsb.config.schema import Config
@@ -102,7 +103,7 @@ def _run(folder: Path, changes: Sequence[str]) -> tuple[list[Side], list[str]]:
 
     def trained() -> AdaptedModel:
         adapted = model_of(config, corpus_of(config).labels)
-        adapted.install(snapshot.state, snapshot.frozen.view())
+        adapted.install(snapshot.state, snapshot.frozen.view().beside(made_again(config, adapted, snapshot)))
         return adapted
 
     remark = [] if left.whole else [f"the run did not finish: this is its last checkpoint, after round {last} of {planned}"]

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from fedsb.adapters import SPECS
 from fedsb.app.exports.on_request import export
 from fedsb.app.finished import left_of
+from fedsb.app.own_factors import made_again
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
 from fedsb.models.build import build_model
@@ -59,7 +60,7 @@ def test_peft_and_transformers_load_what_the_run_has_learnt(method: str, table: 
     c = left.config
     run = build_model(c.model, c.adapter, family=c.method.adapter, task=TASKS["classification"], labels=("film", "sport"), seed=0)
     start = logits(run.model)
-    run.install(left.snapshot.state, left.snapshot.frozen.view())
+    run.install(left.snapshot.state, left.snapshot.frozen.view().beside(made_again(c, run, left.snapshot)))
     wanted = logits(run.model)
     assert not c.federation.num_rounds or not torch.allclose(start, wanted, atol=1e-3)
     merged = AutoModelForSequenceClassification.from_pretrained(export(tmp_path / "run")[0])

@@ -207,6 +207,7 @@ def test_the_numbers_of_the_codes_are_fixed() -> None:
         "policy": 4,
         "node_config": 5,
         "own_state": 6,
+        "start": 7,
         **checks,
     }
     assert set(CHECKS) <= set(FIXED)
