@@ -9,6 +9,7 @@ from strategies.methods.centralized import Centralized
 from strategies.methods.fed_sb import FedSB
 from strategies.methods.fedavg_lora import FedAvgLoRA
 from strategies.methods.fedex_lora import FedExLoRA
+from strategies.methods.fedrot_lora import FedRotLoRA
 from strategies.methods.fedsa_lora import FedSALoRA
 from strategies.methods.fedsvd import FedSVD
 from strategies.methods.ffa_lora import FFALoRA
@@ -29,6 +30,7 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "fed_sb": FedSB,
     "fedavg_lora": FedAvgLoRA,
     "fedex_lora": FedExLoRA,
+    "fedrot_lora": FedRotLoRA,
     "fedsa_lora": FedSALoRA,
     "fedsvd": FedSVD,
     "ffa_lora": FFALoRA,
