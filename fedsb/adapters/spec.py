@@ -87,6 +87,7 @@ class AdapterSpec:
         block: where a factor of a smaller rank lies in that of a larger one: what a client with a rank of its own sees, and sends, of it.
         from_gradient: makes the factors of the start that takes a gradient, where there is one.
         reach: from the rank to that of the product, which no matrix that is adapted may be smaller than.
+        shifting: starts whose product is taken out of W0, by version 1 of the log, so that the run begins at W0.
 
     Raises:
         ValueError: no run can lead such a life.
@@ -103,6 +104,7 @@ class AdapterSpec:
     block: Block = leading
     from_gradient: FromGradient | None = None
     reach: Callable[[int], int] = int
+    shifting: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for role in (*self.roles, self.head):
@@ -131,6 +133,14 @@ class AdapterSpec:
             return self.configure(**options)
         except TypeError as error:
             raise UserError(f"the family '{self.name}' does not take these adapter.options ({given}): {error}") from None
+
+    def shift(self, factors: State, scale: float) -> State:
+        """Return what takes the product of some factors out of W0: ``U`` (m, ρ) and ``V`` (ρ, n) of each module."""
+        tensors: dict[Name, Tensor] = {}
+        for module in {name.module: None for name in factors if name.role in self.factors}:
+            left, right = self.split(tuple(factors[Name(module, role)] for role in self.factors))
+            tensors |= {Name(module, "U"): -scale * left, Name(module, "V"): right}
+        return State(tensors)
 
     @property
     def is_chain(self) -> bool:

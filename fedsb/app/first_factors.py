@@ -33,7 +33,8 @@ def first_factors(config: Config, adapted: AdaptedModel, frozen: FrozenLog) -> t
         factors = spec.from_gradient(public_start(config, adapted), init.core, init.step, adapted.scale)
     else:
         factors = data_free(config, adapted)
-    frozen.append(factors.pick(*spec.in_log))
+    shift = spec.shift(factors, adapted.scale) if kind in spec.shifting else State()
+    frozen.append(factors.pick(*spec.in_log).merge(shift))
     return base.merge(factors.pick(*spec.in_state)), None
 
 

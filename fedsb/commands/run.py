@@ -211,8 +211,9 @@ def _check_home(config: Config) -> None:
     Raises:
         UserError: it can't.
     """
-    from fedsb.adapters import SPECS
+    from fedsb.config.derived import family, start_kind
     from strategies import STRATEGIES
 
-    if SPECS[config.method.adapter].in_log or STRATEGIES[config.method.name].adds_to_weights():
+    spec = family(config)
+    if spec.in_log or start_kind(config) in spec.shifting or STRATEGIES[config.method.name].adds_to_weights():
         check_makeable(home() / "frozen", f"FEDSB_HOME={home()}")

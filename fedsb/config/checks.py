@@ -187,6 +187,14 @@ def _ranks_fit(config: Config) -> None:
         )
 
 
+def _a_shifted_start_is_whole(config: Config) -> None:
+    if config.federation.ranks is not None and start_kind(config) in family(config).shifting:
+        raise UserError(
+            f"init.kind={start_kind(config)} with federation.ranks={list(config.federation.ranks)}: the whole product is taken out of "
+            "W0, and a client of a smaller rank would not put all of it back; use init.kind=random, or federation.ranks=null"
+        )
+
+
 def _sign_needs_public(config: Config) -> None:
     if config.init.update == "sign" and config.init.evidence == "clients":
         raise UserError(
@@ -255,6 +263,7 @@ JOINT_RULES: tuple[Callable[[Config], None], ...] = (
     _a_private_model_is_whole,
     _needs_are_met,
     _ranks_fit,
+    _a_shifted_start_is_whole,
     _sign_needs_public,
     _public_needs_text,
     _names_fit_clients,

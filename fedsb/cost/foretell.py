@@ -18,7 +18,7 @@ from fedsb.config.derived import client_names, start_kind
 from fedsb.config.schema import Config
 from fedsb.core.blocks import Sight
 from fedsb.core.cohort import cohort_size, draw_cohort, evaluated_rounds
-from fedsb.core.state import Layout, State
+from fedsb.core.state import Layout, Name, State
 from fedsb.wire.byte_counts import state_bytes
 from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.sketch_layouts import probe_layout, reply_layout, sketch_of
@@ -82,7 +82,8 @@ def method_cost(config: Config, spec: AdapterSpec, layouts: Layouts, shapes: Sha
     sights = Counter(one.sight for one in each)
     logged = sum(_caught_up(growth, turn, cohort, sights) for turn in range(1, spec.turns + 1)) // (spec.turns * len(each))
     start_up, start_down = start_values(config, shapes)
-    bytes_up, bytes_down, bytes_one_off = _run_bytes(config, layouts_of, without_values(layouts.log), growth, whole=spec.has_global_model)
+    begun = without_values(layouts.log).merge(_shift(config, spec, shapes))
+    bytes_up, bytes_down, bytes_one_off = _run_bytes(config, layouts_of, begun, growth, whole=spec.has_global_model)
     return Cost(
         method=config.method.name,
         rank=rank if spec.factors else None,
@@ -97,6 +98,17 @@ def method_cost(config: Config, spec: AdapterSpec, layouts: Layouts, shapes: Sha
         payload_one_off=bytes_one_off + clients * state_bytes(start_up + start_down),
         evaluated=len(_evaluating(config)),
     )
+
+
+def _shift(config: Config, spec: AdapterSpec, shapes: Shapes) -> State:
+    """Return what a start takes out of W0, in shapes alone."""
+    if start_kind(config) not in spec.shifting:
+        return State()
+    r = spec.reach(config.adapter.rank)
+    found: dict[Name, tuple[int, ...]] = {}
+    for module, (m, n) in shapes.items():
+        found |= {Name(module, "U"): (m, r), Name(module, "V"): (r, n)}
+    return without_values(Layout(tuple(sorted(found.items()))))
 
 
 def without_values(layout: Layout) -> State:

@@ -16,6 +16,7 @@ from strategies.methods.ffa_lora import FFALoRA
 from strategies.methods.flexlora import FlexLoRA
 from strategies.methods.flora import FLoRA
 from strategies.methods.florist import FLoRIST
+from strategies.methods.frlora import FRLoRA
 from strategies.methods.full import FullFineTuning
 from strategies.methods.head_only import HeadOnly
 from strategies.methods.hetlora import HetLoRA
@@ -39,6 +40,7 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "florist": FLoRIST,
     "hetlora": HetLoRA,
     "rolora": RoLoRA,
+    "frlora": FRLoRA,
     "nested_fed_sb": NestedFedSB,
     "lora_one": LoRAOne,
     "lora_xs": LoRAXS,

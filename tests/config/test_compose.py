@@ -130,7 +130,7 @@ MISTAKES = {
     "train.optimizer=adam": r"unknown train\.optimizer 'adam' \(did you mean 'adamw'\?\); choose from adamw, adamw8bit, sgd",
     "federation.weighting=example": r"unknown federation\.weighting 'example' \(did you mean 'examples'\?\)",
     "federation.server_optimizer.name=fedadam": r"unknown federation\.server_optimizer\.name 'fedadam' \(did you mean 'adam'\?\)",
-    "init.kind=gradients": r"unknown init\.kind 'gradients' \(did you mean 'gradient'\?\); choose from gradient, null, orthogonal",
+    "init.kind=gradients": r"unknown init\.kind 'gradients' \(did you mean 'gradient'\?\); choose from gradient, null, olora, orthogonal",
     "federation.server_optimizer.betas=[0.9]": r"federation\.server_optimizer\.betas must have more values than 1$",
     "runtime.stack=3x": r"^runtime\.stack=3x is not valid: input should be a valid integer.*; or input should be 'auto'$",
     "model.head=3": r"^model\.head=3 is not valid: input should be a valid string; or it must be a list, as in \[a,b\]$",

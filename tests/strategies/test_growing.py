@@ -67,7 +67,8 @@ def test_in_float32_every_rule_is_the_same_run(run: Run, method: str) -> None:
         for a, b in zip(runs["auto"].records, runs[other].records, strict=True):
             assert a.metrics == pytest.approx(b.metrics, rel=1e-4)
             assert (a.payload_up, a.payload_down, a.payload_one_off) == (b.payload_up, b.payload_down, b.payload_one_off)
-        assert max(record.held_gap or 0.0 for record in runs[other].records) < 1e-5
+        if runs[other].prepared.strategy.is_exact:
+            assert max(record.held_gap or 0.0 for record in runs[other].records) < 1e-5
 
 
 @pytest.mark.parametrize("method", GROWING)
@@ -75,9 +76,11 @@ def test_beside_a_narrow_base_the_method_stays_exact_and_a_merge_shows_its_gap(r
     beside, merged = run(method, "bfloat16", "auto"), run(method, "bfloat16", "merge")
     assert set(beside.prepared.adapted.held_as_factors) == set(beside.prepared.adapted.layers)
     for record in beside.records[1:]:
-        assert max(record.exactness_gap or 0.0, record.held_gap or 0.0) < 1e-5
-    assert max(record.held_gap or 0.0 for record in merged.records) > 1e-3
-    assert max(record.exactness_gap or 0.0 for record in merged.records) < 1e-5
+        assert record.held_gap == pytest.approx(record.exactness_gap, abs=1e-5)
+    exact = beside.prepared.strategy.is_exact
+    assert max((record.held_gap or 0.0) - (record.exactness_gap or 0.0) for record in merged.records) > (1e-3 if exact else 1e-4)
+    if exact:
+        assert max(record.exactness_gap or 0.0 for federation in (beside, merged) for record in federation.records) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

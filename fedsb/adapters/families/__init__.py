@@ -9,6 +9,7 @@ from fedsb.adapters.families import (
     fedsvd,
     ffa_lora,
     flora,
+    frlora,
     head_only,
     local_lora,
     lora,
@@ -21,6 +22,7 @@ from fedsb.adapters.spec import AdapterSpec
 
 FAMILIES = (
     lora,
+    frlora,
     lora_one,
     lora_sb,
     lora_xs,

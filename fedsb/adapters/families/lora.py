@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from fedsb.adapters.principal import olora, pissa
 from fedsb.adapters.spec import AdapterSpec, Role
 from fedsb.adapters.starts import from_shapes, random_lora
 from fedsb.core.errors import UserError
@@ -48,7 +49,8 @@ def lora(gamma: float = GAMMA) -> AdapterSpec:
     return AdapterSpec(
         name="lora",
         roles=(Role("B"), Role("A")),
-        starts={"random": from_shapes(random_lora), "gradient": None},
+        starts={"random": from_shapes(random_lora), "gradient": None, "pissa": pissa, "olora": olora},
+        shifting=frozenset({"pissa", "olora"}),
         from_gradient=partial(one_step, gamma=gamma),
         configure=lora,
     )
