@@ -24,6 +24,7 @@ from strategies.methods.local_only import LocalOnly
 from strategies.methods.lora_one import LoRAOne
 from strategies.methods.lora_xs import LoRAXS
 from strategies.methods.nested_fed_sb import NestedFedSB
+from strategies.methods.ravan import RAVAN
 from strategies.methods.rolora import RoLoRA
 from strategies.methods.untouched import Untouched
 
@@ -44,6 +45,7 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "nested_fed_sb": NestedFedSB,
     "lora_one": LoRAOne,
     "lora_xs": LoRAXS,
+    "ravan": RAVAN,
     "abba": ABBA,
     "abba_masked": ABBAMasked,
     "abba_alternating": ABBAAlternating,

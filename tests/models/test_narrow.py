@@ -34,7 +34,8 @@ def built(folder: Path, task: str, family: str = "lora", *more: str, dtype: str 
     brought = {n: torch.zeros(shape) for n, shape in adapted.layouts.down.shapes}
     state = State(brought).merge(adapted.initial).items()
     start = State({n: t + 0.1 * torch.randn(t.shape, generator=torch_generator(0, "test", *n)) for n, t in state})
-    frozen = {n: torch.randn(s, generator=torch_generator(0, "test", *n)) / s[-1] ** 0.5 for n, s in adapted.layouts.log.shapes}
+    shapes = (*adapted.layouts.log.shapes, *adapted.layouts.made.shapes)
+    frozen = {n: torch.randn(s, generator=torch_generator(0, "test", *n)) / s[-1] ** 0.5 for n, s in shapes}
     adapted.install(start, FrozenView(State(frozen)))
     return adapted
 

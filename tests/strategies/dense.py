@@ -30,11 +30,20 @@ def cored(factors: Factors) -> Tensor:
     return torch.einsum("ia,ib,abcd,cj,dj->ij", b1, b2, (torch.diag(core) if core.dim() == 1 else core).view(*sizes, *sizes), a1, a2)
 
 
+def headed(factors: Factors) -> Tensor:
+    """Return ``Σ_h B_h H_h A_h``, of H as it is uploaded: with its scalars in it."""
+    b, h, a = (factors[role].double() for role in ("B", "H", "A"))
+    rank = h.shape[1]
+    heads = [slice(i * rank, (i + 1) * rank) for i in range(len(h))]
+    return sum((b[:, head] @ core @ a[head] for head, core in zip(heads, h, strict=True)), start=torch.zeros(()))
+
+
 PRODUCTS: dict[str, Callable[[Factors], Tensor]] = {
     "abba": hadamard,
     "abba_masked": hadamard,
     "abba_alternating": hadamard,
     "abba_core": cored,
+    "ravan": headed,
 }
 
 

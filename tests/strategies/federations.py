@@ -226,8 +226,9 @@ def product(federation: Federation, state: State, basis: State) -> Dense:
     """Return the dense ``s B R A`` of each module in float64."""
     adapted = federation.prepared.adapted
     found: Dense = {}
+    roles = [role for role in adapted.spec.factors if role not in adapted.spec.folded]
     for module in adapted.shapes:
-        factors = {role: state.get(Name(module, role), basis.get(Name(module, role))) for role in adapted.spec.factors}
+        factors = {role: state.get(Name(module, role), basis.get(Name(module, role))) for role in roles}
         if any(factor is None for factor in factors.values()):  # they begin anew, where the product is zero
             found[module] = torch.zeros(adapted.shapes[module], dtype=torch.float64)
             continue

@@ -41,7 +41,7 @@ def test_a_bfloat16_wire_halves_the_bytes_and_tells_its_gap(options: Options, pl
     first = coarse.prepared.initial.pick(HEAD)
     for number, (exchanges, during, after) in enumerate(next_instructions(coarse, tmp_path), start=1):
         weights = torch.tensor([e.answer.num_examples for e in exchanges]).double()
-        states = [trained[number, e.instruction.client] for e in exchanges]
+        states = [coarse.prepared.adapted.spec.fold(trained[number, e.instruction.client]) for e in exchanges]
         products = [product(coarse, state, during.basis.merge(during.state)) for state in states]
         update = {m: sum(w * p[m] for w, p in zip(weights / weights.sum(), products, strict=True)) for m in products[0]}
         head = {n: sum(w * s[n].double() for w, s in zip(weights / weights.sum(), states, strict=True)) for n in first}

@@ -16,6 +16,7 @@ from fedsb.adapters.families import (
     lora_one,
     lora_sb,
     lora_xs,
+    ravan,
     rolora,
 )
 from fedsb.adapters.spec import AdapterSpec
@@ -26,6 +27,7 @@ FAMILIES = (
     lora_one,
     lora_sb,
     lora_xs,
+    ravan,
     fedsvd,
     ffa_lora,
     fedsa_lora,
