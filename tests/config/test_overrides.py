@@ -93,9 +93,17 @@ REFUSED = {
 NOT_TOGETHER = {("private", "full"), ("private", "untouched"), ("demo_llm", "centralized")}
 
 
-@pytest.mark.parametrize("method", OPTIONS["method"])
-@pytest.mark.parametrize("experiment", OPTIONS["experiment"])
-def test_every_experiment_goes_with_every_method(method: str, experiment: str) -> None:
+# Composing takes a third of a second: of all pairs a fourth, each method in some and each experiment in some, and all that are refused.
+PAIRS = [
+    (experiment, method)
+    for i, experiment in enumerate(OPTIONS["experiment"])
+    for j, method in enumerate(OPTIONS["method"])
+    if (i + j) % 4 == 0 or experiment in ("quick", *REFUSED)
+]
+
+
+@pytest.mark.parametrize(("experiment", "method"), PAIRS)
+def test_every_experiment_goes_with_every_method(experiment: str, method: str) -> None:
     overrides = [f"experiment={experiment}", f"method={method}"]
     if experiment in REFUSED and (SPECS[load([f"method={method}"]).method.adapter].own or (experiment, method) in NOT_TOGETHER):
         with pytest.raises(UserError, match=REFUSED[experiment]):
