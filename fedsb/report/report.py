@@ -21,6 +21,8 @@ from fedsb.run.records import RoundRecord, finite
 # Label, and the settings that it shows; one that the run's configuration lacks is left out.
 SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("method", ("method.name",)),
+    ("options of the method", ("method.options",)),
+    ("options of its adapters", ("adapter.options",)),
     ("rank", ("rank",)),
     ("start", ("init.kind", "init.evidence", "init.core")),
     ("adapted layers", ("adapter.targets",)),
@@ -150,6 +152,9 @@ def _what_ran(run: Run) -> str:
 
 def _shown(run: Run, keys: Sequence[str]) -> list[str]:
     found = {key.rsplit(".", 1)[-1]: run.setting(key) for key in keys}
+    options = found.get("options")
+    if isinstance(options, Mapping):
+        return [f"{name} {value}" for name, value in options.items() if value is not None]
     if len(keys) == 1:
         return [str(value) for value in found.values() if value is not None]
     return [

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from fedsb.core.errors import UserError
@@ -71,6 +72,15 @@ def test_the_report_has_every_section_and_shows_its_plots(make_run: Maker) -> No
     assert "**No privacy mechanism: epsilon is not claimed.**" in text
     assert "Do not describe this run as private" in text
     assert ["2", "client-7", "reply holds NaN in R of 'encoder.layer.0'"] in table_after("Failures", text)
+
+
+def test_the_report_says_which_options_of_a_method_ran(make_run: Maker) -> None:
+    folder = make_run()
+    assert "options of" not in write_report(folder).read_text()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["method"]["options"] = {"energy": None, "split": "balanced", "strength": 0.5}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert ["options of the method", "split balanced, strength 0.5"] in table_after("What ran", write_report(folder).read_text())
 
 
 def test_the_table_has_a_row_a_round_of_equal_width(make_run: Maker) -> None:
