@@ -31,6 +31,7 @@ from fedsb.privacy.naming import client_folder
 from fedsb.privacy.plan import Plan
 from fedsb.privacy.randomness import Streams, secret_streams, simulated_streams
 from fedsb.privacy.shelf import Shelf
+from fedsb.run.kept_start import KeptStart
 from fedsb.run.own_state import OwnState
 from fedsb.run.resuming import fingerprint
 from fedsb.wire.cache_limits import Limits
@@ -78,8 +79,9 @@ class Job:
 
     def _made(self) -> State:
         """Return the factors that everybody makes, as the client's rank leaves them, held against the server's."""
-        made = made_factors(self.config, self.adapted)
-        if wrong := made.unlike(self.instruction.start):
+        told, seed = self.instruction.start, self.config.seed
+        made = made_factors(self.config, self.adapted, KeptStart(home() / "start.safetensors", told, seed) if self.real else None)
+        if wrong := made.unlike(told):
             raise StartDiffers(
                 f"the start of '{self.instruction.client}' differs from the server's by {wrong}; give it the same model, or use "
                 "method=fed_sb, which sends its B and A"

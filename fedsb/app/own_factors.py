@@ -15,6 +15,7 @@ from fedsb.core.rng import stream_seed
 from fedsb.core.state import State
 from fedsb.models.adapted import AdaptedModel
 from fedsb.run.checkpoint import START, Snapshot
+from fedsb.run.kept_start import KeptStart
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,22 @@ class Made:
         return "" if differs <= ALIKE else f"{differs:.1e} of its norm ({ALIKE:.0e} is allowed)"
 
 
-def made_factors(config: Config, adapted: AdaptedModel) -> Made:
-    """Return what everybody makes at the run's rank, computed once a process; nothing where the family has nothing of the kind."""
+def made_factors(config: Config, adapted: AdaptedModel, kept: KeptStart | None = None) -> Made:
+    """Return what everybody makes at the run's rank, computed once a process; nothing where the family has nothing of the kind.
+
+    Args:
+        config: names the start, its seed and its rank.
+        adapted: gives W0.
+        kept: where it may lie already, and is left for the next process.
+    """
     if not adapted.spec.made:
         return Made()
 
     def make() -> Made:
-        whole = _started(config, adapted, config.seed)
+        found = kept.read(adapted.layouts.made) if kept else None
+        whole = _started(config, adapted, config.seed) if found is None else found
+        if kept and found is None:
+            kept.write(whole)
         factors = whole.pick(*adapted.spec.made).map(Tensor.contiguous)  # as they would lie if they had been sent: no last bit tells
         return Made(whole, factors, prints(factors, config.seed))
 

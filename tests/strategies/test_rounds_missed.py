@@ -17,10 +17,11 @@ from flwr.app import Context, Message
 from fedsb.app.client_job import _store
 from fedsb.client_app import app as client_app
 from fedsb.core.state import Name
+from fedsb.models.build import forget_models
 from fedsb.wire.frozen import ROOT
 from fedsb.wire.messages import decode_instruction
 from tests.strategies.federations import ClientCall, KeepingGrid, federate, next_instructions, split_nodes
-from tests.strategies.rounds import FEWER, LOGGED, Options
+from tests.strategies.rounds import FAMILIES, FEWER, LOGGED, METHODS, Options
 
 
 class ClubGrid(KeepingGrid):
@@ -50,6 +51,36 @@ def in_own_homes(folder: Path, lost: Callable[[str, int], bool]) -> ClientCall:
         return client_app(message, context)
 
     return call
+
+
+MADE = [name for name in METHODS if FAMILIES[name].made]
+
+
+@pytest.mark.parametrize("method", MADE)
+def test_what_everybody_makes_is_made_where_it_is_lost_and_read_where_it_is_kept(options: Options, method: str, tmp_path: Path) -> None:
+    """Each message has a process of its own; client-4 joins late, client-1 loses its disk, and what client-2 has kept is damaged."""
+    homes, files = tmp_path / "homes", dict[tuple[str, int], tuple[int, bytes]]()
+    call = in_own_homes(homes, lambda client, number: (client, number) == ("client-1", 3))
+
+    def app(message: Message, context: Context) -> Message:
+        forget_models()
+        told = message.content.config_records["config"]
+        file = homes / str(told.get("client")) / "start.safetensors"
+        if (told.get("client"), told.get("round")) == ("client-2", 3):
+            file.write_bytes(file.read_bytes()[:-1])
+        reply = call(message, context)
+        if "round" in told:
+            files[str(told["client"]), int(told["round"])] = file.stat().st_mtime_ns, file.read_bytes()  # type: ignore[arg-type]
+        return reply
+
+    overrides = options("tiny_bert", method, "federation.fraction=1.0", FEWER, "federation.num_rounds=3")
+    found = federate(overrides, grid=lambda a, c: ClubGrid(a, c, {5: 3}, tmp_path / "data"), app=app)
+    forget_models()
+    assert [r.failed for r in found.records[1:]] == [{"client-4": "not connected"}] * 2 + [{}]
+    assert [r.payload_one_off for r in found.records] == [0] * 4
+    assert len({content for _, content in files.values()}) == 1
+    again = {client for client in ("client-0", "client-1", "client-2", "client-3") if files[client, 3][0] != files[client, 2][0]}
+    assert again == {"client-1", "client-2"}
 
 
 @pytest.mark.parametrize("method", LOGGED)

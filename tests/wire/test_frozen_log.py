@@ -97,3 +97,22 @@ def test_a_delta_that_overflowed_stops_the_run_and_leaves_the_log_alone() -> Non
     with pytest.raises(RunError, match="the frozen weight of 'tall'"):
         log.append(poisoned)
     assert (log.head, log.version) == (head, 1)
+
+
+def test_what_everybody_makes_is_held_and_never_sent() -> None:
+    """Beside what the log brings, before it and after it; heads, bundles and hashes do not know of it."""
+    made = State({Name("tall", "M"): torch.arange(6.0).view(2, 3)})
+    log, plain = (log_of([dict.fromkeys(SHAPES, 1)], with_basis=True) for _ in range(2))
+    log.bring(made)
+    for each in (log, plain):
+        each.append(delta(dict.fromkeys(SHAPES, 1), 7))
+    bundle = log.bundle(0)
+    assert bundle is not None
+    assert "M" not in {name.role.split("@")[0] for name in bundle.state}
+    assert log.heads == plain.heads
+    assert log.sha256(State()) == plain.sha256(State())
+    assert log.view().basis.keys() == {*plain.view().basis, *made}
+    held = plain.view().beside(made)
+    assert all(torch.equal(t, log.view().basis[name]) for name, t in held.basis.items())
+    assert held.residuals is plain.view().residuals
+    assert plain.view().beside(State()) is plain.view()
