@@ -54,6 +54,7 @@ class Participation:
         say: shows a line.
         dealt: returns the training examples by client that the server deals out in a simulation, so that it asks no node for what it
             knows; None: it has none to deal.
+        pooled: whether the one client holds the examples of all, which no real node can.
         client_unit: clips and noises what they send, at the server; None for plain sums.
     """
 
@@ -69,6 +70,7 @@ class Participation:
     seed: int = 0
     client_unit: ClientPrivacy | None = None
     private: bool = False
+    pooled: bool = False
     overrides: str | None = None
     resumed: bool = False
     ranks: Mapping[str, int] = field(default_factory=dict)

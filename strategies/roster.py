@@ -165,6 +165,10 @@ class Roster:
 
     def _note(self, grid: Grid, node: int, said: Description) -> None:
         self._real = self._real or bool(said.client)
+        if self._real and self._p.pooled:
+            raise UserError(
+                "this method pools the examples of all clients, which only a simulation can, and a real node is here; take another"
+            )
         if said.client and self._p.resumed and self._p.overrides is None:
             raise UserError(NOT_TOLD)
         if said.trouble:

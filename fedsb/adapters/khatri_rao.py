@@ -29,6 +29,8 @@ def pair_ranks(rank: int, first: int | None) -> tuple[int, int]:
     Raises:
         UserError: one of them would be nothing.
     """
+    if first is not None and (not isinstance(first, int) or isinstance(first, bool)):
+        raise UserError(f"adapter.options.first={first} is no rank; give a whole number, or null for half of the rank")
     given = rank // 2 if first is None else first
     if not 1 <= given < rank:
         said = f"adapter.options.first={first}" if first is not None else "ABBA"

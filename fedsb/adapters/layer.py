@@ -187,7 +187,7 @@ def attach(
         base = model.get_submodule(name)
         m, n = shape_of(base)
         if spec.reach(rank) > min(m, n):
-            whose = "" if spec.reach(rank) == rank else f", whose product has rank {spec.reach(rank)},"
+            whose = "" if spec.reach(rank) == rank else f", which needs {spec.reach(rank)} here,"
             raise UserError(
                 f"rank ({rank}){whose} exceeds min(out, in) = {min(m, n)} of '{name}'; lower rank or drop it from adapter.targets"
             )

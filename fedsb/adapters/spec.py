@@ -86,7 +86,7 @@ class AdapterSpec:
         head: the life of the head, which learns in every round.
         block: where a factor of a smaller rank lies in that of a larger one: what a client with a rank of its own sees, and sends, of it.
         from_gradient: makes the factors of the start that takes a gradient, where there is one.
-        reach: from the rank to that of the product, which no matrix that is adapted may be smaller than.
+        reach: from the rank to the least that min(m, n) of an adapted matrix must be.
         shifting: starts whose product is taken out of W0, by version 1 of the log, so that the run begins at W0.
 
     Raises:

@@ -60,7 +60,9 @@ class Uploads:
     def _work(self, upload: State) -> float:
         """Return the multiplications of an exact comparison of what there is, an upload more counted."""
         ends = upload.pick(*self._ends)
-        self._ranks += max((min(t.shape) for t in ends.values()), default=0)
+        # Of the product, which may be more than that of a factor; the widest module stands for all.
+        widest = max(ends, key=lambda name: min(ends[name].shape), default=None)
+        self._ranks += 0 if widest is None else self._product(widest.module, upload, 1.0)[0].shape[1]
         return sum(max(t.shape) for t in ends.values()) * float(2 * self._ranks) ** 2
 
     def _projected(self, upload: State, weight: float) -> tuple[State, float]:

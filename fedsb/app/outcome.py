@@ -51,7 +51,7 @@ def finish(prepared: Prepared, folder: RunFolder, listener: RunListener, state: 
         model=config.model.name,
         data=config.data.path or config.data.test_path or config.data.kind,
         rank=config.adapter.rank if adapted.spec.factors else None,
-        trained_params=adapted.layouts.learnt.numel,
+        trained_params=adapted.layouts.learnt.numel if config.federation.num_rounds else 0,
         records=listener.records,
         factors_sha256=strategy.frozen.sha256(state),
         wall_s=wall_s,

@@ -17,6 +17,7 @@ from fedsb.app.own_factors import made_again, made_factors
 from fedsb.app.private_run import client_plans, server_plan_of
 from fedsb.config.derived import client_names, family, ranks_of
 from fedsb.config.schema import Config
+from fedsb.config.settings import POOLED
 from fedsb.core.cohort import evaluated_rounds
 from fedsb.core.errors import UserError
 from fedsb.core.logs import say_early
@@ -111,6 +112,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
             evaluated=evaluated_rounds(config.eval.every, federation.num_rounds),
             seed=config.seed,
             private=config.privacy.unit != "none",
+            pooled=config.method.setting == POOLED,
             client_unit=client_unit(config.privacy, server_plan, seed=config.seed),
         ),
         server_optimizer=server_optimizer(o.name, lr=o.lr, momentum=o.momentum, betas=o.betas, eps=o.eps),

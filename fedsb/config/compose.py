@@ -59,6 +59,12 @@ def default_rank(ranks: Sequence[int] | None, otherwise: int) -> int:
     return max(numbers, default=otherwise)
 
 
+def default_pair_alpha(rank: int, first: int | None) -> float:
+    """Return ABBA's alpha where none is given: s = alpha / r is √(r1 r2) then, where its paper's formula and its code agree."""
+    r1 = rank // 2 if first is None else first
+    return float(rank * max(1, r1 * (rank - r1)) ** 0.5) if isinstance(r1, int) else 1.0
+
+
 def default_text(*others: str | None) -> str | None:
     """Return the column of texts where none is given: ``text``, and none where examples are given in another way."""
     return None if any(other is not None for other in others) else "text"
@@ -70,6 +76,7 @@ def default_length(model_task: str | None, data_task: str | None) -> int:
 
 
 OmegaConf.register_new_resolver("fedsb_rank", default_rank, replace=True)
+OmegaConf.register_new_resolver("fedsb_pair_alpha", default_pair_alpha, replace=True)
 OmegaConf.register_new_resolver("fedsb_text", default_text, replace=True)
 OmegaConf.register_new_resolver("fedsb_length", default_length, replace=True)
 OmegaConf.register_new_resolver("fedsb_clients", default_clients, replace=True)
@@ -182,7 +189,10 @@ def _check_method(config: Config) -> None:
     if config.method.name not in methods:
         raise unknown("method", config.method.name, methods)
     said = cast(DictConfig, OmegaConf.load(methods[config.method.name]))
-    adapter = said.get("method", said).adapter  # one that brings defaults of other groups names its own
+    own = said.get("method", said)  # one that brings defaults of other groups names its own
+    adapter = own.adapter
+    if config.method.setting != own.setting:
+        raise UserError(f"method.setting={config.method.setting} is not that of method '{config.method.name}'; it must be {own.setting}")
     if config.method.setting == POOLED:
         # The mean of one client's factors is what it trained, whatever the family, if it sends all of them.
         roles = SPECS[config.method.adapter].roles if config.method.adapter in SPECS else ()

@@ -49,6 +49,8 @@ ALONE: Mapping[str, Callable[[Config], bool]] = {
     "train.compile": lambda c: c.train.compile,
     "model.dtype": lambda c: c.model.dtype == "float16",
     "model.device_map": lambda c: c.model.device_map is not None,
+    # Opacus' hooks have no gradients by example of its layers, and functorch's are of one client's values.
+    "method.name": lambda c: c.privacy.unit == "example" and bool(family(c).factors) and not family(c).is_chain,
 }
 
 

@@ -104,11 +104,10 @@ def _shift(config: Config, spec: AdapterSpec, shapes: Shapes) -> State:
     """Return what a start takes out of W0, in shapes alone."""
     if start_kind(config) not in spec.shifting:
         return State()
-    r = spec.reach(config.adapter.rank)
-    found: dict[Name, tuple[int, ...]] = {}
-    for module, (m, n) in shapes.items():
-        found |= {Name(module, "U"): (m, r), Name(module, "V"): (r, n)}
-    return without_values(Layout(tuple(sorted(found.items()))))
+    factors = {
+        Name(module, role): shape for module, (m, n) in shapes.items() for role, shape in spec.shapes(m, n, config.adapter.rank).items()
+    }
+    return spec.shift(without_values(Layout(tuple(sorted(factors.items())))), 1.0)
 
 
 def without_values(layout: Layout) -> State:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
@@ -79,7 +79,8 @@ def cost_of(config: Config) -> Cost:
         ranks = [strategy.participation.ranks.get(client, config.adapter.rank) for client in cohort]
         return without_values(strategy.growth(round_number, adapted.shapes, ranks))
 
-    return method_cost(config, adapted.spec, adapted.layouts, adapted.shapes, growth, strategy.layouts_of)
+    cost = method_cost(config, adapted.spec, adapted.layouts, adapted.shapes, growth, strategy.layouts_of)
+    return cost if config.federation.num_rounds else replace(cost, trained=0, up=0, down=0, one_off=0, bytes_up=0, bytes_down=0)
 
 
 def print_costs(overrides: Sequence[str], methods: Collection[str]) -> None:

@@ -23,13 +23,14 @@ from fedsb.adapters import (
     scale_of,
     used_by_hand,
 )
+from fedsb.adapters.quantised import is_quantised
 from fedsb.config.schema import AdapterConfig, ModelConfig
 from fedsb.core.collector import uncollected
 from fedsb.core.errors import NothingToTrainError, UserError
 from fedsb.data import pad_id
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.heads import drawn_in, remarks_on
-from fedsb.models.loading import POOLERS, load_network, load_tokenizer
+from fedsb.models.loading import POOLERS, load_network, load_tokenizer, resolve_device
 from fedsb.models.lookups import try_body
 from fedsb.models.pooling import pool_by_mean
 from fedsb.models.spread import settle
@@ -83,10 +84,12 @@ def build_model(
         UserError: no such model, no weights in its folder, targets that match nothing, a rank that is too large, no parameter to
             train, a pooling that does not fit the model, or a model that does not fit the GPUs that it is to be spread over.
     """
+    device = device if device == "meta" else resolve_device(device)
     spec = SPECS[family].having(adapter.options)
     _check_fits(model, spec, task)
     network = load_network(model, task, labels, seed, device)
     head = head_parameters(network, model.head, task, pooler=model.pooling == "own")
+    _check_floats(network, head, model)
     if model.pooling == "mean":
         _check_pooler_rests(network, head)
         pool_by_mean(network)
@@ -113,6 +116,7 @@ def plain_model(model: ModelConfig, *, task: Task, labels: tuple[str, ...], seed
     Raises:
         UserError: no such model, or it lacks the head that the task asks for.
     """
+    device = resolve_device(device)
     network = load_network(model, task, labels, seed, device)
     if task.has_head and drawn_in(network):
         raise UserError(f"'{model.name}' holds no {', '.join(drawn_in(network))} for the task '{task.name}'; name a model that has them")
@@ -173,6 +177,15 @@ def _check_fits(model: ModelConfig, spec: AdapterSpec, task: Task) -> None:
         )
     if model.pooling != "own" and not task.has_head:
         raise UserError(f"model.pooling={model.pooling} is for tasks with a head, and '{task.name}' has none; use model.pooling=own")
+
+
+def _check_floats(network: nn.Module, head: tuple[str, ...], model: ModelConfig) -> None:
+    parameters = dict(network.named_parameters())
+    if held := [name for name in head if is_quantised(parameters[name])]:
+        raise UserError(
+            f"model.quantize={model.quantize} holds {len(held)} of the parameters that are to be trained ('{held[0]}'), and cannot learn "
+            "them; use model.quantize=none, or name others in model.head"
+        )
 
 
 def _check_pooler_rests(network: nn.Module, head: tuple[str, ...]) -> None:

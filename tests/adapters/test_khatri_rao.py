@@ -131,9 +131,20 @@ def test_a_pair_without_a_rank_is_refused(rank: int, first: int | None) -> None:
         pair_ranks(rank, first)
 
 
-def test_a_product_of_more_than_full_rank_is_refused() -> None:
-    model = nn.Sequential(nn.Linear(30, 20))
-    with pytest.raises(
-        UserError, match=r"^rank \(10\), whose product has rank 25, exceeds min\(out, in\) = 20 of '0'; lower rank or drop it"
-    ):
-        attach(model, SPECS["abba"], targets=["0"], rank=10, scale=1.0)
+def test_a_pair_of_more_than_full_rank_is_refused_and_a_product_is_not() -> None:
+    attach(nn.Sequential(nn.Linear(30, 20)), SPECS["abba"], targets=["0"], rank=10, scale=1.0)
+    with pytest.raises(UserError, match=r"^rank \(42\), which needs 21 here, exceeds min\(out, in\) = 20 of '0'; lower rank or drop it"):
+        attach(nn.Sequential(nn.Linear(30, 20)), SPECS["abba"], targets=["0"], rank=42, scale=1.0)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "said"),
+    [
+        ("abba", {"first": "two"}, r"^adapter\.options\.first=two is no rank; give a whole number, or null for half of the rank$"),
+        ("abba", {"first": 4.5}, r"^adapter\.options\.first=4\.5 is no rank; "),
+        ("abba_core", {"diagonal": "no"}, r"^adapter\.options\.diagonal=no must be true or false$"),
+    ],
+)
+def test_options_of_another_kind_are_refused(family: str, options: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        SPECS[family].having(options).shapes(20, 30, 8)

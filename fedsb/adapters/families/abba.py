@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from math import prod
 
 from fedsb.adapters.khatri_rao import Hadamard, pair_ranks, pair_shapes, split, svd_start
 from fedsb.adapters.spec import ALWAYS, AdapterSpec, Role
@@ -25,7 +24,7 @@ def abba(name: str, roles: tuple[Role, ...], first: int | None = None) -> Adapte
         split=split,
         build=Hadamard,
         configure=partial(abba, name, roles),
-        reach=lambda rank: prod(pair_ranks(rank, first)),
+        reach=lambda rank: max(pair_ranks(rank, first)),
     )
 
 

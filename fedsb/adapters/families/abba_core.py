@@ -6,6 +6,7 @@ from math import prod
 
 from fedsb.adapters.khatri_rao import core_start, pair_ranks, pair_shapes, split_core
 from fedsb.adapters.spec import NEVER, AdapterSpec, Role, Shapes
+from fedsb.core.errors import UserError
 
 
 def abba_core(first: int | None = None, diagonal: bool = False) -> AdapterSpec:
@@ -14,7 +15,12 @@ def abba_core(first: int | None = None, diagonal: bool = False) -> AdapterSpec:
     Args:
         first: r1, by ``adapter.options.first``; None: half of the rank. r2 is the rest.
         diagonal: whether R is a diagonal, by ``adapter.options.diagonal``.
+
+    Raises:
+        UserError: ``diagonal`` is neither true nor false.
     """
+    if not isinstance(diagonal, bool):
+        raise UserError(f"adapter.options.diagonal={diagonal} must be true or false")
 
     def shapes(m: int, n: int, rank: int) -> Shapes:
         size = prod(pair_ranks(rank, first))

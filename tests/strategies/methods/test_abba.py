@@ -60,6 +60,15 @@ def test_the_mask_is_the_same_at_every_client_and_never_moves(run: Run) -> None:
         assert torch.equal(t, bases[-1][name])
 
 
+@pytest.mark.parametrize(
+    ("given", "s"), [((), 8.0), (("rank=8",), 4.0), (("adapter.options.first=4",), 48**0.5), (("adapter.alpha=32",), 2.0)]
+)
+def test_s_is_the_root_of_the_ranks_product_where_nothing_is_said(given: tuple[str, ...], s: float) -> None:
+    c = load(["method=abba", *given]).adapter
+    assert c.scale is None
+    assert c.alpha / c.rank == pytest.approx(s)
+
+
 def test_s_is_what_is_given() -> None:
     assert load(["method=abba", "adapter.scale=24"]).adapter.scale == 24.0
     with pytest.raises(UserError, match=r"^adapter\.scale=0\.0 is out of range; it must be above 0$"):

@@ -37,7 +37,15 @@ def test_the_untouched_base_is_measured_once_and_nothing_travels(data: list[str]
     assert federation.payload() == (0, 0, 0)
     assert federation.records[0].metrics == trained.records[0].metrics  # the one that every method starts from
     assert not moved(federation)
-    assert cost_of(federation.config).payload_up == 0
+    cost = cost_of(federation.config)
+    assert (cost.trained, cost.up, cost.down, cost.one_off, cost.payload) == (0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["gradient", "pissa"])
+def test_the_untouched_base_is_w0_whatever_start_a_sweep_asks_for(kind: str, data: list[str]) -> None:
+    federation = federate([*data, "method=untouched", f"init.kind={kind}"])
+    assert federation.payload() == (0, 0, 0)
+    assert federation.records[0].metrics == federate([*data, "method=fedavg_lora", "federation.num_rounds=1"]).records[0].metrics
 
 
 @pytest.mark.parametrize("unit", ["example", "client"])
@@ -86,7 +94,11 @@ def test_pooled_data_are_one_client_that_sees_as_much_as_all(data: list[str], fa
 def test_pooling_counts_the_steps_of_a_round_and_is_done_once(tmp_path: Path) -> None:
     config = load(["method=centralized", "federation.num_clients=8", "federation.fraction=0.5", "train.local_steps=3", "rank=2"])
     assert (config.federation.num_clients, config.federation.fraction, config.train.local_steps) == (1, 1.0, 12)
-    assert config.init.num_examples == 8 * load([]).init.num_examples
+    assert config.init.num_examples == load([]).init.num_examples  # LoRA starts without a look at the data
+    sketched = load(["method=centralized", "method.adapter=lora_sb", "federation.num_clients=8"])
+    assert sketched.init.num_examples == 8 * config.init.num_examples
+    public = load(["method=centralized", "method.adapter=lora_sb", "init.evidence=public", "data.public_fraction=0.1"])
+    assert public.init.num_examples == config.init.num_examples
     (tmp_path / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
     assert read(tmp_path / "config.yaml") == config
 
@@ -101,6 +113,14 @@ def test_pooling_counts_the_steps_of_a_round_and_is_done_once(tmp_path: Path) ->
         (
             ["federation.partition.kind=natural", "federation.partition.column=owner", "train.local_steps=3"],
             r"partition\.kind=natural and train\.local_steps=3: .* set federation\.num_clients$",
+        ),
+        (
+            ["federation.partition.kind=natural", "federation.partition.column=owner", "method.adapter=lora_sb"],
+            r"partition\.kind=natural and init\.num_examples=32: .* set federation\.num_clients$",
+        ),
+        (
+            ["privacy=client", "privacy.epsilon=3", "federation.weighting=uniform"],
+            r"^privacy\.unit=client with method=centralized: one client holds everybody's examples, .* use privacy=example$",
         ),
         (["method.adapter=flora"], r"^method\.adapter=flora with method=centralized: nobody would keep its B$"),
         (["method.adapter=fedsa_lora"], r"^method\.adapter=fedsa_lora with method=centralized: nobody would keep its B$"),
@@ -121,6 +141,16 @@ def test_all_weights_are_averaged(data: list[str]) -> None:
     assert not {name for name in still if "word_embeddings" in name or "layer." in name}
     assert federation.payload()[0] == 2 * 5 * 4 * sum(p.numel() for p in adapted.model.parameters())
     assert {name.role for name in federation.kept.states[-1]} == {HEAD}
+
+
+def test_a_method_is_of_its_own_setting() -> None:
+    with pytest.raises(UserError, match=r"^method\.setting=pooled is not that of method 'fedavg_lora'; it must be federated$"):
+        load(["method=fedavg_lora", "method.setting=pooled"])
+
+
+def test_all_weights_are_all() -> None:
+    with pytest.raises(UserError, match=r"^model\.head=auto: method 'full' needs model\.head=\*; leave model\.head out"):
+        load(["method=full", "model.head=auto"])
 
 
 def test_all_weights_have_no_gradients_by_example() -> None:
