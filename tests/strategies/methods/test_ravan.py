@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from shlex import join
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from fedsb.adapters import SPECS, attach
+from clients.private import sampled_gradients
+from fedsb.adapters import SPECS, LowRankLayer, attach
 from fedsb.adapters.families.ravan import ravan
 from fedsb.adapters.heads import head_shapes, scaled_cores, split
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_generator
-from fedsb.core.state import HEAD, Name, State
+from fedsb.core.state import HEAD, Name, State, squared_norm, subtract
 from fedsb.cost.table import cost_of
+from fedsb.run.checkpoint import load_checkpoint
+from fedsb.runtime.grids import grid_for
+from fedsb.server_app import serve
 from tests.strategies.dense import product_of
 from tests.strategies.federations import Federation, classification, federate
 from tests.strategies.rounds import ROUNDS
@@ -117,6 +123,33 @@ def test_its_scalars_learn_and_come_up_in_the_cores_alone(run: Run) -> None:
     assert {name.role for name in sent} == {"H", HEAD}
     halved = State({name: 0.5 * t for name, t in federation.kept.states[-1].pick("H").items()})
     assert all(torch.equal(t, sent[name]) for name, t in halved.items())
+
+
+@pytest.mark.parametrize("base", [lambda: nn.Linear(9, 12), lambda: Conv1D(12, 9)], ids=["linear", "conv1d"])
+def test_cores_and_scalars_have_the_gradient_of_each_example_alone(base: Callable[[], nn.Module]) -> None:
+    layer = LowRankLayer(base(), ravan(3), 2, 0.6)
+    for i, role in enumerate(layer.spec.factors):
+        weight = layer.weight_of(role)
+        weight.data = torch.randn(weight.shape, generator=torch_generator(i, "filled"))
+    trained = [layer.weight_of(role) for role in ("H", "t")]
+    x, weights = (torch.randn(3, 4, size, generator=torch_generator(size, "x")) for size in (9, 12))
+    alone = [torch.autograd.grad((layer(x[i : i + 1]).square() * weights[i]).sum(), trained) for i in range(3)]
+    with sampled_gradients(layer):
+        (layer(x).square() * weights).sum().backward()
+        found = [p.grad_sample for p in trained]
+    for i, together in enumerate(found):
+        torch.testing.assert_close(together, torch.stack([gradients[i] for gradients in alone]), rtol=1e-4, atol=1e-3)
+
+
+def test_clients_side_by_side_end_where_each_ends_alone(tiny_bert: Path, tiny_csv: Path, tmp_path: Path, run: Run) -> None:
+    states = []
+    for size in (1, 3):
+        overrides = [*classification(tiny_bert, tiny_csv), "method=ravan", "federation.num_rounds=2", f"runtime.stack={size}"]
+        config, folder = load(overrides), tmp_path / str(size)
+        serve(config, grid_for(config, {"overrides": join(overrides), "output": str(folder)}), folder)
+        states.append(load_checkpoint(folder / "checkpoints").state)
+    alone, stacked = states
+    assert squared_norm(subtract(stacked, alone)) < 1e-10 * squared_norm(alone)
 
 
 @pytest.mark.parametrize("heads", [0, -1, 1.5, "many"])
