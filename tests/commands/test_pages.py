@@ -24,7 +24,7 @@ def test_help_shows_it_whatever_else_is_given(command: str, flag: str, capsys: p
     assert out.startswith(f"usage: fedsb {command} ")
     assert not err
     assert max(map(len, out.splitlines())) <= 140
-    assert ("  method=       fed_sb" in out) is (command in ("run", "submit", "cost"))
+    assert ("  method=       abba, " in out) is (command in ("run", "submit", "cost"))
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

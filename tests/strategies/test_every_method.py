@@ -257,8 +257,8 @@ def test_each_turn_is_checked_when_it_first_comes(tiny_bert: Path, tmp_path: Pat
         checked.clear()
         run = run_privately(small(tiny_bert, tmp_path, *EXAMPLE, f"method={method}", "federation.num_rounds=4"), tmp_path / method)
         assert run.error is None
-        factors = SPECS[run.config.method.adapter].factors
-        assert [roles - {HEAD} for _, roles in checked] == [{role} for role in factors for _ in range(4)]
+        spec = SPECS[run.config.method.adapter]
+        assert [roles - {HEAD} for _, roles in checked] == [{*spec.learn(turn)} for turn in range(1, spec.turns + 1) for _ in range(4)]
 
 
 def test_a_client_that_diverged_sends_nothing_and_keeps_what_it_had(

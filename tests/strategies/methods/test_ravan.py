@@ -159,7 +159,7 @@ def test_a_number_of_heads_that_is_none_is_refused(heads: object) -> None:
 
 
 def test_heads_that_do_not_fit_are_refused() -> None:
-    said = r"^rank \(5\), whose product has rank 20, exceeds min\(out, in\) = 16 of '0'; lower rank"
+    said = r"^rank \(5\), which needs 20 here, exceeds min\(out, in\) = 16 of '0'; lower rank"
     with pytest.raises(UserError, match=said):
         attach(nn.Sequential(nn.Linear(16, 40)), SPECS["ravan"], targets=["0"], rank=5, scale=1.0)
     assert load(["method=ravan", "adapter.options.heads=2"]).adapter.options == {"heads": 2}
