@@ -67,6 +67,14 @@ def test_without_its_package_it_is_one_line(tiny_llama: Path, kind: str) -> None
         quantised(tiny_llama, kind)
 
 
+@each
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_it_holds_in_few_bits_cannot_be_trained(tiny_llama: Path, kind: str, dtype: str) -> None:
+    said = rf"^model\.quantize={kind} holds \d+ of the parameters that are to be trained \('model\..*'\), and cannot learn them; use "
+    with pytest.raises(UserError, match=said):
+        built(tiny_llama, "causal_lm", "head_only", f"model.quantize={kind}", 'model.head="*"', dtype=dtype)
+
+
 @every
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_layers_hold_so_many_bits_and_compute_with_what_they_hold(tiny_llama: Path, kind: str, dtype: str) -> None:

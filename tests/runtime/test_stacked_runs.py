@@ -26,7 +26,6 @@ from fedsb.run.resuming import resumed
 from fedsb.runtime.grids import grid_for
 from fedsb.runtime.local import LocalGrid
 from fedsb.server_app import serve
-from strategies import STRATEGIES
 from tests.strategies.federations import FEDERATED_METHODS
 from tests.strategies.private_runs import EXAMPLE, small
 
@@ -41,12 +40,12 @@ RUNS = {
     "uneven": ("init.kind=weight_svd", "federation.partition.kind=size", "federation.partition.sizes=[1,2,3,4]", "train.local_steps=null"),
     "two ranks": ("method=flexlora", "federation.ranks=[1,1,2]"),
 }
-# All weights have among them some of layers that keep no examples apart.
-CHAINS = {name for name in FEDERATED_METHODS if SPECS[load([f"method={name}"]).method.adapter].is_chain and name != "full"}
-RUNS |= {name: (f"method={name}", "federation.num_rounds=3") for name in FEDERATED_METHODS if name in CHAINS and name not in RUNS}
-# What clients compute privately follows from the adapter: its first method stands for the others.
-FIRST = {adapter: method for method in reversed(STRATEGIES) if not SPECS[adapter := load([f"method={method}"]).method.adapter].own}
-RUNS |= {f"private examples, {name}": (*EXAMPLE, f"method={name}") for name in FIRST.values() if name in {*CHAINS, "head_only"}}
+# What clients compute side by side follows from the adapter: its first method stands for the others. All weights have among them some of
+# layers that keep no examples apart.
+FIRST = {adapter: method for method in reversed(FEDERATED_METHODS) if (adapter := load([f"method={method}"]).method.adapter)}
+RUNS |= {name: (f"method={name}", "federation.num_rounds=3") for name in FIRST.values() if name not in RUNS}
+PRIVATELY = [name for adapter, name in FIRST.items() if not SPECS[adapter].own and (SPECS[adapter].is_chain or not SPECS[adapter].factors)]
+RUNS |= {f"private examples, {name}": (*EXAMPLE, f"method={name}") for name in PRIVATELY}
 
 
 def federate(folder: Path, overrides: list[str], grid: type[LocalGrid] = LocalGrid) -> dict[str, Any]:
