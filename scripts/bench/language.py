@@ -1,15 +1,17 @@
 """A language model fine-tuned by every method, and by one client that holds all: tables of response loss and of exact match.
 
-Run as ``python scripts/bench/language.py FOLDER [--table gsm8k sums] [--minutes M]`` on an installed project with the extra ``llm``. Each
-cell is a run of SmolLM2 in bfloat16, some 10 to 30 minutes of one core. A script that is ended goes on where it was, several may share a
-folder, and finished runs are read, not run. GSM8K is looked for in ../shared/data/gsm8k and its table passed over where it is not. Settings
-are those that each method ships with: none was tuned on these data. Exit status 1 if a bound fails.
+Run as ``python scripts/bench/language.py FOLDER [--table gsm8k sums] [--cache FILE] [--minutes M]`` on an installed project with the extra
+``llm``. Each cell is a run of SmolLM2 in bfloat16, some 10 to 30 minutes of one core. What is in the cache is not run again; a script that
+is ended goes on with the runs in the folder where they were, and several may share both. GSM8K is looked for in ../shared/data/gsm8k; where
+it is not, its cells are those of the cache. Settings are those that each method ships with: none was tuned on these data. Exit status 1 if
+a bound fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +20,7 @@ from typing import Any
 
 from figures import Figure, show
 from language_cells import CONTESTANTS, SEEDS, SHARED, TABLES, Table, cell, fill, finished
-from language_rows import gains_of, markdown, row_of
+from language_rows import cell_of, gains_of, markdown, row_of
 
 from fedsb.run.folder import read_run
 
@@ -30,21 +32,43 @@ def main() -> int:
     held = True
     for name in options.table:
         table, folder = TABLES[name], options.folder.resolve() / name
-        if table.needs is not None and not table.needs.is_dir():
-            print(f"{name}: passed over, {table.needs} is not here")
-            continue
+        here = table.needs is None or table.needs.is_dir()
+        if not here:
+            print(f"{name}: nothing is run, {table.needs} is not here")
         for seed in SEEDS:
             for contestant in options.only:
-                if time.monotonic() < deadline:
+                if here and time.monotonic() < deadline and key_of(name, contestant, seed) not in kept(options.cache):
                     fill(folder / cell(contestant, seed), [*table.overrides, *SHARED, *CONTESTANTS[contestant], f"seed={seed}"])
-        found = {c: [read_run(folder / cell(c, s)) for s in SEEDS if finished(folder / cell(c, s))] for c in CONTESTANTS}
-        rows = [row_of(contestant, runs) for contestant, runs in found.items() if runs]
-        print(f"\n{name}, {len(SEEDS)} seeds\n\n{markdown(rows)}\n")
-        if options.json:
-            options.json.write_text(json.dumps(kept(options.json) | {name: rows}, indent=1) + "\n")
+                    keep(options.cache, name, folder)
+        keep(options.cache, name, folder)
+        rows = list(rows_of(name, kept(options.cache)))
+        print(f"\n{name}: {sum(len(row['bytes']) for row in rows)} of {len(SEEDS) * len(CONTESTANTS)} cells\n\n{markdown(rows)}\n")
         shown = [show(figure) for figure in bounds(table, rows)]
         held &= all(figure.holds for figure in shown)
     return 0 if held else 1
+
+
+def key_of(table: str, contestant: str, seed: int) -> str:
+    """Return the name of a cell in the cache."""
+    return f"{table}/{cell(contestant, seed)}"
+
+
+def keep(cache: Path, table: str, folder: Path) -> None:
+    """Put what runs of a folder have ended with into the cache."""
+    ended = {key_of(table, c, s): folder / cell(c, s) for c in CONTESTANTS for s in SEEDS if finished(folder / cell(c, s))}
+    known = kept(cache)
+    new = {key: cell_of(read_run(path)) for key, path in ended.items() if key not in known}
+    if new:
+        draft = cache.with_name(f"{cache.name}.{os.getpid()}")
+        draft.write_text(json.dumps(dict(sorted((known | new).items())), indent=1) + "\n")
+        draft.replace(cache)
+
+
+def rows_of(table: str, known: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each contestant that has a cell."""
+    for contestant in CONTESTANTS:
+        if cells := [known[key] for seed in SEEDS if (key := key_of(table, contestant, seed)) in known]:
+            yield row_of(contestant, cells)
 
 
 def parse() -> argparse.Namespace:
@@ -54,7 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--table", nargs="+", default=list(TABLES), choices=list(TABLES))
     parser.add_argument("--only", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS), metavar="NAME")
     parser.add_argument("--minutes", type=float, default=1e6, help="start no run after so many")
-    parser.add_argument("--json", type=Path, help="write the rows here, too")
+    parser.add_argument("--cache", type=Path, default=Path("bench_language.json"), metavar="FILE", help="finished cells")
     return parser.parse_args()
 
 
@@ -66,7 +90,7 @@ def bounds(table: Table, rows: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:
 
 
 def kept(path: Path) -> dict[str, Any]:
-    """Return the tables that a file holds."""
+    """Return the cells that a file holds."""
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found
 

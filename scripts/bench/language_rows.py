@@ -10,21 +10,28 @@ from fedsb.report.intervals import wilson
 from fedsb.report.table import human_bytes
 from fedsb.run.folder import Run
 
+Cell = Mapping[str, Any]
 
-def row_of(contestant: str, runs: Sequence[Run]) -> dict[str, Any]:
-    """Return what a table says of a contestant: a value a seed, in their order."""
-    firsts, lasts = [run.records[0] for run in runs], [run.records[-1] for run in runs]
-    keys = [key for key in ("loss", "exact_match", "parse_failures", "chance", "examples") if key in firsts[0].metrics]
-    ends: list[Mapping[str, Any]] = [run.summary or {} for run in runs]
+
+def cell_of(run: Run) -> Cell:
+    """Return what is kept of a run: its first and last measures, bytes, gap and CPU seconds."""
+    first, last, end = run.records[0].metrics, run.records[-1].metrics, run.summary or {}
+    keys = [key for key in ("loss", "exact_match", "parse_failures", "chance", "examples") if key in first]
     return {
-        "contestant": contestant,
-        "untouched": {key: [first.metrics[key] for first in firsts] for key in keys},
-        "trained": {key: [last.metrics[key] for last in lasts] for key in keys},
-        "bytes": [end["payload_total"] for end in ends],
-        "one_off": [end["payload_one_off"] for end in ends],
-        "gap": [end["exactness_gap"] for end in ends],
-        "cpu_s": [end["cpu_s"] for end in ends],
+        "untouched": {key: first[key] for key in keys},
+        "trained": {key: last[key] for key in keys},
+        "bytes": end["payload_total"],
+        "one_off": end["payload_one_off"],
+        "gap": end["exactness_gap"],
+        "cpu_s": end["cpu_s"],
     }
+
+
+def row_of(contestant: str, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return what a table says of a contestant: a value a seed, in their order."""
+    of_run = {key: [cell[key] for cell in cells] for key in ("bytes", "one_off", "gap", "cpu_s")}
+    measured = {part: {key: [cell[part][key] for cell in cells] for key in cells[0][part]} for part in ("untouched", "trained")}
+    return {"contestant": contestant, **measured, **of_run}
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

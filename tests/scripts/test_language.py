@@ -10,7 +10,7 @@ from fedsb.config.compose import load
 from fedsb.report.intervals import wilson
 from fedsb.run.folder import read_run
 from scripts.bench.language_cells import CONTESTANTS, SHARED, TABLES, cell, fill, finished
-from scripts.bench.language_rows import gains_of, markdown, row_of
+from scripts.bench.language_rows import cell_of, gains_of, markdown, row_of
 from tests.app.runs import QUICK
 from tests.conftest import FILLERS
 
@@ -42,7 +42,7 @@ def test_a_cell_is_run_once_and_its_line_holds_what_its_records_do(tmp_path: Pat
     fill(folder, asked)
     assert written == (folder.with_suffix(".log").read_text(), (folder / "metrics.jsonl").read_text())
     run = read_run(folder)
-    row, (first, *_, last) = row_of("fedavg_lora", [run, run]), run.records
+    row, (first, *_, last) = row_of("fedavg_lora", [cell_of(run)] * 2), run.records
     assert gains_of(row) == [first.metrics["loss"] - last.metrics["loss"]] * 2
     untouched, trained = markdown([row]).splitlines()[2:]
     right, count = last.metrics["exact_match"], 2 * int(last.metrics["examples"])
