@@ -23,7 +23,7 @@ from fedsb.adapters import AdapterSpec
 from fedsb.adapters.low_rank import ROUNDING, singular
 from fedsb.core.errors import UserError
 from fedsb.core.state import Name, State
-from strategies.products import Stacks, gauge
+from strategies.products import Stacks
 from strategies.reducers import Aggregate
 
 Split = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -140,8 +140,7 @@ class Decomposing:
         ``extras``, over all modules: ``truncation_error``, the norm of what is not kept over that of the mean product; where
         ``federation.ranks`` gives clients their own, ``cut_error``, the same of what they are not sent, root mean square over all;
         ``kept_rank`` and ``kept_rank_max``, mean and largest p; ``kept_energy``, the share of ``Σ σ²`` that is kept, and ``energy_first``,
-        ``energy_quarter``, ``energy_half`` and ``energy_rank``, that of the leading 1, r/4, r/2 and r components; ``gauge``, ‖B‖ / ‖A‖ of
-        what is handed out.
+        ``energy_quarter``, ``energy_half`` and ``energy_rank``, that of the leading 1, r/4, r/2 and r components.
         """
         found: dict[Name, Tensor] = {}
         kept = Kept()
@@ -149,7 +148,7 @@ class Decomposing:
             a, b = Name(module, "A"), Name(module, "B")
             found[b], found[a] = self._decomposed(*self._stacks.take(module), self._current[a], kept)
         made = State(found)
-        return Aggregate(self._stacks.head().merge(made), extras={**kept.figures(self._ranks), **gauge(made)})
+        return Aggregate(self._stacks.head().merge(made), extras=kept.figures(self._ranks))
 
     def _decomposed(self, left: Tensor, right: Tensor, before: Tensor, kept: Kept) -> tuple[Tensor, Tensor]:
         """Return B (m, r) and A (r, n) of ``left @ right``, and count them; ``before`` is the last A (r, n)."""

@@ -66,7 +66,22 @@ def truncate(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, fl
     return kept_left.float(), kept_right.float(), float(s[rank:].square().sum()), float(s.square().sum())
 
 
-def gauge(factors: State) -> dict[str, float]:
-    """Return ``gauge``, ‖B‖ / ‖A‖ over all modules of a state; nothing where there is no A."""
-    a, b = (squared_norm(factors.pick(role)) for role in "AB")
-    return {"gauge": (b / a) ** 0.5} if a else {}
+def gauge(spec: AdapterSpec, factors: State) -> dict[str, float]:
+    """Return ``gauge``, the norm of the factors on the output's side over that of those on the input's: ‖B‖ / ‖A‖, over all modules.
+
+    Equal products split in unequal parts go on differently, for optimisers see the factors. Nothing where either side is not there.
+    """
+    out, into = (factors.pick(*roles) for roles in sides(spec))
+    below = squared_norm(into)
+    return {"gauge": (squared_norm(out) / below) ** 0.5} if below and len(out) else {}
+
+
+def sides(spec: AdapterSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the factors of a family on the output's side, with m in their shape and not n, and those on the input's."""
+    m, n = 10_007, 10_009  # no other size of a factor
+    shapes = spec.shapes(m, n, 2) if spec.roles else {}
+
+    def having(this: int, other: int) -> tuple[str, ...]:
+        return tuple(role for role in spec.factors if this in shapes[role] and other not in shapes[role])
+
+    return having(m, n), having(n, m)

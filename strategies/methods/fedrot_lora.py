@@ -20,7 +20,6 @@ from torch import Tensor
 from fedsb.core.errors import UserError
 from fedsb.core.state import Name, State
 from strategies.base import LowRankStrategy
-from strategies.products import gauge
 from strategies.reducers import Aggregate, PlainMean, Reducer
 
 
@@ -68,9 +67,9 @@ class Aligned:
         self._mean.add(upload.merge(State(turned)), weight)
 
     def finish(self) -> Aggregate:
-        """Return the mean; ``extras`` hold ``rotation``, the root mean square of ‖R − I‖_F / √r, up to 2, and ``gauge``, ‖B‖ / ‖A‖."""
+        """Return the mean; ``extras`` hold ``rotation``, the root mean square of ‖R − I‖_F / √r, up to 2."""
         mean = self._mean.finish().state
-        return Aggregate(mean, extras={"rotation": (sum(self._turned) / max(len(self._turned), 1)) ** 0.5, **gauge(mean)})
+        return Aggregate(mean, extras={"rotation": (sum(self._turned) / max(len(self._turned), 1)) ** 0.5})
 
     def _matched(self, upload: State, a: Name, b: Name) -> Tensor:
         """Return ``M`` (r, r) of a module."""

@@ -22,7 +22,6 @@ from fedsb.adapters.low_rank import low_rank_squared_norm
 from fedsb.core.blocks import embedded
 from fedsb.core.state import HEAD, Name, State, WeightedSum
 from strategies.base import LowRankStrategy
-from strategies.products import gauge
 from strategies.reducers import Aggregate, Reducer
 
 
@@ -59,12 +58,12 @@ class NormWeighted:
             self._held[name] = max(self._held.get(name, (0, 0)), tuple(t.shape))
 
     def finish(self) -> Aggregate:
-        """Return the means; ``extras`` hold the largest p_i (``largest_share``), and ``gauge``, ‖B‖ / ‖A‖ of what is handed out."""
+        """Return the means; ``extras`` hold the largest p_i (``largest_share``)."""
         head = self._head.mean() if self._head.total_weight else State()
         total = self._factors.total_weight
         mean = self._factors.mean() if total else self._current.pick(*self._spec.factors)
         made = State({name: self._kept(name, t) for name, t in mean.items()})
-        return Aggregate(head.merge(made), extras={"largest_share": self._largest / total if total else 0.0, **gauge(made)})
+        return Aggregate(head.merge(made), extras={"largest_share": self._largest / total if total else 0.0})
 
     def _kept(self, name: Name, mean: Tensor) -> Tensor:
         """Return a factor with what nobody holds of it as it was sent."""

@@ -92,6 +92,17 @@ def test_every_factor_that_learns_moves(run: Run, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_round_tells_the_gauge_of_what_clients_hold(run: Run, method: str) -> None:
+    """‖B‖ / ‖A‖, over all factors that are called so and all modules, where the server has both."""
+    federation = run(method)
+    for record, basis, state in zip(federation.records[1:], federation.kept.bases[1:], federation.kept.states[1:], strict=True):
+        held = [(name.role[0], float(t.double().square().sum())) for name, t in basis.merge(state).items() if name.role != HEAD]
+        out, into = (sum(square for side, square in held if side == letter) for letter in "BA")
+        wanted = (out / into) ** 0.5 if out and into else None
+        assert record.extras.get("gauge") == (wanted and pytest.approx(wanted, rel=1e-6))
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_after_the_last_round_everyone_measures_what_nobody_else_holds(run: Run, method: str) -> None:
     federation = run(method)
     rounds = federation.grid.rounds()
