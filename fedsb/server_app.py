@@ -27,7 +27,7 @@ with uncollected(for_good=True):
         run_folder,
         skew_in,
     )
-    from fedsb.app.measuring.scoring import measure
+    from fedsb.app.measuring.scoring import figures, predictions, samples
     from fedsb.app.opening import opening_remarks
     from fedsb.app.outcome import finish, listener_of
     from fedsb.app.prepare import Prepared, planned, prepare
@@ -42,6 +42,7 @@ with uncollected(for_good=True):
     from fedsb.core.streams import spell_out
     from fedsb.run.checkpoint import Snapshot, load_checkpoint
     from fedsb.run.folder import RunFolder
+    from fedsb.run.predictions import write_predictions
     from fedsb.run.resuming import fingerprint, for_nodes, resumed, sealed
     from fedsb.run.story import ending_in_one_line, told
     from fedsb.runtime.grid import SimulationGrid
@@ -136,7 +137,7 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
         first = encode_arrays(prepared.initial, config.federation.wire_dtype)
         rounds, timeout = config.federation.num_rounds, config.federation.timeout
         try:
-            result = prepared.strategy.start(grid, first, num_rounds=rounds, timeout=timeout, evaluate_fn=evaluator(prepared))
+            result = prepared.strategy.start(grid, first, num_rounds=rounds, timeout=timeout, evaluate_fn=evaluator(prepared, folder.path))
         except RunError:
             listener.stopped(prepared.strategy.unfinished())
             raise
@@ -160,8 +161,11 @@ def last_snapshot(config: Config, folder: RunFolder) -> Snapshot | None:
         return None
 
 
-def evaluator(prepared: Prepared) -> Any:
-    """Return Flower's ``evaluate_fn``: the server's test split under the current state, in rounds that are to be evaluated."""
+def evaluator(prepared: Prepared, folder: Path | None = None) -> Any:
+    """Return Flower's ``evaluate_fn``: the server's test split under the current state, in rounds that are to be evaluated.
+
+    What is made of each item after the last round is kept in ``folder``.
+    """
     config = prepared.config
     due = evaluated_rounds(config.eval.every, config.federation.num_rounds)
 
@@ -171,6 +175,10 @@ def evaluator(prepared: Prepared) -> Any:
         adapted = prepared.adapted
         adapted.install(unpack(decode_arrays(arrays), adapted.layouts.down), prepared.strategy.frozen.view())
         with every_core():
-            return MetricRecord(measure(config, adapted, server_round))  # type: ignore[arg-type]
+            found = samples(config, adapted, server_round)
+        # Before the record: a run that has one of its last round, and is resumed, does not measure it again.
+        if folder is not None and server_round == config.federation.num_rounds:
+            write_predictions(folder, predictions(config, found, server_round))
+        return MetricRecord(figures(found))  # type: ignore[arg-type]
 
     return evaluate_fn

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +37,13 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def sha256(self) -> str:
+        """Return the hash of what the model reads, the targets, and the order of both."""
+        digest = hashlib.sha256()
+        for column in (self.texts, self.pairs, self.targets):
+            digest.update(json.dumps(column).encode())
+        return digest.hexdigest()
 
     def take(self, indices: Iterable[int]) -> Examples:
         """Return the examples at ``indices``, in that order."""

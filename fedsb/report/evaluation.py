@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from fedsb.core.rng import numpy_generator
 from fedsb.report.intervals import Interval, bootstrap, wilson
 from fedsb.report.series import BESIDE
 from fedsb.report.table import MAX_WIDTH, metric_text, number
+from fedsb.run.predictions import Column
 
 # Shares of examples, of which Wilson's interval is known without drawing.
 SHARES = frozenset({"accuracy", "accuracy_norm", "exact_match", "parse_failures"})
@@ -27,10 +28,12 @@ class Sample:
     Attributes:
         count: of the examples.
         metrics: of some of them, by their indices; those of equal samples of two models are of the same examples.
+        items: what is kept of each of them, as :class:`fedsb.run.predictions.Predictions` has it.
     """
 
     count: int
     metrics: Callable[[NDArray[np.int64]], Mapping[str, float]]
+    items: Mapping[str, Column] = field(default_factory=dict)
 
     def all(self) -> dict[str, float]:
         """Return the metrics of all examples."""

@@ -169,6 +169,11 @@ def chance_of(keys: Sequence[str]) -> float:
     return max(Counter(keys).values()) / len(keys)
 
 
+def answer_items(answers: Sequence[Answer]) -> dict[str, list[bool]]:
+    """Return of each response whether it is right, and whether the rule finds no answer in it."""
+    return {"exact_match": [answer.right for answer in answers], "parse_failures": [answer.given is None for answer in answers]}
+
+
 def answer_metrics(answers: Sequence[Answer]) -> dict[str, float]:
     """Return the share of right answers, of responses without an answer, the chance level, and the number of examples."""
     count = len(answers)

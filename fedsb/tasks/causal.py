@@ -83,6 +83,11 @@ class CausalLM:
         loss = records[:, 0].sum() / records[:, 1].sum()
         return {"loss": float(loss), "perplexity": float(loss.exp())}
 
+    def items(self, records: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
+        """Return each example's mean negative log-likelihood a predicted token, and how many tokens those are; 0 where there are none."""
+        nll, tokens = records[:, 0], records[:, 1]
+        return {"loss": (nll / tokens.clamp(min=1)).float(), "loss_weight": tokens.int()}
+
     def _read(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the logits, (places, vocabulary), and the tokens that follow there."""
         tokens = self._next_tokens(batch).flatten()

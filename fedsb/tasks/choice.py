@@ -26,6 +26,14 @@ class Choice:
         return max(range(len(by)), key=by.__getitem__)
 
 
+def choice_items(rows: Sequence[Choice]) -> dict[str, list[bool]]:
+    """Return of each question whether it is answered right, by the likelihood of a character and of the whole answer."""
+    return {
+        "accuracy_norm": [row.chosen(normalised=True) == row.right for row in rows],
+        "accuracy": [row.chosen(normalised=False) == row.right for row in rows],
+    }
+
+
 def choice_metrics(rows: Sequence[Choice]) -> dict[str, float]:
     """Return the share answered right, by the likelihood of a character and of the whole answer, and what guessing would score."""
     count = len(rows)

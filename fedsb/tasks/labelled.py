@@ -101,6 +101,13 @@ class Classification(_Labelled):
             "matthews": matthews(counts),
         }
 
+    def items(self, records: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
+        """Return each example's cross-entropy, whether its class was found, which was, and which it is."""
+        assert targets is not None
+        guess = records.argmax(-1)
+        loss = F.cross_entropy(records.double(), targets, reduction="none").float()
+        return {"loss": loss, "accuracy": (guess == targets).to(torch.uint8), "guess": guess.int(), "truth": targets.int()}
+
 
 class Regression(_Labelled):
     """A real number an example: squared error; Pearson's and Spearman's correlation."""
@@ -137,6 +144,13 @@ class Regression(_Labelled):
             "pearson": _correlation(guess, truth),
             "spearman": _correlation(_ranks(guess), _ranks(truth)),
         }
+
+    def items(self, records: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
+        """Return each example's squared error, what was predicted, and what is true."""
+        assert targets is not None
+        guess, truth = records.squeeze(-1), targets.float()
+        error = (guess.double() - targets.double()).square().float()
+        return {"loss": error, "mse": error, "guess": guess, "truth": truth}
 
 
 def _correlation(x: Tensor, y: Tensor) -> float:

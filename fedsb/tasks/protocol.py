@@ -50,3 +50,6 @@ class Task(Protocol):
 
     def metrics(self, records: Tensor, targets: Tensor | None) -> dict[str, float]:
         """Return the metrics over all examples, the loss first: the mean over examples, or over tokens."""
+
+    def items(self, records: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
+        """Return what is kept of each example, as :class:`fedsb.run.predictions.Predictions` has it."""

@@ -18,6 +18,7 @@ from fedsb.app import outcome
 from fedsb.core.rng import numpy_generator
 from fedsb.report.report import write_report
 from fedsb.run.folder import read_run
+from fedsb.run.predictions import FILE
 from fedsb.run.records import RoundRecord
 from tests.run.mortal import RUNS, Killed, Run
 from tests.strategies.private_runs import small
@@ -26,6 +27,10 @@ from tests.strategies.private_runs import small
 def told(folder: Path) -> list[RoundRecord]:
     """Return a run's records without its times."""
     return [replace(record, wall_s=0.0, cpu_s=0.0) for record in read_run(folder).records]
+
+
+def predicted(folder: Path) -> bytes | None:
+    return (folder / FILE).read_bytes() if (folder / FILE).exists() else None
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -39,6 +44,7 @@ def test_a_run_killed_at_any_reply_ends_like_one_that_was_not(name: str, run: Ru
     again = run(folder, f"resume={folder}")
     assert again["factors_sha256"] == whole["factors_sha256"]
     assert told(folder) == told(tmp_path / "whole")
+    assert predicted(folder) == predicted(tmp_path / "whole")
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
     differ = {key for key in whole if again[key] != whole[key]}
     assert differ <= {"wall_s", "cpu_s"}

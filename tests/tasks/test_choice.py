@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedsb.app.assembly import model_of, tokenizer_of
-from fedsb.app.measuring.scoring import check_scores, choices, measure
+from fedsb.app.measuring.scoring import check_scores, choices, figures, samples
 from fedsb.config.compose import load
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
@@ -50,9 +50,11 @@ def test_an_answers_likelihood_is_that_of_its_tokens_behind_the_prompt(tmp_path:
                 logits = adapted.model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
             slow = sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(answer))
             assert likelihood == pytest.approx(slow, rel=1e-4)
-    scores = measure(config, adapted, 0)
+    scores = figures(samples(config, adapted, 0))
     assert list(scores) == ["loss", "perplexity", "accuracy_norm", "accuracy", "choice_chance", "examples"]
     assert {name: scores[name] for name in list(scores)[2:]} == choice_metrics(found)
+    kept = samples(config, adapted, 0)[1].items
+    assert {name: column.mean() for name, column in kept.items()} == {name: scores[name] for name in ("accuracy_norm", "accuracy")}
     assert scores["choice_chance"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 4) / 3)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedsb.app.assembly import task_of, test_examples, test_features, tokenizer_of
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
@@ -14,23 +17,32 @@ from fedsb.models.adapted import AdaptedModel
 from fedsb.models.collating import autocast
 from fedsb.models.evaluate import measured
 from fedsb.report.evaluation import Sample
-from fedsb.tasks.answers import Answer, answer_metrics, chance_of, expected_answers, judge, scorer_for
-from fedsb.tasks.choice import Choice, choice_metrics
+from fedsb.run.predictions import Predictions
+from fedsb.tasks.answers import Answer, answer_items, answer_metrics, chance_of, expected_answers, judge, scorer_for
+from fedsb.tasks.choice import Choice, choice_items, choice_metrics
 from fedsb.tasks.generation import Decoding, generate, text_of
 
 
-def measure(config: Config, adapted: AdaptedModel, round_number: int) -> dict[str, float]:
-    """Return the task's metrics, its loss first, and the scores.
+def samples(config: Config, adapted: AdaptedModel, round_number: int) -> list[Sample]:
+    """Measure the task's metrics, its loss first, and the scores.
 
     Args:
         config: of the run.
         adapted: with the state to be measured installed.
         round_number: names the stream that sampled responses are drawn from.
     """
-    found = LOSS(config, adapted, round_number).all()
-    for score in config.eval.scores:
-        found |= SCORES[score](config, adapted, round_number).all()
-    return found
+    return [make(config, adapted, round_number) for make in (LOSS, *(SCORES[score] for score in config.eval.scores))]
+
+
+def figures(found: Sequence[Sample]) -> dict[str, float]:
+    """Return the metrics of samples."""
+    return {name: value for sample in found for name, value in sample.all().items()}
+
+
+def predictions(config: Config, found: Sequence[Sample], round_number: int) -> Predictions:
+    """Return what was measured of each item of the test part after a round."""
+    columns = {name: column for sample in found for name, column in sample.items.items()}
+    return Predictions(round_number, test_examples(config).sha256(), columns)
 
 
 def answers(config: Config, adapted: AdaptedModel, round_number: int) -> list[Answer]:
@@ -117,7 +129,11 @@ def _own_end(network: Any) -> Any:
 
 def answered(rows: Sequence[Answer]) -> Sample:
     """Return what the scores of answers are made of."""
-    return Sample(len(rows), lambda chosen: answer_metrics([rows[i] for i in chosen]))
+    return Sample(len(rows), lambda chosen: answer_metrics([rows[i] for i in chosen]), _flags(answer_items(rows)))
+
+
+def _flags(found: Mapping[str, Sequence[bool]]) -> dict[str, NDArray[np.uint8]]:
+    return {name: np.array(values, np.uint8) for name, values in found.items()}
 
 
 def _exact_match(config: Config, adapted: AdaptedModel, round_number: int) -> Sample:
@@ -127,7 +143,8 @@ def _exact_match(config: Config, adapted: AdaptedModel, round_number: int) -> Sa
 def _loss(config: Config, adapted: AdaptedModel, _: int) -> Sample:
     task = task_of(config)
     records, targets = measured(adapted, task, test_features(config), train=config.train)
-    return Sample(len(records), lambda chosen: task.metrics(records[chosen], None if targets is None else targets[chosen]))
+    items = {name: column.numpy() for name, column in task.items(records, targets).items()}
+    return Sample(len(records), lambda chosen: task.metrics(records[chosen], None if targets is None else targets[chosen]), items)
 
 
 def choices(config: Config, adapted: AdaptedModel) -> list[Choice]:
@@ -156,7 +173,7 @@ def test_choices(config: Config) -> list[tuple[list[Continuation], int]]:
 
 def _choice(config: Config, adapted: AdaptedModel, _: int) -> Sample:
     rows = choices(config, adapted)
-    return Sample(len(rows), lambda chosen: choice_metrics([rows[i] for i in chosen]))
+    return Sample(len(rows), lambda chosen: choice_metrics([rows[i] for i in chosen]), _flags(choice_items(rows)))
 
 
 Score = Callable[[Config, AdaptedModel, int], Sample]

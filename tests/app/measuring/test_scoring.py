@@ -9,12 +9,13 @@ import pytest
 
 from fedsb.app.assembly import features_of, model_of, task_of
 from fedsb.app.assembly import test_examples as examples_of
-from fedsb.app.measuring.scoring import answers, check_scores, measure
+from fedsb.app.measuring.scoring import answers, check_scores, figures, samples
 from fedsb.app.measuring.scoring import test_prompts as prompts_in
 from fedsb.config.compose import load
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 from fedsb.models.evaluate import evaluate
+from fedsb.run.predictions import read_predictions
 from tests.app.runs import federated
 
 
@@ -38,14 +39,27 @@ def test_a_run_says_what_its_model_answers_before_and_after(asked: list[str], tm
     assert "exact_match 0.750  parse_failures 0.000  chance 0.750  examples 8  " in log
 
 
+def test_a_run_keeps_what_its_model_answers_to_each_row(asked: list[str], tmp_path: Path) -> None:
+    """The metrics of the last round are means of what is kept, the loss's one over tokens."""
+    summary, _ = federated(tmp_path / "run", [*asked, "eval.max_examples=8"])
+    kept = read_predictions(tmp_path / "run")
+    assert kept is not None
+    assert (kept.round, kept.items) == (2, examples_of(configured(asked, "eval.max_examples=8")).sha256())
+    for name in ("loss", "exact_match", "parse_failures"):
+        values, weights = kept.measured(name)
+        assert len(values) == 8
+        assert (values * weights).sum() / weights.sum() == pytest.approx(summary["metrics"][name], abs=1e-6)
+    assert kept.columns["loss_weight"].min() >= 1
+
+
 def test_scores_are_of_the_rows_that_the_loss_is_of_and_of_none_unless_asked(asked: list[str]) -> None:
     config = configured(asked, "eval.max_examples=5")
     adapted = model_of(config, ())
     assert [prompt.reference for prompt in prompts_in(config)] == [json.loads(row)["a"] for row in examples_of(config).texts]
     loss = evaluate(adapted, task_of(config), features_of(config, examples_of(config)), train=config.train)
     silent = configured(asked, "eval.max_examples=5", "eval.scores=[]")
-    assert measure(silent, adapted, 0) == loss
-    assert list(measure(config, adapted, 0).items())[:2] == list(loss.items())
+    assert figures(samples(silent, adapted, 0)) == loss
+    assert list(figures(samples(config, adapted, 0)).items())[:2] == list(loss.items())
     assert check_scores(silent, adapted) == ""
 
 
