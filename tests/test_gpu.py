@@ -33,7 +33,7 @@ from tests.clients.private_cases import Case, build_case, mechanism
 from tests.core.test_devices import Crossings
 from tests.models.test_no_waiting import SITE, STEPS, TRAIN, steps_of
 from tests.models.test_spread import too_small_for
-from tests.strategies.federations import Federation, classification, federate, language_model, start_of
+from tests.strategies.federations import Federation, classification, federate, in_rounds, language_model, start_of
 from tests.strategies.private_runs import EXAMPLE, run_privately, small
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -42,7 +42,7 @@ METHODS = list(STRATEGIES)
 # Their rules decompose the factors anew, which are as good the other way round; nothing that a method says of itself tells so.
 BY_SVD = ("flexlora", "florist", "fedsvd")
 # Adam's first steps are the signs of gradients, however small.
-PLAIN = ["train.optimizer=sgd", "train.lr=0.1", "federation.num_rounds=2", "adapter.alpha=5"]
+PLAIN = ["train.optimizer=sgd", "train.lr=0.1", in_rounds(2), "adapter.alpha=5"]
 KINDS = [("tiny_bert", "classification"), ("tiny_llama", "causal_lm"), ("tiny_gpt2", "causal_lm")]
 
 

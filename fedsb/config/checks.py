@@ -10,12 +10,12 @@ from typing import Any
 from fedsb.adapters import SPECS
 from fedsb.config.checks_compute import COMPUTE_RULES
 from fedsb.config.checks_eval import EVAL_RULES
+from fedsb.config.checks_federation import FEDERATION_RULES
 from fedsb.config.checks_privacy import PRIVACY_RANGES, PRIVACY_RULES
 from fedsb.config.checks_tasks import TASK_RULES
 from fedsb.config.derived import family, start_kind
 from fedsb.config.schema import Config
-from fedsb.config.settings import SETTINGS, UNTOUCHED
-from fedsb.core.cohort import cohort_size
+from fedsb.config.settings import SETTINGS
 from fedsb.core.errors import UserError, unknown
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -174,27 +174,6 @@ def _a_private_model_is_whole(config: Config) -> None:
         )
 
 
-def _ranks_fit(config: Config) -> None:
-    ranks = config.federation.ranks
-    if ranks is None:
-        return
-    if not ranks or min(ranks) < 1:
-        raise UserError(f"federation.ranks={list(ranks)} must name ranks of at least 1, as in [4,8,16]; null gives all clients rank")
-    if max(ranks) != config.adapter.rank:
-        raise UserError(
-            f"rank={config.adapter.rank} is not the largest of federation.ranks={list(ranks)}, which the server keeps; leave rank out, or "
-            f"set rank={max(ranks)}"
-        )
-
-
-def _a_shifted_start_is_whole(config: Config) -> None:
-    if config.federation.ranks is not None and start_kind(config) in family(config).shifting:
-        raise UserError(
-            f"init.kind={start_kind(config)} with federation.ranks={list(config.federation.ranks)}: the whole product is taken out of "
-            "W0, and a client of a smaller rank would not put all of it back; use init.kind=random, or federation.ranks=null"
-        )
-
-
 def _sign_needs_public(config: Config) -> None:
     if config.init.update == "sign" and config.init.evidence == "clients":
         raise UserError(
@@ -207,42 +186,6 @@ def _public_needs_text(config: Config) -> None:
     wanted = config.init.evidence == "public" and start_kind(config) == "gradient"
     if wanted and not config.data.public_fraction and not config.data.public_path:
         raise UserError("init.evidence=public needs text the server may hold; set data.public_path=… or data.public_fraction=0.05")
-
-
-def _names_fit_clients(config: Config) -> None:
-    names = config.federation.names
-    if names is not None and len(set(names)) != config.federation.num_clients:
-        raise UserError(
-            f"federation.names gives {len(set(names))} different names for "
-            f"federation.num_clients={config.federation.num_clients}; make the two equal"
-        )
-
-
-def _clients_are_counted(config: Config) -> None:
-    natural = config.federation.partition.kind == "natural"
-    if config.federation.num_clients == 0 and not (natural and config.federation.names is None):
-        raise UserError("federation.num_clients=0 is out of range; it must be at least 1")
-
-
-def _rounds_are_counted(config: Config) -> None:
-    if config.federation.num_rounds == 0 and config.method.setting != UNTOUCHED:
-        raise UserError("federation.num_rounds=0 is out of range; it must be at least 1 (method=untouched measures the base without any)")
-
-
-def _cohort_can_answer(config: Config) -> None:
-    if not config.federation.num_clients:
-        return  # the data will tell
-    drawn = cohort_size(config.federation.num_clients, config.federation.fraction)
-    if (config.federation.min_replies or 1) > drawn:
-        raise UserError(
-            f"federation.min_replies={config.federation.min_replies} exceeds the {drawn} clients a round draws; "
-            "lower it or raise federation.fraction"
-        )
-
-
-def _evaluation_has_examples(config: Config) -> None:
-    if config.federation.evaluate_clients and not config.data.client_test_fraction:
-        raise UserError("federation.evaluate_clients=true needs held-out examples on the clients; set data.client_test_fraction=0.1, say")
 
 
 def _device_is_known(config: Config) -> None:
@@ -262,17 +205,11 @@ JOINT_RULES: tuple[Callable[[Config], None], ...] = (
     _start_fits_adapter,
     _a_private_model_is_whole,
     _needs_are_met,
-    _ranks_fit,
-    _a_shifted_start_is_whole,
     _sign_needs_public,
     _public_needs_text,
-    _names_fit_clients,
-    _clients_are_counted,
-    _rounds_are_counted,
-    _cohort_can_answer,
-    _evaluation_has_examples,
     _device_is_known,
     _fraction_has_a_start,
+    *FEDERATION_RULES,
     *PRIVACY_RULES,
     *TASK_RULES,
     *EVAL_RULES,

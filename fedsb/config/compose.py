@@ -53,6 +53,11 @@ def default_clients(names: Sequence[str] | None, partition: str | None, otherwis
     return 0 if partition == "natural" else otherwise
 
 
+def default_rounds(adapter: str, otherwise: int) -> int:
+    """Return the number of rounds where none is given: at least one for each turn of an adapter family's factors."""
+    return max(otherwise, SPECS[adapter].turns) if adapter in SPECS else otherwise
+
+
 def default_rank(ranks: Sequence[int] | None, otherwise: int) -> int:
     """Return the rank where none is given: the largest of the clients' own, or that of the method."""
     numbers = [rank for rank in ranks if isinstance(rank, int)] if isinstance(ranks, Sequence) and not isinstance(ranks, str) else []
@@ -80,6 +85,7 @@ OmegaConf.register_new_resolver("fedsb_pair_alpha", default_pair_alpha, replace=
 OmegaConf.register_new_resolver("fedsb_text", default_text, replace=True)
 OmegaConf.register_new_resolver("fedsb_length", default_length, replace=True)
 OmegaConf.register_new_resolver("fedsb_clients", default_clients, replace=True)
+OmegaConf.register_new_resolver("fedsb_rounds", default_rounds, replace=True)
 
 
 def free_start(adapter: str, wanted: str | None = None) -> str | None:

@@ -40,6 +40,7 @@ class Cost:
         one_off: values a client receives and sends once, start included.
         bytes_up, bytes_down: the same in bytes on the wire.
         payload_up, payload_down, payload_one_off: bytes over the whole run and all clients.
+        rounds: of the run.
         evaluated: rounds in which clients are sent the state a second time, to evaluate it; in the bytes of the run alone.
     """
 
@@ -54,6 +55,7 @@ class Cost:
     payload_up: int
     payload_down: int
     payload_one_off: int
+    rounds: int
     evaluated: int = 0
 
     @property
@@ -96,6 +98,7 @@ def method_cost(config: Config, spec: AdapterSpec, layouts: Layouts, shapes: Sha
         payload_up=bytes_up,
         payload_down=bytes_down,
         payload_one_off=bytes_one_off + clients * state_bytes(start_up + start_down),
+        rounds=config.federation.num_rounds,
         evaluated=len(_evaluating(config)),
     )
 

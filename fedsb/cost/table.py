@@ -95,6 +95,8 @@ def print_costs(overrides: Sequence[str], methods: Collection[str]) -> None:
     )
     console.print(_values(found))
     console.print(_bytes(found))
+    if longer := [f"{name}, {c.rounds} rounds" for name, c in found.items() if c.rounds != f.num_rounds]:
+        console.print(f"of other lengths, for their factors learn in turns: {'; '.join(longer)}")
     _compare(console, found)
     for name, why in both.refused.items():
         console.print(f"not shown: {name}, which does not go with these settings ({why})", soft_wrap=True, highlight=False)

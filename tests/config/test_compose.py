@@ -175,6 +175,19 @@ JOINT = {
         "federation.fraction=0.6",
     ],
     r"data\.text=\[a, b\] with data\.task=causal_lm: .* join them into one column": ["data.text=[a,b]", "data.task=causal_lm"],
+    r"^federation\.num_rounds=1: the factors of method 'rolora' learn in 2 turns, .* and A would stay .*; use at least 2, or another": [
+        "method=rolora",
+        "federation.num_rounds=1",
+    ],
+    r"^federation\.num_rounds=3: the factors of method 'abba_alternating' learn in 4 turns, .* and A1 would stay": [
+        "method=abba_alternating",
+        "federation.num_rounds=3",
+    ],
+    r"^federation\.num_rounds=1: the factors of method 'centralized' learn in 2 turns": [
+        "method=centralized",
+        "method.adapter=rolora",
+        "federation.num_rounds=1",
+    ],
     r"^train\.compile=true is not for clients side by side; set runtime\.stack=1": ["train.compile=true", "runtime.stack=2"],
     r"^train\.accumulation=2 with privacy\.unit=example: a private sample is split by privacy\.max_batch": [
         "train.accumulation=2",

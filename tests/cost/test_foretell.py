@@ -14,6 +14,7 @@ from fedsb.config.compose import load
 from fedsb.cost.foretell import Cost
 from fedsb.cost.table import cost_of, costs
 from strategies import STRATEGIES
+from tests.strategies.federations import in_rounds
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ CLIENTS = {"mistral_7b": 25, "gemma_2_9b": 25, "llama_3_2_3b": 5}
 
 @pytest.fixture(scope="module")
 def counted() -> Callable[[str], dict[str, Cost]]:
-    """Return the costs of all methods at the published setting: LoRA of rank 32, Fed-SB of rank 200, every client in the one round."""
+    """Return the costs of all methods at the published setting: LoRA of rank 32, Fed-SB of rank 200, all clients, a round a turn."""
 
     @cache
     def count(model: str) -> dict[str, Cost]:
-        setting = [f"federation.num_clients={CLIENTS[model]}", "federation.num_rounds=1", "rank=32", "cost.rank.fed_sb=200"]
+        setting = [f"federation.num_clients={CLIENTS[model]}", in_rounds(1), "rank=32", "cost.rank.fed_sb=200"]
         return costs([f"model={model}", "data.task=causal_lm", *setting], STRATEGIES).found
 
     return count

@@ -15,6 +15,7 @@ from fedsb.run.resuming import resumed
 from fedsb.runtime.stack_size import stack_size
 from fedsb.server_app import serve
 from tests.run.mortal import Killed, Mortal, Run
+from tests.strategies.federations import in_rounds
 from tests.strategies.private_runs import small
 
 
@@ -25,7 +26,7 @@ def run(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run
 
     def go(folder: Path, *more: str, life: int = 10**9, after: bool = False) -> dict[str, Any]:
         resuming = any(override.startswith("resume=") for override in more)
-        overrides = list(more) if resuming else small(tiny_bert, tmp_path, "federation.num_rounds=3", *more)
+        overrides = list(more) if resuming else small(tiny_bert, tmp_path, in_rounds(3), *more)
         config = resumed(load(overrides), overrides)
         stack = {"stack": stack_size(config), "together": answer_together}
         grid = Mortal.simulation(client_app.app, {"overrides": join(overrides), "output": str(folder)}, **stack)

@@ -45,7 +45,7 @@ def test_a_run_killed_at_any_reply_ends_like_one_that_was_not(name: str, run: Ru
     assert again["factors_sha256"] == whole["factors_sha256"]
     assert told(folder) == told(tmp_path / "whole")
     assert predicted(folder) == predicted(tmp_path / "whole")
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == len(told(folder)) >= 4
     differ = {key for key in whole if again[key] != whole[key]}
     assert differ <= {"wall_s", "cpu_s"}
 

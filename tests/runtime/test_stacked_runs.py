@@ -26,7 +26,7 @@ from fedsb.run.resuming import resumed
 from fedsb.runtime.grids import grid_for
 from fedsb.runtime.local import LocalGrid
 from fedsb.server_app import serve
-from tests.strategies.federations import FEDERATED_METHODS
+from tests.strategies.federations import FEDERATED_METHODS, in_rounds
 from tests.strategies.private_runs import EXAMPLE, small
 
 RUNS = {
@@ -43,7 +43,7 @@ RUNS = {
 # What clients compute side by side follows from the adapter: its first method stands for the others. All weights have among them some of
 # layers that keep no examples apart.
 FIRST = {adapter: method for method in reversed(FEDERATED_METHODS) if (adapter := load([f"method={method}"]).method.adapter)}
-RUNS |= {name: (f"method={name}", "federation.num_rounds=3") for name in FIRST.values() if name not in RUNS}
+RUNS |= {name: (f"method={name}", in_rounds(3)) for name in FIRST.values() if name not in RUNS}
 PRIVATELY = [name for adapter, name in FIRST.items() if not SPECS[adapter].own and (SPECS[adapter].is_chain or not SPECS[adapter].factors)]
 RUNS |= {f"private examples, {name}": (*EXAMPLE, f"method={name}") for name in PRIVATELY}
 

@@ -168,6 +168,11 @@ def start_of(method: str, kind: str = "orthogonal") -> str:
     return f"init.kind={free_start(load([f'method={method}']).method.adapter, kind) or 'null'}"
 
 
+def in_rounds(number: int) -> str:
+    """Return the override of a number of rounds, or of as many as the method's factors have turns where that is more."""
+    return f"federation.num_rounds='${{fedsb_rounds:${{method.adapter}},{number}}}'"
+
+
 def language_model(model: Path, table: Path) -> list[str]:
     """Return the overrides of a causal language model on the texts of a local table."""
     return [*classification(model, table), "data.task=causal_lm", "data.label=null"]

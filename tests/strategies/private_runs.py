@@ -34,7 +34,7 @@ from fedsb.wire.arrays import encode_arrays
 from fedsb.wire.messages import decode_instruction
 from strategies.carried import remember
 from tests.conftest import TOPICS
-from tests.strategies.federations import ClientCall, KeepingGrid
+from tests.strategies.federations import ClientCall, KeepingGrid, in_rounds
 
 ORDERS = [1 + x / 20 for x in range(1, 180)] + [*range(10, 64), 80, 128, 256]
 Rewrite = Callable[[int, str], str]
@@ -58,7 +58,7 @@ def small(model: Path, folder: Path, *more: str, rows: int = 80) -> list[str]:
             write_table(path, count)
     return [
         "model=pretrained", f"model.name='{model}'", "data=files", f"data.path='{train}'", f"data.test_path='{test}'", "device=cpu",
-        "federation.wait=0", "federation.num_clients=4", "federation.partition.kind=iid", "federation.num_rounds=2",
+        "federation.wait=0", "federation.num_clients=4", "federation.partition.kind=iid", in_rounds(2),
         "train.batch_size=10", "train.local_steps=2", "train.max_length=12", "rank=2", "privacy.accountant=rdp", "plots=false", *more,
     ]  # fmt: skip
 

@@ -20,7 +20,7 @@ from fedsb.core.state import Name
 from fedsb.models.build import forget_models
 from fedsb.wire.frozen import ROOT
 from fedsb.wire.messages import decode_instruction
-from tests.strategies.federations import ClientCall, KeepingGrid, federate, next_instructions, split_nodes
+from tests.strategies.federations import ClientCall, KeepingGrid, federate, in_rounds, next_instructions, split_nodes
 from tests.strategies.rounds import FAMILIES, FEWER, LOGGED, METHODS, Options
 
 
@@ -101,7 +101,7 @@ def test_a_client_that_joins_late_holds_the_same_weights(options: Options, metho
 
 @pytest.mark.parametrize("method", LOGGED)
 def test_a_lost_cache_costs_bytes_and_nothing_else(options: Options, method: str, tmp_path: Path) -> None:
-    overrides = options("tiny_bert", method, "federation.fraction=1.0", "federation.num_rounds=3", "train.local_steps=1")
+    overrides = options("tiny_bert", method, "federation.fraction=1.0", in_rounds(3), "train.local_steps=1")
     club = partial(ClubGrid, absent={}, folder=tmp_path / "data")
     kept = federate(overrides, grid=club, app=in_own_homes(tmp_path / "kept", lambda client, number: False))
     lost = federate(overrides, grid=club, app=in_own_homes(tmp_path / "lost", lambda client, n: (client, n) == ("client-1", 3)))

@@ -22,11 +22,12 @@ from fedsb.tasks.task import TASKS
 from strategies import STRATEGIES
 from tests.app.runs import federated
 from tests.conftest import FILLERS
+from tests.strategies.federations import in_rounds
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 TOKENS = torch.arange(14).view(2, 7) + 5
 SHORT = [
-    "device=cpu", "rank=3", "plots=false", "federation.num_clients=2", "federation.num_rounds=2", "federation.partition.kind=iid",
+    "device=cpu", "rank=3", "plots=false", "federation.num_clients=2", in_rounds(2), "federation.partition.kind=iid",
     "train.lr=0.02", "train.local_steps=2", "train.batch_size=4", "train.max_length=12",
 ]  # fmt: skip
 
