@@ -126,7 +126,7 @@ class LowRankStrategy(Method, RoundLoop):
         requests = transport.requests(order, "train", self._asking(server_round, arrays), self._round.tally)
         self._rule = self._round_rule(server_round, cohort)
         self._rule.begin(self._current())
-        self.gap.begin(self._sent, view.residuals, self.spec.uploaded(server_round))
+        self.gap.begin(self._sent, view, self.spec.uploaded(server_round))
         return transport.address(requests, self._round.failed)
 
     def _round_rule(self, server_round: int, cohort: Sequence[str]) -> Reducer:
@@ -229,7 +229,7 @@ class LowRankStrategy(Method, RoundLoop):
         self._round.gap, self._round.gap_error = self.gap.measure(held, lost=lost)
         self.frozen.append(aggregate.log.merge(state.pick(*self.spec.in_log)))
         self._round.extras |= gauge(self.spec, self.frozen.view().basis.merge(state))
-        self._round.held_gap = self.gap.measure_held(held, self.frozen.view().residuals, lost=lost)
+        self._round.held_gap = self.gap.measure_held(held, self.frozen.view(), lost=lost)
         self._rule = None  # with all the uploads that it may hold
         return State({name: state.get(name, self._sent[name]) for name, _ in self.down.shapes})
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from fedsb.adapters import AdapterSpec
 from fedsb.adapters.exactness import ExactnessMeter, Gap
 from fedsb.adapters.held import HeldWeights
+from fedsb.adapters.masked import seen
 from fedsb.adapters.residual import Residual
 from fedsb.core.blocks import WHOLE, Sight
 from fedsb.core.state import HEAD, State
+from fedsb.wire.frozen import FrozenView
 
 
 class GapMeter:
@@ -38,13 +40,13 @@ class GapMeter:
         """The modules whose held weights are measured; None where all are, or none."""
         return self._weights.modules if self._weights and self._weights.sampled else None
 
-    def begin(self, sent: State, residuals: Mapping[str, Residual], uploaded: Sequence[str]) -> None:
+    def begin(self, sent: State, frozen: FrozenView, uploaded: Sequence[str]) -> None:
         """Start a round from what clients hold, of which ``uploaded`` come back; the head's change counts from the first one's."""
         if self._on:
             self._meter = self._meter or self.measure_from(sent)
             self._meter.begin(sent.merge(self._rest), uploaded)
         if self._on and self._weights:
-            self._weights.begin(residuals)
+            self._weights.begin(self._seen(frozen))
 
     def measure_from(self, state: State) -> ExactnessMeter:
         """Measure the head's change from that of ``state``: a run that is resumed keeps its first one."""
@@ -65,11 +67,15 @@ class GapMeter:
         self._gap = self._meter.measure(held.merge(self._rest), lost=lost) if self._on and self._meter else None
         return (None, None) if self._gap is None else (self._gap.relative, self._gap.error or None)
 
-    def measure_held(self, held: State, residuals: Mapping[str, Residual], *, lost: float) -> float | None:
+    def measure_held(self, held: State, frozen: FrozenView, *, lost: float) -> float | None:
         """Return the gap of the weights that clients compute with, or None where it is not measured; call :meth:`measure` first.
 
         Where nothing is ever added to W0, that is the gap of factors; for the arguments see :meth:`ExactnessMeter.measure_held`.
         """
-        if not self._weights or not self._meter or not residuals:
+        if not self._weights or not self._meter or not frozen.residuals:
             return self._gap.relative if self._weights and self._gap else None
-        return self._meter.measure_held(held.merge(self._rest), self._weights, residuals, lost=lost).relative if self._on else None
+        held, residuals = held.merge(self._rest), self._seen(frozen)
+        return self._meter.measure_held(held, self._weights, residuals, lost=lost).relative if self._on else None
+
+    def _seen(self, frozen: FrozenView) -> Mapping[str, Residual]:
+        return seen(self._spec, frozen.residuals, frozen.basis)

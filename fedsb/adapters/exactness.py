@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fedsb.adapters.held import HeldWeights
 from fedsb.adapters.low_rank import Term, low_rank_squared_norm
+from fedsb.adapters.masked import pair_seen
 from fedsb.adapters.residual import Residual
 from fedsb.adapters.spec import AdapterSpec
 from fedsb.adapters.uploads import Uploads, ratio_error
@@ -143,8 +144,8 @@ class ExactnessMeter:
         return self._linear and Name(module, "U") not in held and all(held.get(name) is self._basis.get(name) for name in others)
 
     def _given(self, module: str, held: State) -> list[Term]:
-        added = [(held[Name(module, "U")], held[Name(module, "V")])] if Name(module, "U") in held else []
-        return [*self._held_product(module, held), *added]
+        product, left, right = self._held_product(module, held), Name(module, "U"), Name(module, "V")
+        return [*product, pair_seen(self._spec, module, (held[left], held[right]), self._basis)] if left in held else product
 
     def _held_product(self, module: str, held: State) -> list[Term]:
         whole = all(Name(module, role) in held for role in self._spec.factors)

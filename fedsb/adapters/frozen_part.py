@@ -109,7 +109,7 @@ class FrozenPart:
         RULES[self.rule](self, residual)
         # A matrix that is not the layer's own is written to when more comes; pairs never are.
         self._terms = residual.pairs if residual.dense is None else None
-        self._token = None if any(each is residual.dense for each in self._beside) else residual.token
+        self._token = None if any(residual.writes_to(each) for each in self._beside) else residual.token
 
     def _clear(self) -> None:
         if self.rule == MERGE:

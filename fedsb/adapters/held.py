@@ -28,10 +28,11 @@ BLOCK = 2**18  # values in float64 at a time
 
 @dataclass(frozen=True)
 class Held:
-    """What was added to a weight at a time, in the form in which it is held."""
+    """What was added to a weight at a time, in the form in which it is held; ``sources`` tell pairs from others."""
 
     dense: Tensor | None = None
     pairs: tuple[Term, ...] = ()
+    sources: tuple[Term, ...] = ()
 
     @classmethod
     def of(cls, residual: Residual | None, rule: str) -> Held:
@@ -41,7 +42,7 @@ class Held:
         if rule != FACTORS:
             return cls(residual.matrix().clone())
         residual.settle()
-        return cls(None if residual.dense is None else residual.dense.clone(), residual.pairs)
+        return cls(None if residual.dense is None else residual.dense.clone(), residual.pairs, residual.sources)
 
     def rows(self, rows: slice, shape: tuple[int, int]) -> Tensor:
         """Return some rows of its sum in float64."""
@@ -54,8 +55,8 @@ class Held:
 
     def since(self, before: Held) -> tuple[Term, ...] | None:
         """Return the pairs that were put beside those of ``before``; None where anything else happened."""
-        kept = len(before.pairs)
-        same = all(now is then for now, then in zip(self.pairs, before.pairs, strict=False))
+        kept = len(before.sources)
+        same = all(now is then for now, then in zip(self.sources, before.sources, strict=False))
         return self.pairs[kept:] if self.dense is before.dense is None and kept <= len(self.pairs) and same else None
 
 

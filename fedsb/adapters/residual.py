@@ -69,6 +69,11 @@ class Residual:
         return tuple(self._pairs.values())
 
     @property
+    def sources(self) -> tuple[Term, ...]:
+        """The same objects as long as :attr:`pairs` say the same."""
+        return self.pairs
+
+    @property
     def versioned(self) -> Mapping[int, Term]:
         """The same by version."""
         return self._pairs
@@ -77,6 +82,10 @@ class Residual:
     def dense(self) -> Tensor | None:
         """The matrix, where there is one already; the next fold writes to it."""
         return self._dense
+
+    def writes_to(self, matrix: Tensor) -> bool:
+        """Tell whether a later version may be written to a matrix."""
+        return matrix is self._dense
 
     def matrix(self) -> Tensor:
         """Return all of it as a matrix (m, n) in float32, not to be written to; it is kept where the pairs outweigh it."""

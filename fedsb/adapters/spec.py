@@ -88,6 +88,7 @@ class AdapterSpec:
         from_gradient: makes the factors of the start that takes a gradient, where there is one.
         reach: from the rank to the least that min(m, n) of an adapted matrix must be.
         shifting: starts whose product is taken out of W0, by version 1 of the log, so that the run begins at W0.
+        mask: frozen factors (m, q) and (q, n); all that is added to W0 is under their product, entry by entry.
 
     Raises:
         ValueError: no run can lead such a life.
@@ -105,6 +106,7 @@ class AdapterSpec:
     from_gradient: FromGradient | None = None
     reach: Callable[[int], int] = int
     shifting: frozenset[str] = frozenset()
+    mask: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         for role in (*self.roles, self.head):
@@ -115,6 +117,8 @@ class AdapterSpec:
         if self.made and None in self.starts.values():
             made = ", ".join(self.made)
             raise ValueError(f"family '{self.name}': everybody makes {made}, and a start takes a gradient, which nobody has alone")
+        if self.mask is not None and (self.shifting or not {*self.mask} <= {*self.in_log} & {*self.frozen}):
+            raise ValueError(f"family '{self.name}': what masks W0's gain rests, comes in the log and masks nothing that a start adds")
         if self.head.learns != ALWAYS or self.head.down == "log" or self.head.kept_by == "nobody" or callable(self.head.up):
             raise ValueError(f"family '{self.name}': the head learns in every round, is sent or kept by its client, and goes up as it is")
 

@@ -23,6 +23,7 @@ from fedsb.adapters import (
 )
 from fedsb.adapters.exactness import encoding_error
 from fedsb.adapters.frozen_part import FACTORS, FrozenPart
+from fedsb.adapters.masked import seen
 from fedsb.core.devices import on_devices, on_host
 from fedsb.core.state import HEAD, Layout, Name, State
 from fedsb.wire.arrays import quantise
@@ -167,7 +168,7 @@ class AdaptedModel:
         unsent = State({name: t for name, t in self.initial.items() if name not in state and name.role in self._unsent})
         moved = self._placed(unsent.merge(state))
         write(self.model, self._here(frozen.basis))
-        set_residuals(self.model, frozen.residuals)
+        set_residuals(self.model, seen(self.spec, frozen.residuals, frozen.basis))
         write(self.model, moved)
         parameters = dict(self.model.named_parameters())
         with torch.no_grad():

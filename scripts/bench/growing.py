@@ -130,7 +130,7 @@ def one_round(strategy: LowRankStrategy, state: State, number: int, seconds: dic
     strategy._sent = strategy.frozen.view().basis.merge(state)
     strategy._rule = rule = strategy.over_uploads() or Following(PlainMean(), strategy, strategy._sent)
     rule.begin(strategy._current())
-    strategy.gap.begin(strategy._sent, strategy.frozen.view().residuals, strategy.spec.uploaded(number))
+    strategy.gap.begin(strategy._sent, strategy.frozen.view(), strategy.spec.uploaded(number))
     for i in range(len(clients)):
         begun = time.process_time()
         upload = drawn(layout, number, 2 + i)

@@ -131,10 +131,11 @@ def test_a_pair_without_a_rank_is_refused(rank: int, first: int | None) -> None:
         pair_ranks(rank, first)
 
 
-def test_a_pair_of_more_than_full_rank_is_refused_and_a_product_is_not() -> None:
-    attach(nn.Sequential(nn.Linear(30, 20)), SPECS["abba"], targets=["0"], rank=10, scale=1.0)
-    with pytest.raises(UserError, match=r"^rank \(42\), which needs 21 here, exceeds min\(out, in\) = 20 of '0'; lower rank or drop it"):
-        attach(nn.Sequential(nn.Linear(30, 20)), SPECS["abba"], targets=["0"], rank=42, scale=1.0)
+@pytest.mark.parametrize("family", ["abba", "abba_masked", "abba_alternating", "abba_core"])
+def test_a_product_of_more_than_full_rank_is_refused(family: str) -> None:
+    attach(nn.Sequential(nn.Linear(30, 20)), SPECS[family], targets=["0"], rank=8, scale=1.0)
+    with pytest.raises(UserError, match=r"^rank \(10\), which needs 25 here, exceeds min\(out, in\) = 20 of '0'; "):
+        attach(nn.Sequential(nn.Linear(30, 20)), SPECS[family], targets=["0"], rank=10, scale=1.0)
 
 
 @pytest.mark.parametrize(

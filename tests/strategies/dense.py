@@ -46,6 +46,16 @@ PRODUCTS: dict[str, Callable[[Factors], Tensor]] = {
     "ravan": headed,
 }
 
+MASKS = {"abba_masked": ("B1", "A1")}
+
+
+def added_of(family: str, added: Tensor, factors: Factors) -> Tensor:
+    """Return what the log has added to W0 in effect, from its own sum."""
+    if family not in MASKS:
+        return added.double()
+    left, right = (factors[role].double() for role in MASKS[family])
+    return (left @ right) * added.double()
+
 
 def product_of(family: str, factors: Factors) -> Tensor:
     """Return the dense product of a family's factors, without s."""

@@ -34,7 +34,7 @@ from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.frozen_cache import FrozenCache
 from fedsb.wire.messages import Instruction, Reply, decode_instruction, decode_reply
 from strategies import STRATEGIES
-from tests.strategies.dense import product_of
+from tests.strategies.dense import added_of, product_of
 
 ClientCall = Callable[[Message, Context], Message]
 SPLIT = Path(__file__).resolve().parents[2] / "scripts" / "split_data.py"
@@ -262,7 +262,10 @@ def held_by(federation: Federation, exchange: Exchange, store: FrozenCache, mode
     model.install(state, frozen)
     inner = product(federation, state, frozen.basis)
     weights = {name: out_in(layer.base, layer.base.weight).double() + inner[name] for name, layer in model.layers.items()}
-    residuals = {module: t.matrix().double() for module, t in frozen.residuals.items()}
+    residuals = {
+        module: added_of(model.spec.name, t.matrix(), {name.role: value for name, value in frozen.basis.items() if name.module == module})
+        for module, t in frozen.residuals.items()
+    }
     return Held(state, frozen.basis, residuals, weights, model.trained().pick(HEAD))
 
 

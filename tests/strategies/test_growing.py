@@ -83,10 +83,10 @@ def test_beside_a_narrow_base_the_method_stays_exact_and_a_merge_shows_its_gap(r
         assert max(record.exactness_gap or 0.0 for federation in (beside, merged) for record in federation.records) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_whoever_comes_when_computes_the_same(run: Run, dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "dtype"), [("fedex_lora", "float32"), ("fedex_lora", "bfloat16"), ("abba_masked", "bfloat16")])
+def test_whoever_comes_when_computes_the_same(run: Run, method: str, dtype: str, tmp_path: Path) -> None:
     """A client that was there in each round, and one that comes at the end, held as factors that have become too heavy by then."""
-    federation = run("fedex_lora", dtype, "factors")
+    federation = run(method, dtype, "factors")
     log, state, found = federation.frozen, federation.kept.states[-1], []
     assert any(residual.dense is not None for residual in log.view().residuals.values())
     views: dict[str, Callable[[], FrozenView]] = {

@@ -3,4 +3,8 @@
 from fedsb.adapters.families.abba import abba
 from fedsb.adapters.spec import NEVER, Role
 
-SPEC = abba("abba_masked", (Role("B1", learns=NEVER, down="log"), Role("A1", learns=NEVER, down="log"), Role("B2"), Role("A2")))
+SPEC = abba(
+    "abba_masked",
+    (Role("B1", learns=NEVER, down="log"), Role("A1", learns=NEVER, down="log"), Role("B2"), Role("A2")),
+    mask=("B1", "A1"),
+)
