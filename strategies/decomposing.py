@@ -146,17 +146,27 @@ class Decomposing:
         kept = Kept()
         for module in self._current.modules:
             a, b = Name(module, "A"), Name(module, "B")
-            found[b], found[a] = self._decomposed(*self._stacks.take(module), self._current[a], kept)
-        made = State(found)
-        return Aggregate(self._stacks.head().merge(made), extras=kept.figures(self._ranks))
+            found[b], found[a] = self._handed_out(module, *self._stacks.take(module), self._current[a], kept)
+        return Aggregate(self._stacks.head().merge(State(found)), extras=kept.figures(self._ranks))
 
-    def _decomposed(self, left: Tensor, right: Tensor, before: Tensor, kept: Kept) -> tuple[Tensor, Tensor]:
+    def _handed_out(self, module: str, left: Tensor, right: Tensor, before: Tensor, kept: Kept) -> tuple[Tensor, Tensor]:
         """Return B (m, r) and A (r, n) of ``left @ right``, and count them; ``before`` is the last A (r, n)."""
         most = len(before)
-        missing = max(0, most - left.shape[1])  # directions of the last A that no upload has, at weight zero
-        wide = torch.cat([left, left.new_zeros(len(left), missing)], dim=1), torch.cat([right, before[most - missing :].to(right)])
-        p, s, q = singular(*wide)
+        p, s, q = components(left, right, before)
         rank = self._cut.rank(s, most)
         kept.add(s, rank, most, self._ranks)
-        columns, rows = SPLITS[self._cut.split](torch.where(torch.arange(most) < rank, s[:most], 0.0))
-        return (p[:, :most] * columns).float(), (rows[:, None] * q[:most]).float()
+        return pair(p, s, q, most, rank, self._cut.split)
+
+
+def components(left: Tensor, right: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the singular value decomposition of ``left @ right`` in float64, of r components at least; ``before`` is the last A (r, n)."""
+    most = len(before)
+    missing = max(0, most - left.shape[1])  # directions of the last A that no upload has, at weight zero
+    wide = torch.cat([left, left.new_zeros(len(left), missing)], dim=1), torch.cat([right, before[most - missing :].to(right)])
+    return singular(*wide)
+
+
+def pair(p: Tensor, s: Tensor, q: Tensor, most: int, rank: int, split: str) -> tuple[Tensor, Tensor]:
+    """Return B (m, r) and A (r, n) of the leading ``rank`` components; see :data:`SPLITS` for what becomes of the others, up to r."""
+    columns, rows = SPLITS[split](torch.where(torch.arange(most) < rank, s[:most], 0.0))
+    return (p[:, :most] * columns).float(), (rows[:, None] * q[:most]).float()

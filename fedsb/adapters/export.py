@@ -83,7 +83,8 @@ def _factors(layer: LowRankLayer) -> tuple[Tensor, Tensor]:
 
 def _of_matrix(layer: LowRankLayer, product: Term) -> Term:
     residual = layer.residual
-    assert residual is not None
+    if residual is None:  # a matrix that is nothing, or so small that a merge has rounded all of it away
+        return product
     whole = residual.cpu() + product[0] @ product[1]
     m, n = whole.shape
     unit = torch.eye(min(m, n), dtype=whole.dtype)

@@ -9,6 +9,7 @@ from strategies.methods.centralized import Centralized
 from strategies.methods.fed_sb import FedSB
 from strategies.methods.fedavg_lora import FedAvgLoRA
 from strategies.methods.fedex_lora import FedExLoRA
+from strategies.methods.fedmomentum import FedMomentum
 from strategies.methods.fedrot_lora import FedRotLoRA
 from strategies.methods.fedsa_lora import FedSALoRA
 from strategies.methods.fedsvd import FedSVD
@@ -42,6 +43,7 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "hetlora": HetLoRA,
     "rolora": RoLoRA,
     "frlora": FRLoRA,
+    "fedmomentum": FedMomentum,
     "nested_fed_sb": NestedFedSB,
     "lora_one": LoRAOne,
     "lora_xs": LoRAXS,

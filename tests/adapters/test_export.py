@@ -193,6 +193,15 @@ def test_a_residual_that_cancels_the_product_leaves_rank_one() -> None:
     assert {u.shape[1] for u, _ in effective_factors(model).values()} == {1}
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-30])
+def test_a_matrix_that_a_merge_rounds_away_adds_nothing(size: float) -> None:
+    _, model, _ = build("llama", "lora", residual=False)
+    before = effective_factors(model)
+    set_residuals(model, {name: size * low_rank(layer.shape, 6) for name, layer in layers(model).items()})
+    for name, pair in effective_factors(model).items():
+        assert all(torch.equal(t, wanted) for t, wanted in zip(pair, before[name], strict=True))
+
+
 @pytest.mark.parametrize("case", ["gpt2", "llama"])
 def test_a_large_matrix_is_a_factor_itself(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fedsb.adapters.export, "LARGEST_SVD", 8)

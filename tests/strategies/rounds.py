@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -10,7 +11,7 @@ from fedsb.adapters import SPECS
 from fedsb.config.compose import load
 from fedsb.cost.table import cost_of
 from strategies import STRATEGIES
-from tests.strategies.federations import FEDERATED_METHODS, Dense, Federation, start_of
+from tests.strategies.federations import FEDERATED_METHODS, Dense, Federation, mean_update, next_instructions, product, start_of
 
 # alpha / r = 5 / 3, neither 1 nor a power of two; three of five clients a round, of unequal size.
 ROUNDS = ["federation.num_rounds=4", "federation.fraction=0.6", "adapter.alpha=5", "train.lr=0.02"]
@@ -46,3 +47,26 @@ def foretold(federation: Federation) -> tuple[int, int, int]:
     """Return the bytes up, down and one-off that the cost rules foretell."""
     cost = cost_of(federation.config)
     return cost.payload_up, cost.payload_down, cost.payload_one_off
+
+
+def assert_held(federation: Federation, folder: Path) -> None:
+    """Hold that after each round, in which three clients of unequal size took part, everyone holds the mean of what they trained."""
+    shapes = federation.prepared.adapted.shapes.values()
+    assert any(m != n for m, n in shapes)
+    base = pristine(federation)  # W0 and, for a method with a residual, what earlier rounds added to it
+    checked = 0
+    for exchanges, during, after in next_instructions(federation, folder):
+        assert len(exchanges) == 3
+        assert len({e.answer.num_examples for e in exchanges}) == 3
+        update, head = mean_update(federation, exchanges, during.basis.merge(during.state))
+        wanted = plus(base, update)
+        for held in after:
+            assert relative(minus(held.weights, wanted), wanted) <= 1e-6
+            moved = plus(product(federation, held.state, held.basis), {m: held.residuals.get(m, torch.zeros(())) for m in base})
+            change = minus(wanted, pristine(federation))
+            assert relative(minus(moved, change), update) <= 1e-5
+            assert all(torch.allclose(held.head[name].double(), t, rtol=1e-6, atol=1e-7) for name, t in head.items())
+            checked += 1
+        base = minus(wanted, product(federation, after[0].state, after[0].basis))
+    assert checked == 3 * (federation.config.federation.num_rounds - 1)  # three clients after each round but the last
+    assert all(record.exactness_gap < 1e-5 for record in federation.records[1:])
