@@ -13,8 +13,9 @@ from fedsb.adapters.layer import (
     set_residuals,
     write,
 )
+from fedsb.adapters.layouts import Layouts
 from fedsb.adapters.linear import is_adaptable
-from fedsb.adapters.spec import AdapterSpec, Layouts
+from fedsb.adapters.spec import AdapterSpec
 from fedsb.adapters.targets import ALL_LINEAR, left_out, match_targets, used_by_hand
 
 __all__ = [

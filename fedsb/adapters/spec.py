@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import reduce
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedsb.core.blocks import NOTHING, Block, Sight, leading
+from fedsb.core.blocks import Block, leading
 from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Layout, Name, State
 
@@ -21,6 +21,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 Weights = Mapping[str, Tensor]
 # From the pristine weights by module name, each (m, n), the rank and the seed to every factor of a family.
 Start = Callable[[Weights, int, int], State]
+# From a start's factors and s to those that the run begins with at this s.
+Rescale = Callable[[State, float], State]
 # From the leading SVD of a gradient, B (m, r), S (r,) and A (r, n) of each module, the kind of the first core, η and s to every factor.
 FromGradient = Callable[[State, str, float, float], State]
 # From the shapes of the factors to a module that has a parameter of each name, and maps (…, n) to the product (…, m) without s.
@@ -87,7 +89,7 @@ class AdapterSpec:
         block: where a factor of a smaller rank lies in that of a larger one: what a client with a rank of its own sees, and sends, of it.
         from_gradient: makes the factors of the start that takes a gradient, where there is one.
         reach: from the rank to the least that min(m, n) of an adapted matrix must be.
-        shifting: starts whose product is taken out of W0, by version 1 of the log, so that the run begins at W0.
+        shifting: starts whose product is taken out of W0, by version 1 of the log, so that the run begins at W0; with what s makes of them.
         mask: frozen factors (m, q) and (q, n); all that is added to W0 is under their product, entry by entry.
 
     Raises:
@@ -105,7 +107,7 @@ class AdapterSpec:
     block: Block = leading
     from_gradient: FromGradient | None = None
     reach: Callable[[int], int] = int
-    shifting: frozenset[str] = frozenset()
+    shifting: Mapping[str, Rescale] = field(default_factory=dict)
     mask: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
@@ -256,43 +258,3 @@ def _wrong_with(role: Role) -> str:
     if role.kept_by == "client" and (role.up or isinstance(role.learns, int)):
         return "is kept by its client, and goes up or learns in turns: the state of a round in which it rests would be nobody's"
     return ""
-
-
-@dataclass(frozen=True)
-class Layouts:
-    """Names and shapes of what travels in a run.
-
-    Attributes:
-        down: of the state that every client is sent in every round.
-        up: of what is uploaded, by turn.
-        learnt: of all that is ever trained.
-        log: of the factors that come down in the log.
-        made: of those that everybody makes.
-        block: where the factors of a smaller rank lie in these.
-        narrower: the same of clients with a smaller rank.
-    """
-
-    down: Layout
-    up: tuple[Layout, ...]
-    learnt: Layout
-    log: Layout = NOTHING
-    made: Layout = NOTHING
-    block: Block = field(default=leading, compare=False)
-    narrower: Callable[[int], Layouts] | None = field(default=None, compare=False)
-
-    def at(self, rank: int | None) -> Layouts:
-        """Return what travels to and from a client of a rank of its own; None: of that which the server has."""
-        if rank is None:
-            return self
-        assert self.narrower is not None
-        return self.narrower(rank)
-
-    @cached_property
-    def sight(self) -> Sight:
-        """What a client with these shapes sees of the factors that the server holds."""
-        shapes = {name: shape for layout in (self.down, self.learnt, self.log, self.made) for name, shape in layout.shapes}
-        return Sight(Layout(tuple(sorted(shapes.items()))), self.block)
-
-    def up_in(self, round_number: int) -> Layout:
-        """Return the layout of an upload after a round."""
-        return self.up[(round_number - 1) % len(self.up)]

@@ -93,6 +93,8 @@ def fresh_factors(config: Config, adapted: AdaptedModel, round_number: int, rank
 
 
 def _started(config: Config, adapted: AdaptedModel, seed: int, rank: int | None = None) -> State:
-    start = adapted.spec.starts[start_kind(config) or ""]
+    kind = start_kind(config) or ""
+    start, rescale = adapted.spec.starts[kind], adapted.spec.shifting.get(kind)
     assert start is not None
-    return start(adapted.weights(), rank or config.adapter.rank, seed)
+    made = start(adapted.weights(), rank or config.adapter.rank, seed)
+    return rescale(made, adapted.scale) if rescale else made

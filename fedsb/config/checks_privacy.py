@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fedsb.config.derived import family, start_kind
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 
@@ -95,6 +96,16 @@ def _example_keys_have_their_unit(config: Config) -> None:
         )
 
 
+def _noise_is_not_blown_up(config: Config) -> None:
+    train, kind = config.train, start_kind(config)
+    at_zero = kind != "gradient" and kind not in family(config).shifting
+    if config.privacy.unit == "example" and (train.preconditioner, train.optimizer) == ("riemannian", "sgd") and at_zero:
+        raise UserError(
+            f"train.preconditioner=riemannian with train.optimizer=sgd, privacy.unit=example and init.kind={kind}: B begins at zero, where "
+            "the noise on A's gradient is multiplied by 1e6; use train.optimizer=adamw, or another start, such as init.kind=pissa"
+        )
+
+
 PRIVACY_RULES: tuple[Callable[[Config], None], ...] = (
     _noise_is_given_once,
     _evaluation_is_not_private,
@@ -103,4 +114,5 @@ PRIVACY_RULES: tuple[Callable[[Config], None], ...] = (
     _client_unit_sums_equally,
     _budget_covers_the_target,
     _example_keys_have_their_unit,
+    _noise_is_not_blown_up,
 )

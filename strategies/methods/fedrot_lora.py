@@ -1,9 +1,9 @@
 """FedRot-LoRA (Zhang et al. 2026, arXiv:2602.23638): factors are rotated towards what was sent, and averaged.
 
 ``(B_i R)(Rᵀ A_i) = B_i A_i`` for any orthogonal R, but the product of the means depends on it: means of factors that lie alike miss less of
-the mean product. R aligns A with what was sent in odd rounds, and B in even ones. With ``M = A_ref A_iᵀ``, or ``M = B_refᵀ B_i``, and
-``M = U Σ Vᵀ``, the nearest rotation is ``R* = V diag(1, …, 1, det V Uᵀ) Uᵀ`` (orthogonal Procrustes), and R is the rotation nearest to
-``(1 − λ) I + λ R*``. Round 1 is left out, for all start alike in it.
+the mean product. R aligns A with what was sent in even rounds, and B in odd ones (odd and even in the paper and its code, which count from
+0). With ``M = A_ref A_iᵀ``, or ``M = B_refᵀ B_i``, and ``M = U Σ Vᵀ``, the nearest rotation is ``R* = V diag(1, …, 1, det V Uᵀ) Uᵀ``
+(orthogonal Procrustes), and R is the rotation nearest to ``(1 − λ) I + λ R*``. Round 1 is left out, for all start alike in it.
 
 In the paper clients rotate before they upload. Here the server does, which knows what it sent: the message has the same shapes, and the
 means are the same, but for the rounding of a coarse wire, which then comes before the rotation and not behind it. λ = 0 is FedIT to the
@@ -100,4 +100,4 @@ class FedRotLoRA(LowRankStrategy):
         """Return the mean, of rotated factors from round 2 on."""
         assert self._round is not None
         number = self._round.number
-        return Aligned("A" if number % 2 else "B", self._strength) if number > 1 and self._strength else PlainMean()
+        return Aligned("B" if number % 2 else "A", self._strength) if number > 1 and self._strength else PlainMean()

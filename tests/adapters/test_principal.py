@@ -12,7 +12,7 @@ from fedsb.adapters.principal import olora, pissa
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_generator
-from fedsb.core.state import Name
+from fedsb.core.state import Name, State
 from fedsb.cost.table import cost_of
 from tests.strategies.federations import Federation, classification, federate
 
@@ -75,6 +75,25 @@ def test_frlora_hands_one_pair_out_and_adds_what_its_product_has_moved(run: Run)
         torch.testing.assert_close(first, moved, atol=1e-5, rtol=1e-4)
         break
     assert {*added} == {*federation.prepared.adapted.shapes}
+
+
+@pytest.mark.parametrize("method", ["fedavg_lora", "frlora"])
+def test_what_pissa_takes_out_of_w0_is_its_leading_part_whatever_s_is(run: Run, method: str) -> None:
+    """Unscaled, s = 5 / 3 would leave the leading part in the frozen weights, turned round."""
+    federation = run(f"method={method}", "init.kind=pissa", "federation.num_rounds=1")
+    adapted, first = federation.prepared.adapted, federation.kept.states[0]
+    assert adapted.scale == pytest.approx(5 / 3)
+    for module, weight in adapted.weights().items():
+        b, a = (first[Name(module, role)].double() for role in "BA")
+        u, s, vt = torch.linalg.svd(weight.double())
+        torch.testing.assert_close(adapted.scale * b @ a, (u[:, : len(a)] * s[: len(a)]) @ vt[: len(a)], atol=1e-5, rtol=1e-4)
+
+
+def test_what_has_not_moved_adds_nothing_to_the_weights_to_the_bit(run: Run) -> None:
+    strategy = run("method=frlora", "federation.num_rounds=1").prepared.strategy
+    held = State({Name("x", "B"): 1e3 * WEIGHT[:, :4], Name("x", "A"): 1e3 * WEIGHT[:4]})
+    added = strategy.follow(held.map(torch.Tensor.double), held).log
+    assert not (added[Name("x", "U")] @ added[Name("x", "V")]).any()
 
 
 def test_frlora_with_one_client_is_exact(run: Run) -> None:

@@ -88,3 +88,12 @@ def test_a_method_without_the_pair_is_refused(method: str) -> None:
         UserError, match=rf"^train\.preconditioner=riemannian is for LoRA's B and A, .* method '{method}' trains .*; leave it out$"
     ):
         load([f"method={method}", "train.preconditioner=riemannian"])
+
+
+def test_noise_is_not_taken_through_a_zero_without_an_optimiser_that_normalises() -> None:
+    """Such a run ended at a self-check, at factors near the end of float32."""
+    given = ["method=fedavg_lora", "privacy=example", "privacy.epsilon=3", "train.preconditioner=riemannian", "train.optimizer=sgd"]
+    with pytest.raises(UserError, match=r"^train\.preconditioner=riemannian with train\.optimizer=sgd, .*random: B begins at zero"):
+        load(given)
+    load([*given[:-1], "train.optimizer=adamw"])
+    load([*given, "init.kind=pissa"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from fedsb.adapters.principal import olora, pissa
+from fedsb.adapters.principal import for_scale, olora, pissa, whatever_scale
 from fedsb.adapters.spec import AdapterSpec, Role
 from fedsb.adapters.starts import from_shapes, random_lora
 from fedsb.core.errors import UserError
@@ -50,7 +50,7 @@ def lora(gamma: float = GAMMA) -> AdapterSpec:
         name="lora",
         roles=(Role("B"), Role("A")),
         starts={"random": from_shapes(random_lora), "gradient": None, "pissa": pissa, "olora": olora},
-        shifting=frozenset({"pissa", "olora"}),
+        shifting={"pissa": for_scale, "olora": whatever_scale},
         from_gradient=partial(one_step, gamma=gamma),
         configure=lora,
     )

@@ -79,6 +79,13 @@ def test_it_is_fedit_at_strength_nothing_and_nearer_to_the_mean_product_elsewher
     assert all(with_it < without for without, with_it in zip(*(each[1:] for each in gaps), strict=True))
     assert "rotation" not in turned.records[1].extras
     assert all(record.extras["rotation"] > 0.01 for record in turned.records[2:])
+    second = turned.grid.rounds()[2]
+    layouts = turned.prepared.adapted.layouts
+    uploads = [e.answer.state(layouts.up_in(2)) for e in second]
+    sent, weights = second[0].instruction.state(layouts.down), [float(e.answer.num_examples) for e in second]
+    wanted = reduce(Aligned("A", 0.5), uploads, weights, sent).state  # the paper's round 1, its first odd one, aligns A
+    for name, t in turned.kept.states[2].items():
+        torch.testing.assert_close(t.double(), wanted[name].double(), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("given", ["-0.1", "1.5", "true", "much"])
