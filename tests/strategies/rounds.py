@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
-from fedsb.adapters import SPECS
+from fedsb.adapters import SPECS, Layouts
 from fedsb.config.compose import load
+from fedsb.core.state import Layout
 from fedsb.cost.table import cost_of
 from strategies import STRATEGIES
+from strategies.participation import Participation
 from tests.strategies.federations import FEDERATED_METHODS, Dense, Federation, mean_update, next_instructions, product, start_of
 
 # alpha / r = 5 / 3, neither 1 nor a power of two; three of five clients a round, of unequal size.
@@ -22,6 +24,20 @@ FAMILIES = {name: SPECS[load([f"method={name}"]).method.adapter] for name in MET
 GROWING = [name for name in METHODS if STRATEGIES[name].adds_to_weights()]
 LOGGED = [name for name in METHODS if name in GROWING or FAMILIES[name].in_log]
 WHOLE = [name for name in METHODS if FAMILIES[name].has_global_model]
+NOTHING = Layout(())
+BARE = {"layouts": Layouts(NOTHING, (NOTHING,), NOTHING), "scale": 1.0, "participation": Participation(("client-0",))}
+EXACT = [name for name in METHODS if STRATEGIES[name](spec=FAMILIES[name], **BARE, **load([f"method={name}"]).method.options).is_exact]
+# Linear layers, Conv1D and grouped queries for what claims to be exact on all of them.
+CASES = [(model, name) for name in METHODS for model in (MODELS if name in EXACT else MODELS[:1])]
+
+
+def kind_of_log(name: str) -> tuple[object, ...]:
+    """Return what tells a method's log apart: whether rounds or the start add to W0, and whether its factors rest or learn in turns."""
+    family = FAMILIES[name]
+    return name in GROWING, bool(family.shifting), *sorted({str(role.learns).isdigit() for role in family.roles if role.down == "log"})
+
+
+LOGS = {kind_of_log(name): name for name in reversed(LOGGED)}
 Options = Callable[..., list[str]]
 Plain = Callable[[str, str], Federation]
 

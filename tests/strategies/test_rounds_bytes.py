@@ -14,7 +14,7 @@ from fedsb.client_app import app as client_app
 from fedsb.core.state import HEAD, State
 from fedsb.wire.messages import decode_instruction
 from tests.strategies.federations import ClientCall, federate, next_instructions, product
-from tests.strategies.rounds import METHODS, MODELS, WHOLE, Options, Plain, foretold, minus
+from tests.strategies.rounds import CASES, WHOLE, Options, Plain, foretold, minus
 
 
 def remembering(trained: dict[tuple[int, str], State]) -> ClientCall:
@@ -55,8 +55,7 @@ def test_a_bfloat16_wire_halves_the_bytes_and_tells_its_gap(options: Options, pl
         assert gap * (1 - 2**-7) <= coarse.records[number].exactness_gap <= 3 * gap + 2**-6
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "method"), CASES)
 def test_bytes_of_a_plain_run_are_as_foretold(plain: Plain, model: str, method: str) -> None:
     assert plain(model, method).payload() == foretold(plain(model, method))
 

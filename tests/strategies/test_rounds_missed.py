@@ -21,7 +21,7 @@ from fedsb.models.build import forget_models
 from fedsb.wire.frozen import ROOT
 from fedsb.wire.messages import decode_instruction
 from tests.strategies.federations import ClientCall, KeepingGrid, federate, in_rounds, next_instructions, split_nodes
-from tests.strategies.rounds import FAMILIES, FEWER, LOGGED, METHODS, Options
+from tests.strategies.rounds import FAMILIES, FEWER, LOGS, METHODS, Options
 
 
 class ClubGrid(KeepingGrid):
@@ -83,7 +83,7 @@ def test_what_everybody_makes_is_made_where_it_is_lost_and_read_where_it_is_kept
     assert again == {"client-1", "client-2"}
 
 
-@pytest.mark.parametrize("method", LOGGED)
+@pytest.mark.parametrize("method", LOGS.values())
 def test_a_client_that_joins_late_holds_the_same_weights(options: Options, method: str, tmp_path: Path) -> None:
     """client-4 is not there before round 3."""
     overrides = options("tiny_bert", method, "federation.fraction=1.0", FEWER)
@@ -99,7 +99,7 @@ def test_a_client_that_joins_late_holds_the_same_weights(options: Options, metho
         assert all(torch.equal(held.weights[m], after[0].weights[m]) for held in after for m in held.weights)
 
 
-@pytest.mark.parametrize("method", LOGGED)
+@pytest.mark.parametrize("method", LOGS.values())
 def test_a_lost_cache_costs_bytes_and_nothing_else(options: Options, method: str, tmp_path: Path) -> None:
     overrides = options("tiny_bert", method, "federation.fraction=1.0", in_rounds(3), "train.local_steps=1")
     club = partial(ClubGrid, absent={}, folder=tmp_path / "data")
