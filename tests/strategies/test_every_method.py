@@ -9,12 +9,10 @@ from itertools import pairwise
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
-from clients.self_checks import FirstRound
 from fedsb.adapters import SPECS
 from fedsb.adapters.spec import NEVER
 from fedsb.app.client_job import Job
@@ -260,27 +258,6 @@ def test_only_who_keeps_something_is_told_which_of_its_rounds_counted(run: Run, 
 def test_an_equal_seed_gives_equal_bits(run: Run, method: str) -> None:
     """Those with factors are held to it by nodes whose replies come shuffled, in test_rounds_bits."""
     assert run(method, "progress=lines").sha256 == run(method).sha256
-
-
-def test_each_turn_is_checked_when_it_first_comes(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault that shows in A's gradients alone is found in round 2, where A learns for the first time."""
-    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
-    checked: list[tuple[int, set[str]]] = []
-    plain = FirstRound.depends
-
-    def noting(self: FirstRound, output: Callable[[], Any]) -> None:
-        checked.append((len(checked), {name.role for name in self._trained}))
-        plain(self, output)
-
-    monkeypatch.setattr(FirstRound, "depends", noting)
-    turns = [method for method in METHODS if SPECS[load([f"method={method}"]).method.adapter].turns > 1]
-    assert turns
-    for method in turns:
-        checked.clear()
-        run = run_privately(small(tiny_bert, tmp_path, *EXAMPLE, f"method={method}", "federation.num_rounds=4"), tmp_path / method)
-        assert run.error is None
-        spec = SPECS[run.config.method.adapter]
-        assert [roles - {HEAD} for _, roles in checked] == [{*spec.learn(turn)} for turn in range(1, spec.turns + 1) for _ in range(4)]
 
 
 def test_a_client_that_diverged_sends_nothing_and_keeps_what_it_had(
