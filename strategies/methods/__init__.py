@@ -22,6 +22,7 @@ from strategies.methods.full import FullFineTuning
 from strategies.methods.head_only import HeadOnly
 from strategies.methods.hetlora import HetLoRA
 from strategies.methods.local_only import LocalOnly
+from strategies.methods.lora_fair import LoRAFAIR
 from strategies.methods.lora_one import LoRAOne
 from strategies.methods.lora_xs import LoRAXS
 from strategies.methods.nested_fed_sb import NestedFedSB
@@ -34,6 +35,7 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "fedavg_lora": FedAvgLoRA,
     "fedex_lora": FedExLoRA,
     "fedrot_lora": FedRotLoRA,
+    "lora_fair": LoRAFAIR,
     "fedsa_lora": FedSALoRA,
     "fedsvd": FedSVD,
     "ffa_lora": FFALoRA,
