@@ -21,6 +21,7 @@ from fedsb.models.adapted import AdaptedModel
 from fedsb.models.fit import Features, FitResult, Lesson, Result, Site, dropout_of, fit, fit_lesson
 from fedsb.tasks.task import Batch, Task
 from fedsb.wire.frozen import FrozenView
+from fedsb.wire.rounded_uploads import Rounding
 
 Parameters = Mapping[Name, nn.Parameter]
 
@@ -30,7 +31,7 @@ class Upload:
     """What a round ends with.
 
     Attributes:
-        sent: what goes to the server.
+        sent: what goes to the server, as the wire's rounding leaves it.
         metrics: what the reply says beside it.
         own: what the client keeps for itself until its next round.
     """
@@ -52,7 +53,8 @@ class Round(ABC, Generic[Result]):
         site: client, round and seed.
         frozen: gives the frozen part that the round is based on, or raises where the client lacks some.
         keep_own: keeps what of the trained factors is the client's own; it comes before anything that makes a reply a kept one.
-        wire_dtype: what the upload will be rounded to.
+        rounding: what becomes of the upload on its way.
+        keep_left: keeps what that leaves out for the client's next upload; likewise.
     """
 
     by_example: ClassVar[bool] = False  # whether its lesson asks for the gradient of each example
@@ -64,7 +66,8 @@ class Round(ABC, Generic[Result]):
     site: Site
     frozen: Callable[[], FrozenView]
     keep_own: Callable[[State], None] = lambda own: None
-    wire_dtype: str = "float32"
+    rounding: Rounding = field(default_factory=Rounding)
+    keep_left: Callable[[State], None] = lambda left: None
 
     @cached_property
     def held(self) -> FrozenView:
@@ -104,10 +107,17 @@ class Round(ABC, Generic[Result]):
             trained: what the lesson has left, by name.
             result: what it ended with.
         """
-        sent, told = self.adapted.upload(trained, self.site.round, self.wire_dtype)
-        upload = Upload(sent, {**self.metrics(result), **told}, trained.pick(*self.adapted.spec.own))
+        rounded = self.rounding.of(self.adapted.sent(trained, self.site.round))
+        told = self._told_of(trained, rounded.decoded)
+        upload = Upload(rounded.sent, {**self.metrics(result), **told}, trained.pick(*self.adapted.spec.own))
         self.keep_own(upload.own)
+        self.keep_left(rounded.left)
         return upload
+
+    def _told_of(self, trained: State, decoded: State) -> dict[str, float]:
+        if self.rounding.dtype == "float32":
+            return {}
+        return {"encoding-error": self.adapted.encoding_error(trained, self.site.round, decoded)}
 
     def alone(self, state: State) -> Upload:
         """Take a client through its round alone.

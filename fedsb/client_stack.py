@@ -118,7 +118,7 @@ def _start_alike(job: Job, first: Job) -> bool:
         and job.instruction.frozen == first.instruction.frozen
         and job.instruction.round == first.instruction.round
         and job.rank == first.rank
-        and _same(job.sent_down(), first.sent_down())
+        and _same(job.sent_down, first.sent_down)
     )
 
 

@@ -38,7 +38,6 @@ with uncollected(for_good=True):
     from fedsb.core.cohort import evaluated_rounds
     from fedsb.core.errors import RunError, UserError
     from fedsb.core.logs import run_log
-    from fedsb.core.state import unpack
     from fedsb.core.streams import spell_out
     from fedsb.run.checkpoint import Snapshot, load_checkpoint
     from fedsb.run.folder import RunFolder
@@ -46,7 +45,7 @@ with uncollected(for_good=True):
     from fedsb.run.resuming import fingerprint, for_nodes, resumed, sealed
     from fedsb.run.story import ending_in_one_line, told
     from fedsb.runtime.grid import SimulationGrid
-    from fedsb.wire.arrays import decode_arrays, encode_arrays
+    from fedsb.wire.arrays import decode_state, encode_arrays
     from strategies.carried import remember
 
 LOG = logging.getLogger(__name__)
@@ -142,7 +141,7 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
             listener.stopped(prepared.strategy.unfinished())
             raise
         assert result.arrays is not None
-        state = unpack(decode_arrays(result.arrays), prepared.adapted.layouts.down)
+        state = decode_state(result.arrays, prepared.adapted.layouts.down)
         wall_s = time.monotonic() - begun + sum(record.wall_s or 0.0 for record in records)
         summary = finish(prepared, folder, listener, state, wall_s)
         progress.finish(summary, folder.path)
@@ -173,7 +172,7 @@ def evaluator(prepared: Prepared, folder: Path | None = None) -> Any:
         if server_round not in due or not prepared.adapted.spec.has_global_model:
             return None
         adapted = prepared.adapted
-        adapted.install(unpack(decode_arrays(arrays), adapted.layouts.down), prepared.strategy.frozen.view())
+        adapted.install(decode_state(arrays, adapted.layouts.down), prepared.strategy.frozen.view())
         with every_core():
             found = samples(config, adapted, server_round)
         # Before the record: a run that has one of its last round, and is resumed, does not measure it again.

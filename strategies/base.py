@@ -19,8 +19,8 @@ from fedsb.adapters.held import HeldWeights
 from fedsb.core.blocks import Sight
 from fedsb.core.cohort import cohort_size, dispatch_order, draw_cohort
 from fedsb.core.prints import prints
-from fedsb.core.state import Layout, State, squared_norm, subtract, unpack
-from fedsb.wire.arrays import decode_arrays, encode_arrays, quantise
+from fedsb.core.state import Layout, State, squared_norm, subtract
+from fedsb.wire.arrays import decode_state, encode_arrays, quantise
 from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.messages import Instruction
 from strategies.combinations import Wanted, check_wanted
@@ -31,6 +31,7 @@ from strategies.participation import Listener, Participation
 from strategies.products import gauge
 from strategies.reducers import PlainMean, Reducer
 from strategies.rounds import RoundState
+from strategies.sending import Sending, Shares
 from strategies.server_optimizer import ServerOptimizer, server_step
 from strategies.transport import Ask
 
@@ -52,7 +53,8 @@ class LowRankStrategy(Method, RoundLoop):
         labels: class names in order; clients read their data with them.
         frozen: the frozen log, already holding the factors that are known, those that everybody makes too; a new one by default.
         server_optimizer: acts on the mean update; None for plain averaging.
-        wire_dtype: ``float32`` or ``bfloat16``.
+        wire_dtype: ``float32``, ``bfloat16`` or ``int8``.
+        error_feedback: whether what a wire of int8 leaves out is made up for later, by the clients and by the server.
         start: runs before round 1 and returns the first arrays (a gradient start); None keeps the initial ones.
         exactness: whether to measure the exactness gap each round.
         held_weights: the frozen weights, to measure that of what clients compute with too.
@@ -73,6 +75,7 @@ class LowRankStrategy(Method, RoundLoop):
         frozen: FrozenLog | None = None,
         server_optimizer: ServerOptimizer | None = None,
         wire_dtype: str = "float32",
+        error_feedback: bool = True,
         start: Start | None = None,
         exactness: bool = True,
         held_weights: HeldWeights | None = None,
@@ -86,6 +89,7 @@ class LowRankStrategy(Method, RoundLoop):
         self.scale = scale
         self.server_optimizer = server_optimizer
         self.wire_dtype = wire_dtype
+        self.sending = Sending(wire_dtype, feedback=error_feedback)
         self.weighting = participation.new_weighting()
         measures, rest = exactness and spec.has_global_model, spec.at_rest(layouts.learnt)
         self.gap = GapMeter(spec, scale, on=measures, weights=held_weights, rest=rest)
@@ -122,8 +126,11 @@ class LowRankStrategy(Method, RoundLoop):
         transport.roster.gather(grid, p.wait, cohort, self._round.failed)
         self._round.order = order = dispatch_order(cohort, self.counts)
         view = self.frozen.view()
-        self._sent = view.basis.merge(unpack(decode_arrays(arrays), self.down))
-        requests = transport.requests(order, "train", self._asking(server_round, arrays), self._round.tally)
+        self._sent = view.basis.merge(decode_state(arrays, self.down))
+        self._meant = self.sending.meant(self._sent)
+        self.sending.begin()
+        self._shares = self._shared(arrays)
+        requests = transport.requests(order, "train", self._asking(server_round, self._shares), self._round.tally)
         self._rule = self._round_rule(server_round, cohort)
         self._rule.begin(self._current())
         self.gap.begin(self._sent, view, self.spec.uploaded(server_round))
@@ -132,14 +139,14 @@ class LowRankStrategy(Method, RoundLoop):
     def _round_rule(self, server_round: int, cohort: Sequence[str]) -> Reducer:
         private = self.participation.client_unit
         if private:
-            return Following(private.mean(cohort, server_round, real=not self.simulated), self, self._sent)
-        return self.over_uploads() or Following(PlainMean(), self, self._sent)
+            return Following(private.mean(cohort, server_round, real=not self.simulated), self, self._meant)
+        return self.over_uploads() or Following(PlainMean(), self, self._meant)
 
     def _current(self) -> State:
-        """Return what the clients were sent of what they upload in this round."""
+        """Return what the clients were meant to be sent of what they upload in this round."""
         assert self._round is not None
         names = {name for name, _ in self.layouts.up_in(self._round.number).shapes}
-        return State({name: t for name, t in self._sent.items() if name in names})
+        return State({name: t for name, t in self._meant.items() if name in names})
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Feed the replies to the rule as they come and return the next arrays.
@@ -151,11 +158,13 @@ class LowRankStrategy(Method, RoundLoop):
         assert self._rule is not None
         for upload in self._uploads(replies, lambda client: self.layouts_of(client).up_in(server_round)):
             weight = self.weighting.weight(upload.client, upload.num_examples)
-            self._rule.add(upload.state, weight)
-            self.gap.add(upload.state, weight, self.sight_of(upload.client))
+            layouts = self.layouts_of(upload.client)
+            meant, trained = self.sending.trained(upload.state, layouts, layouts.up_in(server_round), self._meant, self._shares)
+            self._rule.add(meant, weight)
+            self.gap.add(trained, weight, layouts.sight)
             self._round.note(upload.metrics, weight)
         self._round.check_quorum(self._needed(len(self._round.order)))
-        self.counted |= dict.fromkeys(self._round.clients if self.spec.own else (), server_round)
+        self.counted |= dict.fromkeys(self._round.clients if self.spec.own or self.carried else (), server_round)
         self.weighting.end_round(self._round.clients)
         return encode_arrays(self._finish(), self.wire_dtype), MetricRecord(self._round.train_metrics())
 
@@ -165,7 +174,7 @@ class LowRankStrategy(Method, RoundLoop):
             return []
         transport = self._connect(grid)
         asked = [client for client in self._evaluating(server_round) if client not in self._round.failed]
-        requests = transport.requests(asked, "evaluate", self._asking(server_round, arrays), self._round.tally)
+        requests = transport.requests(asked, "evaluate", self._asking(server_round, self._shared(arrays)), self._round.tally)
         self._round.begin_evaluation(asked)
         return transport.address(requests, self._round.failed)
 
@@ -198,17 +207,25 @@ class LowRankStrategy(Method, RoundLoop):
         """Return what a client sees of the factors that the server holds."""
         return self.layouts_of(client).sight
 
-    def _asking(self, round_number: int, arrays: ArrayRecord) -> Ask:
-        """Return what gives each client its instruction and its arrays: of a smaller rank it gets its block of each factor."""
-        whole, shares = unpack(decode_arrays(arrays), self.down), {self.down: arrays}
+    @cached_property
+    def carried(self) -> tuple[str, ...]:
+        """The roles of which clients add what rounding left out of one upload to the next; none where nothing is."""
+        spec, turns = self.spec, range(1, self.spec.turns + 1)
+        up = {role for turn in turns for role in spec.uploaded(turn)} | ({spec.head.name} if spec.head.up else set())
+        return tuple(sorted(up - {*spec.fresh, *self.anew})) if self.sending.keeps else ()
+
+    def _shared(self, arrays: ArrayRecord) -> Shares:
+        return Shares(self.down, arrays, self.sending.meant(decode_state(arrays, self.down)), self.wire_dtype)
+
+    def _asking(self, round_number: int, shares: Shares) -> Ask:
+        """Return what gives each client its instruction and its arrays."""
 
         def ask(client: str) -> tuple[Instruction, ArrayRecord]:
-            layouts = self.layouts_of(client)
-            layout = layouts.down
-            if layout not in shares:
-                shares[layout] = encode_arrays(layouts.sight.state(whole), self.wire_dtype)
-            own, start = self.counted.get(client, 0), self.start_prints
-            return Instruction("", round_number, labels=self.labels, digest=layout.digest, own=own, start=start), shares[layout]
+            layouts, own = self.layouts_of(client), self.counted.get(client, 0)
+            told = Instruction(
+                "", round_number, labels=self.labels, digest=layouts.down.digest, own=own, carried=self.carried, start=self.start_prints
+            )
+            return told, shares.of(layouts)
 
         return ask
 
@@ -221,10 +238,12 @@ class LowRankStrategy(Method, RoundLoop):
         self._round.diagnostics = dict(getattr(self._rule, "diagnostics", {}))
         mean, lost = self._held_as(aggregate.state), self._round.encoding_error()
         share = self.weighting.share(self._round.total_weight())
-        state = server_step(self._current(), mean, share, self.server_optimizer)
+        meant = aggregate.state if self.sending.keeps else mean
+        stepped = server_step(self._current(), meant, share, self.server_optimizer)
+        state = mean if stepped is meant else self._held_as(stepped)
         if state is not mean:
-            state = self._held_as(state)
             self._round.extras["server_step"] = squared_norm(subtract(state, mean)) ** 0.5
+        self.sending.settle(stepped, State({name: state[name] for name, _ in self.down.shapes if name in state}))
         held = self._sent.merge(mean).merge(aggregate.log)
         self._round.gap, self._round.gap_error = self.gap.measure(held, lost=lost)
         self.frozen.append(aggregate.log.merge(state.pick(*self.spec.in_log)))

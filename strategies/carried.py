@@ -5,18 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedsb.core.errors import UserError
+from fedsb.core.state import State
 from fedsb.run.checkpoint import LABELS, START, Carried, Snapshot
 
 if TYPE_CHECKING:
     from strategies.base import LowRankStrategy
 
-OPTIMIZER, FIRST_HEAD = "server-optimizer", "first-head"
+OPTIMIZER, FIRST_HEAD, LEFT = "server-optimizer", "first-head", "left"
 CLIP, HELD, WEIGHTS, COUNTS, ORIGIN, COUNTED = "clip_norm", "held", "weighting", "examples", "origin", "counted"
 
 
 def remember(strategy: LowRankStrategy) -> Carried:
-    """Return a server optimiser's moments, the head that changes are measured from, what clients hold, weights, and a private bound."""
+    """Return what a run goes on with.
+
+    A server optimiser's moments, the head that changes are measured from, what the wire's rounding left out of the state, what clients
+    hold, weights, and a private bound.
+    """
     states = {FIRST_HEAD: strategy.gap.first_head}
+    if len(strategy.sending.left):
+        states[LEFT] = strategy.sending.left
     if strategy.server_optimizer is not None:
         states[OPTIMIZER] = strategy.server_optimizer.moments()
     private = strategy.participation.client_unit
@@ -24,7 +31,7 @@ def remember(strategy: LowRankStrategy) -> Carried:
     counts = {} if private and not strategy.simulated else dict(sorted(strategy.counts.items()))
     facts = {HELD: dict(sorted(strategy.held.items())), COUNTS: counts, WEIGHTS: strategy.weighting.carried(), ORIGIN: strategy.origin}
     facts |= {LABELS: list(strategy.labels)}
-    facts |= {COUNTED: dict(sorted(strategy.counted.items()))} if strategy.spec.own else {}
+    facts |= {COUNTED: dict(sorted(strategy.counted.items()))} if strategy.counted else {}
     facts |= {START: list(strategy.start_prints)} if strategy.start_prints else {}
     return Carried(states, facts | ({CLIP: private.bound.value} if private else {}))
 
@@ -46,6 +53,7 @@ def recall(strategy: LowRankStrategy, snapshot: Snapshot) -> None:
     strategy.counts = dict(carried.facts.get(COUNTS, {}))
     strategy.counted = dict(carried.facts.get(COUNTED, {}))
     strategy.weighting.take_up(carried.facts.get(WEIGHTS, {}))
+    strategy.sending.left = carried.states.get(LEFT, State())
     if FIRST_HEAD in carried.states:
         strategy.gap.measure_from(carried.states[FIRST_HEAD])
     if strategy.server_optimizer is not None and OPTIMIZER in carried.states:

@@ -13,8 +13,8 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fedsb.adapters.starts import Sketch
-from fedsb.core.state import Layout, State, WeightedSum, unpack
-from fedsb.wire.arrays import decode_arrays, encode_arrays
+from fedsb.core.state import Layout, State, WeightedSum
+from fedsb.wire.arrays import decode_state, encode_arrays
 from fedsb.wire.sketch_layouts import reply_layout
 from strategies.base import LowRankStrategy
 from strategies.privacy.mean import PrivateSum
@@ -50,7 +50,7 @@ class GradientStart:
         assert spec.from_gradient is not None
         factors = spec.from_gradient(self._sketch.finish(mean, probes), self._core_kind, self._step, strategy.scale)
         strategy.frozen.append(factors.pick(*spec.in_log))
-        first = unpack(decode_arrays(initial), strategy.down).merge(factors.pick(*spec.in_state))
+        first = decode_state(initial, strategy.down).merge(factors.pick(*spec.in_state))
         return encode_arrays(first, strategy.wire_dtype)
 
     def _mean(self, strategy: LowRankStrategy, grid: Grid, number: int, probes: State, title: str) -> State:

@@ -15,9 +15,9 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedsb.core.blocks import Sight
 from fedsb.core.cohort import dispatch_order
-from fedsb.core.state import Layout, unpack
+from fedsb.core.state import Layout
 from fedsb.run.records import CLIENTS, RoundRecord
-from fedsb.wire.arrays import decode_arrays
+from fedsb.wire.arrays import decode_state
 from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.messages import Instruction
 from strategies.asking import Questions
@@ -46,7 +46,7 @@ class RoundLoop(Strategy):
         rounds_done: what an earlier process has done: None not even the start; otherwise :meth:`start` is given what that led to.
         held: the version of the frozen log that each client holds.
         counts: training examples that each client has.
-        counted: the last round whose training by a client counted, by client; empty where no client keeps anything of its own.
+        counted: the last round whose training by a client counted, by client; empty where no client keeps anything for its next round.
         simulated: whether the clients are; known once they are there.
         origin: names the run, over all processes that go on with it.
     """
@@ -157,7 +157,7 @@ class RoundLoop(Strategy):
             self._round.measured_by = CLIENTS
         self._round.remarks = self._transport.roster.remarks() if self._transport else []
         if self.listener:
-            self.listener.end(self._round.record(metrics or {}), unpack(decode_arrays(arrays), self.down), self.frozen)
+            self.listener.end(self._round.record(metrics or {}), decode_state(arrays, self.down), self.frozen)
 
     def exchange(self, grid: Grid, stage: str, arrays: ArrayRecord, sent: Layout, wanted: Layout, *, title: str = "") -> Iterator[Arrived]:
         """Ask all connected clients for one exchange of the start, and yield their valid replies in dispatch order.

@@ -17,11 +17,13 @@ class Method:
         spec: the adapter family.
         layouts: names and shapes of what travels.
         any_rank: whether the rule takes uploads of several ranks.
+        anew: factors that the rule makes anew in each round: what rounding left out of an upload of one says nothing of the next.
     """
 
     spec: AdapterSpec
     layouts: Layouts
     any_rank: ClassVar[bool] = False
+    anew: ClassVar[tuple[str, ...]] = ()
 
     def follow(self, mean: State, held: State) -> Aggregate:
         """Return what a round leads to: the rule of a method that needs no more than the mean of its uploads.

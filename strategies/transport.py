@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from fedsb.core.blocks import WHOLE, Sight
 from fedsb.privacy.codes import CODES
-from fedsb.wire.byte_counts import array_bytes, overhead_bytes, payload_bytes, state_bytes
+from fedsb.wire.byte_counts import array_bytes, float32_bytes, overhead_bytes, payload_bytes
 from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.messages import Instruction, SharedPart, encode_instruction, encode_shared
 from strategies.roster import Roster
@@ -186,7 +186,7 @@ class Transport:
         if key not in self._parts:
             bundle = self._frozen.bundle(held, sight)
             shared = encode_shared(arrays, bundle)
-            basis = state_bytes(bundle.one_off) if bundle else 0
+            basis = float32_bytes(bundle.one_off) if bundle else 0
             self._parts[key] = CountedPart(shared, basis, array_bytes(shared.arrays) - basis)
         return self._parts[key]
 

@@ -38,8 +38,10 @@ from fedsb.wire.cache_limits import Limits
 from fedsb.wire.frozen import FrozenView
 from fedsb.wire.frozen_cache import FrozenCache
 from fedsb.wire.messages import Instruction, decode_instruction, encode_reply
+from fedsb.wire.rounded_uploads import Rounding
 
-OWN = "own"  # folder of what clients keep for themselves
+# Folders of what clients keep for their next rounds: factors of their own, and what the wire has left out of their uploads.
+OWN, LEFT = "own", "left"
 
 
 @cache
@@ -88,8 +90,9 @@ class Job:
             )
         return self.adapted.layouts.at(self.rank).sight.state(made.factors) if self.rank else made.factors
 
+    @cached_property
     def sent_down(self) -> State:
-        """Return the state that the server sent."""
+        """The state that the server sent."""
         return self.instruction.state(self.adapted.layouts.at(self.rank).down)
 
     @property
@@ -107,7 +110,7 @@ class Job:
 
     def state(self) -> State:
         """Return what the client starts from, but for what it holds from the log."""
-        return self.sent_down().merge(self.own)
+        return self.sent_down.merge(self.own)
 
     def keep_own(self, own: State) -> None:
         """Keep what is the client's own.
@@ -120,11 +123,30 @@ class Job:
         if len(own):
             self._own_state.save(self.instruction.round, own, since=self.instruction.own)
 
+    def keep_left(self, left: State) -> None:
+        """Keep what the wire's rounding has left out of the client's uploads."""
+        if len(left):
+            self._states(LEFT).save(self.instruction.round, left, since=self.instruction.own)
+
     @cached_property
     def _own_state(self) -> OwnState:
-        """In the run's folder in a simulation, in the node's own home, by the run, otherwise."""
-        folder = home() / OWN / self.instruction.origin if self.real else self._run_folder() / OWN
+        return self._states(OWN)
+
+    def _states(self, kind: str) -> OwnState:
+        """Return what is kept: in the run's folder in a simulation, in the node's own home, by the run, otherwise."""
+        folder = home() / kind / self.instruction.origin if self.real else self._run_folder() / kind
         return OwnState(folder / client_folder(self.instruction.client), self.config.keep_checkpoints)
+
+    @property
+    def _rounding(self) -> Rounding:
+        """What becomes of the client's upload on its way.
+
+        Raises:
+            OwnStateLost: what was left out of its uploads is not here.
+        """
+        i, dtype = self.instruction, self.config.federation.wire_dtype
+        carried = self._states(LEFT).of(i.own) if i.carried and i.own else State()
+        return Rounding(dtype, lambda: self.frozen.basis.merge(self.sent_down), carried, i.carried)
 
     def site(self) -> Site:
         """Name the streams of this client and round."""
@@ -188,7 +210,8 @@ class Job:
             site=self.site(),
             frozen=lambda: self.frozen,
             keep_own=self.keep_own,
-            wire_dtype=self.config.federation.wire_dtype,
+            keep_left=self.keep_left,
+            rounding=self._rounding,
         )
 
     def reply(self, upload: Upload, *, wire_dtype: str | None = None) -> RecordDict:

@@ -11,6 +11,7 @@ from fedsb.config.schema import Config
 from fedsb.core.state import State
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.collating import collate
+from fedsb.wire.arrays import quantise
 from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.sketch_layouts import sketch_of
 from strategies.base import Start
@@ -33,7 +34,9 @@ def first_factors(config: Config, adapted: AdaptedModel, frozen: FrozenLog) -> t
         factors = spec.from_gradient(public_start(config, adapted), init.core, init.step, adapted.scale)
     else:
         factors = data_free(config, adapted)
-    shift = spec.shift(factors, adapted.scale) if kind in spec.shifting else State()
+    # Taken out as clients hold it: what the wire rounds away would be missing from the weights that the run begins at.
+    rounded = factors.merge(quantise(factors.pick(*spec.in_state), config.federation.wire_dtype))
+    shift = spec.shift(rounded, adapted.scale) if kind in spec.shifting else State()
     frozen.append(factors.pick(*spec.in_log).merge(shift))
     return base.merge(factors.pick(*spec.in_state)), None
 

@@ -117,6 +117,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
         ),
         server_optimizer=server_optimizer(o.name, lr=o.lr, momentum=o.momentum, betas=o.betas, eps=o.eps),
         wire_dtype=federation.wire_dtype,
+        error_feedback=federation.error_feedback,
         # Measured from the uploads as they are, it is no function of their noised sum.
         exactness=federation.exactness and server_plan is None,
         held_weights=HeldWeights(adapted.frozen_parts(), config.seed),
@@ -162,6 +163,7 @@ def shapes_alone(config: Config, adapted: AdaptedModel) -> LowRankStrategy:
         scale=adapted.scale,
         participation=Participation(clients=client_names(config), fraction=federation.fraction, ranks=ranks_of(config)),
         wire_dtype=federation.wire_dtype,
+        error_feedback=federation.error_feedback,
     )
 
 

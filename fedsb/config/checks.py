@@ -42,7 +42,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "train.autocast": (None, "bfloat16"),
     "federation.weighting": ("examples", "uniform", "fedau"),
     "federation.lost_state": ("refuse", "anew"),
-    "federation.wire_dtype": ("float32", "bfloat16"),
+    "federation.wire_dtype": ("float32", "bfloat16", "int8"),
     "federation.partition.kind": (None, "iid", "dirichlet", "shard", "size", "natural"),
     "federation.server_optimizer.name": ("none", "momentum", "adam"),
     "privacy.unit": ("none", "example", "client"),

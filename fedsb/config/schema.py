@@ -192,6 +192,7 @@ class FederationConfig:
     evaluate_clients: bool
     ranks: tuple[int, ...] | None
     wire_dtype: str
+    error_feedback: bool
     exactness: bool
     partition: PartitionConfig
     server_optimizer: ServerOptimizerConfig

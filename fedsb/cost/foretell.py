@@ -19,7 +19,8 @@ from fedsb.config.schema import Config
 from fedsb.core.blocks import Sight
 from fedsb.core.cohort import cohort_size, draw_cohort, evaluated_rounds
 from fedsb.core.state import Layout, Name, State
-from fedsb.wire.byte_counts import state_bytes
+from fedsb.wire.arrays import layout_bytes
+from fedsb.wire.byte_counts import float32_bytes
 from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.sketch_layouts import probe_layout, reply_layout, sketch_of
 
@@ -93,11 +94,11 @@ def method_cost(config: Config, spec: AdapterSpec, layouts: Layouts, shapes: Sha
         up=up,
         down=down + logged,
         one_off=basis + start_up + start_down,
-        bytes_up=state_bytes(up, dtype),
-        bytes_down=state_bytes(down, dtype) + state_bytes(logged),
+        bytes_up=sum(layout_bytes(layout, dtype) for one in each for layout in one.up) // (spec.turns * len(each)),
+        bytes_down=sum(layout_bytes(one.down, dtype) for one in each) // len(each) + float32_bytes(logged),
         payload_up=bytes_up,
         payload_down=bytes_down,
-        payload_one_off=bytes_one_off + clients * state_bytes(start_up + start_down),
+        payload_one_off=bytes_one_off + clients * float32_bytes(start_up + start_down),
         rounds=config.federation.num_rounds,
         evaluated=len(_evaluating(config)),
     )
@@ -161,9 +162,9 @@ def _run_bytes(config: Config, layouts_of: LayoutsOf, basis: State, growth: Grow
             for client in names if evaluating and number == federation.num_rounds and not whole else cohort:
                 bundle = log.bundle(held.get(client, 0), layouts_of(client).sight)
                 lacked, once = (bundle.state.numel, bundle.one_off) if bundle else (0, 0)
-                down += state_bytes(layouts_of(client).down.numel, dtype) + state_bytes(lacked - once)
-                one_off += state_bytes(once)
-                up += 0 if evaluating else state_bytes(layouts_of(client).up_in(number).numel, dtype)
+                down += layout_bytes(layouts_of(client).down, dtype) + float32_bytes(lacked - once)
+                one_off += float32_bytes(once)
+                up += 0 if evaluating else layout_bytes(layouts_of(client).up_in(number), dtype)
                 held[client] = log.version
         if number not in due:
             log.extend(growth(number, cohort), str(number))

@@ -26,7 +26,6 @@ from fedsb.adapters.frozen_part import FACTORS, FrozenPart
 from fedsb.adapters.masked import seen
 from fedsb.core.devices import on_devices, on_host
 from fedsb.core.state import HEAD, Layout, Name, State
-from fedsb.wire.arrays import quantise
 from fedsb.wire.frozen import FrozenView
 
 Made = TypeVar("Made")
@@ -120,22 +119,18 @@ class AdaptedModel:
         names = dict(self.layouts.up_in(round_number).shapes)
         return State({name: t for name, t in self.spec.fold(trained).items() if name in names})
 
-    def upload(self, trained: State, round_number: int, wire_dtype: str) -> tuple[State, dict[str, float]]:
-        """Return what a client uploads of what it has trained, and what its reply says of it; the model holds what does not learn beside.
+    def encoding_error(self, trained: State, round_number: int, decoded: State) -> float:
+        """Return ``‖ΔW − ΔW as decoded‖_F`` of an upload, head included; the model holds what does not learn beside.
 
         Args:
             trained: all that learnt in the round.
             round_number: of the round.
-            wire_dtype: of the upload on its way; where it is coarse, ``encoding-error`` is ``‖ΔW − ΔW as decoded‖_F``, head included.
+            decoded: the upload as the server has it.
         """
-        sent = self.sent(trained, round_number)
-        if wire_dtype == "float32":
-            return sent, {}
         resting = [role for role in self.spec.factors if role not in self.spec.learn(round_number)]
         beside = read(self.model, *resting).merge(self.spec.at_rest(self._installed(*self.spec.folded)))
         seen = self.spec.fold(trained)
-        decoded = seen.merge(quantise(sent, wire_dtype))
-        return sent, {"encoding-error": encoding_error(seen, decoded, self.spec, self.scale, beside)}
+        return encoding_error(seen, seen.merge(decoded), self.spec, self.scale, beside)
 
     def _installed(self, *roles: str) -> Layout:
         """Return the layout of some of the factors at the rank that is installed."""

@@ -1,9 +1,13 @@
-"""Arrays on the wire: each group of a state as one flat array, float32, or bfloat16 as an int16 view whose key says so."""
+"""Arrays on the wire: each group of a state as one flat array, float32, or one of another type whose key says so.
+
+bfloat16 goes as an int16 view; int8 as :mod:`fedsb.wire.blocks8` encodes it, which takes the layout to decode.
+"""
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
 from typing import Any
@@ -13,13 +17,14 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
-from fedsb.core.state import State, pack
+from fedsb.core.state import Layout, Packed, State, pack, unpack
+from fedsb.wire.blocks8 import coded_bytes, decode_blocks, encode_blocks
 
 FROZEN = "frozen"
 NPY = "numpy.ndarray"  # how Flower names the format of its arrays
-DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+INT8 = "int8"
 # As NumPy holds them, which knows no bfloat16.
-STORED: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.int16)}
+STORED: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.int16), INT8: np.dtype(np.int8)}
 
 
 class LayoutError(ValueError):
@@ -28,14 +33,57 @@ class LayoutError(ValueError):
 
 def encode_arrays(state: State, dtype: str = "float32") -> ArrayRecord:
     """Pack a state into an ``ArrayRecord``, one flat array a group."""
-    arrays = {}
+    arrays, sizes = {}, tensor_sizes(Layout.of(state))
     for group, flat in pack(state.map(lambda t: t.detach().to("cpu"))).items():
-        arrays.update(encode_flat(group, flat, dtype))
+        arrays.update(encode_flat(group, flat, dtype, sizes[group]))
     return ArrayRecord(arrays)
 
 
+def tensor_sizes(layout: Layout) -> dict[str, tuple[int, ...]]:
+    """Return the number of values of each tensor, in the order in which they are packed, by group."""
+    return {group: tuple(math.prod(shape) for _, shape in entries) for group, entries in layout.groups.items()}
+
+
+def layout_bytes(layout: Layout, dtype: str = "float32") -> int:
+    """Return the bytes of a state of some layout, as it travels."""
+    if dtype == INT8:
+        return sum(coded_bytes(sizes) for sizes in tensor_sizes(layout).values())
+    return layout.numel * STORED[dtype].itemsize
+
+
+def decode_state(record: ArrayRecord, layout: Layout) -> Packed:
+    """Return the state of some layout that an ``ArrayRecord`` holds.
+
+    Raises:
+        LayoutError: it cannot be read.
+        ValueError: its groups or their sizes are others.
+    """
+    return unpack_coded(decode_arrays(record), layout)
+
+
+def unpack_coded(flats: Mapping[str, Tensor], layout: Layout) -> Packed:
+    """Return the state of some layout from what :func:`decode_arrays` has read.
+
+    Raises:
+        ValueError: a group is missing or superfluous, or its size does not fit the layout.
+    """
+    sizes = tensor_sizes(layout)
+    return unpack({group: _decoded(group, flat, sizes.get(group)) for group, flat in flats.items()}, layout)
+
+
+def _decoded(group: str, flat: Tensor, sizes: Sequence[int] | None) -> Tensor:
+    if flat.dtype != torch.int8 or sizes is None:
+        return flat
+    try:
+        return decode_blocks(flat, sizes)
+    except ValueError as error:
+        raise ValueError(f"group '{group}' holds {error}") from None
+
+
 def decode_arrays(record: ArrayRecord) -> dict[str, Tensor]:
-    """Return the flat float32 tensors of an ``ArrayRecord`` by group; that of ``frozen`` borrows its memory, which may be read-only.
+    """Return the flat tensors of an ``ArrayRecord`` by group, in float32, or still in int8.
+
+    That of ``frozen`` borrows its memory, which may be read-only.
 
     Raises:
         LayoutError: an array that is not of a wire dtype, or that cannot be read.
@@ -43,11 +91,12 @@ def decode_arrays(record: ArrayRecord) -> dict[str, Tensor]:
     return dict(_decode_flat(key, array) for key, array in record.items())
 
 
-def encode_flat(group: str, flat: Tensor, dtype: str) -> dict[str, Array]:
-    """Encode one flat tensor, under the key that says its group and its type on the wire."""
+def encode_flat(group: str, flat: Tensor, dtype: str, sizes: Sequence[int]) -> dict[str, Array]:
+    """Encode one flat tensor of others with so many values each, under the key that says its group and its type on the wire."""
     if dtype == "float32":
         return {group: _encoded(flat.to(torch.float32).numpy())}
-    return {f"{group}:{dtype}": _encoded(flat.to(DTYPES[dtype]).view(torch.int16).numpy())}
+    coded = encode_blocks(flat.to(torch.float32), sizes) if dtype == INT8 else flat.to(torch.bfloat16).view(torch.int16)
+    return {f"{group}:{dtype}": _encoded(coded.numpy())}
 
 
 def encode_pieces(group: str, tensors: Sequence[Tensor]) -> dict[str, Array]:
@@ -81,7 +130,7 @@ def _decode_flat(key: str, array: Array) -> tuple[str, Tensor]:
         return group, _borrowed(values)
     # Torch's own memory begins on a cache line, NumPy's anywhere, and the last bits of a product with it depend on that.
     flat = torch.tensor(values)
-    return group, flat.view(DTYPES[dtype]).to(torch.float32) if dtype else flat
+    return group, flat.view(torch.bfloat16).to(torch.float32) if dtype == "bfloat16" else flat
 
 
 def _told(what: object) -> str:
@@ -124,4 +173,17 @@ def _borrowed(values: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
 
 def quantise(state: State, dtype: str) -> State:
     """Return a state as the other side decodes it, in float32."""
-    return state.map(lambda t: t.to(DTYPES[dtype]).to(torch.float32))
+    return state.map(ROUNDED[dtype])
+
+
+def _in_blocks(tensor: Tensor) -> Tensor:
+    sizes = (tensor.numel(),)
+    return decode_blocks(encode_blocks(tensor.detach().to("cpu", torch.float32).reshape(-1), sizes), sizes).view(tensor.shape)
+
+
+# What a tensor is on the other side.
+ROUNDED: dict[str, Callable[[Tensor], Tensor]] = {
+    "float32": lambda t: t.to(torch.float32),
+    "bfloat16": lambda t: t.to(torch.bfloat16).to(torch.float32),
+    INT8: _in_blocks,
+}

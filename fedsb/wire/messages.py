@@ -2,8 +2,8 @@
 
 Instructions carry one ``ArrayRecord`` (``arrays``) and one ``ConfigRecord`` (``config``); replies one ``ArrayRecord`` and one
 ``MetricRecord`` (``metrics``) with the same keys from every client. Inside, each group of a state (``trained``, ``head``) is one
-flat array, modules concatenated in sorted order, and the frozen bundle is one more (``frozen``). float32, or bfloat16 as an
-int16 view whose key says so (``trained:bfloat16``). The layout travels as a 48-bit digest.
+flat array, modules concatenated in sorted order, and the frozen bundle is one more (``frozen``), in float32 always. A state is float32,
+or of a type that its key says (``trained:bfloat16``, ``trained:int8``). The layout travels as a 48-bit digest.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedsb.core.state import Layout, Name, State, unpack
-from fedsb.wire.arrays import FROZEN, LayoutError, decode_arrays, encode_arrays, encode_pieces
+from fedsb.core.state import Layout, Name, State
+from fedsb.wire.arrays import FROZEN, LayoutError, decode_arrays, encode_arrays, encode_pieces, unpack_coded
 from fedsb.wire.frozen import ROOT, FrozenBundle
 
 
@@ -38,7 +38,9 @@ class Instruction:
         bundle: frozen deltas that the client is thought to lack.
         origin: names the run, from its first process on to every one that resumes it.
         own: the last round whose training by this client has counted, for a client that keeps something of its own: it goes on from what it
-            kept then, and from the start at 0. No message of another method has it.
+            kept then, and from the start at 0. No message of another run has it.
+        carried: roles of which a client adds what the wire's rounding left out of its last upload that counted to this one; in such a
+            run ``own`` tells which that was. None where nothing is carried.
         start: the server's :func:`~fedsb.core.prints.prints` of the factors that everybody makes; empty where the method has none.
         overrides: of a resumed run, for a real node, which does not see its folder; read by :func:`fedsb.app.asked.as_told`.
     """
@@ -54,6 +56,7 @@ class Instruction:
     overrides: str | None = None
     origin: str = ""
     own: int = 0
+    carried: tuple[str, ...] = ()
     start: tuple[float, ...] = ()
 
     def state(self, layout: Layout) -> State:
@@ -83,9 +86,12 @@ class Reply:
 
     @property
     def finite(self) -> bool:
-        """Whether no value is NaN or infinite."""
+        """Whether no value is NaN or infinite; False where int8 values must be decoded to tell."""
         # A sum is finite only where every value is; one that overflows says nothing yet.
-        return all(bool(torch.isfinite(flat.sum())) or bool(torch.isfinite(flat).all()) for flat in self.flats.values())
+        return all(
+            flat.dtype != torch.int8 and (bool(torch.isfinite(flat.sum())) or bool(torch.isfinite(flat).all()))
+            for flat in self.flats.values()
+        )
 
     def state(self, layout: Layout) -> State:
         """Unpack the state.
@@ -98,7 +104,7 @@ class Reply:
 
 def _unpack(flats: Mapping[str, Tensor], digest: int, layout: Layout) -> State:
     try:
-        state = unpack(flats, layout)
+        state = unpack_coded(flats, layout)
     except ValueError as error:
         raise LayoutError(str(error)) from None
     if digest != layout.digest:
@@ -139,7 +145,7 @@ def encode_shared(arrays: ArrayRecord, bundle: FrozenBundle | None) -> SharedPar
 
 def encode_instruction(instruction: Instruction, shared: SharedPart) -> RecordDict:
     """Build the content of an instruction; its ``flats`` and ``bundle`` are those of the shared part."""
-    config: dict[str, str | int | list[float]] = {
+    config: dict[str, str | int | list[float] | list[str]] = {
         "client": instruction.client,
         "round": instruction.round,
         "stage": instruction.stage,
@@ -149,6 +155,7 @@ def encode_instruction(instruction: Instruction, shared: SharedPart) -> RecordDi
         "origin": instruction.origin,
         **shared.config,
         **({"own": instruction.own} if instruction.own else {}),
+        **({"carried": list(instruction.carried)} if instruction.carried else {}),
         **({"start": list(instruction.start)} if instruction.start else {}),
         **({} if instruction.overrides is None else {"overrides": instruction.overrides}),
     }
@@ -168,6 +175,7 @@ def decode_instruction(content: RecordDict) -> Instruction:
         frozen=head,
         origin=_folder_name(str(config.get("origin", ""))),
         own=int(config.get("own", 0)),  # type: ignore[arg-type]
+        carried=tuple(map(str, config.get("carried", ()))),  # type: ignore[arg-type]
         start=tuple(config.get("start", ())),  # type: ignore[arg-type]
         labels=tuple(json.loads(str(config["labels"]))),
         flats=flats,

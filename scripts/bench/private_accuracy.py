@@ -31,10 +31,9 @@ from fedsb.app.prepare import planned, prepare
 from fedsb.app.private_run import save_plans
 from fedsb.client_app import app
 from fedsb.config.compose import load
-from fedsb.core.state import unpack
 from fedsb.models.evaluate import evaluate
 from fedsb.runtime.local import LocalGrid
-from fedsb.wire.arrays import decode_arrays, encode_arrays
+from fedsb.wire.arrays import decode_state, encode_arrays
 
 VALIDATION = 0.15
 TUNING_SEED = 100
@@ -174,7 +173,7 @@ def federate(overrides: Sequence[str], part: str) -> float:
         result = prepared.strategy.start(grid, first, num_rounds=config.federation.num_rounds, timeout=1e6)
         assert result.arrays is not None
         adapted = prepared.adapted
-        adapted.install(unpack(decode_arrays(result.arrays), adapted.layouts.down), prepared.strategy.frozen.view())
+        adapted.install(decode_state(result.arrays, adapted.layouts.down), prepared.strategy.frozen.view())
         features = test_features(config) if part == "test" else public_features(config)
         return evaluate(adapted, task_of(config), features, train=config.train)["accuracy"]
 

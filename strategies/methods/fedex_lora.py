@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedsb.core.errors import UserError
 from fedsb.core.state import Name, State, WeightedSum
+from fedsb.wire.arrays import INT8
 from strategies.base import LowRankStrategy
 from strategies.products import truncate
 from strategies.reducers import Aggregate, Reducer
@@ -98,7 +99,7 @@ class FedExReducer:
     def finish(self) -> Aggregate:
         """Return the means and the residual; the stacks become U and V."""
         mean = self._sum.mean()
-        state = self._decode(mean)
+        state = mean.merge(self._decode(mean.pick(self._a, self._b)))  # the head is decoded like everybody's, outside
         residual: dict[Name, Tensor] = {}
         error = total = 0.0
         for module in mean.modules:
@@ -169,6 +170,18 @@ class FedExLoRA(LowRankStrategy):
             raise UserError(f"method.options.truncate={truncate} must be a rank of at least 1, or null for the whole residual")
         self._truncate = truncate
         self._coarse = self.wire_dtype != "float32"
+        self._hold_what_int8_takes()
+
+    def _hold_what_int8_takes(self) -> None:
+        """Refuse a truncation to less than the ranks that make up for the means' rounding."""
+        ranks = [shape[0] for name, shape in self.layouts.up[0].shapes if name.role == "A"]
+        least = 2 * max(ranks, default=0)
+        if self._truncate is not None and self.wire_dtype == INT8 and self._truncate < least:
+            raise UserError(
+                f"method.options.truncate={self._truncate} with federation.wire_dtype=int8: what makes up for the rounding of both means "
+                f"has rank {least} by itself, and little or nothing of the clients' residual would be left; use {least} or more, null for "
+                "the whole residual, or federation.wire_dtype=bfloat16"
+            )
 
     @property
     def is_exact(self) -> bool:

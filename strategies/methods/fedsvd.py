@@ -14,6 +14,7 @@ class FedSVD(LowRankStrategy):
     """Average B and the head; turn the product into one with an orthonormal A."""
 
     is_exact = True
+    anew = ("B",)
 
     def follow(self, mean: State, held: State) -> Aggregate:
         """Return the head as it is, and B and A decomposed anew."""

@@ -28,6 +28,7 @@ class FlexLoRA(LowRankStrategy):
     """
 
     any_rank = True
+    anew = ("B", "A")
 
     def __init__(self, *, energy: float | None = None, split: str = "left", **options: Any) -> None:
         super().__init__(**options)

@@ -135,13 +135,14 @@ def test_what_is_uploaded_is_the_weight_that_was_trained(use: Use, tiny_bert: Pa
         for i, parameter in enumerate(adapted.trainable().values()):
             parameter += torch.randn(parameter.shape, generator=torch_generator(i, "trained"))
     trained, had = adapted.trained(), weights(adapted)
-    upload, said = adapted.upload(trained, 1, "bfloat16")
+    upload = adapted.sent(trained, 1)
+    said = adapted.encoding_error(trained, 1, quantise(upload, "bfloat16"))
     assert {name.role for name in trained} - {name.role for name in upload} == {"t"}
     adapted.install(upload, view)
     torch.testing.assert_close(weights(adapted), had, rtol=1e-5, atol=1e-6)
     adapted.install(quantise(upload, "bfloat16"), view)
     lost = (weights(adapted) - had).square().sum().sqrt()
-    assert said == {"encoding-error": pytest.approx(float(lost), rel=1e-4)}
+    assert said == pytest.approx(float(lost), rel=1e-4)
 
 
 def weights(adapted: AdaptedModel) -> Tensor:

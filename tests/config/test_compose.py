@@ -136,7 +136,7 @@ MISTAKES = {
     "model.head=3": r"^model\.head=3 is not valid: input should be a valid string; or it must be a list, as in \[a,b\]$",
     "device=gpu": r"unknown device 'gpu'.*; choose from auto, cpu, cuda",
     "model=pretrained": r"model\.name must be given: add model\.name=…",
-    "federation.wire_dtype=float16": r"unknown federation\.wire_dtype 'float16' .*; choose from bfloat16, float32",
+    "federation.wire_dtype=float16": r"unknown federation\.wire_dtype 'float16' .*; choose from bfloat16, float32, int8",
 }
 
 

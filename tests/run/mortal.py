@@ -14,9 +14,20 @@ from tests.strategies.private_runs import CLIENT, EXAMPLE
 RUNS = {
     "fed_sb": ("init.kind=gradient", "init.num_examples=8", "init.power_iterations=0"),
     "fedex_lora": ("method=fedex_lora", "federation.fraction=0.75"),
-    "adam": ("method=fedavg_lora", "federation.server_optimizer.name=adam", "federation.server_optimizer.lr=0.1"),
+    "adam": (
+        "method=fedavg_lora",
+        "federation.server_optimizer.name=adam",
+        "federation.server_optimizer.lr=0.1",
+        "federation.wire_dtype=int8",
+    ),
     "momentum": ("init.kind=random", "federation.server_optimizer.name=momentum", "federation.wire_dtype=bfloat16"),
-    "fedau": ("method=fedavg_lora", "federation.weighting=fedau", "federation.fraction=0.5", "federation.cutoff=2"),
+    "fedau": (
+        "method=ffa_lora",
+        "federation.weighting=fedau",
+        "federation.fraction=0.5",
+        "federation.cutoff=2",
+        "federation.wire_dtype=int8",
+    ),
     "private examples": (*EXAMPLE, "privacy.clipping=adaptive", "init.kind=weight_svd"),
     "private clients": (*CLIENT, "privacy.clipping=adaptive", "privacy.quantile_lr=0.5", "init.kind=weight_svd"),
 }

@@ -31,7 +31,7 @@ from tests.strategies.private_runs import EXAMPLE, small
 
 RUNS = {
     "fed_sb": ("init.kind=weight_svd", "federation.wire_dtype=bfloat16"),
-    "fedavg_lora": ("method=fedavg_lora", "train.local_steps=null"),
+    "fedavg_lora": ("method=fedavg_lora", "train.local_steps=null", "federation.wire_dtype=int8"),
     "fedex_lora": ("method=fedex_lora", "federation.fraction=0.75", "federation.num_rounds=3"),
     "head_only": ("method=head_only",),
     "private, adaptive": (*EXAMPLE, "init.kind=weight_svd", "privacy.clipping=adaptive"),

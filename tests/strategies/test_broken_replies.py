@@ -112,7 +112,7 @@ BROKEN: dict[str, tuple[Tamper, str]] = {
     "a group renamed": (lambda c: renamed(c, "head", "tail"), r"groups are \['tail', 'trained'\], expected \['head', 'trained'\]"),
     "an unknown dtype of the wire": (
         lambda c: renamed(c, "head", "head:int3"),
-        r"array 'head:int3' .* not of a wire dtype \(float32, bfloat16\)",
+        r"array 'head:int3' .* not of a wire dtype \(float32, bfloat16, int8\)",
     ),
     "an unknown dtype of the array": (of_another_type, r"array 'trained' \(strange \[\d+\]\) is not of a wire dtype"),
     "a row": (lambda c: with_arrays(c, lambda v: v[None]), r"array 'trained' \(float32 \[1, \d+\]\) is not of a wire dtype .*, flat"),

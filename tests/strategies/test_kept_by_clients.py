@@ -27,7 +27,9 @@ from strategies import STRATEGIES
 from tests.strategies.federations import ClientCall, named
 from tests.strategies.private_runs import small, write_table
 
-OWN = [method for method in STRATEGIES if SPECS[load([f"method={method}"]).method.adapter].own]
+# What clients keep: factors of their own, and what a wire of int8 has left out of their uploads.
+OWN = {method: (f"method={method}",) for method in STRATEGIES if SPECS[load([f"method={method}"]).method.adapter].own}
+OWN |= {"int8": ("method=fedavg_lora", "federation.wire_dtype=int8")}
 ROUNDS = "federation.num_rounds=6"
 REMARK = "client-2: it begins anew, for what it kept of its own in round 2 is not there (federation.lost_state=anew)"
 Before = Callable[[str, int], None]
@@ -96,7 +98,7 @@ def losing(client: str, number: int, folder: Path) -> Before:
 
     def lose(who: str, when: int) -> None:
         if (who, when) == (client, number):
-            for path in folder.rglob("own/**/round-*.safetensors"):
+            for path in folder.rglob("round-*.safetensors"):
                 if path.parent.name.startswith(client):
                     path.unlink()
 
@@ -106,7 +108,7 @@ def losing(client: str, number: int, folder: Path) -> Before:
 @pytest.mark.parametrize("method", OWN)
 def test_an_upload_that_did_not_count_moves_nobodys_own(method: str, tiny_bert: Path, tmp_path: Path) -> None:
     """It is the same whether a client fails before it has trained, and has nothing to keep, or after."""
-    overrides = small(tiny_bert, tmp_path, f"method={method}", ROUNDS)
+    overrides = small(tiny_bert, tmp_path, *OWN[method], ROUNDS)
     draw = numpy_generator(0, "late", method)
     pairs = {(f"client-{client}", number) for client in range(1, 4) for number in range(1, 7) if draw.random() < 0.4}
     whole = run(tmp_path / "early", overrides, failing(pairs, late=False))
@@ -119,7 +121,7 @@ def test_an_upload_that_did_not_count_moves_nobodys_own(method: str, tiny_bert: 
 @pytest.mark.parametrize("method", OWN)
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_clients_go_back_with_a_run_that_goes_back(damaged: int, method: str, tiny_bert: Path, tmp_path: Path) -> None:
-    overrides = small(tiny_bert, tmp_path, f"method={method}", ROUNDS, "federation.fraction=0.5", "keep_checkpoints=3")
+    overrides = small(tiny_bert, tmp_path, *OWN[method], ROUNDS, "federation.fraction=0.5", "keep_checkpoints=3")
     whole = run(tmp_path / "whole", overrides)
 
     def end(client: str, number: int) -> None:
@@ -141,7 +143,7 @@ def test_clients_go_back_with_a_run_that_goes_back(damaged: int, method: str, ti
 def test_a_simulated_client_whose_own_is_gone_is_refused_or_begins_anew(
     stack: int, method: str, tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    overrides = small(tiny_bert, tmp_path, f"method={method}", "federation.num_rounds=3", f"runtime.stack={stack}")
+    overrides = small(tiny_bert, tmp_path, *OWN[method], "federation.num_rounds=3", f"runtime.stack={stack}")
     lose = losing("client-2", 3, tmp_path)
     run(tmp_path / "refused", overrides, before=lose, stack=stack)
     assert [record.failed for record in records(tmp_path / "refused")] == [{}, {}, {}, {"client-2": CODES["own_state"].text}]
@@ -155,7 +157,7 @@ def test_a_simulated_client_whose_own_is_gone_is_refused_or_begins_anew(
 def test_a_node_without_its_disk_stops_the_run_and_may_begin_anew(method: str, tiny_bert: Path, tmp_path: Path) -> None:
     tables = {client: write_table(tmp_path / f"{client}.csv", 20) for client in ("client-0", "client-1")}
     nodes = {number: named(client, **{"data-path": str(path)}) for number, (client, path) in enumerate(tables.items(), start=1)}
-    overrides = small(tiny_bert, tmp_path, f"method={method}", "federation.num_clients=2", "federation.num_rounds=4")
+    overrides = small(tiny_bert, tmp_path, *OWN[method], "federation.num_clients=2", "federation.num_rounds=4")
     folder = tmp_path / "run"
     with pytest.raises(RunError, match=r"round 3: 1 valid replies, federation.min_replies=2 \(client-1: refused: what the client kept"):
         run(folder, overrides, before=losing("client-1", 3, tmp_path / "home"), nodes=nodes)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import HEAD, Layout, Name, State
-from fedsb.wire.arrays import LayoutError, _encoded, decode_arrays, encode_arrays, quantise
-from fedsb.wire.byte_counts import overhead_bytes, payload_bytes, state_bytes
+from fedsb.wire.arrays import LayoutError, _encoded, decode_arrays, encode_arrays, layout_bytes, quantise
+from fedsb.wire.byte_counts import overhead_bytes, payload_bytes
 from fedsb.wire.frozen import ROOT, FrozenLog
 from fedsb.wire.messages import (
     Instruction,
@@ -31,7 +31,7 @@ from fedsb.wire.messages import (
 )
 
 law = settings(max_examples=25, deadline=None)
-dtypes = st.sampled_from(["float32", "bfloat16"])
+dtypes = st.sampled_from(["float32", "bfloat16", "int8"])
 sizes = st.integers(1, 6)
 
 
@@ -194,7 +194,7 @@ def test_payload_and_overhead_are_the_whole_message(rank: int, modules: int, dty
         (encode_reply(state, 100, {"loss": 1.0, "steps": 7}, dtype), 0),
         (encode_instruction(instruction, shared), 9 * rank if bundled else 0),
     ):
-        assert payload_bytes(content) == state_bytes(modules * rank * rank, dtype) + 4 * frozen
+        assert payload_bytes(content) == layout_bytes(Layout.of(state), dtype) + 4 * frozen
         assert abs(payload_bytes(content) + overhead_bytes(content) - recorddict_to_proto(content).ByteSize()) <= 64
 
 
@@ -213,7 +213,7 @@ def test_the_root_of_the_frozen_log_goes_without_a_bundle() -> None:
     assert got.bundle is None
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int16"])
+@pytest.mark.parametrize("dtype", ["float32", "int16", "int8"])
 @pytest.mark.parametrize("size", [0, 1, 7, 4096, 100_003])
 def test_flat_values_are_written_as_flower_writes_them(dtype: str, size: int) -> None:
     values = (np.arange(size) % 1000).astype(dtype)
@@ -226,3 +226,17 @@ def test_flat_values_are_written_as_flower_writes_them(dtype: str, size: int) ->
 )
 def test_a_sum_that_overflows_is_no_sign_of_infinity(values: list[float], finite: bool) -> None:
     assert Reply({"trained": torch.tensor(values)}, 0, 1, {}).finite is finite
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_not_finite_in_int8_either(broken: float) -> None:
+    state = State({Name("x", "A"): torch.tensor([1.0, broken, 2.0])})
+    reply = decode_reply(encode_reply(state, 1, {}, "int8"))
+    assert not reply.finite
+    assert bool(reply.state(Layout.of(state))[Name("x", "A")].isnan().all())
+
+
+def test_bytes_that_are_not_of_the_layout_are_refused() -> None:
+    reply = decode_reply(encode_reply(State({Name("x", "A"): torch.ones(65)}), 1, {}, "int8"))
+    with pytest.raises(LayoutError, match=r"group 'trained' holds 73 bytes of int8 values and scales, expected 74 for 66 values"):
+        reply.state(Layout.of(State({Name("x", "A"): torch.ones(33), Name("x", "B"): torch.ones(33)})))

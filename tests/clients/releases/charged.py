@@ -21,6 +21,7 @@ from fedsb.privacy.ledger import Key, Ledger
 from fedsb.privacy.plan import Plan
 from fedsb.privacy.randomness import simulated_streams
 from fedsb.wire.frozen import FrozenMissing, FrozenView
+from fedsb.wire.rounded_uploads import Rounding
 from tests.clients.private_cases import SITE, TRAIN, Case
 
 ENTRY = Entry("gaussian", 0.4, 1.1, 3)
@@ -49,7 +50,7 @@ def train(
         train=TRAIN,
         site=replace(SITE, round=number, num_rounds=2),
         frozen=frozen or (lambda: case.frozen),
-        wire_dtype=wire_dtype,
+        rounding=Rounding(wire_dtype),
         privacy=privacy,
         account=held,
         streams=simulated_streams(0, "client-1", number, "train", torch.device("cpu")),

@@ -77,9 +77,12 @@ def test_a_reply_carries_its_account_and_nothing_of_the_data(method: str, tiny_b
             assert held(mine) != held(yours)
 
 
-def test_what_the_wire_took_is_measured_on_noised_arrays(tiny_bert: Path, tmp_path: Path) -> None:
-    run = run_privately(small(tiny_bert, tmp_path, *EXAMPLE, "federation.wire_dtype=bfloat16"), tmp_path / "run")
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_what_the_wire_took_is_measured_on_noised_arrays(dtype: str, tiny_bert: Path, tmp_path: Path) -> None:
+    """And what int8 leaves out for the next round is of noised arrays, and no more of them is said for it."""
+    run = run_privately(small(tiny_bert, tmp_path, *EXAMPLE, f"federation.wire_dtype={dtype}"), tmp_path / "run")
     assert all(set(metrics_of(e.reply)) == ALLOWED for e in run.grid.exchanges)
+    assert len({tuple((key, tuple(array.shape)) for key, array in e.reply.content["arrays"].items()) for e in run.grid.exchanges}) == 1
 
 
 @pytest.mark.parametrize("unit", ["none", "client"])
