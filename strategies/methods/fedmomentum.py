@@ -65,15 +65,16 @@ class PairAndRest(Decomposing):
         b, a = pair(p, s, q, most, present, self._cut.split)
         rest = [(p[:, most:here] * s[most:here], q[most:here])]
         if self._coarse:
-            rest.append(self._missed(module, p[:, :most] * s[:most], q[:most], b, a))
+            decoded = self._decoded(module, b, a)
+            rest.append(_missed(p[:, :most] * s[:most], q[:most], *decoded))
+            b, a = decoded  # as it is made up for
         self._rest |= self._laid_out(module, width + (2 * most if self._coarse else 0), rest)
         return b, a
 
-    def _missed(self, module: str, left: Tensor, right: Tensor, b: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what a pair misses of ``left @ right`` once it is decoded."""
+    def _decoded(self, module: str, b: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         names = Name(module, "B"), Name(module, "A")
         there = self._decode(State(dict(zip(names, (b, a), strict=True))))
-        return torch.cat([left, -there[names[0]].double()], dim=1), torch.cat([right, there[names[1]].double()])
+        return there[names[0]].double(), there[names[1]].double()
 
     def _laid_out(self, module: str, width: int, rest: Sequence[tuple[Tensor, Tensor]]) -> dict[Name, Tensor]:
         """Return ``U`` and ``V`` of so many columns and rows, zero where there are fewer; nothing where there are none."""
@@ -81,6 +82,11 @@ class PairAndRest(Decomposing):
         spare = width - len(right)
         wide, high = torch.nn.functional.pad(left, (0, spare)), torch.nn.functional.pad(self._scale * right, (0, 0, 0, spare))
         return {Name(module, "U"): wide.float(), Name(module, "V"): high.float()} if width else {}
+
+
+def _missed(left: Tensor, right: Tensor, b: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a pair misses of ``left @ right``."""
+    return torch.cat([left, -b], dim=1), torch.cat([right, a])
 
 
 def rest_rank(stacked: int, rank: int, most: int | None) -> int:
@@ -100,6 +106,8 @@ class FedMomentum(LowRankStrategy):
     Raises:
         UserError: there is no such share, rank or split.
     """
+
+    anew = ("B", "A")
 
     def __init__(self, *, energy: float | None = 0.9999, truncate: int | None = None, split: str = "balanced", **options: Any) -> None:
         super().__init__(**options)
