@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -31,7 +32,7 @@ from strategies.participation import Listener, Participation
 from strategies.products import gauge
 from strategies.reducers import PlainMean, Reducer
 from strategies.rounds import RoundState
-from strategies.sending import Sending, Shares
+from strategies.sending import Sending, Shares, carried_roles
 from strategies.server_optimizer import ServerOptimizer, server_step
 from strategies.transport import Ask
 
@@ -90,6 +91,7 @@ class LowRankStrategy(Method, RoundLoop):
         self.server_optimizer = server_optimizer
         self.wire_dtype = wire_dtype
         self.sending = Sending(wire_dtype, feedback=error_feedback)
+        self.carried = carried_roles(spec, self.anew) if self.sending.keeps else ()
         self.weighting = participation.new_weighting()
         measures, rest = exactness and spec.has_global_model, spec.at_rest(layouts.learnt)
         self.gap = GapMeter(spec, scale, on=measures, weights=held_weights, rest=rest)
@@ -207,13 +209,6 @@ class LowRankStrategy(Method, RoundLoop):
         """Return what a client sees of the factors that the server holds."""
         return self.layouts_of(client).sight
 
-    @cached_property
-    def carried(self) -> tuple[str, ...]:
-        """The roles of which clients add what rounding left out of one upload to the next; none where nothing is."""
-        spec, turns = self.spec, range(1, self.spec.turns + 1)
-        up = {role for turn in turns for role in spec.uploaded(turn)} | ({spec.head.name} if spec.head.up else set())
-        return tuple(sorted(up - {*spec.fresh, *self.anew})) if self.sending.keeps else ()
-
     def _shared(self, arrays: ArrayRecord) -> Shares:
         return Shares(self.down, arrays, self.sending.meant(decode_state(arrays, self.down)), self.wire_dtype)
 
@@ -222,10 +217,8 @@ class LowRankStrategy(Method, RoundLoop):
 
         def ask(client: str) -> tuple[Instruction, ArrayRecord]:
             layouts, own = self.layouts_of(client), self.counted.get(client, 0)
-            told = Instruction(
-                "", round_number, labels=self.labels, digest=layouts.down.digest, own=own, carried=self.carried, start=self.start_prints
-            )
-            return told, shares.of(layouts)
+            told = Instruction("", round_number, labels=self.labels, digest=layouts.down.digest, own=own, carried=self.carried)
+            return replace(told, start=self.start_prints), shares.of(layouts)
 
         return ask
 

@@ -11,12 +11,25 @@ A rule that makes up for the rounding of what it hands out, as FedEx-LoRA's resi
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from flwr.app import ArrayRecord
 
-from fedsb.adapters import Layouts
+from fedsb.adapters import AdapterSpec, Layouts
 from fedsb.core.state import Layout, State, pack, unpack
 from fedsb.wire.arrays import INT8, decode_state, encode_arrays
+
+
+def carried_roles(spec: AdapterSpec, anew: Collection[str]) -> tuple[str, ...]:
+    """Return the roles of which clients may add what rounding left out of one upload to the next.
+
+    Args:
+        spec: the adapter family.
+        anew: factors that the method's rule makes anew in each round.
+    """
+    up = {role for turn in range(1, spec.turns + 1) for role in spec.uploaded(turn)}
+    return tuple(sorted((up | ({spec.head.name} if spec.head.up else set())) - {*spec.fresh, *anew}))
 
 
 class Shares:

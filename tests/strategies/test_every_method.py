@@ -138,31 +138,6 @@ def test_clients_of_several_ranks_move_true_shapes_or_are_refused(run: Run, meth
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_the_wire_may_be_coarse(run: Run, method: str, dtype: str) -> None:
-    """A bfloat16 is rounded by itself, so that a rule which adds to W0, or is a mean, stands for all; int8 goes with differences."""
-    if dtype == "bfloat16" and method != "fedavg_lora" and not STRATEGIES[method].adds_to_weights():
-        return
-    federation, plain = run(method, f"federation.wire_dtype={dtype}"), run(method)
-    assert all(not record.failed for record in federation.records)
-    assert federation.payload()[0] == (plain.payload()[0] // 2 if dtype == "bfloat16" else in_int8(plain))
-    cost = cost_of(federation.config)
-    assert federation.payload() == (cost.payload_up, cost.payload_down, cost.payload_one_off)
-    if federation.prepared.strategy.has_global_model and federation.prepared.strategy.is_exact:
-        assert max(record.exactness_gap for record in federation.records[1:]) < 0.03
-    if STRATEGIES[method].adds_to_weights():  # what the rounding took of its factors went there, or nothing was taken
-        left = federation.prepared.strategy.sending.left
-        assert not any(t.any() for name, t in left.items() if name.role != HEAD)
-
-
-def in_int8(plain: Federation) -> int:
-    """Return the bytes of a run's uploads with a byte for each value, and four for each 64 of a tensor."""
-    layout = plain.prepared.adapted.layouts.up_in
-    shapes = [shape for e in plain.grid.exchanges if e.kind == "train" for _, shape in layout(e.instruction.round).shapes]
-    return sum(prod(shape) + 4 * -(-prod(shape) // 64) for shape in shapes)
-
-
-@pytest.mark.parametrize("method", METHODS)
 def test_clients_evaluate_what_they_hold(run: Run, method: str) -> None:
     federation = run(method, "federation.evaluate_clients=true", "data.client_test_fraction=0.3")
     for record in federation.records[1:]:
