@@ -40,6 +40,24 @@ def test_the_pair_is_one_step_of_rank_r_down_the_gradient_whatever_its_size() ->
         torch.testing.assert_close(pair[Name("x", "B")].norm(), pair[Name("x", "A")].norm())  # balanced
 
 
+def test_frozen_the_pair_has_its_step_in_the_core() -> None:
+    gradient = torch.randn(9, 12, generator=torch_generator(0, "test"), dtype=torch.float64)
+    u, s, vt = torch.linalg.svd(gradient)
+    found = State({Name("x", "B"): u[:, :4], Name("x", "S"): s[:4], Name("x", "A"): vt[:4]})
+    made = SPECS["lora_sb"].having({"gamma": 16.0}).from_gradient(found, "zero", 0.01, 5.0)
+    b, r, a = (made[Name("x", role)].double() for role in "BRA")
+    torch.testing.assert_close(b @ r @ a, -(u[:, :4] * s[:4]) @ vt[:4] / (16.0 * s[0]))
+    torch.testing.assert_close(r, torch.eye(4, dtype=torch.float64) / 16.0)
+    torch.testing.assert_close(b.norm(dim=0), (s[:4] / s[0]).sqrt())
+
+
+def test_fed_sb_between_it_is_exact(run: Run) -> None:
+    federation = run("method=fed_sb", "adapter.options.gamma=128", "init.kind=gradient")
+    assert max(record.exactness_gap or 0 for record in federation.records[1:]) < 1e-5
+    core = next(t for name, t in federation.kept.states[0].items() if name.role == "R")
+    assert torch.equal(core, torch.eye(len(core)) / 128)
+
+
 def test_a_layer_without_a_gradient_starts_at_w0() -> None:
     found = State({Name("x", "B"): torch.eye(4)[:, :2], Name("x", "S"): torch.zeros(2), Name("x", "A"): torch.eye(4)[:2]})
     assert not any(t.any() for t in one_step(found, "zero", 0.01, 1.0).values())
@@ -78,6 +96,7 @@ def test_a_private_round_is_preconditioned_after_the_noise(tiny_bert: Path, tmp_
 
 
 @pytest.mark.parametrize("gamma", ["0", "-1"])
-def test_no_step_is_refused(gamma: str) -> None:
-    with pytest.raises(UserError, match=rf"^adapter\.options\.gamma={gamma} is out of range; it must be above 0$"):
-        SPECS["lora"].having(load(["method=lora_one", f"adapter.options.gamma={gamma}"]).adapter.options)
+@pytest.mark.parametrize("family", ["lora", "lora_one", "lora_sb"])
+def test_no_step_is_refused(family: str, gamma: str) -> None:
+    with pytest.raises(UserError, match=rf"^adapter\.options\.gamma={gamma} is out of range; it must be above 0"):
+        SPECS[family].having(load(["method=lora_one", f"adapter.options.gamma={gamma}"]).adapter.options)
