@@ -14,14 +14,16 @@ from fedsb.core.errors import UserError
 
 FOREIGN = re.compile(r"[^\x20-\x7e]|[#;&!~<>^`]")  # what Hydra's lexer knows nowhere but in quotes
 ELEMENT = re.compile(r"[^,\[\]{}'\"]+")
+# What is chosen of a family: each knows its own keys and refuses others, and conf/ names those with a default alone.
+OPEN = "adapter.options."
 CALL = re.compile(r"\w+ ?\([^)]*\)?$")  # choice(1, 2), also with its end missing
 
 
 def readable(text: str) -> str:
     """Return an override with those quotes around its value, or around elements of it, without which it could not be read.
 
-    A value that Hydra can read stays as it is. Where quotes would decide what was meant (a comma, a bracket or a call may be part of a
-    name, or not), nobody decides it here.
+    A value that Hydra can read stays as it is; a key below :data:`OPEN` may be a new one. Where quotes would decide what was meant (a
+    comma, a bracket or a call may be part of a name, or not), nobody decides it here.
 
     Raises:
         UserError: it cannot be read, and it is not plain what is meant.
@@ -29,6 +31,8 @@ def readable(text: str) -> str:
     key, equals, value = text.partition("=")
     if not equals and not key.startswith("~"):
         raise UserError(f"cannot read '{text}': an override is KEY=VALUE, as in rank=8")
+    if key.startswith(OPEN):
+        text, key = f"++{text}", f"++{key}"
     for candidate in (text, *(f"{key}={quoted}" for quoted in _quotings(value))):
         if _parsed(candidate) is not None:
             return candidate

@@ -112,3 +112,10 @@ def test_every_experiment_goes_with_every_method(experiment: str, method: str) -
     config = load(overrides)
     assert config.method.name == method
     assert experiment != "quick" or config.init.kind != "gradient"
+
+
+def test_what_a_family_lets_choose_needs_no_default_to_be_given() -> None:
+    assert load(["method=fed_sb", "adapter.options.gamma=128"]).adapter.options == {"gamma": 128}
+    assert load(["method=lora_one", "adapter.options.gamma=2"]).adapter.options == {"gamma": 2}
+    assert sweep_jobs(["adapter.options.gamma=1,2"]) == [["++adapter.options.gamma=1"], ["++adapter.options.gamma=2"]]
+    assert load(["adapter.options.gamma=1", "adapter.options.gamma=3"]).adapter.options == {"gamma": 3}
