@@ -11,17 +11,17 @@ from fedsb.run.checkpoint import LABELS, START, Carried, Snapshot
 if TYPE_CHECKING:
     from strategies.base import LowRankStrategy
 
-OPTIMIZER, FIRST_HEAD, LEFT = "server-optimizer", "first-head", "left"
+OPTIMIZER, FIRST, LEFT = "server-optimizer", "first-head", "left"
 CLIP, HELD, WEIGHTS, COUNTS, ORIGIN, COUNTED = "clip_norm", "held", "weighting", "examples", "origin", "counted"
 
 
 def remember(strategy: LowRankStrategy) -> Carried:
     """Return what a run goes on with.
 
-    A server optimiser's moments, the head that changes are measured from, what the wire's rounding left out of the state, what clients
+    A server optimiser's moments, what changes are measured from, what the wire's rounding left out of the state, what clients
     hold, weights, and a private bound.
     """
-    states = {FIRST_HEAD: strategy.gap.first_head}
+    states = {FIRST: strategy.gap.first}
     if len(strategy.sending.left):
         states[LEFT] = strategy.sending.left
     if strategy.server_optimizer is not None:
@@ -54,8 +54,8 @@ def recall(strategy: LowRankStrategy, snapshot: Snapshot) -> None:
     strategy.counted = dict(carried.facts.get(COUNTED, {}))
     strategy.weighting.take_up(carried.facts.get(WEIGHTS, {}))
     strategy.sending.left = carried.states.get(LEFT, State())
-    if FIRST_HEAD in carried.states:
-        strategy.gap.measure_from(carried.states[FIRST_HEAD])
+    if FIRST in carried.states:
+        strategy.gap.measure_from(carried.states[FIRST])
     if strategy.server_optimizer is not None and OPTIMIZER in carried.states:
         strategy.server_optimizer.take_up(carried.states[OPTIMIZER])
     if strategy.participation.client_unit is not None:

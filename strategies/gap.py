@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+from torch import Tensor
+
 from fedsb.adapters import AdapterSpec
 from fedsb.adapters.exactness import ExactnessMeter, Gap
 from fedsb.adapters.held import HeldWeights
+from fedsb.adapters.low_rank import joined
 from fedsb.adapters.masked import seen
 from fedsb.adapters.residual import Residual
 from fedsb.core.blocks import WHOLE, Sight
-from fedsb.core.state import HEAD, State
+from fedsb.core.state import HEAD, Name, State
 from fedsb.wire.frozen import FrozenView
 
 
@@ -33,7 +37,7 @@ class GapMeter:
         self._rest = rest or State()
         self._gap: Gap | None = None
         self._meter: ExactnessMeter | None = None
-        self.first_head = State()
+        self.first = State()
 
     @property
     def sample(self) -> tuple[str, ...] | None:
@@ -41,16 +45,16 @@ class GapMeter:
         return self._weights.modules if self._weights and self._weights.sampled else None
 
     def begin(self, sent: State, frozen: FrozenView, uploaded: Sequence[str]) -> None:
-        """Start a round from what clients hold, of which ``uploaded`` come back; the head's change counts from the first one's."""
+        """Start a round from what clients hold, of which ``uploaded`` come back; changes count from what they held in the first."""
         if self._on:
-            self._meter = self._meter or self.measure_from(sent)
+            self._meter = self._meter or self.measure_from(sent.pick(HEAD).merge(_added(frozen)))
             self._meter.begin(sent.merge(self._rest), uploaded)
         if self._on and self._weights:
             self._weights.begin(self._seen(frozen))
 
     def measure_from(self, state: State) -> ExactnessMeter:
-        """Measure the head's change from that of ``state``: a run that is resumed keeps its first one."""
-        self.first_head = state.pick(HEAD)
+        """Measure changes from ``state``, a head and what a start has taken out of W0: a run that is resumed keeps its first one."""
+        self.first = state
         self._meter = ExactnessMeter(self._spec, self._scale, state, self._weights.modules if self._weights else ())
         return self._meter
 
@@ -79,3 +83,13 @@ class GapMeter:
 
     def _seen(self, frozen: FrozenView) -> Mapping[str, Residual]:
         return seen(self._spec, frozen.residuals, frozen.basis)
+
+
+def _added(frozen: FrozenView) -> State:
+    """Return what the log has added to W0, before any round: what a start has taken out of it."""
+    found: dict[Name, Tensor] = {}
+    for module, residual in frozen.residuals.items():
+        dense = residual.dense
+        left, right = joined(residual.pairs, torch.float32) if dense is None else (dense.clone(), torch.eye(dense.shape[1]))
+        found |= {Name(module, "U"): left, Name(module, "V"): right}
+    return State(found)

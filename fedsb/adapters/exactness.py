@@ -2,7 +2,8 @@
 
 ``gap = ‖ΔW_held − Σ w_i ΔW_i‖_F / ‖Σ w_i ΔW_i‖_F`` over all adapted modules and the head, where ``ΔW_i = s · B_i [R_i] A_i`` comes
 from the uploads, with the factors that clients held beside, and ``ΔW_held`` is the product of what they hold next plus the residual of this
-round. Residuals of earlier rounds are in both and cancel; the head counts as its change since the first round. No m x n matrix is formed.
+round. Residuals of earlier rounds are in both and cancel; the head counts as its change since the first round, and so does, in the
+denominator, a product that began as a part of W0: that part was not learnt. No m x n matrix is formed.
 
 Where one factor alone is uploaded and clients of smaller ranks hold a block of it, its mean is taken entry by entry over those who hold the
 entry, by their weights, and what nobody holds stays: the sum of the exact means of all blocks. At one rank that is ``Σ w_i ΔW_i``.
@@ -55,7 +56,7 @@ class ExactnessMeter:
     Args:
         spec: the adapter family.
         scale: s.
-        start: the first state; the head's change is measured from it.
+        start: what changes are measured from: the first head, and ``U``, ``V`` of each module from which its start was taken out of W0.
         kept: modules whose uploads are kept in any case, for :meth:`measure_held`.
     """
 
@@ -63,6 +64,7 @@ class ExactnessMeter:
         self._spec = spec
         self._scale = scale
         self._start_head = start.pick(HEAD)
+        self._taken_out = start.pick("U", "V")
         self._kept = frozenset(kept)
         self._ends = (spec.factors[0], spec.factors[-1]) if spec.factors else ("", "")
         self.begin(State(), ())
@@ -107,9 +109,9 @@ class ExactnessMeter:
 
     def _compared(self, module: str, mean: State, held: State) -> tuple[Tensor | float, Tensor | float]:
         if not self._linear:
-            return self._uploads.compare(module, self._given(module, held))
+            return self._uploads.compare(module, self._given(module, held), self._begun(module))
         wanted = self._wanted(module, mean)
-        update = low_rank_squared_norm(wanted)
+        update = low_rank_squared_norm([*wanted, *self._begun(module)])
         if self._differs_in_one(module, held):
             return self._linear_difference(module, mean, held), update
         return low_rank_squared_norm(_minus(self._given(module, held), wanted)), update
@@ -128,7 +130,7 @@ class ExactnessMeter:
         for module in weights.modules:
             wanted = self._wanted(module, mean)
             difference += weights.squared_difference(module, residuals, _minus(self._held_product(module, held), wanted))
-            update += low_rank_squared_norm(wanted)
+            update += low_rank_squared_norm([*wanted, *self._begun(module)])
         return Gap(difference**0.5 + lost, update**0.5)
 
     def _widened(self, upload: State) -> State:
@@ -150,6 +152,11 @@ class ExactnessMeter:
     def _held_product(self, module: str, held: State) -> list[Term]:
         whole = all(Name(module, role) in held for role in self._spec.factors)
         return [self._product(module, held, 1.0)] if whole else []
+
+    def _begun(self, module: str) -> list[Term]:
+        """Return what takes a module's start out of its product again."""
+        left, right = Name(module, "U"), Name(module, "V")
+        return [(self._taken_out[left], self._taken_out[right])] if left in self._taken_out else []
 
     def _mean(self) -> State:
         return self._sum.mean() if self._sum.total_weight and (self._linear or len(self._start_head)) else State()

@@ -78,16 +78,17 @@ class Uploads:
         """Return the mean product of a module as one term an upload; of one that is kept."""
         return [self._product(module, upload, weight / self._total) for upload, weight in self._uploads]
 
-    def compare(self, module: str, given: Sequence[Term]) -> tuple[Tensor, Tensor]:
-        """Return the squared norms of ``Σ given`` less the mean product, and of that: one value each, or one a probe."""
+    def compare(self, module: str, given: Sequence[Term], begun: Sequence[Term] = ()) -> tuple[Tensor, Tensor]:
+        """Return the squared norms of ``Σ given`` less the mean product, and of that and ``Σ begun``: one value each, or one a probe."""
         if self._images is None:
             wanted = self.terms(module)
             less = [*given, *((-left, right) for left, right in wanted)]
-            apart, whole = ([low_rank_squared_norm(terms)] for terms in (less, wanted))
+            apart, whole = ([low_rank_squared_norm(terms)] for terms in (less, [*wanted, *begun]))
             return torch.tensor(apart, dtype=torch.float64), torch.tensor(whole, dtype=torch.float64)
         mean = self._images[module] / self._total
         held = image(given, probes_of(module, given[0][1].shape[1])) if given else torch.zeros_like(mean)
-        return (held - mean).square().sum(dim=0), mean.square().sum(dim=0)
+        moved = mean + image(begun, probes_of(module, begun[0][1].shape[1])) if begun else mean
+        return (held - mean).square().sum(dim=0), moved.square().sum(dim=0)
 
 
 def probes_of(module: str, n: int) -> Tensor:

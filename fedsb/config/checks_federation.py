@@ -32,6 +32,15 @@ def _a_shifted_start_is_whole(config: Config) -> None:
         )
 
 
+def _no_share_of_w0_is_cut_off(config: Config) -> None:
+    energy, kind = config.method.options.get("energy"), start_kind(config)
+    if energy not in (None, 1) and kind in family(config).shifting:
+        raise UserError(
+            f"method.options.energy={energy} with init.kind={kind}: the factors begin as a part of W0, of which that share would be kept "
+            "and the rest lost; set method.options.energy=null, or init.kind=random"
+        )
+
+
 def _names_fit_clients(config: Config) -> None:
     names = config.federation.names
     if names is not None and len(set(names)) != config.federation.num_clients:
@@ -81,6 +90,7 @@ def _evaluation_has_examples(config: Config) -> None:
 FEDERATION_RULES: tuple[Callable[[Config], None], ...] = (
     _ranks_fit,
     _a_shifted_start_is_whole,
+    _no_share_of_w0_is_cut_off,
     _names_fit_clients,
     _clients_are_counted,
     _rounds_are_counted,

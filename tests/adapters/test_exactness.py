@@ -251,6 +251,26 @@ def test_of_many_uploads_the_gap_is_estimated_with_its_error(late: int, monkeypa
     assert estimate.update == pytest.approx(exact.update, rel=0.2)
 
 
+@pytest.mark.parametrize("work", [2**36, 0], ids=["exact", "by probes"])
+def test_what_a_start_took_out_of_w0_was_not_learnt(work: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of W0 a hundred times what moved would make a gap of a tenth one of a thousandth."""
+    monkeypatch.setattr(fedsb.adapters.uploads, "EXACT_WORK", work)
+    first = State({Name("a", "B"): 10 * gaussian(300, 3, seed=1), Name("a", "A"): 10 * gaussian(3, 200, seed=2)})
+    uploads = [first.map(lambda t, seed=seed: t + 0.1 * gaussian(*t.shape, seed=seed)) for seed in (3, 4)]  # type: ignore[misc]
+    gaps = []
+    for shift in (State(), SPECS["lora"].shift(first, 0.5)):
+        meter = ExactnessMeter(SPECS["lora"], 0.5, shift)
+        meter.begin(State(), ("A", "B"))
+        for upload in uploads:
+            meter.add(upload, 1.0)
+        gaps.append(meter.measure(uploads[0]))
+    products = [each[Name("a", "B")].double() @ each[Name("a", "A")].double() for each in (*uploads, first)]
+    moved = 0.5 * float(((products[0] + products[1]) / 2 - products[2]).norm())
+    assert gaps[0].difference == gaps[1].difference
+    assert gaps[1].update == pytest.approx(moved, rel=1e-9 if work else 0.2)
+    assert gaps[0].update > 50 * moved
+
+
 def test_probes_see_a_difference_of_rounding_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fedsb.adapters.uploads, "EXACT_WORK", 0)
     one = State({Name("a", "B"): gaussian(30, 3, seed=1), Name("a", "A"): gaussian(3, 20, seed=2)})

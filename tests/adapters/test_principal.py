@@ -14,6 +14,7 @@ from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import Name, State
 from fedsb.cost.table import cost_of
+from strategies.carried import remember
 from tests.strategies.federations import Federation, classification, federate
 
 Run = Callable[..., Federation]
@@ -99,6 +100,35 @@ def test_what_has_not_moved_adds_nothing_to_the_weights_to_the_bit(run: Run) -> 
 def test_frlora_with_one_client_is_exact(run: Run) -> None:
     one = ["federation.num_clients=1", "federation.partition.kind=iid", "federation.partition.sizes=null"]
     assert max(record.exactness_gap or 0 for record in run("method=frlora", *one).records[1:]) < 1e-5
+
+
+def test_the_gap_is_measured_against_what_was_learnt_and_a_checkpoint_has_the_start(run: Run) -> None:
+    federation = run("method=frlora", "adapter.alpha=30")
+    strategy, first = federation.prepared.strategy, federation.kept.states[0]
+    exchanges = federation.grid.rounds()[1]
+    uploads = [e.answer.state(federation.prepared.adapted.layouts.up_in(1)) for e in exchanges]
+    weights = torch.tensor([float(e.answer.num_examples) for e in exchanges], dtype=torch.float64)
+    missed = learnt = 0.0
+    for module in federation.prepared.adapted.shapes:
+        pairs = [tuple(each[Name(module, role)].double() for role in "BA") for each in (*uploads, first)]
+        start = pairs.pop()
+        mean = sum(w * b @ a for w, (b, a) in zip(weights / weights.sum(), pairs, strict=True))
+        b, a = (sum(w * pair[i] for w, pair in zip(weights / weights.sum(), pairs, strict=True)) for i in range(2))
+        missed += float((10 * (b @ a - mean)).square().sum())
+        learnt += float((10 * (mean - start[0] @ start[1])).square().sum())
+    learnt += sum(float((federation.kept.states[1][name] - t).double().square().sum()) for name, t in first.pick("head").items())
+    assert federation.records[1].exactness_gap == pytest.approx((missed / learnt) ** 0.5, rel=1e-4)
+    assert {name.role for name in remember(strategy).states["first-head"]} == {"U", "V", "head"}
+
+
+@pytest.mark.parametrize(("method", "whole"), [("florist", "null"), ("flexlora", "1"), ("fedmomentum", "1")])
+def test_no_share_of_w0_is_cut_off(method: str, whole: str) -> None:
+    given = [f"method={method}", "init.kind=pissa"]
+    with pytest.raises(
+        UserError, match=r"^method\.options\.energy=0\.8 with init\.kind=pissa: .* set method\.options\.energy=null, or init"
+    ):
+        load([*given, "method.options.energy=0.8"])
+    load([*given, f"method.options.energy={whole}"])
 
 
 def test_ranks_of_their_own_would_not_put_all_of_it_back() -> None:
