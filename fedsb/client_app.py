@@ -30,6 +30,7 @@ with uncollected(for_good=True):
     from fedsb.core.state import State
     from fedsb.node.policy import read_policy
     from fedsb.privacy.plan import unnoised_start
+    from fedsb.run.records import SHARED
     from fedsb.runtime.process_memory import keep_large_blocks
     from fedsb.wire.messages import encode_reply
     from fedsb.wire.sketch_layouts import probe_layout, sketch_of
@@ -183,11 +184,17 @@ def _give_privately(job: Job, sketch: Sketch, stage: str, number: int, probes: S
 @app.evaluate()
 @_codes_only
 def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate the server's state on the client's held-out part."""
+    """Evaluate the server's state, with what is the client's own, on its held-out part; after the last round without its own too."""
     job = Job(message, context)
     if job.config.privacy.unit == "example":
         raise UserError("metrics on a client's examples have no noise; they do not leave it under privacy.unit=example")
     if not job.held_out:
-        raise UserError(f"'{job.instruction.client}' holds nothing out; set data.client_test_fraction above 0")
-    metrics = evaluate_round(job.adapted, job.task, job.held_out, state=job.state(), frozen=job.frozen, train=job.config.train)
+        return Message(encode_reply(State(), 0, {}), reply_to=message)
+
+    def on_held_out(state: State) -> dict[str, float]:
+        return evaluate_round(job.adapted, job.task, job.held_out, state=state, frozen=job.frozen, train=job.config.train)
+
+    metrics = on_held_out(job.state())
+    if job.adapted.spec.own and job.instruction.round == job.config.federation.num_rounds:
+        metrics |= {f"{SHARED}{name}": value for name, value in on_held_out(job.shared_state()).items()}
     return Message(encode_reply(State(), len(job.held_out), metrics), reply_to=message)

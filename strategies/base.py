@@ -187,12 +187,12 @@ class LowRankStrategy(Method, RoundLoop):
         return dispatch_order(self.participation.clients, self.counts) if last else self._round.order
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return the clients' metrics, averaged by their numbers of held-out examples."""
+        """Return the clients' metrics, averaged by their numbers of held-out examples; who holds nothing out has none."""
         assert self._round is not None
         counts: dict[str, int] = {}
         for upload in self._uploads(replies, lambda client: Layout(()), training=False):
-            self._round.client_metrics[upload.client] = dict(upload.metrics)
-            counts[upload.client] = upload.num_examples
+            self._round.client_metrics[upload.client] = dict(upload.metrics) if upload.num_examples else {}
+            counts |= {upload.client: upload.num_examples} if upload.num_examples else {}
         self._round.end_evaluation()
         return MetricRecord(self._round.client_mean(counts)) if counts else None
 

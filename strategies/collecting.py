@@ -25,7 +25,9 @@ def collect(
         listener: is told of each.
         training: whether replies tell the number of training examples, which a client must not change.
     """
-    inbox = Inbox(under_way.order, layout, under_way.failed, transport.roster.count_of if training else None)
+    count_of = transport.roster.count_of if training else None
+    # Nothing may be held out of a few examples.
+    inbox = Inbox(under_way.order, layout, under_way.failed, count_of, least=int(training))
     if listener:
         listener.begin(under_way.number, under_way.order, under_way.stage)
     for reply in replies:

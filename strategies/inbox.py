@@ -41,15 +41,23 @@ class Inbox:
         layout: what each client's reply must hold.
         failed: clients already known to fail; the inbox adds to it.
         count_of: takes a client and the number of its examples, and tells what is wrong with that.
+        least: number of examples that a reply may be of.
     """
 
     def __init__(
-        self, order: Sequence[str], layout: LayoutOf, failed: dict[str, str], count_of: Callable[[str, int], str] | None = None
+        self,
+        order: Sequence[str],
+        layout: LayoutOf,
+        failed: dict[str, str],
+        count_of: Callable[[str, int], str] | None = None,
+        *,
+        least: int = 1,
     ) -> None:
         self._order = list(order)
         self._layout = layout
         self._failed = failed
         self._count_of = count_of
+        self._least = least
         self._early: dict[str, Arrived] = {}
 
     def put(self, client: str, reply: Message) -> Iterator[Arrived]:
@@ -91,8 +99,8 @@ class Inbox:
         # Two tests of a packed state cost a tenth of one for each of its tensors.
         if not answer.finite and (broken := non_finite(state)):
             raise LayoutError(f"{broken.role} of '{broken.module}' holds NaN or infinity")
-        if answer.num_examples < 1:
-            raise LayoutError(f"num-examples is {answer.num_examples}, expected at least 1")
+        if answer.num_examples < self._least:
+            raise LayoutError(f"num-examples is {answer.num_examples}, expected at least {self._least}")
         for key in MEANS:
             if not math.isfinite(answer.metrics.get(key, 0.0)):
                 raise LayoutError(f"{key} is {answer.metrics[key]}")

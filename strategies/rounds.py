@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedsb.core.errors import RunError
-from fedsb.run.records import SERVER, RoundRecord
+from fedsb.run.records import SERVER, SHARED, RoundRecord
 from strategies.transport import Tally
 
 ACCOUNT = ("epsilon", "delta", "sampling-rate", "noise-multiplier", "steps")
@@ -114,11 +114,12 @@ class RoundState:
         return counts if loss is None else {"train_loss": loss, **counts}
 
     def client_mean(self, counts: Mapping[str, int]) -> dict[str, Any]:
-        """Return the clients' own metrics, averaged by their numbers of examples."""
+        """Return the clients' own metrics, averaged by their numbers of examples; those of the shared part are no metrics of the run."""
         found: dict[str, list[tuple[float, int]]] = {}
         for client, n in counts.items():
             for key, value in self.client_metrics[client].items():
-                found.setdefault(key, []).append((value, n))
+                if not key.startswith(SHARED):
+                    found.setdefault(key, []).append((value, n))
         return {key: sum(value * n for value, n in pairs) / sum(n for _, n in pairs) for key, pairs in sorted(found.items())}
 
     def record(self, metrics: Mapping[str, Any]) -> RoundRecord:

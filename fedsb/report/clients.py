@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fedsb.report.series import LOWER_IS_BETTER
 from fedsb.report.table import number, plural
 from fedsb.run.folder import Run
-from fedsb.run.records import CLIENTS, RoundRecord
+from fedsb.run.records import CLIENTS, SHARED, RoundRecord
 
 MOST_CLIENTS = 50
 MOST_LABELS = 12
+PERSONAL = (
+    "*Personal* is each client's own model; *shared* is what one that has never trained would use: what the server sends, with the part "
+    "that clients keep as the start has it. Of `fedsa_lora` and `local_only`, whose B begins at zero and whose head stays at home, that is "
+    "the untouched base."
+)
 UNMEASURED = "No metric was measured on clients: `federation.evaluate_clients=true data.client_test_fraction=0.1` does."
 
 
@@ -32,7 +37,7 @@ def client_spread(records: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
 
     Returns:
         By metric: ``mean`` (each client counts once), ``std`` (of a sample; 0 for one client), ``worst``, ``worst_client``,
-        ``worst_tenth`` (the mean of the worst tenth of the clients, at least one), ``clients``.
+        ``worst_tenth`` (the mean of the worst tenth of the clients, at least one), ``clients``. Who holds nothing out counts nowhere.
     """
     last = next((record.client_metrics for record in reversed(records) if record.client_metrics), {})
     names = dict.fromkeys(name for row in last.values() for name in row)
@@ -40,7 +45,7 @@ def client_spread(records: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
 
 
 def _spread(name: str, values: Mapping[str, float]) -> dict[str, Any]:
-    ranked = sorted(sorted(values), key=values.__getitem__, reverse=name in LOWER_IS_BETTER)
+    ranked = sorted(sorted(values), key=values.__getitem__, reverse=name.removeprefix(SHARED) in LOWER_IS_BETTER)
     worst, tenth = ranked[0], ranked[: math.ceil(len(ranked) / 10)]
     std = statistics.stdev(values.values()) if len(values) > 1 else 0.0
     return {
@@ -51,10 +56,34 @@ def _spread(name: str, values: Mapping[str, float]) -> dict[str, Any]:
 
 def spread_rows(records: Sequence[RoundRecord]) -> list[tuple[str, str, str, str, str]]:
     """Return metric, mean, spread, worst tenth and worst of the clients as they are shown."""
+    found = client_spread(records)
     return [
-        (name, number(row["mean"]), number(row["std"]), number(row["worst_tenth"]), f"{number(row['worst'])} ({row['worst_client']})")
-        for name, row in client_spread(records).items()
+        (
+            _called(name, found),
+            number(row["mean"]),
+            number(row["std"]),
+            number(row["worst_tenth"]),
+            f"{number(row['worst'])} ({row['worst_client']})",
+        )
+        for name, row in found.items()
     ]
+
+
+def _called(name: str, all_of: Collection[str]) -> str:
+    """Name a metric of a personal model, or of what is shared of it, where there are both."""
+    if name.startswith(SHARED):
+        return f"{name.removeprefix(SHARED)}, shared"
+    return f"{name}, personal" if f"{SHARED}{name}" in all_of else name
+
+
+def spread_text(records: Sequence[RoundRecord]) -> str:
+    """Say what the spread over clients is of: which models, and how many clients hold nothing out; empty where there is nothing to say."""
+    last = next((record.client_metrics for record in reversed(records) if record.client_metrics), {})
+    silent = sum(not row for row in last.values())
+    said = [PERSONAL] if any(name.startswith(SHARED) for row in last.values() for name in row) else []
+    if silent:
+        said.append(f"Nothing is held out at {silent} of {plural(len(last), 'client')}, left out here; that is no failure.")
+    return " ".join(said)
 
 
 def partition_text(run: Run) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsb.core.folders import filled_whole
-from fedsb.report.clients import UNMEASURED, by_clients, client_rows, partition_text, spread_rows
+from fedsb.report.clients import UNMEASURED, by_clients, client_rows, partition_text, spread_rows, spread_text
 from fedsb.report.comparison import write_comparison
 from fedsb.report.markdown import document, or_dash, table, write
 from fedsb.report.plots import plot_run
@@ -191,7 +191,8 @@ def _round(record: RoundRecord, metrics: list[str], on_clients: list[str], extra
 def _clients(run: Run) -> str:
     spread, (head, rows) = spread_rows(run.records), client_rows(run)
     shown = table(("metric on clients", "mean", "standard deviation", "worst tenth", "worst"), spread) if spread else UNMEASURED
-    return "\n\n".join(filter(None, [partition_text(run), shown, table(head, rows) if rows else ""]))
+    said = spread_text(run.records)
+    return "\n\n".join(filter(None, [partition_text(run), shown, said, table(head, rows) if rows else ""]))
 
 
 def communication_text(run: Run) -> str:

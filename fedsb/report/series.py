@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
-from fedsb.run.records import RoundRecord
+from fedsb.run.records import SHARED, RoundRecord
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "rmse", "mae", "parse_failures"})
 # What scores are read beside: no quality of a model. The chance level has a line of its own in a plot, a count has none.
@@ -65,9 +65,9 @@ def total_or_none(parts: Sequence[float | None]) -> float | None:
 
 
 def mean_over_clients(record: RoundRecord) -> dict[str, float]:
-    """Return the plain mean of each client metric."""
+    """Return the plain mean of each client metric, but for those of the shared part alone."""
     rows: list[Mapping[str, float]] = list(record.client_metrics.values())
-    names = dict.fromkeys(name for row in rows for name in row)
+    names = dict.fromkeys(name for row in rows for name in row if not name.startswith(SHARED))
     return {name: _mean([row[name] for row in rows if name in row]) for name in names}
 
 

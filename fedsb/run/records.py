@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 SERVER, CLIENTS = "server", "clients"
+SHARED = "shared_"  # begins the names of a client's metrics of what is shared alone, its own part as the start has it
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class RoundRecord:
         remarks: what happened to the nodes that serve the clients: two that named one, one that came back.
         metrics: on the server's test split, after this round; or the clients' mean, weighted by their examples.
         measured_by: ``server``, or ``clients`` where each keeps a part of the model.
-        client_metrics: on each client's held-out part, by name.
+        client_metrics: on each client's held-out part, by name; none of a client that holds nothing out. Where clients keep a part of the
+            model, names that begin with ``shared_`` are, after the last round, of the model without it.
         train_loss: mean over the clients' local training.
         payload_up, payload_down, payload_one_off: what the protocol moves; one-off is what is delivered once, such as B and A.
         overhead: the rest of the serialised messages.
