@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 from fedsb.commands.flags import SHOWING, flags_in, has_flag, without_flags
 from fedsb.commands.outcome import MISTAKE, guarded
 from fedsb.commands.pages import USAGE, page
 from fedsb.core.collector import uncollected
-from fedsb.core.errors import UserError, unknown
+from fedsb.core.errors import unknown
 from fedsb.core.signals import heeding_sigterm
 from fedsb.core.streams import hand_on, spell_out
 from fedsb.runtime.early import begin
@@ -64,14 +63,9 @@ def submit(arguments: list[str]) -> int:
 def report(arguments: list[str]) -> int:
     """Write the report of one run, or the comparison of several."""
     with uncollected(for_good=True):
-        from fedsb.report.report import write_reports
+        from fedsb.commands.report import report as report_command
 
-    folders = [Path(a) for a in without_flags("report", arguments)]
-    if not folders:
-        raise UserError("fedsb report needs the folder of a run: fedsb report outputs/…")
-    for path in write_reports(folders):
-        print(path)
-    return 0
+    return report_command(arguments)
 
 
 def evaluate(arguments: list[str]) -> int:

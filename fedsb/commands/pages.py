@@ -69,12 +69,21 @@ Show what every method would train and move, for a model's configuration alone: 
 {OVERRIDES}
 
   cost.rank.METHOD=N   the rank of one method, where the others take rank=…""",
-    "report": """usage: fedsb report FOLDER [FOLDER …]
+    "report": """usage: fedsb report FOLDER [FOLDER …] [--against METHOD] [--metric NAME] [--target VALUE] [--tuned TEXT] [--out FOLDER]
 
-Write report.md and plots into the folder of a run, finished or not; several folders are compared.
+Write report.md and plots into the folder of a run, finished or not. Several runs, or the folder of a sweep, are compared: comparison.md,
+.csv and plots, into the folder above the first run. Runs that differ in their seed alone are taken together as a method.
 
   fedsb report outputs/2026-11-22/10-00-00
-  fedsb report multirun/2026-11-22/10-00-00/*""",
+  fedsb report multirun/2026-11-22/10-00-00
+  fedsb report multirun/2026-11-22/* --against fed_sb --target 0.9 --tuned 'of 4 rates by docs/grid.md'
+
+  --against METHOD  what others are held against, seed by seed and test item by test item: a method, or a name out of the first column
+                    of a table; by default fedavg_lora, or the first where that is not there
+  --metric NAME     by which; by default the first of which more is better
+  --target VALUE    of the metric, for bytes to equal quality; by default the worst of the methods' final means
+  --tuned TEXT      how the learning rates were chosen; without it the comparison says that none is known to be tuned
+  --out FOLDER      where the comparison goes""",
     "eval": """usage: fedsb eval FOLDER [KEY=VALUE …] [--max-examples N] [--tasks TASK,TASK] [--answers FILE]
        fedsb eval FOLDER --lm-eval tasks=NAME,NAME
 

@@ -1,47 +1,80 @@
-"""``comparison.md`` of several runs or of a sweep, with ``comparison.csv`` and a table of means over seeds."""
+"""``comparison.md`` of several runs or of a sweep, with ``comparison.csv``, and methods held against each other."""
 
 from __future__ import annotations
 
 import csv
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedsb.core.folders import filled_whole
+from fedsb.report.budgets import budgets_text, clients_text
 from fedsb.report.clients import by_clients, measured_where
+from fedsb.report.groups import Group, grouped
 from fedsb.report.labels import flatten, run_labels, varying
 from fedsb.report.markdown import document, or_dash, table, write
+from fedsb.report.method_plots import draw_differences, draw_until
+from fedsb.report.methods import Asked, differences_text, metric_of, seeds_text, until_text
+from fedsb.report.pairing import against_reference
 from fedsb.report.plots import compare
+from fedsb.report.sanity import Table, remarks
 from fedsb.report.series import final_metrics, largest_gap, metric_names, total_or_none, totals
-from fedsb.report.table import bound, epsilon_text, gap_text, human_bytes, human_seconds, number, plural
+from fedsb.report.table import epsilon_text, gap_text, human_bytes, human_seconds, plural
+from fedsb.report.until import usual_target
 from fedsb.run.folder import Run, read_run
 
+MOST = 24  # runs that one figure and one table of settings can show side by side
 PAYLOADS = ("payload_up", "payload_down", "payload_one_off", "payload_total")
 
 
-def write_comparison(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Write ``comparison.md``, ``.csv`` and ``.png`` into ``out``, or into the first run's parent folder.
+def write_comparison(folders: Sequence[str | Path], out: str | Path | None = None, asked: Asked | None = None) -> Path:
+    """Write ``comparison.md``, ``.csv`` and plots into ``out``, or into the first run's parent folder.
 
     Raises:
-        UserError: one of the folders holds no run.
+        UserError: one of the folders holds no run, or no run is of what is asked for.
     """
     runs = [read_run(folder) for folder in folders]
     where = runs[0].path.parent if out is None else Path(out)
     with filled_whole(where) as scratch:
-        plot = compare(folders, scratch / "comparison.png")
         write_csv(runs, scratch / "comparison.csv")
-        written = write(scratch / "comparison.md", _text(runs, plot))
+        written = write(scratch / "comparison.md", _text(runs, asked or Asked(), scratch))
     return where / written.name
 
 
-def _text(runs: Sequence[Run], plot: Path) -> str:
-    sections = {"Results": "\n\n".join(filter(None, [_results(runs), _told_apart(runs), f"![The runs side by side]({plot.name})"]))}
-    if seeds := _over_seeds(runs):
-        sections["Over seeds"] = seeds
-    sections["Settings that differ"] = _differences(runs)
+def _text(runs: Sequence[Run], asked: Asked, scratch: Path) -> str:
+    groups = grouped(runs)
+    plot = compare(runs, scratch / "comparison.png") if len(runs) <= MOST else None
+    sections = {
+        "Results": "\n\n".join(filter(None, [_results(runs), _told_apart(runs), _image(plot, "The runs side by side")])),
+        "Over seeds": seeds_text(groups),
+        **_of_methods(groups, asked, scratch),
+        "Settings that differ": _differences(runs, groups),
+    }
     lead = f"{plural(len(runs), 'run')}; bytes are summed over clients and rounds. The same figures are in `comparison.csv`."
-    return document("Comparison of runs", lead, sections)
+    return document("Comparison of runs", lead, {title: text for title, text in sections.items() if text})
+
+
+def _of_methods(groups: Sequence[Group], asked: Asked, scratch: Path) -> dict[str, str]:
+    """Return the sections that hold methods against each other; none where there is one alone, or nothing was measured."""
+    metric = metric_of(groups, asked.metric) if len(groups) > 1 else None
+    if metric is None:
+        return {}
+    rows = against_reference(groups, metric, asked.against)
+    target = usual_target(groups, metric) if asked.target is None else asked.target
+    forest = _image(draw_differences(scratch / "differences.png", rows, metric), "Paired differences with their intervals")
+    until = "" if target is None else until_text(groups, metric, target, chosen=asked.target is None)
+    curves = _image(draw_until(scratch / "quality_against_bytes.png", groups, metric, target), "Quality against bytes, one-off included")
+    said = [f"- {line}" for line in remarks(Table(groups, metric, asked.tuned))]
+    return {
+        "Differences": "\n\n".join(filter(None, [differences_text(rows, metric), forest])),
+        "Read with care": "\n".join(said),
+        "Bytes to equal quality": "\n\n".join(filter(None, [until, curves])),
+        "Budgets": budgets_text(groups),
+        "Clients": clients_text(groups, metric),
+    }
+
+
+def _image(plot: Path | None, said: str) -> str:
+    return "" if plot is None else f"![{said}]({plot.name})"
 
 
 def _told_apart(runs: Sequence[Run]) -> str:
@@ -98,44 +131,13 @@ def _result(run: Run, label: str, metrics: Sequence[str]) -> list[object]:
     ]
 
 
-def _over_seeds(runs: Sequence[Run]) -> str:
-    """Return the table of means over seeds; empty where no two finished runs differ in their seed alone."""
-    groups: dict[str, dict[object, Run]] = {}
-    for run, label in zip(runs, run_labels(runs, without=("seed",)), strict=True):
-        if run.summary is not None:
-            # Two runs of one seed are one measurement: counted twice they would narrow the error.
-            groups.setdefault(label, {})[run.setting("seed")] = run
-    if all(len(group) < 2 for group in groups.values()):
-        return ""
-    metrics = list(dict.fromkeys(name for run in runs for name in metric_names(run.records)))
-    body = [_mean_row(label, list(group.values()), metrics) for label, group in groups.items()]
-    return table(["runs", "seeds", *metrics, "total", "epsilon"], body) + "\n\nMean ± standard error over the seeds."
-
-
-def _mean_row(label: str, group: Sequence[Run], metrics: Sequence[str]) -> list[object]:
-    final = [final_metrics(run.records) for run in group]
-    epsilons = [found["max"] for run in group if (found := (run.summary or {}).get("epsilon"))]
-    return [
-        label,
-        len(group),
-        *(mean_text([row[name] for row in final if name in row]) for name in metrics),
-        human_bytes(statistics.fmean(totals(run.records)["payload_total"] for run in group)),
-        bound(max(epsilons)) if epsilons and None not in epsilons else "–",
-    ]
-
-
-def mean_text(values: Sequence[float]) -> str:
-    """Write a mean with its standard error, the sample's standard deviation over √n; no error is known of a single value."""
-    if not values or any(map(math.isnan, values)):
-        return "–"
-    if len(values) == 1:
-        return number(values[0])
-    return f"{number(statistics.fmean(values))} ± {number(statistics.stdev(values) / math.sqrt(len(values)))}"
-
-
-def _differences(runs: Sequence[Run]) -> str:
-    flat: list[Mapping[str, str]] = [dict(flatten(run.config)) for run in runs]
+def _differences(runs: Sequence[Run], groups: Sequence[Group]) -> str:
+    """Return the table of settings, a column a run; of many runs a column a method, without what differs between its seeds."""
+    shown = dict(zip(run_labels(runs), runs, strict=True))
+    if len(runs) > MOST:
+        shown = {group.label: group.first for group in groups}
+    flat: list[Mapping[str, str]] = [dict(flatten(run.config)) for run in shown.values()]
     keys = [key for key in dict.fromkeys(key for row in flat for key in row) if len({row.get(key, "–") for row in flat}) > 1]
     if not keys:
         return "None."
-    return table(("setting", *run_labels(runs)), [(f"`{key}`", *(row.get(key, "–") for row in flat)) for key in keys])
+    return table(("setting", *shown), [(f"`{key}`", *(row.get(key, "–") for row in flat)) for key in keys])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsb.report.clients import by_clients, measured_where
+from fedsb.report.drawing import COLOURS, MARKERS, STYLES, bytes_axis, canvas, drawable, dress, rounds_axis, save
 from fedsb.report.labels import run_labels
 from fedsb.report.privacy import draw_noise, has_noise_figures, mark_level
 from fedsb.report.series import LOWER_IS_BETTER, PAYLOADS, UNDRAWN, cumulative, curve, metric_names, primary_metric, totals
@@ -18,17 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by colour-blind readers too; yellow is left out, it is lost on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-STYLES = ("-", "--", ":", "-.")
 WAYS = {"payload_up": "up", "payload_down": "down", "payload_one_off": "one-off"}
 EXACT = 1e-5
 # A gap of zero has no place on a log axis; this is far below what float64 resolves.
 SMALLEST_GAP = 1e-18
-# From this spread on, the smaller series can't be read on a linear axis.
-LOG_SPREAD = 10.0
-DPI = 150
 
 
 def plot_run(folder: str | Path, out: Path | None = None) -> list[Path]:
@@ -39,16 +33,11 @@ def plot_run(folder: str | Path, out: Path | None = None) -> list[Path]:
     """
     run = read_run(folder)
     figures = {name: draw(run) for name, draw in PLOTS.items()}
-    return [_save(figure, (out or run.path) / f"{name}.png") for name, figure in figures.items() if figure is not None]
+    return [save(figure, (out or run.path) / f"{name}.png") for name, figure in figures.items() if figure is not None]
 
 
-def compare(folders: Sequence[str | Path], path: str | Path) -> Path:
-    """Draw several runs in one figure at ``path``: colour tells the method, marker and line style the run.
-
-    Raises:
-        UserError: one of the folders holds no run.
-    """
-    runs = [read_run(folder) for folder in folders]
+def compare(runs: Sequence[Run], path: str | Path) -> Path:
+    """Draw several runs in one figure at ``path``: colour tells the method, marker and line style the run."""
     labels = run_labels(runs)
     panels: tuple[Callable[[Axes, list[Run], list[str]], None], ...] = (
         _compare_quality,
@@ -56,67 +45,14 @@ def compare(folders: Sequence[str | Path], path: str | Path) -> Path:
         _compare_bytes,
         _compare_gaps,
     )
-    figure = _figure(11.0, 8.2 + 0.25 * max(0, len(runs) - 3))
+    figure = canvas(11.0, 8.2 + 0.25 * max(0, len(runs) - 3))
     axes = figure.subplots(2, 2).flatten()
     for panel, ax in zip(panels, axes, strict=True):
-        panel(ax, runs, labels)
+        panel(ax, list(runs), labels)
     lines, names = axes[0].get_legend_handles_labels()
     if lines:
         figure.legend(lines, names, loc="outside lower center", ncols=2 if max(map(len, names)) > 28 else 3, frameon=False)
-    return _save(figure, Path(path))
-
-
-def _figure(width: float, height: float) -> Figure:
-    # A bare Figure draws with Agg and, unlike pyplot's, belongs to nobody else.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, facecolor="white")
-    return path
-
-
-def _dress(ax: Axes, title: str, x: str, y: str) -> None:
-    ax.set_title(title, loc="left", fontsize=11)
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
-    ax.grid(True, color="#DDDDDD", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-
-
-def _rounds_axis(ax: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def _bytes_axis(ax: Axes, which: str, shown: Sequence[float]) -> None:
-    """Label an axis in bytes, and make it logarithmic where the values spread so far that a linear one hides the small."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    spread = _spread(shown)
-    if spread > LOG_SPREAD:
-        (ax.set_xscale if which == "x" else ax.set_yscale)("log")
-        axis.set_major_locator(LogLocator(base=10, subs=(1.0,) if spread > 100 else (1.0, 2.0, 5.0)))
-        axis.set_minor_formatter(NullFormatter())
-    else:
-        axis.set_major_locator(MaxNLocator(5))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value).replace(".0 ", " ")))
-
-
-def _spread(shown: Sequence[float]) -> float:
-    positive = [value for value in shown if value > 0]
-    return max(positive) / min(positive) if positive else 1.0
-
-
-def _drawable(counts: Sequence[float], everything: Sequence[float]) -> list[float]:
-    """Leave a zero out where the axis will be logarithmic: the line to it would run out of the figure."""
-    return [count or math.nan for count in counts] if _spread(everything) > LOG_SPREAD else list(counts)
+    return save(figure, Path(path))
 
 
 def _quality(run: Run) -> Figure | None:
@@ -125,7 +61,7 @@ def _quality(run: Run) -> Figure | None:
     panels = ([scores] if scores else []) + [[name] for name in names if name in LOWER_IS_BETTER]
     if not panels:
         return None
-    figure = _figure(0.8 + 4.6 * len(panels), 3.8)
+    figure = canvas(0.8 + 4.6 * len(panels), 3.8)
     rounds = [record.round for record in run.records]
     for ax, group in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, colour, marker in zip(group, COLOURS * len(group), MARKERS * len(group), strict=False):
@@ -135,8 +71,8 @@ def _quality(run: Run) -> Figure | None:
             if not all(map(math.isnan, losses)):
                 ax.plot(rounds, losses, marker="s", linestyle="--", color=COLOURS[1], label="training loss on clients")
         title = f"{'Quality' if group is scores else group[0]} on {measured_where(run)}"
-        _dress(ax, title, "round", "score" if group is scores else group[0])
-        _rounds_axis(ax)
+        dress(ax, title, "round", "score" if group is scores else group[0])
+        rounds_axis(ax)
         ax.legend(frameon=False)
     return figure
 
@@ -146,7 +82,7 @@ def _bytes(run: Run) -> Figure | None:
     shown = {way: counts for way, counts in series.items() if counts[-1]}
     if not shown:
         return None
-    figure = _figure(6.4, 3.8)
+    figure = canvas(6.4, 3.8)
     ax = figure.subplots()
     rounds = [record.round for record in run.records]
     # Up and down are often equal: a wide line stays visible under the narrow one.
@@ -156,9 +92,9 @@ def _bytes(run: Run) -> Figure | None:
         ax.plot(
             rounds, [count or math.nan for count in counts], marker=marker, markersize=5 + width, linewidth=width, color=colour, label=label
         )
-    _dress(ax, "Payload so far, summed over clients", "round", "bytes")
-    _rounds_axis(ax)
-    _bytes_axis(ax, "y", [count for counts in shown.values() for count in counts])
+    dress(ax, "Payload so far, summed over clients", "round", "bytes")
+    rounds_axis(ax)
+    bytes_axis(ax, "y", [count for counts in shown.values() for count in counts])
     if ax.get_yscale() == "linear":
         ax.set_ylim(bottom=0)
     ax.legend(frameon=False)
@@ -169,7 +105,7 @@ def _efficiency(run: Run) -> Figure | None:
     metric = primary_metric(run.records)
     if metric is None or not totals(run.records)["payload_total"]:
         return None
-    figure = _figure(6.4, 3.8)
+    figure = canvas(6.4, 3.8)
     ax = figure.subplots()
     kinds = {"with the one-off": PAYLOADS, "without the one-off": PAYLOADS[:2]}
     if not totals(run.records)["payload_one_off"]:
@@ -177,9 +113,9 @@ def _efficiency(run: Run) -> Figure | None:
     series = {label: cumulative(run.records, *keys) for label, keys in kinds.items()}
     everything = [count for counts in series.values() for count in counts]
     for (label, counts), colour, marker in zip(series.items(), COLOURS, MARKERS, strict=False):
-        ax.plot(*curve(run.records, metric, _drawable(counts, everything)), marker=marker, color=colour, label=label)
-    _dress(ax, f"{metric} against bytes", "payload so far, summed over clients", metric)
-    _bytes_axis(ax, "x", everything)
+        ax.plot(*curve(run.records, metric, drawable(counts, everything)), marker=marker, color=colour, label=label)
+    dress(ax, f"{metric} against bytes", "payload so far, summed over clients", metric)
+    bytes_axis(ax, "x", everything)
     ax.legend(frameon=False)
     return figure
 
@@ -187,7 +123,7 @@ def _efficiency(run: Run) -> Figure | None:
 def _exactness(run: Run) -> Figure | None:
     if all(record.exactness_gap is None for record in run.records):
         return None
-    figure = _figure(6.4, 3.8)
+    figure = canvas(6.4, 3.8)
     ax = figure.subplots()
     _draw_gaps(ax, run, color=COLOURS[0], marker="o")
     _dress_gaps(ax, f"Exactness gap of {run.method}")
@@ -197,8 +133,8 @@ def _exactness(run: Run) -> Figure | None:
 def _noise(run: Run) -> Figure | None:
     if not has_noise_figures(run):
         return None
-    figure = _figure(9.6, 3.8)
-    draw_noise(figure.subplots(1, 2), run, COLOURS, _dress)
+    figure = canvas(9.6, 3.8)
+    draw_noise(figure.subplots(1, 2), run, COLOURS, dress)
     return figure
 
 
@@ -211,8 +147,8 @@ def _draw_gaps(ax: Axes, run: Run, **style: Any) -> None:
 def _dress_gaps(ax: Axes, title: str = "Exactness gap") -> None:
     ax.set_yscale("log")
     mark_level(ax, EXACT, "exact below 1e-5")
-    _dress(ax, title, "round", "relative distance to the true mean")
-    _rounds_axis(ax)
+    dress(ax, title, "round", "relative distance to the true mean")
+    rounds_axis(ax)
 
 
 def _style(runs: Sequence[Run], index: int) -> dict[str, Any]:
@@ -233,8 +169,8 @@ def _compare_quality(ax: Axes, runs: list[Run], labels: list[str]) -> None:
     for i, (run, label) in enumerate(zip(runs, labels, strict=True)):
         where = f" (on {measured_where(run)})" if by_clients(run) else ""
         ax.plot(*curve(run.records, metric, [record.round for record in run.records]), label=f"{label}{where}", **_style(runs, i))
-    _dress(ax, f"{metric} over rounds", "round", metric)
-    _rounds_axis(ax)
+    dress(ax, f"{metric} over rounds", "round", metric)
+    rounds_axis(ax)
 
 
 def _compare_efficiency(ax: Axes, runs: list[Run], labels: list[str]) -> None:
@@ -242,9 +178,9 @@ def _compare_efficiency(ax: Axes, runs: list[Run], labels: list[str]) -> None:
     series = [cumulative(run.records, *PAYLOADS) for run in runs]
     everything = [count for counts in series for count in counts]
     for i, (run, counts) in enumerate(zip(runs, series, strict=True)):
-        ax.plot(*curve(run.records, metric, _drawable(counts, everything)), **_style(runs, i))
-    _dress(ax, f"{metric} against bytes, one-off included", "payload so far, summed over clients", metric)
-    _bytes_axis(ax, "x", everything)
+        ax.plot(*curve(run.records, metric, drawable(counts, everything)), **_style(runs, i))
+    dress(ax, f"{metric} against bytes, one-off included", "payload so far, summed over clients", metric)
+    bytes_axis(ax, "x", everything)
 
 
 def _compare_bytes(ax: Axes, runs: list[Run], labels: list[str]) -> None:
@@ -256,8 +192,8 @@ def _compare_bytes(ax: Axes, runs: list[Run], labels: list[str]) -> None:
         counts = [total[key] for total in sums]
         bars = ax.barh(where, [count or math.nan for count in counts], height * 0.9, color=("#444444", "#999999", "#CCCCCC")[j], label=way)
         ax.bar_label(bars, [human_bytes(count) if count else "" for count in counts], padding=2, fontsize=8)
-    _dress(ax, "Payload of the whole run", "summed over clients", "")
-    _bytes_axis(ax, "x", [total[key] for total in sums for key in WAYS])
+    dress(ax, "Payload of the whole run", "summed over clients", "")
+    bytes_axis(ax, "x", [total[key] for total in sums for key in WAYS])
     ax.set_yticks(range(len(runs)), labels)
     ax.invert_yaxis()
     ax.margins(x=0.18)

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedsb.core.errors import UserError
 from fedsb.core.folders import filled_whole
 from fedsb.report.clients import UNMEASURED, by_clients, client_rows, partition_text, spread_rows, spread_text
 from fedsb.report.comparison import write_comparison
 from fedsb.report.markdown import document, or_dash, table, write
+from fedsb.report.methods import Asked
 from fedsb.report.plots import plot_run
 from fedsb.report.privacy import account_rows, accounts_of, claim_text
 from fedsb.report.series import final_metrics, largest_gap, mean_over_clients, metric_names, totals
@@ -69,17 +71,30 @@ OWN = (
 )
 
 
-def write_reports(folders: Sequence[str | Path], out: str | Path | None = None) -> list[Path]:
-    """Write each run's report into its folder and, for several runs, their comparison; return the files, the comparison last.
+def write_reports(folders: Sequence[str | Path], out: str | Path | None = None, asked: Asked | None = None) -> list[Path]:
+    """Write a run's report into its folder or, for several runs, their comparison; return the files, the comparison last.
 
-    A folder of a sweep stands for the runs in it, and is where their comparison goes if it is the only one.
+    Of several runs, those that have finished keep the report that they wrote. A folder of a sweep stands for the runs in it, and is where
+    their comparison goes if it is the only one.
+
+    Args:
+        folders: of runs or sweeps.
+        out: where the comparison goes.
+        asked: what it is to show.
 
     Raises:
-        UserError: one of the folders holds no run.
+        UserError: one of the folders holds no run; something is asked of a comparison, and there is one run.
     """
     found = [run for folder in folders for run in runs_in(Path(folder))]
-    reports = [write_report(folder) for folder in found]
-    return [*reports, write_comparison(found, out)] if len(found) > 1 else reports
+    if len(found) == 1:
+        if asked not in (None, Asked()):
+            raise UserError("--against, --metric, --target and --tuned are for several runs; give the folders of more")
+        return [write_report(found[0])]
+    return [*(write_report(folder) for folder in found if not _is_reported(folder)), write_comparison(found, out, asked)]
+
+
+def _is_reported(folder: Path) -> bool:
+    return (folder / "summary.json").is_file() and (folder / "report.md").is_file()
 
 
 def runs_in(folder: Path) -> list[Path]:

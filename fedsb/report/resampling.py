@@ -47,6 +47,11 @@ class Difference:
         """Whether the interval leaves zero out."""
         return self.interval[0] > 0 or self.interval[1] < 0
 
+    @property
+    def stands_out(self) -> bool:
+        """Whether it is clear over several seeds: one says nothing of split, draw and start."""
+        return self.is_clear and self.seeds > 1
+
 
 def two_level(pairs: Sequence[Sequence[Gain]], draws: int = DRAWS) -> list[Difference]:
     """Return the mean over seeds of each pair's differences, with its interval.

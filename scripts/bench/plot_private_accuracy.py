@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 from private_accuracy import METHODS, TABLES, Cache, Row, table_rows
 
-from fedsb.report.plots import COLOURS, DPI, MARKERS
+from fedsb.report.drawing import COLOURS, DPI, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

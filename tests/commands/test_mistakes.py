@@ -90,7 +90,8 @@ def test_an_output_on_a_file_is_a_mistake(call: Call, quick: list[str], output: 
     ("arguments", "said"),
     [
         (("cost", "-m", "seed=1,2"), "fedsb cost has no flag '-m'"),
-        (("report", "--foo"), "fedsb report has no flag '--foo'"),
+        (("report", "--foo"), "unknown flag '--foo' (did you mean '--out'?); choose from --against, --metric, --out, --target, --tuned"),
+        (("report", "run", "--target", "much"), "--target much is no number; give a value of the metric, as in --target 0.9"),
         (("export", "run", "--foo"), "unknown flag '--foo'"),
         (("export", "run", "out", "more"), "fedsb export takes 2 arguments at most, and 'more' is one more"),
     ],

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsb.core.errors import UserError
-from fedsb.report.comparison import mean_text, write_comparison
+from fedsb.report.comparison import write_comparison
 from fedsb.report.labels import run_labels
+from fedsb.report.methods import mean_text
 from fedsb.report.plots import _style
 from fedsb.report.report import report_text, runs_in, write_reports
 from fedsb.run.folder import Run, read_run
