@@ -115,7 +115,7 @@ class Job:
     def shared_state(self) -> State:
         """Return what a client that has never trained would start from: its own part is as the start has it."""
         fresh = fresh_factors(self.config, self.adapted, self.instruction.round, self.rank)
-        return self.sent_down().merge(fresh).merge(own_start(self.config, self.adapted, self.rank))
+        return self.sent_down.merge(fresh).merge(own_start(self.config, self.adapted, self.rank))
 
     def keep_own(self, own: State) -> None:
         """Keep what is the client's own.
