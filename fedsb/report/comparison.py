@@ -36,33 +36,41 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path | None = Non
     where = runs[0].path.parent if out is None else Path(out)
     with filled_whole(where) as scratch:
         write_csv(runs, scratch / "comparison.csv")
-        written = write(scratch / "comparison.md", _text(runs, asked or Asked(), scratch))
+        written = write(scratch / "comparison.md", comparison_text(runs, asked or Asked(), scratch))
     return where / written.name
 
 
-def _text(runs: Sequence[Run], asked: Asked, scratch: Path) -> str:
+def comparison_text(runs: Sequence[Run], asked: Asked, plots: Path | None = None) -> str:
+    """Return a comparison in Markdown, and draw its plots into a folder; without one there are none.
+
+    Raises:
+        UserError: no run is of what is asked for.
+    """
     groups = grouped(runs)
-    plot = compare(runs, scratch / "comparison.png") if len(runs) <= MOST else None
+    plot = compare(runs, plots / "comparison.png") if plots and len(runs) <= MOST else None
     sections = {
         "Results": "\n\n".join(filter(None, [_results(runs), _told_apart(runs), _image(plot, "The runs side by side")])),
         "Over seeds": seeds_text(groups),
-        **_of_methods(groups, asked, scratch),
+        **_of_methods(groups, asked, plots),
         "Settings that differ": _differences(runs, groups),
     }
     lead = f"{plural(len(runs), 'run')}; bytes are summed over clients and rounds. The same figures are in `comparison.csv`."
     return document("Comparison of runs", lead, {title: text for title, text in sections.items() if text})
 
 
-def _of_methods(groups: Sequence[Group], asked: Asked, scratch: Path) -> dict[str, str]:
+def _of_methods(groups: Sequence[Group], asked: Asked, plots: Path | None) -> dict[str, str]:
     """Return the sections that hold methods against each other; none where there is one alone, or nothing was measured."""
     metric = metric_of(groups, asked.metric) if len(groups) > 1 else None
     if metric is None:
         return {}
     rows = against_reference(groups, metric, asked.against)
     target = usual_target(groups, metric) if asked.target is None else asked.target
-    forest = _image(draw_differences(scratch / "differences.png", rows, metric), "Paired differences with their intervals")
     until = "" if target is None else until_text(groups, metric, target, chosen=asked.target is None)
-    curves = _image(draw_until(scratch / "quality_against_bytes.png", groups, metric, target), "Quality against bytes, one-off included")
+    forest = curves = ""
+    if plots is not None:
+        forest = _image(draw_differences(plots / "differences.png", rows, metric), "Paired differences with their intervals")
+        drawn = draw_until(plots / "quality_against_bytes.png", groups, metric, target)
+        curves = _image(drawn, "Quality against bytes, one-off included")
     said = [f"- {line}" for line in remarks(Table(groups, metric, asked.tuned))]
     return {
         "Differences": "\n\n".join(filter(None, [differences_text(rows, metric), forest])),

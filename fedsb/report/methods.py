@@ -14,7 +14,7 @@ from fedsb.report.pairing import Compared
 from fedsb.report.resampling import DRAWS, Difference
 from fedsb.report.sanity import chance
 from fedsb.report.series import final_metrics, metric_names, primary_metric, totals
-from fedsb.report.table import bound, human_bytes, number
+from fedsb.report.table import bound, human_bytes, number, plural
 from fedsb.report.until import reach
 
 # What most tables show, of what is a mean over test items.
@@ -119,7 +119,8 @@ def _difference_row(row: Compared, metric: str, several: bool) -> list[object]:
     reference = [row.reference.label if row.reference else "–"] if several else []
     shown = "(the reference)" if row.group is row.reference else f"not paired: {row.why}"
     if row.difference is not None:
-        shown = difference_text(row.difference)
+        fewer = row.difference.seeds < len(row.group.runs)
+        shown = difference_text(row.difference) + (f" of {plural(row.difference.seeds, 'seed')} in common" if fewer else "")
     return [row.group.label, len(row.group.runs), mean_text(row.group.finals(metric)), *reference, shown]
 
 
@@ -132,12 +133,15 @@ def difference_text(found: Difference) -> str:
 
 def until_text(groups: Sequence[Group], metric: str, target: float, *, chosen: bool) -> str:
     """Return the table of bytes to equal quality; ``chosen`` tells whether nobody asked for this target."""
-    body = []
-    for group in groups:
-        found = reach(group, metric, target)
-        point = found.point
-        shown = ["never", "–", "–"] if point is None else [point.round, human_bytes(point.bytes), human_bytes(point.one_off)]
-        body.append([group.label, *(["measured by its clients", "–", "–"] if group.by_clients else shown), f"{found.runs} of {found.of}"])
+    body = [[group.label, *_reach_row(group, metric, target)] for group in groups]
     why = ", the worst of the federated methods' final means" if chosen else ""
     said = UNTIL.format(metric=metric, target=number(target), why=why)
     return f"{said}\n\n{table(['method', 'round', 'bytes until then', 'of these one-off', 'runs'], body)}"
+
+
+def _reach_row(group: Group, metric: str, target: float) -> list[object]:
+    if group.by_clients:
+        return ["measured by its clients", "–", "–", "–"]
+    found = reach(group, metric, target)
+    runs, point = f"{found.runs} of {found.of}", found.point
+    return ["never", "–", "–", runs] if point is None else [point.round, human_bytes(point.bytes), human_bytes(point.one_off), runs]

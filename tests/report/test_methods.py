@@ -6,11 +6,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedsb.core.errors import UserError
-from fedsb.report.comparison import MOST, write_comparison
+from fedsb.report.comparison import MOST, comparison_text, write_comparison
 from fedsb.report.groups import Group, grouped, reference_of
 from fedsb.report.methods import Asked
 from fedsb.report.report import write_reports
@@ -60,6 +61,10 @@ def remarks_on(*folders: Path, metric: str = "accuracy", tuned: str | None = Non
     return "\n".join(remarks(Table(groups_of(*folders), metric, tuned)))
 
 
+def text_of(folders: Sequence[Path], **asked: Any) -> str:
+    return comparison_text([read_run(folder) for folder in folders], Asked(**asked))
+
+
 def section(text: str, title: str) -> str:
     return text.split(f"## {title}\n")[1].split("\n## ")[0]
 
@@ -77,27 +82,30 @@ def test_methods_are_held_against_the_reference_by_seed_and_item(sweep: Sweep, t
     for name in ("differences.png", "quality_against_bytes.png", "comparison.png"):
         assert (path.parent / name).stat().st_size > 5000
         assert f"]({name})" in path.read_text()
-    _, *turned = table_after("Differences", write_comparison(folders, tmp_path / "two", Asked(against="fed_sb")).read_text())
+    _, *turned = table_after("Differences", text_of(folders, against="fed_sb"))
     assert {row[0]: row[-1] for row in turned}["fedavg_lora"].startswith("**-0.250")
 
 
-def test_runs_of_other_test_items_are_not_paired(sweep: Sweep, tmp_path: Path) -> None:
+def test_runs_of_other_test_items_are_not_paired(sweep: Sweep) -> None:
     folders = [*sweep("fedavg_lora", 20), *sweep("fed_sb", 30, items="other"), *sweep("flora", 30)]
-    text = write_comparison(folders, tmp_path / "out").read_text()
+    text = text_of(folders)
     assert "| not paired: other test items with seed 0: give all runs the same data and eval.max_examples |" in text
     with pytest.raises(UserError, match=r"^--against fedavg_lora: nothing can be paired with it \(fed_sb: other test items with seed 0"):
-        write_comparison(folders[:6], tmp_path / "out", Asked(against="fedavg_lora"))
+        text_of(folders[:6], against="fedavg_lora")
 
 
-def test_what_cannot_be_paired_says_why(sweep: Sweep, make_run: Maker, tmp_path: Path) -> None:
+def test_what_cannot_be_paired_says_why(sweep: Sweep, make_run: Maker) -> None:
     own = [replace(record, measured_by="clients") for record in make_records()]
     others = [make_run("own", "fedsa_lora", records=own), make_run("old", "ffa_lora", records=make_records()), *sweep("flora", 20, (7,))]
-    text = write_comparison([*sweep("fedavg_lora", 20), *others], tmp_path / "out").read_text()
+    text = text_of([*sweep("fedavg_lora", 20), *others])
     shown = {row[0]: row[-1] for row in table_after("Differences", text)[1:]}
     assert shown["fedsa_lora"] == "not paired: fedsa_lora is measured by its clients, each on its own part"
     assert shown["ffa_lora"] == "not paired: ffa_lora has kept no predictions: run it again"
     assert shown["flora"] == "not paired: no seed in common with fedavg_lora"
-    by_f1 = write_comparison([*sweep("rolora", 20), *sweep("flexlora", 20)], tmp_path / "out", Asked(metric="macro_f1")).read_text()
+    assert [row[1] for row in table_after("Bytes to equal quality", text) if row[0] == "fedsa_lora"] == ["measured by its clients"]
+    some = text_of([*sweep("hetlora", 20, (0, 1)), *sweep("florist", 20, (1, 2))])
+    assert table_after("Differences", some)[2][-1] == "+0.000 [+0.000, +0.000] of 1 seed in common"
+    by_f1 = text_of([*sweep("rolora", 20), *sweep("flexlora", 20)], metric="macro_f1")
     assert "not paired: macro_f1 is no mean over test items" in by_f1
 
 
@@ -112,7 +120,7 @@ def test_of_several_references_it_is_the_one_with_the_same_settings(sweep: Sweep
     assert reference_of(other[0], [*groups, *other], None) is None
 
 
-def test_bytes_to_equal_quality_count_the_one_off_and_say_never(sweep: Sweep, tmp_path: Path) -> None:
+def test_bytes_to_equal_quality_count_the_one_off_and_say_never(sweep: Sweep) -> None:
     """Made runs score 0.806 after round 1 and 0.897 after round 2, and then what they are given."""
     sb, lora, low = sweep("fed_sb", 38), sweep("fedavg_lora", 36, like="fedavg_lora"), sweep("ffa_lora", 4)
     groups = groups_of(*sb, *lora, *low)
@@ -126,15 +134,15 @@ def test_bytes_to_equal_quality_count_the_one_off_and_say_never(sweep: Sweep, tm
     assert (late.point, late.runs, late.of) == (None, 0, 3)
     lower = reach(groups[0], "loss", 0.4)
     assert (lower.point.round, lower.point.value) == (2, pytest.approx(0.4))
-    rows = table_after("Bytes to equal quality", write_comparison([*sb, *low], tmp_path / "out", Asked(target=0.92)).read_text())[1:]
+    rows = table_after("Bytes to equal quality", text_of([*sb, *low], target=0.92))[1:]
     assert rows == [["fed_sb", "3", "5.0 MB", "4.4 MB", "3 of 3"], ["ffa_lora", "never", "–", "–", "0 of 3"]]
 
 
-def test_budgets_are_held_equal_in_three_ways(sweep: Sweep, tmp_path: Path) -> None:
+def test_budgets_are_held_equal_in_three_ways(sweep: Sweep) -> None:
     same = [*sweep("fedavg_lora", 20), *sweep("flora", 20)]
-    text = section(write_comparison(same, tmp_path / "out").read_text(), "Budgets")
+    text = section(text_of(same), "Budgets")
     assert "the 2 federated methods are equal in rank, trained values and bytes." in text
-    text = section(write_comparison([*same, *sweep("rolora", 20, rank=32)], tmp_path / "out").read_text(), "Budgets")
+    text = section(text_of([*same, *sweep("rolora", 20, rank=32)]), "Budgets")
     assert "are equal in trained values and bytes. They differ in rank (the largest is 2 times the smallest)." in text
 
 
@@ -169,7 +177,7 @@ def test_answers_that_are_not_parsed_and_residuals_in_factors_are_said(make_run:
     assert "fedex_lora: its residual travels, and is counted, as factors of rank up to 72; published tables count it as dense" in said
 
 
-def test_clients_are_compared_by_their_own_models_and_by_what_is_shared(make_run: Maker, tmp_path: Path) -> None:
+def test_clients_are_compared_by_their_own_models_and_by_what_is_shared(make_run: Maker) -> None:
     own = {f"c{i}": {"accuracy": 0.8 - i / 100, f"{SHARED}accuracy": 0.2} for i in range(4)} | {"c4": {}}
     one = {f"c{i}": {"accuracy": 0.9 - i / 10} for i in range(4)}
     folders = [
@@ -177,9 +185,7 @@ def test_clients_are_compared_by_their_own_models_and_by_what_is_shared(make_run
         for method, rows in (("fedsa_lora", own), ("fed_sb", one))
         for seed in (0, 1)
     ]
-    text = section(
-        write_comparison([*folders, make_run("none", "ffa_lora", records=make_records())], tmp_path / "out").read_text(), "Clients"
-    )
+    text = section(text_of([*folders, make_run("none", "ffa_lora", records=make_records())]), "Clients")
     rows = table_after("Clients", f"## Clients\n\n{text}")[1:]
     assert rows[0] == ["fedsa_lora", "personal", "4", "0.785", f"{statistics.stdev([0.8, 0.79, 0.78, 0.77]):.3f}", "0.770"]
     assert rows[1][:4] == ["fedsa_lora", "shared", "4", "0.200"]
@@ -195,13 +201,13 @@ def test_many_runs_are_shown_by_their_methods(sweep: Sweep, tmp_path: Path) -> N
     assert table_after("Settings that differ", path.read_text())[0] == ["setting", "fedavg_lora", "fed_sb"]
 
 
-def test_what_is_asked_of_a_comparison_needs_several_runs_and_their_metrics(sweep: Sweep, tmp_path: Path) -> None:
+def test_what_is_asked_of_a_comparison_needs_several_runs_and_their_metrics(sweep: Sweep) -> None:
     folders = sweep("fedavg_lora", 20, (0,))
     with pytest.raises(UserError, match=r"^--against, --metric, --target and --tuned are for several runs; give the folders of more$"):
         write_reports(folders, None, Asked(target=0.5))
     with pytest.raises(UserError, match=r"^--metric bleu: no run has it; choose from accuracy, macro_f1, loss$"):
-        write_comparison([*folders, *sweep("fed_sb", 20, (0,))], tmp_path / "out", Asked(metric="bleu"))
-    assert "## Differences" not in write_comparison([*folders, *sweep("fedavg_lora", 20, (1,))], tmp_path / "out").read_text()
+        text_of([*folders, *sweep("fed_sb", 20, (0,))], metric="bleu")
+    assert "## Differences" not in text_of([*folders, *sweep("fedavg_lora", 20, (1,))])
 
 
 def test_a_report_that_a_run_has_written_is_not_written_again(sweep: Sweep, make_run: Maker) -> None:
