@@ -1,0 +1,86 @@
+"""Every method on two data sets at two budgets, rates chosen by one grid: the runs of docs/methods.md, kept one by one.
+
+Run as ``python scripts/bench/methods.py FOLDER [--data bbc] [--budget values] [--cache FILE] [--workers 2] [--minutes M]``. A run takes
+about a minute of one core; all of them take hours. What is in the cache is not run again; a script that is ended goes on where it was.
+First each contestant's rate is chosen on the validation part (least loss, seed 100, the same four rates for all), then the seeds are run,
+the first for all contestants, then the second. Ranks are those at which a contestant trains as many values as FedIT at rank 4, or moves as
+many bytes over the whole run, one-off included. Exit status 1 if a run failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+
+from suite.cells import Cell, Job, fill
+from suite.contestants import BYTES, CONTESTANTS, DATA, SEEDS, VALUES
+from suite.plan import Cache, choose_rank, has, jobs_of
+
+RECYCLE = 30  # runs of one process
+
+
+def main() -> int:
+    """Run what is missing and say how far it is."""
+    options = parse()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    cache, deadline = Cache(options.cache), time.monotonic() + 60 * options.minutes
+    wanted = [(data, budget, name) for data in options.data for budget in options.budget for name in options.only if has(name, budget)]
+    for data, budget, name in wanted:
+        choose_rank(cache, options.folder, data, budget, name)
+    for seed in (None, *SEEDS):  # rates first
+        jobs = (job for data, budget, name in wanted for job in jobs_of(cache, options.folder, data, budget, name, seed))
+        work(cache, jobs, options.workers, deadline)
+    failed = [key for key, cell in cache.cells.items() if "failed" in cell and "/seed " in key]
+    planned = sum(len(CONTESTANTS[name].rates) + len(SEEDS) for _, _, name in wanted)
+    print(f"{len(cache.cells)} cells are kept; {planned} were asked for; {len(failed)} failed: {', '.join(failed) or 'none'}")
+    return 1 if failed else 0
+
+
+def work(cache: Cache, jobs: Iterator[Job], workers: int, deadline: float) -> None:
+    """Run jobs side by side, and keep each cell as it comes; none is begun behind the deadline."""
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=RECYCLE)
+    running: set[Future[tuple[str, Cell]]] = set()
+    with pool:
+        for job in jobs:
+            if time.monotonic() > deadline:
+                break
+            running.add(pool.submit(fill, job))
+            if len(running) >= workers:
+                running = settle(cache, running)
+        while running:
+            running = settle(cache, running)
+
+
+def settle(cache: Cache, running: set[Future[tuple[str, Cell]]]) -> set[Future[tuple[str, Cell]]]:
+    """Keep the cells of what has ended and return what has not."""
+    done, rest = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        key, cell = future.result()
+        cache.cells[key] = cell
+        print(f"{key}: {cell.get('failed') or cell['metrics'].get('accuracy')}  {cell.get('cpu_s', 0):.0f} s", flush=True)
+    cache.keep()
+    return rest
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the runs go")
+    parser.add_argument("--data", nargs="+", default=list(DATA), choices=list(DATA))
+    parser.add_argument("--budget", nargs="+", default=[VALUES, BYTES], choices=[VALUES, BYTES])
+    parser.add_argument("--only", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS), metavar="NAME")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no run after so many")
+    parser.add_argument("--cache", type=Path, default=Path("bench_methods.json"), metavar="FILE", help="finished runs")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

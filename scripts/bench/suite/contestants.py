@@ -1,0 +1,67 @@
+"""Who takes part in the comparison of methods, and the plan: data, budgets, rates, seeds, all fixed before anything is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+SEEDS = (0, 1, 2, 3, 4)  # of the runs that are compared: of their split, draws of clients and starts together
+TUNING_SEED = 100
+RATES = (5e-4, 2e-3, 8e-3, 3.2e-2)
+FULL_RATES = (5e-6, 2e-5, 8e-5, 3.2e-4)  # of all weights, which bear a hundredth of these
+REFERENCE = "fedavg_lora"
+REFERENCE_RANK = 4
+
+SHARED = (
+    "model=minilm", "data=files", "data.test_fraction=0.3", "federation.fraction=0.5", "federation.num_rounds=8", "train.local_steps=4",
+    "train.batch_size=8", "train.max_length=32", "eval.every=4", "eval.max_examples=400", "plots=false", "progress=lines",
+)  # fmt: skip
+DATA: Mapping[str, tuple[str, ...]] = {
+    "bbc": ("federation.num_clients=10", "federation.partition.kind=dirichlet", "federation.partition.alpha=0.5"),
+    "docstrings": ("federation.partition.kind=natural", "federation.partition.column=owner"),
+}
+VALUES, BYTES = "values", "bytes"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One row of the tables.
+
+    Attributes:
+        overrides: its method and what else makes it.
+        budgets: at which it takes part; of both its rank is chosen.
+        sized: whether it has a rank to choose.
+        rates: what its learning rate is chosen of; none where it does not train.
+        at: further overrides at a budget.
+    """
+
+    overrides: tuple[str, ...]
+    budgets: tuple[str, ...] = (VALUES, BYTES)
+    sized: bool = True
+    rates: tuple[float, ...] = RATES
+    at: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def plain(*methods: str) -> dict[str, Contestant]:
+    """Return contestants that are methods as they are shipped."""
+    return {name: Contestant((f"method={name}",)) for name in methods}
+
+
+# At equal bytes the start from the clients' gradients as it is shipped (four exchanges at rank + 8) moves more than FedIT's whole run:
+# there it takes two exchanges at rank + 2.
+THIN = {BYTES: ("init.power_iterations=0", "init.oversample=2")}
+CONTESTANTS: Mapping[str, Contestant] = {
+    "untouched": Contestant(("method=untouched",), (VALUES,), sized=False, rates=()),
+    "head_only": Contestant(("method=head_only",), (VALUES,), sized=False),
+    "local_only": Contestant(("method=local_only",), (VALUES,)),
+    "centralized": Contestant(("method=centralized",), (VALUES,)),
+    "full": Contestant(("method=full",), (VALUES,), sized=False, rates=FULL_RATES),
+    **plain("fedavg_lora", "fedex_lora", "flora", "ffa_lora", "rolora", "fedsvd", "flexlora", "florist", "hetlora", "fedrot_lora"),
+    **plain("frlora", "fedmomentum", "lora_fair", "fedsa_lora", "lora_xs", "ravan", "abba", "abba_masked", "abba_alternating", "abba_core"),
+    "fedavg_lora, pissa": Contestant(("method=fedavg_lora", "init.kind=pissa")),
+    "lora_one": Contestant(("method=lora_one",), at=THIN),
+    "fed_sb": Contestant(("method=fed_sb",), at=THIN),
+    "fed_sb, LoRA-One's pair": Contestant(("method=fed_sb", "adapter.options.gamma=128"), at=THIN),
+    "fed_sb, orthogonal": Contestant(("method=fed_sb", "init.kind=orthogonal")),
+    "abba_core, diagonal": Contestant(("method=abba_core", "adapter.options.diagonal=true")),
+}
