@@ -171,7 +171,7 @@ class LowRankStrategy(Method, RoundLoop):
         return encode_arrays(self._finish(), self.wire_dtype), MetricRecord(self._round.train_metrics())
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """Return one evaluation message for each client of the cohort, where the configuration asks for it."""
+        """Return one evaluation message for each client that is to evaluate, where the configuration asks for it."""
         if self._round is None or not self.participation.evaluates(server_round):
             return []
         transport = self._connect(grid)
@@ -181,10 +181,9 @@ class LowRankStrategy(Method, RoundLoop):
         return transport.address(requests, self._round.failed)
 
     def _evaluating(self, server_round: int) -> Sequence[str]:
-        """Return who evaluates after a round: its cohort, and all clients after the last where the run's metric is theirs."""
+        """Return who evaluates after a round: its cohort, and all clients after the last, so that methods are measured on the same ones."""
         assert self._round is not None
-        last = server_round == self._last_round and not self.has_global_model
-        return dispatch_order(self.participation.clients, self.counts) if last else self._round.order
+        return dispatch_order(self.participation.clients, self.counts) if server_round == self._last_round else self._round.order
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the clients' metrics, averaged by their numbers of held-out examples; who holds nothing out has none."""

@@ -118,6 +118,8 @@ class RoundLoop(Strategy):
         if self.rounds_done is None:
             self._round = RoundState(0)
             arrays = self.start_phase(self, grid, arrays) if self.start_phase else arrays
+            if not num_rounds:
+                self._evaluate(0, grid, arrays, result, evaluate_config)
             self._close(0, arrays, evaluate_fn, result)
         for number in range((self.rounds_done or 0) + 1, num_rounds + 1):
             arrays = self._run_round(number, grid, arrays, result, train_config, evaluate_config)
@@ -141,10 +143,14 @@ class RoundLoop(Strategy):
         assert updated is not None
         assert metrics is not None
         result.train_metrics_clientapp[number] = metrics
-        messages = list(self.configure_evaluate(number, updated, evaluate or ConfigRecord(), grid))
-        if messages and (evaluated := self.aggregate_evaluate(number, transport.replies(messages, self._timeout))):
-            result.evaluate_metrics_clientapp[number] = evaluated
+        self._evaluate(number, grid, updated, result, evaluate)
         return updated
+
+    def _evaluate(self, number: int, grid: Grid, arrays: ArrayRecord, result: Result, config: ConfigRecord | None) -> None:
+        """Let clients measure what they hold now."""
+        messages = list(self.configure_evaluate(number, arrays, config or ConfigRecord(), grid))
+        if messages and (found := self.aggregate_evaluate(number, self._connect(grid).replies(messages, self._timeout))):
+            result.evaluate_metrics_clientapp[number] = found
 
     def _close(self, number: int, arrays: ArrayRecord, evaluate_fn: Evaluate | None, result: Result) -> None:
         """Evaluate on the server and hand the round's record on."""

@@ -86,7 +86,7 @@ def method_cost(config: Config, spec: AdapterSpec, layouts: Layouts, shapes: Sha
     logged = sum(_caught_up(growth, turn, cohort, sights) for turn in range(1, spec.turns + 1)) // (spec.turns * len(each))
     start_up, start_down = start_values(config, shapes)
     begun = without_values(layouts.log).merge(_shift(config, spec, shapes))
-    bytes_up, bytes_down, bytes_one_off = _run_bytes(config, layouts_of, begun, growth, whole=spec.has_global_model)
+    bytes_up, bytes_down, bytes_one_off = _run_bytes(config, layouts_of, begun, growth)
     return Cost(
         method=config.method.name,
         rank=rank if spec.factors else None,
@@ -138,15 +138,17 @@ def start_values(config: Config, shapes: Shapes) -> tuple[int, int]:
 
 
 def _evaluating(config: Config) -> frozenset[int]:
-    """Return the rounds, from 1, in which clients evaluate."""
+    """Return the rounds in which clients evaluate: those of the schedule, and the start of a run without any."""
     federation = config.federation
-    return evaluated_rounds(config.eval.every, federation.num_rounds) - {0} if federation.evaluate_clients else frozenset()
+    if not federation.evaluate_clients:
+        return frozenset()
+    return evaluated_rounds(config.eval.every, federation.num_rounds) - ({0} if federation.num_rounds else set())
 
 
-def _run_bytes(config: Config, layouts_of: LayoutsOf, basis: State, growth: Growth, *, whole: bool) -> tuple[int, int, int]:
+def _run_bytes(config: Config, layouts_of: LayoutsOf, basis: State, growth: Growth) -> tuple[int, int, int]:
     """Walk through the schedule and return bytes up, down and one-off over all clients, the start's exchanges aside.
 
-    Where there is no ``whole`` model, all clients evaluate after the last round.
+    All clients evaluate after the last round, and after others the cohort.
     """
     federation, names, log = config.federation, client_names(config), FrozenLog()
     size, dtype = cohort_size(len(names), federation.fraction), federation.wire_dtype
@@ -154,18 +156,18 @@ def _run_bytes(config: Config, layouts_of: LayoutsOf, basis: State, growth: Grow
     up = down = one_off = 0
     log.extend(basis, "start")
     due = _evaluating(config)
-    for number in range(1, federation.num_rounds + 1):
+    for number in range(1, federation.num_rounds + 1) or (0,):
         cohort = draw_cohort(names, size, seed=config.seed, round_number=number)
-        for evaluating in (False, True) if number in due else (False,):
-            if evaluating:
+        for evaluating in (*((False,) if number else ()), *((True,) if number in due else ())):
+            if evaluating and number:
                 log.extend(growth(number, cohort), str(number))
-            for client in names if evaluating and number == federation.num_rounds and not whole else cohort:
+            for client in names if evaluating and number == federation.num_rounds else cohort:
                 bundle = log.bundle(held.get(client, 0), layouts_of(client).sight)
                 lacked, once = (bundle.state.numel, bundle.one_off) if bundle else (0, 0)
                 down += layout_bytes(layouts_of(client).down, dtype) + float32_bytes(lacked - once)
                 one_off += float32_bytes(once)
                 up += 0 if evaluating else layout_bytes(layouts_of(client).up_in(number), dtype)
                 held[client] = log.version
-        if number not in due:
+        if number and number not in due:
             log.extend(growth(number, cohort), str(number))
     return up, down, one_off

@@ -11,6 +11,7 @@ from fedsb.config.compose import as_yaml, load, read
 from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD
 from fedsb.cost.table import cost_of
+from fedsb.run.records import SHARED
 from tests.strategies.federations import Federation, classification, federate
 
 SCHEDULE = ["federation.num_rounds=2", "train.lr=0.02", "init.kind=null"]
@@ -39,6 +40,23 @@ def test_the_untouched_base_is_measured_once_and_nothing_travels(data: list[str]
     assert not moved(federation)
     cost = cost_of(federation.config)
     assert (cost.trained, cost.up, cost.down, cost.one_off, cost.payload) == (0, 0, 0, 0, 0)
+
+
+def test_clients_measure_the_untouched_base_where_they_are_asked_to(data: list[str]) -> None:
+    """What it is on each client's own part, which personal models have as what is shared of them, costs the bytes that it takes."""
+    asked = ["federation.evaluate_clients=true", "data.client_test_fraction=0.3", "federation.fraction=0.4"]
+    federation, personal = federate([*data, *asked, "method=untouched"]), federate([*data, *asked, "method=fedsa_lora"])
+    (start,) = federation.records
+    shared = {
+        client: {name.removeprefix(SHARED): value for name, value in row.items() if name.startswith(SHARED)}
+        for client, row in personal.records[-1].client_metrics.items()
+    }
+    assert len(start.client_metrics) == 5
+    for client, row in start.client_metrics.items():
+        assert row == pytest.approx(shared[client])
+    cost = cost_of(federation.config)
+    assert federation.payload() == (0, cost.payload_down, 0)
+    assert start.measured_by == "server"
 
 
 @pytest.mark.parametrize("kind", ["gradient", "pissa"])
