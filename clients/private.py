@@ -25,7 +25,7 @@ from fedsb.core.rng import global_generators
 from fedsb.core.state import Name
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.fit import OPTIMIZERS, Features, Lesson, LossSum, Site, rate_factor, taught
-from fedsb.models.preconditioning import Precondition, preconditioner
+from fedsb.models.preconditioning import Precondition, before_steps
 from fedsb.privacy.accounting import Entry
 from fedsb.privacy.codes import CODES, SelfCheckFailed
 from fedsb.privacy.models import hold_unmixed
@@ -154,7 +154,7 @@ def private_lesson(
     expected = rate * len(features)
     optimizer = CLIPPINGS[clipping.kind](plain, clipping, expected_batch=expected, generator=streams.noise)
     sampler = UniformWithReplacementSampler(num_samples=len(features), sample_rate=rate, steps=mechanism.steps, generator=streams.sampling)
-    length, precondition = padded_length(adapted, train), preconditioner(train.preconditioner, trained)
+    length, precondition = padded_length(adapted, train), before_steps(train, trained)
     fill = made_up(adapted, features[0], min(SHORT, length)) if mechanism.constant_time else None
     if charged is None:
         return _private_steps(optimizer, sampler, features, fill, None, precondition, train=train, site=site, mechanism=mechanism)

@@ -95,6 +95,7 @@ class LowRankStrategy(Method, RoundLoop):
         self.weighting = participation.new_weighting()
         measures, rest = exactness and spec.has_global_model, spec.at_rest(layouts.learnt)
         self.gap = GapMeter(spec, scale, on=measures, weights=held_weights, rest=rest)
+        self.lowered: dict[str, int] = {}  # ranks of the clients that have become less than their own
         self._rule: Reducer | None = None
         self._check()
 
@@ -165,6 +166,8 @@ class LowRankStrategy(Method, RoundLoop):
             self._rule.add(meant, weight)
             self.gap.add(trained, weight, layouts.sight)
             self._round.note(upload.metrics, weight)
+            if (lower := self.lower_rank(trained, layouts.sight.state(self._sent))) is not None:
+                self.lowered[upload.client] = lower
         self._round.check_quorum(self._needed(len(self._round.order)))
         self.counted |= dict.fromkeys(self._round.clients if self.spec.own or self.carried else (), server_round)
         self.weighting.end_round(self._round.clients)
@@ -202,7 +205,8 @@ class LowRankStrategy(Method, RoundLoop):
 
     def layouts_of(self, client: str) -> Layouts:
         """Return what travels to and from a client."""
-        return self.layouts.at(self._transport.roster.rank_of(client) if self._transport else self.participation.ranks.get(client))
+        own = self._transport.roster.rank_of(client) if self._transport else self.participation.ranks.get(client)
+        return self.layouts.at(self.lowered.get(client, own))
 
     def sight_of(self, client: str) -> Sight:
         """Return what a client sees of the factors that the server holds."""
@@ -217,7 +221,7 @@ class LowRankStrategy(Method, RoundLoop):
         def ask(client: str) -> tuple[Instruction, ArrayRecord]:
             layouts, own = self.layouts_of(client), self.counted.get(client, 0)
             told = Instruction("", round_number, labels=self.labels, digest=layouts.down.digest, own=own, carried=self.carried)
-            return replace(told, start=self.start_prints), shares.of(layouts)
+            return replace(told, start=self.start_prints, rank=self.lowered.get(client)), shares.of(layouts)
 
         return ask
 
@@ -226,7 +230,7 @@ class LowRankStrategy(Method, RoundLoop):
         assert self._round is not None
         assert self._rule is not None
         aggregate = self._rule.finish()
-        self._round.extras = dict(aggregate.extras)
+        self._round.extras = {**aggregate.extras, **self._lowered()}
         self._round.diagnostics = dict(getattr(self._rule, "diagnostics", {}))
         mean, lost = self._held_as(aggregate.state), self._round.encoding_error()
         share = self.weighting.share(self._round.total_weight())
@@ -243,6 +247,11 @@ class LowRankStrategy(Method, RoundLoop):
         self._round.held_gap = self.gap.measure_held(held, self.frozen.view(), lost=lost)
         self._rule = None  # with all the uploads that it may hold
         return State({name: state.get(name, self._sent[name]) for name, _ in self.down.shapes})
+
+    def _lowered(self) -> dict[str, float]:
+        """Return how many clients have lowered their ranks, and to which on average."""
+        ranks = self.lowered.values()
+        return {"lowered": float(len(ranks)), "lowered_rank": sum(ranks) / len(ranks)} if ranks else {}
 
     def _held_as(self, state: State) -> State:
         """Return a state as clients hold it: rounded for the wire, but for what comes by the log, which travels in float32."""

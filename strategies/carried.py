@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 OPTIMIZER, FIRST, LEFT = "server-optimizer", "first-head", "left"
 CLIP, HELD, WEIGHTS, COUNTS, ORIGIN, COUNTED = "clip_norm", "held", "weighting", "examples", "origin", "counted"
+LOWERED = "lowered"
 
 
 def remember(strategy: LowRankStrategy) -> Carried:
@@ -32,6 +33,7 @@ def remember(strategy: LowRankStrategy) -> Carried:
     facts = {HELD: dict(sorted(strategy.held.items())), COUNTS: counts, WEIGHTS: strategy.weighting.carried(), ORIGIN: strategy.origin}
     facts |= {LABELS: list(strategy.labels)}
     facts |= {COUNTED: dict(sorted(strategy.counted.items()))} if strategy.counted else {}
+    facts |= {LOWERED: dict(sorted(strategy.lowered.items()))} if strategy.lowered else {}
     facts |= {START: list(strategy.start_prints)} if strategy.start_prints else {}
     return Carried(states, facts | ({CLIP: private.bound.value} if private else {}))
 
@@ -52,6 +54,7 @@ def recall(strategy: LowRankStrategy, snapshot: Snapshot) -> None:
     strategy.origin = carried.facts.get(ORIGIN, strategy.origin)
     strategy.counts = dict(carried.facts.get(COUNTS, {}))
     strategy.counted = dict(carried.facts.get(COUNTED, {}))
+    strategy.lowered = dict(carried.facts.get(LOWERED, {}))
     strategy.weighting.take_up(carried.facts.get(WEIGHTS, {}))
     strategy.sending.left = carried.states.get(LEFT, State())
     if FIRST in carried.states:

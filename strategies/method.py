@@ -42,6 +42,15 @@ class Method:
         """Return the rank of what a round of clients with these ranks adds to a module's W0."""
         return 0
 
+    def lower_rank(self, upload: State, sent: State) -> int | None:
+        """Return the smaller rank that a client goes on with; None: the one that it has.
+
+        Args:
+            upload: of the client, as it was trained.
+            sent: what it began from.
+        """
+        return None
+
     def growth(self, round_number: int, shapes: Mapping[str, tuple[int, int]], ranks: Sequence[int]) -> Layout:
         """Return names and shapes of what a round adds to the log: factors that learnt and live there, and a residual."""
         rank = self.residual_rank(ranks) if ranks else 0

@@ -97,8 +97,9 @@ class Job:
 
     @property
     def rank(self) -> int | None:
-        """The client's own rank, as its node or the run says; None: that of the model."""
-        return (self.policy.rank if self.policy else None) or ranks_of(self.config).get(self.instruction.client)
+        """The client's own rank, as its node or the run says, or what it has become; None: that of the model."""
+        own = (self.policy.rank if self.policy else None) or ranks_of(self.config).get(self.instruction.client)
+        return min(filter(None, (own, self.instruction.rank)), default=None)
 
     @cached_property
     def own(self) -> State:
@@ -151,6 +152,7 @@ class Job:
         """
         i, dtype = self.instruction, self.config.federation.wire_dtype
         carried = self._states(LEFT).of(i.own) if i.carried and i.own else State()
+        carried = self.adapted.layouts.at(self.rank).sight.state(carried)  # it may be of the rank that the client had then
         return Rounding(dtype, lambda: self.frozen.basis.merge(self.sent_down), carried, i.carried)
 
     def site(self) -> Site:

@@ -93,6 +93,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.accumulation": (lambda v: v >= 1, "at least 1"),
     "train.bucket": (lambda v: v >= 1, "at least 1"),
     "train.prox_mu": (lambda v: v >= 0, "at least 0"),
+    "train.tail_share": (lambda v: 0 < v < 1, "between 0 and 1"),
+    "train.tail_penalty": (lambda v: v >= 0, "at least 0"),
     "federation.num_clients": (lambda v: v >= 0, "at least 1"),
     "federation.num_rounds": (lambda v: v >= 0, "at least 1"),
     "federation.fraction": (lambda v: 0 < v <= 1, "in (0, 1]"),

@@ -63,10 +63,25 @@ def _what_is_preconditioned_is_a_pair(config: Config) -> None:
         )
 
 
+def _what_is_pressed_down_is_a_pair(config: Config) -> None:
+    train, learnt = config.train, family(config).learn(1)
+    if train.tail_penalty and train.tail_share is None:
+        raise UserError(
+            f"train.tail_penalty={train.tail_penalty:g} presses down what is behind train.tail_share of the rank, which is not given; set "
+            "train.tail_share=0.5, say, or leave the penalty at 0"
+        )
+    if train.tail_penalty and not {"A", "B"} <= {*learnt}:
+        raise UserError(
+            f"train.tail_penalty={train.tail_penalty:g} is for LoRA's B and A, both trained in one round, and method "
+            f"'{config.method.name}' trains {', '.join(learnt) or 'no factors'}; leave it at 0"
+        )
+
+
 COMPUTE_RULES: tuple[Callable[[Config], None], ...] = (
     _is_not_for_a_stack,
     _is_not_for_gradients_by_example,
     _precisions_agree,
     _what_is_preconditioned_is_a_pair,
+    _what_is_pressed_down_is_a_pair,
     _a_spread_base_has_its_gpus,
 )

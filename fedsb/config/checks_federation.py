@@ -25,10 +25,12 @@ def _ranks_fit(config: Config) -> None:
 
 
 def _a_shifted_start_is_whole(config: Config) -> None:
-    if config.federation.ranks is not None and start_kind(config) in family(config).shifting:
+    ranks, prune = config.federation.ranks, config.method.options.get("prune")
+    key, given = ("federation.ranks", ranks and list(ranks)) if ranks is not None else ("method.options.prune", prune)
+    if given is not None and start_kind(config) in family(config).shifting:
         raise UserError(
-            f"init.kind={start_kind(config)} with federation.ranks={list(config.federation.ranks)}: the whole product is taken out of "
-            "W0, and a client of a smaller rank would not put all of it back; use init.kind=random, or federation.ranks=null"
+            f"init.kind={start_kind(config)} with {key}={given}: the whole product is taken out of W0, and a client of a smaller rank "
+            f"would not put all of it back; use init.kind=random, or {key}=null"
         )
 
 

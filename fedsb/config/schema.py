@@ -135,6 +135,8 @@ class TrainConfig:
     bucket: int
     packing: bool
     prox_mu: float
+    tail_share: float | None
+    tail_penalty: float
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -21,7 +21,7 @@ from fedsb.data import order
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.backward import Backward, checkpointed
 from fedsb.models.bits_and_bytes import bitsandbytes
-from fedsb.models.preconditioning import Precondition, preconditioner
+from fedsb.models.preconditioning import Precondition, before_steps
 from fedsb.tasks.task import Task
 
 Features = Sequence[dict[str, Any]]
@@ -161,7 +161,7 @@ def dropout_of(site: Site) -> torch.Generator:
 
 def fit_lesson(trained: Mapping[Name, nn.Parameter], features: Features, *, train: TrainConfig, site: Site) -> Lesson[FitResult]:
     """Train some parameters on one client's examples; whoever teaches the lesson computes the gradients."""
-    parameters, precondition = list(trained.values()), preconditioner(train.preconditioner, trained)
+    parameters, precondition = list(trained.values()), before_steps(train, trained)
     anchors = [p.detach().clone() for p in parameters] if train.prox_mu else []
     optimizer = OPTIMIZERS[train.optimizer](parameters, train)
     batches = plan_batches([len(f["input_ids"]) for f in features], train, site)

@@ -1,4 +1,4 @@
-"""What is done to gradients before an optimiser sees them, and after the noise of private ones: a public function of the factors."""
+"""What is done to gradients before an optimiser sees them, and after the noise of private ones: public functions of the factors."""
 
 from __future__ import annotations
 
@@ -7,15 +7,44 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from fedsb.adapters.tails import tails
+from fedsb.config.schema import TrainConfig
 from fedsb.core.state import Name
 
 DELTA = 1e-6
+LEAST = 1e-30  # of a norm that is divided by
 Precondition = Callable[[], None]
 Factors = Mapping[Name, nn.Parameter]
 
 
 def nothing() -> None:
     """Leave gradients as they are."""
+
+
+def before_steps(train: TrainConfig, trained: Factors) -> Precondition:
+    """Return what to do to the gradients of ``trained`` before each step: a penalty is added to them, then they are preconditioned."""
+    precondition = preconditioner(train.preconditioner, trained)
+    share, weight = train.tail_share, train.tail_penalty
+    if share is None or not weight:
+        return precondition
+
+    def apply() -> None:
+        _penalise(trained, share, weight)
+        precondition()
+
+    return apply
+
+
+def _penalise(trained: Factors, share: float, weight: float) -> None:
+    """Add the gradient of ``λ Σ ‖B_t‖_F ‖A_t‖_F``, with B_t, A_t the tails of each module, by hand: no reported loss has it in it."""
+    reached = {name: p.grad for name, p in trained.items() if p.grad is not None}
+    whole = [name for name in reached if all(Name(name.module, role) in reached for role in "AB")]
+    values, gradients = {name: trained[name].detach() for name in whole}, {name: reached[name] for name in whole}
+    for (b, a), (to_b, to_a) in zip(tails(values, share), tails(gradients, share), strict=True):
+        below, above = torch.linalg.vector_norm(b), torch.linalg.vector_norm(a)
+        # At zero the norm's subgradient of least norm is zero. No value is read off the device.
+        to_b.add_(b / below.clamp_min(LEAST) * (weight * above))
+        to_a.add_(a / above.clamp_min(LEAST) * (weight * below))
 
 
 def preconditioner(kind: str, trained: Factors) -> Precondition:

@@ -41,6 +41,7 @@ class Instruction:
             kept then, and from the start at 0. No message of another run has it.
         carried: roles of which a client adds what the wire's rounding left out of its last upload that counted to this one; in such a
             run ``own`` tells which that was. None where nothing is carried.
+        rank: that the client goes on with, where it has become less than its own; None: its own.
         start: the server's :func:`~fedsb.core.prints.prints` of the factors that everybody makes; empty where the method has none.
         overrides: of a resumed run, for a real node, which does not see its folder; read by :func:`fedsb.app.asked.as_told`.
     """
@@ -58,6 +59,7 @@ class Instruction:
     own: int = 0
     carried: tuple[str, ...] = ()
     start: tuple[float, ...] = ()
+    rank: int | None = None
 
     def state(self, layout: Layout) -> State:
         """Unpack the state.
@@ -157,6 +159,7 @@ def encode_instruction(instruction: Instruction, shared: SharedPart) -> RecordDi
         **({"own": instruction.own} if instruction.own else {}),
         **({"carried": list(instruction.carried)} if instruction.carried else {}),
         **({"start": list(instruction.start)} if instruction.start else {}),
+        **({} if instruction.rank is None else {"rank": instruction.rank}),
         **({} if instruction.overrides is None else {"overrides": instruction.overrides}),
     }
     return RecordDict({"arrays": shared.arrays, "config": ConfigRecord(config)})  # type: ignore[arg-type]
@@ -177,6 +180,7 @@ def decode_instruction(content: RecordDict) -> Instruction:
         own=int(config.get("own", 0)),  # type: ignore[arg-type]
         carried=tuple(map(str, config.get("carried", ()))),  # type: ignore[arg-type]
         start=tuple(config.get("start", ())),  # type: ignore[arg-type]
+        rank=int(config["rank"]) if "rank" in config else None,  # type: ignore[arg-type]
         labels=tuple(json.loads(str(config["labels"]))),
         flats=flats,
         digest=int(config["layout"]),  # type: ignore[arg-type]

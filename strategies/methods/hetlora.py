@@ -3,8 +3,11 @@
 ``B̄ = Σ p_i [B_i 0]``, ``Ā = Σ p_i [A_i; 0]`` with ``p_i = ‖B_i A_i‖_F / Σ_j ‖B_j A_j‖_F``, a client's norm over all modules (the paper's
 sparsity-weighted aggregation: numbers of examples take no part in it). A client is sent the leading block of its rank. Where no upload has
 a product, what was sent stays. So does what none of a round's clients holds: else zeros would take its place, in B and in A alike, and
-nothing there could ever learn again. The head is the mean by the run's weights. Of the paper, self-pruning is left out, by which a client
-lowers its own rank as it trains: a client's rank is fixed by ``federation.ranks``, and the bytes with it.
+nothing there could ever learn again. The head is the mean by the run's weights.
+
+Self-pruning, where ``prune`` gives γ: a client of rank r trains with the penalty ``λ Σ ‖B[:, ⌊γ r⌋:]‖ ‖A[⌊γ r⌋:]‖`` (``train.tail_penalty``
+is λ), and if that sum over modules is smaller after its training than it was before, it goes on with rank ⌊γ r⌋. The server decides it, who
+has both before and after: the client is told its rank. What a run is foretold to cost is a bound then.
 
 Not exact: products of means are no means of products, padding shrinks what few clients hold, and the weights are not the run's. The
 exactness gap measures all of it. All share one scale s = alpha / r, with r the server's rank.
@@ -13,13 +16,16 @@ exactness gap measures all of it. All share one scale s = alpha / r, with r the 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedsb.adapters import AdapterSpec
 from fedsb.adapters.low_rank import low_rank_squared_norm
+from fedsb.adapters.tails import kept_rank, tail_norm
 from fedsb.core.blocks import embedded
+from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Name, State, WeightedSum
 from strategies.base import LowRankStrategy
 from strategies.reducers import Aggregate, Reducer
@@ -74,9 +80,29 @@ class NormWeighted:
 
 
 class HetLoRA(LowRankStrategy):
-    """Average zero-padded factors by the norms of their products; average the head."""
+    """Average zero-padded factors by the norms of their products; average the head.
+
+    Args:
+        prune: γ, the share of its rank that a client keeps when it prunes itself; None: no client does.
+        options: see :class:`strategies.base.LowRankStrategy`.
+
+    Raises:
+        UserError: there is no such share.
+    """
 
     any_rank = True
+
+    def __init__(self, *, prune: float | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        if prune is not None and not (isinstance(prune, float) and 0 < prune < 1):
+            raise UserError(f"method.options.prune={prune} must be a share of the rank between 0 and 1, or null")
+        self._prune = prune
+
+    def lower_rank(self, upload: State, sent: State) -> int | None:
+        """Return the rank without its tail where the tail has lost weight in the client's training."""
+        if self._prune is None or not tail_norm(upload, self._prune) < tail_norm(sent, self._prune):
+            return None
+        return kept_rank(min(t.shape[0] for name, t in upload.items() if name.role == "A"), self._prune)
 
     def over_uploads(self) -> Reducer:
         """Return the mean by norms."""

@@ -33,6 +33,16 @@ RUNS = {
 }
 RUNS |= {method: (f"method={method}",) for method in FEDERATED_METHODS if method not in RUNS}
 RUNS["private in turns"] = ("method=rolora", *EXAMPLE)
+RUNS["lower ranks"] = (
+    "method=hetlora",
+    "method.options.prune=0.5",
+    "train.tail_penalty=50",
+    "train.lr=0.002",
+    "init.kind=gradient",
+    "init.num_examples=8",
+    "adapter.options.gamma=1",
+    "federation.wire_dtype=int8",
+)
 RUNS["two ranks"] = ("method=flexlora", "federation.ranks=[1,2]")
 Run = Callable[..., dict[str, Any]]
 
