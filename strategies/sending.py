@@ -4,7 +4,8 @@ A wire of int8 rounds what is sent. Error feedback keeps what that left out, ``e
 which are differences to what was sent, are added to ``sent + e``: to what the server meant. So the server's values are never rounded, and
 what clients hold is off by one rounding however long a run is, where values that were rounded again in every round would drift, and stand
 still where a round's change is below half a step. With a mean this is the classic ``Q(x + e)``. What is sent is a state and no difference,
-the same for all, so that a client may miss rounds. ``e`` is a function of what was aggregated: after a server's noise, post-processing.
+the same for all, so that a client may miss rounds. A run begins at what clients decode of its first state. ``e`` is a function of what was
+aggregated: after a server's noise, post-processing.
 
 A rule that makes up for the rounding of what it hands out, as FedEx-LoRA's residual does, hands it out rounded, and leaves nothing out.
 """

@@ -21,8 +21,9 @@ SIZES = {"int8": lambda n: n + 4 * -(-n // 64), "bfloat16": lambda n: 2 * n}
 
 @pytest.mark.parametrize(("dtype", "method"), COARSE)
 def test_the_wire_may_be_coarse(dtype: str, method: str, tiny_bert: Path, tiny_csv: Path, tmp_path: Path) -> None:
-    more = (f"method={method}", start_of(method), *SCHEDULE, "train.local_steps=1", f"federation.wire_dtype={dtype}", f"output={tmp_path}")
-    run = federate([*classification(tiny_bert, tiny_csv), *more])
+    ranks = ["federation.ranks=[1,2,3]"] if STRATEGIES[method].any_rank else []
+    more = ("train.local_steps=1", f"federation.wire_dtype={dtype}", f"output={tmp_path}", *ranks)
+    run = federate([*classification(tiny_bert, tiny_csv), f"method={method}", start_of(method), *SCHEDULE, *more])
     assert all(not record.failed for record in run.records)
     cost = cost_of(run.config)
     assert run.payload() == (cost.payload_up, cost.payload_down, cost.payload_one_off)
@@ -35,5 +36,6 @@ def test_the_wire_may_be_coarse(dtype: str, method: str, tiny_bert: Path, tiny_c
 
 def uploaded(run: Federation) -> list[int]:
     """Return the number of values of every tensor that came up."""
-    layout = run.prepared.adapted.layouts.up_in
-    return [prod(shape) for e in run.grid.exchanges if e.kind == "train" for _, shape in layout(e.instruction.round).shapes]
+    trained = [e.instruction for e in run.grid.exchanges if e.kind == "train"]
+    layouts = [run.prepared.strategy.layouts_of(told.client).up_in(told.round) for told in trained]
+    return [prod(shape) for layout in layouts for _, shape in layout.shapes]
