@@ -29,10 +29,16 @@ RUNS = {
         "federation.wire_dtype=int8",
     ),
     "private examples": (*EXAMPLE, "privacy.clipping=adaptive", "init.kind=weight_svd"),
-    "private clients": (*CLIENT, "privacy.clipping=adaptive", "privacy.quantile_lr=0.5", "init.kind=weight_svd"),
+    "private clients": (
+        *CLIENT,
+        "privacy.clipping=adaptive",
+        "privacy.quantile_lr=0.5",
+        "init.kind=orthogonal",
+        "federation.wire_dtype=int8",
+    ),
 }
 RUNS |= {method: (f"method={method}",) for method in FEDERATED_METHODS if method not in RUNS}
-RUNS["private in turns"] = ("method=rolora", *EXAMPLE)
+RUNS["private in turns"] = ("method=rolora", *EXAMPLE, "federation.wire_dtype=int8")
 RUNS["lower ranks"] = (
     "method=hetlora",
     "method.options.prune=0.5",

@@ -34,7 +34,7 @@ RUNS = {
     "fedavg_lora": ("method=fedavg_lora", "train.local_steps=null", "federation.wire_dtype=int8"),
     "fedex_lora": ("method=fedex_lora", "federation.fraction=0.75", "federation.num_rounds=3"),
     "head_only": ("method=head_only",),
-    "private, adaptive": (*EXAMPLE, "init.kind=weight_svd", "privacy.clipping=adaptive"),
+    "private, adaptive": (*EXAMPLE, "init.kind=weight_svd", "privacy.clipping=adaptive", "federation.wire_dtype=int8"),
     "private clients": ("privacy=client", "privacy.noise_multiplier=2", "federation.weighting=uniform", "init.kind=weight_svd"),
     "faults": ("init.kind=weight_svd", "faults.crash=0.2", "federation.min_replies=1"),
     "uneven": ("init.kind=weight_svd", "federation.partition.kind=size", "federation.partition.sizes=[1,2,3,4]", "train.local_steps=null"),
