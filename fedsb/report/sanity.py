@@ -17,6 +17,7 @@ from fedsb.report.table import number
 CHANCES = {"exact_match": "chance", "accuracy_norm": "choice_chance", "accuracy": "choice_chance"}
 BASE, POOLED = "untouched", "centralized"
 SURE = 2.0  # standard errors
+MANY = 10  # differences
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,22 @@ def _residuals(table: Table) -> Iterator[str]:
             yield f"{group.label}: its residual {counted}; published tables count it as dense matrices."
 
 
-RULES: tuple[Callable[[Table], Iterator[str]], ...] = (_below_chance, _like_the_base, _better_than_pooled, _one_seed, _rates, _residuals)
+def _many(table: Table) -> Iterator[str]:
+    count = len(table.groups) - 1
+    if count >= MANY:
+        by_chance = f"some {count / 20:.1f} leave zero out by chance where nothing differs"
+        yield f"Of {count} intervals at 95% {by_chance}: one difference is no finding."
+
+
+RULES: tuple[Callable[[Table], Iterator[str]], ...] = (
+    _below_chance,
+    _like_the_base,
+    _better_than_pooled,
+    _one_seed,
+    _many,
+    _rates,
+    _residuals,
+)
 
 
 def remarks(table: Table) -> list[str]:

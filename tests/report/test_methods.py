@@ -177,6 +177,12 @@ def test_answers_that_are_not_parsed_and_residuals_in_factors_are_said(make_run:
     assert "fedex_lora: its residual travels, and is counted, as factors of rank up to 72; published tables count it as dense" in said
 
 
+def test_of_many_differences_some_are_chance(sweep: Sweep) -> None:
+    folders = [folder for i in range(11) for folder in sweep(f"method-{i}", 20, (0,))]
+    assert "Of 10 intervals at 95% some 0.5 leave zero out by chance" in remarks_on(*folders)
+    assert "by chance" not in remarks_on(*folders[:10])
+
+
 def test_clients_are_compared_by_their_own_models_and_by_what_is_shared(make_run: Maker) -> None:
     own = {f"c{i}": {"accuracy": 0.8 - i / 100, f"{SHARED}accuracy": 0.2} for i in range(4)} | {"c4": {}}
     one = {f"c{i}": {"accuracy": 0.9 - i / 10} for i in range(4)}

@@ -181,7 +181,7 @@ def test_every_head_has_a_file_for_each_rank(run: Callable[..., Federation], met
         basis = FrozenCache(folder, rank).load(head).basis
         assert all(torch.equal(basis[name], t[leading(federation, name, rank)]) for name, t in whole.items())
     assert not list(folder.glob(f"{head}.safetensors"))
-    plain = run(method, "federation.ranks=null", "federation.num_rounds=1")
+    plain = run(method, "federation.ranks=null", f"federation.num_rounds={family.turns}")
     head = plain.grid.exchanges[-1].instruction.frozen
     basis = FrozenCache(folder).load(head).basis
     assert {name: t.shape for name, t in basis.items()} == {name: t.shape for name, t in plain.frozen.view().basis.items()}
