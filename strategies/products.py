@@ -78,8 +78,8 @@ def gauge(spec: AdapterSpec, factors: State) -> dict[str, float]:
 
 def sides(spec: AdapterSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the factors of a family on the output's side, with m in their shape and not n, and those on the input's."""
-    m, n = 10_007, 10_009  # no other size of a factor
-    shapes = spec.shapes(m, n, 2) if spec.roles else {}
+    m, n, rank = 10_007, 10_009, 5_003  # m and n are no other size of a factor, and whatever share of a rank a family takes, it has it
+    shapes = spec.shapes(m, n, rank) if spec.roles else {}
 
     def having(this: int, other: int) -> tuple[str, ...]:
         return tuple(role for role in spec.factors if this in shapes[role] and other not in shapes[role])

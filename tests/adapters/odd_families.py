@@ -83,6 +83,6 @@ def heads(number: int = 2) -> AdapterSpec:
 
 FAMILIES = {
     "hadamard": hadamard(),
-    "own_forward": replace(SPECS["lora_sb"], name="own_forward", build=OneByOne),
+    "own_forward": replace(SPECS["lora_sb"], name="own_forward", build=OneByOne, configure=None),
     "heads": heads(),
 }
