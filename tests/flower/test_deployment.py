@@ -16,7 +16,7 @@ from tests.flower.conftest import local
 from tests.flower.harness import ROOT, belonging_to, deployment, eventually, submitting, summary
 
 # Each message has a process of its own at a node, and what a client keeps lies on its disk.
-OWN = ("method=fedsa_lora", "federation.num_rounds=2", "eval.every=2")
+OWN = ("method=fedsa_lora", "federation.num_rounds=2", "eval.every=2", "federation.wire_dtype=int8")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 

@@ -23,7 +23,8 @@ RUNS = {
     "fed_sb": ("init.kind=gradient", "init.num_examples=8", "init.power_iterations=0"),
     "fedex_lora": ("method=fedex_lora", "federation.fraction=0.75"),
     "private examples": (*EXAMPLE, "init.kind=weight_svd"),
-    "fedsa_lora": ("method=fedsa_lora",),  # what a client keeps of its own serves whichever worker it comes to next
+    # What a client keeps serves whichever worker it comes to next.
+    "fedsa_lora": ("method=fedsa_lora", "federation.wire_dtype=int8"),
 }
 KILLS = {"fed_sb": (2,), "fedex_lora": (5,), "private examples": (2, 5), "fedsa_lora": (5,)}
 
