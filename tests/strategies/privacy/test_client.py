@@ -151,7 +151,7 @@ def test_figures_without_noise_are_of_the_simulation_only(tiny_bert: Path, tmp_p
         assert record.exactness_gap is None
         assert record.client_metrics == record.accounts == {}
         assert set(record.simulation_only) == {"train_loss", "clip_rate", "signal_to_noise"}
-        assert set(record.extras) == {"clip_norm", "noise_std"}
+        assert set(record.extras) == {"clip_norm", "noise_std", "gauge"}  # the last of what clients hold, which is noised
 
 
 def test_real_nodes_leave_none_of_them_and_get_noise_that_no_seed_repeats(tiny_bert: Path, tmp_path: Path) -> None:
