@@ -109,7 +109,7 @@ class Round(ABC, Generic[Result]):
         """
         rounded = self.rounding.of(self.adapted.sent(trained, self.site.round))
         told = self._told_of(trained, rounded.decoded)
-        upload = Upload(rounded.sent, {**self.metrics(result), **told}, trained.pick(*self.adapted.spec.own))
+        upload = Upload(rounded.sent, {**self.metrics(result), **told}, self.adapted.kept(trained))
         self.keep_own(upload.own)
         self.keep_left(rounded.left)
         return upload

@@ -181,6 +181,14 @@ def _give_privately(job: Job, sketch: Sketch, stage: str, number: int, probes: S
     return job.reply(answer, wire_dtype="float32")
 
 
+@app.train("projection")
+@_codes_only
+def projection(message: Message, context: Context) -> Message:
+    """Give the projection of what was trained in this round, the second exchange of methods that have one."""
+    job = Job(message, context)
+    return Message(job.reply(job.projected()), reply_to=message)
+
+
 @app.evaluate()
 @_codes_only
 def evaluate(message: Message, context: Context) -> Message:

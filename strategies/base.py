@@ -8,7 +8,7 @@ is sent, uploaded and logged in which round it reads off the roles of the adapte
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -26,6 +26,7 @@ from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.messages import Instruction
 from strategies.combinations import Wanted, check_wanted
 from strategies.gap import GapMeter
+from strategies.inbox import Arrived
 from strategies.loop import RoundLoop
 from strategies.method import Following, Method
 from strategies.participation import Listener, Participation
@@ -159,19 +160,23 @@ class LowRankStrategy(Method, RoundLoop):
         """
         assert self._round is not None
         assert self._rule is not None
-        for upload in self._uploads(replies, lambda client: self.layouts_of(client).up_in(server_round)):
+        for upload, meant, trained in self._trained(server_round, replies):
             weight = self.weighting.weight(upload.client, upload.num_examples)
-            layouts = self.layouts_of(upload.client)
-            meant, trained = self.sending.trained(upload.state, layouts, layouts.up_in(server_round), self._meant, self._shares)
             self._rule.add(meant, weight)
-            self.gap.add(trained, weight, layouts.sight)
+            self.gap.add(trained, weight, self.sight_of(upload.client))
             self._round.note(upload.metrics, weight)
-            if (lower := self.lower_rank(trained, layouts.sight.state(self._sent))) is not None:
+            if (lower := self.lower_rank(trained, self.sight_of(upload.client).state(self._sent))) is not None:
                 self.lowered[upload.client] = lower
         self._round.check_quorum(self._needed(len(self._round.order)))
         self.counted |= dict.fromkeys(self._round.clients if self.spec.own or self.carried else (), server_round)
         self.weighting.end_round(self._round.clients)
         return encode_arrays(self._finish(), self.wire_dtype), MetricRecord(self._round.train_metrics())
+
+    def _trained(self, server_round: int, replies: Iterable[Message]) -> Iterator[tuple[Arrived, State, State]]:
+        """Yield each upload, with what it is from what the server meant to send, and from what its client was sent."""
+        for upload in self._uploads(replies, lambda client: self.layouts_of(client).up_in(server_round)):
+            layouts = self.layouts_of(upload.client)
+            yield upload, *self.sending.trained(upload.state, layouts, layouts.up_in(server_round), self._meant, self._shares)
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Return one evaluation message for each client that is to evaluate, where the configuration asks for it."""

@@ -38,14 +38,20 @@ class GapMeter:
         self._gap: Gap | None = None
         self._meter: ExactnessMeter | None = None
         self.first = State()
+        self._beside: Tensor | None = None
 
     @property
     def sample(self) -> tuple[str, ...] | None:
         """The modules whose held weights are measured; None where all are, or none."""
         return self._weights.modules if self._weights and self._weights.sampled else None
 
+    def beside(self, estimates: Tensor) -> None:
+        """Count a part of this round's mean update that the uploads do not show and nobody is handed: squared norms, to be averaged."""
+        self._beside = estimates
+
     def begin(self, sent: State, frozen: FrozenView, uploaded: Sequence[str]) -> None:
         """Start a round from what clients hold, of which ``uploaded`` come back; changes count from what they held in the first."""
+        self._beside = None
         if self._on:
             self._meter = self._meter or self.measure_from(sent.pick(HEAD).merge(_added(frozen)))
             self._meter.begin(sent.merge(self._rest), uploaded)
@@ -69,6 +75,8 @@ class GapMeter:
         For the arguments see :meth:`ExactnessMeter.measure`.
         """
         self._gap = self._meter.measure(held.merge(self._rest), lost=lost) if self._on and self._meter else None
+        if self._gap is not None and self._beside is not None:
+            self._gap = self._gap.beside(self._beside)
         return (None, None) if self._gap is None else (self._gap.relative, self._gap.error or None)
 
     def measure_held(self, held: State, frozen: FrozenView, *, lost: float) -> float | None:

@@ -165,17 +165,39 @@ class RoundLoop(Strategy):
         if self.listener:
             self.listener.end(self._round.record(metrics or {}), decode_state(arrays, self.down), self.frozen)
 
-    def exchange(self, grid: Grid, stage: str, arrays: ArrayRecord, sent: Layout, wanted: Layout, *, title: str = "") -> Iterator[Arrived]:
-        """Ask all connected clients for one exchange of the start, and yield their valid replies in dispatch order.
+    def exchange(
+        self,
+        grid: Grid,
+        stage: str,
+        arrays: ArrayRecord,
+        sent: Layout,
+        wanted: Layout,
+        *,
+        title: str = "",
+        kind: str = "train.evidence",
+        among: Sequence[str] | None = None,
+    ) -> Iterator[Arrived]:
+        """Ask clients for one exchange beside the training of a round, and yield their valid replies in dispatch order.
 
-        ``arrays`` goes with it, of layout ``sent``; replies have layout ``wanted``. ``title`` is shown while it goes on.
+        Args:
+            grid: Flower's.
+            stage: what is asked for, within the type of the messages.
+            arrays: what goes with it.
+            sent: its layout.
+            wanted: that of the replies.
+            title: shown while it goes on; empty for one of a round that is under way.
+            kind: the type of the messages; the default is that of the start, whose bytes are one-off.
+            among: who is asked; None: all.
+
+        Raises:
+            RunError: fewer valid replies than are needed.
         """
         assert self._round is not None
         transport = self._connect(grid)
-        order = dispatch_order(self.participation.clients, self.counts)
+        order = dispatch_order(self.participation.clients if among is None else among, self.counts)
         self._round.begin_exchange(order, title)
-        instruction = Instruction("", 0, stage=stage, labels=self.labels, digest=sent.digest)
-        requests = transport.requests(order, "train.evidence", lambda client: (instruction, arrays), self._round.tally)
+        instruction = Instruction("", self._round.number, stage=stage, labels=self.labels, digest=sent.digest)
+        requests = transport.requests(order, kind, lambda client: (instruction, arrays), self._round.tally)
         yield from self._uploads(transport.replies(transport.address(requests, self._round.failed), self._timeout), lambda client: wanted)
         self._round.check_quorum(self._needed(len(order)))
 

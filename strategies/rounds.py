@@ -70,8 +70,8 @@ class RoundState:
             raise RunError(f"round {self.number}: {len(self.clients)} valid replies, federation.min_replies={needed} ({reasons})")
 
     def begin_exchange(self, order: Sequence[str], title: str) -> None:
-        """Start one exchange of the start: each client may answer anew."""
-        self._earlier |= {client: f"{self.stage}: {reason}" for client, reason in self.failed.items()}
+        """Start another exchange: each client may answer anew."""
+        self._earlier |= {client: f"{self.stage}: {reason}" if self.stage else reason for client, reason in self.failed.items()}
         self.order, self.clients, self.failed, self.stage = tuple(order), [], {}, title
 
     def begin_evaluation(self, asked: Sequence[str]) -> None:

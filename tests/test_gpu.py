@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 METHODS = list(STRATEGIES)
 # Their rules decompose the factors anew, which are as good the other way round; nothing that a method says of itself tells so.
-BY_SVD = ("flexlora", "florist", "fedsvd", "fedmomentum")
+BY_SVD = ("flexlora", "florist", "fedsvd", "fedmomentum", "fedask")
 # Adam's first steps are the signs of gradients, however small.
 PLAIN = ["train.optimizer=sgd", "train.lr=0.1", in_rounds(2), "adapter.alpha=5"]
 KINDS = [("tiny_bert", "classification"), ("tiny_llama", "causal_lm"), ("tiny_gpt2", "causal_lm")]

@@ -46,6 +46,13 @@ class Gap:
         """The exactness gap; 0 where nothing moved and nothing differs."""
         return 0.0 if self.difference == 0 else self.difference / max(self.update, 1e-300)
 
+    def beside(self, estimates: Tensor) -> Gap:
+        """Return the gap with a part of the update more, orthogonal to what was compared and missed as a whole: estimates of its square."""
+        more = float(estimates.mean())
+        difference, update = self.difference**2 + more, self.update**2 + more
+        error = 0.5 * float(estimates.std()) / len(estimates) ** 0.5 / max(difference, 1e-300)
+        return Gap(difference**0.5, update**0.5, max(self.error, error) if more > 1e-14 * update else self.error)
+
 
 class ExactnessMeter:
     """Collects a round's uploads and compares their mean product with what is handed out.

@@ -20,6 +20,8 @@ class Layouts:
         learnt: of all that is ever trained.
         log: of the factors that come down in the log.
         made: of those that everybody makes.
+        asked: of what comes down in a second exchange of a round; nothing where there is none.
+        told: of what goes up in it.
         block: where the factors of a smaller rank lie in these.
         narrower: the same of clients with a smaller rank.
     """
@@ -29,6 +31,8 @@ class Layouts:
     learnt: Layout
     log: Layout = NOTHING
     made: Layout = NOTHING
+    asked: Layout = NOTHING
+    told: Layout = NOTHING
     block: Block = field(default=leading, compare=False)
     narrower: Callable[[int], Layouts] | None = field(default=None, compare=False)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fedsb.adapters.sketched import Sketched
 from fedsb.core.blocks import Block, leading
 from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Layout, Name, State
@@ -91,6 +92,7 @@ class AdapterSpec:
         reach: from the rank to the least that min(m, n) of an adapted matrix must be.
         shifting: starts whose product is taken out of W0, by version 1 of the log, so that the run begins at W0; with what s makes of them.
         mask: frozen factors (m, q) and (q, n); all that is added to W0 is under their product, entry by entry.
+        sketch: how the products of what was trained reach the server in two exchanges, in the place of the factors.
 
     Raises:
         ValueError: no run can lead such a life.
@@ -109,6 +111,7 @@ class AdapterSpec:
     reach: Callable[[int], int] = int
     shifting: Mapping[str, Rescale] = field(default_factory=dict)
     mask: tuple[str, str] | None = None
+    sketch: Sketched | None = None
 
     def __post_init__(self) -> None:
         for role in (*self.roles, self.head):
@@ -121,6 +124,8 @@ class AdapterSpec:
             raise ValueError(f"family '{self.name}': everybody makes {made}, and a start takes a gradient, which nobody has alone")
         if self.mask is not None and (self.shifting or not {*self.mask} <= {*self.in_log} & {*self.frozen}):
             raise ValueError(f"family '{self.name}': what masks W0's gain rests, comes in the log and masks nothing that a start adds")
+        if self.sketch is not None and (self.own or self.in_log or self.folded or self.shifting or self.turns > 1):
+            raise ValueError(f"family '{self.name}': what reaches the server by sketches is sent down whole in every round")
         if self.head.learns != ALWAYS or self.head.down == "log" or self.head.kept_by == "nobody" or callable(self.head.up):
             raise ValueError(f"family '{self.name}': the head learns in every round, is sent or kept by its client, and goes up as it is")
 

@@ -19,7 +19,7 @@ from fedsb.app.private_run import add_plan, plan_of, saved_plan
 from fedsb.app.threads import use_threads
 from fedsb.config.compose import as_dict
 from fedsb.config.derived import ranks_of
-from fedsb.core.errors import RunError
+from fedsb.core.errors import RunError, UserError
 from fedsb.core.folders import home
 from fedsb.core.state import State, non_finite
 from fedsb.models.fit import Site
@@ -34,6 +34,7 @@ from fedsb.privacy.shelf import Shelf
 from fedsb.run.kept_start import KeptStart
 from fedsb.run.own_state import OwnState
 from fedsb.run.resuming import fingerprint
+from fedsb.wire.arrays import quantise
 from fedsb.wire.cache_limits import Limits
 from fedsb.wire.frozen import FrozenView
 from fedsb.wire.frozen_cache import FrozenCache
@@ -128,6 +129,26 @@ class Job:
             raise RunError(f"{broken.role} of '{broken.module}', which the client keeps for itself, holds NaN or infinity; lower train.lr")
         if len(own):
             self._own_state.save(self.instruction.round, own, since=self.instruction.own)
+
+    def projected(self) -> Upload:
+        """Return what the server asks for, in a second exchange, of what the client has trained in this round.
+
+        It is a function of what was trained, and under privacy of what was noised and charged then.
+
+        Raises:
+            OwnStateLost: the client has not trained in this round, or what it kept of that is gone.
+            UserError: the method has no such exchange.
+        """
+        spec, sketch = self.adapted.spec, self.adapted.spec.sketch
+        if sketch is None:
+            raise UserError(f"method '{self.config.method.name}' has no second exchange in a round, and the server asks for one")
+        bases = self.instruction.state(self.adapted.layouts.at(self.rank).asked)
+        trained = self._own_state.of(self.instruction.round)
+        found = sketch.projections(spec, trained, bases, self.config.seed, self.instruction.round)
+        dtype = self.config.federation.wire_dtype
+        if dtype == "float32":
+            return Upload(found, {})
+        return Upload(found, {"encoding-error": self.adapted.scale * sketch.rounded(bases, found, quantise(found, dtype))})
 
     def keep_left(self, left: State) -> None:
         """Keep what the wire's rounding has left out of the client's uploads."""

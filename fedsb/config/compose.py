@@ -204,6 +204,11 @@ def _check_method(config: Config) -> None:
         roles = SPECS[config.method.adapter].roles if config.method.adapter in SPECS else ()
         if part := next((role.name for role in roles if role.kept_by != "server"), None):
             raise UserError(f"method.adapter={config.method.adapter} with method={config.method.name}: nobody would keep its {part}")
+        if config.method.adapter in SPECS and SPECS[config.method.adapter].sketch is not None:
+            raise UserError(
+                f"method.adapter={config.method.adapter} with method={config.method.name}: its sketches are there for the products of many "
+                "clients, and one client can send its factors; use method.adapter=lora"
+            )
     elif config.method.adapter != adapter:
         raise UserError(f"method.adapter={config.method.adapter} is not that of method '{config.method.name}'; it must be {adapter}")
 

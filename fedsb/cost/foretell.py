@@ -79,9 +79,9 @@ def method_cost(config: Config, spec: AdapterSpec, layouts: Layouts, shapes: Sha
     rank, clients, dtype = config.adapter.rank, config.federation.num_clients, config.federation.wire_dtype
     cohort = client_names(config)[: cohort_size(clients, config.federation.fraction)]
     each = [layouts_of(client) for client in client_names(config)] or [layouts]
-    sizes = zip(*((one.learnt.numel, one.down.numel, one.log.numel) for one in each), strict=True)
+    sizes = zip(*((one.learnt.numel, one.down.numel + one.asked.numel, one.log.numel) for one in each), strict=True)
     trained, down, basis = (sum(of_all) // len(each) for of_all in sizes)
-    up = sum(layout.numel for one in each for layout in one.up) // (spec.turns * len(each))
+    up = sum(layout.numel + one.told.numel for one in each for layout in one.up) // (spec.turns * len(each))
     sights = Counter(one.sight for one in each)
     logged = sum(_caught_up(growth, turn, cohort, sights) for turn in range(1, spec.turns + 1)) // (spec.turns * len(each))
     start_up, start_down = start_values(config, shapes)
@@ -94,8 +94,8 @@ def method_cost(config: Config, spec: AdapterSpec, layouts: Layouts, shapes: Sha
         up=up,
         down=down + logged,
         one_off=basis + start_up + start_down,
-        bytes_up=sum(layout_bytes(layout, dtype) for one in each for layout in one.up) // (spec.turns * len(each)),
-        bytes_down=sum(layout_bytes(one.down, dtype) for one in each) // len(each) + float32_bytes(logged),
+        bytes_up=sum(layout_bytes(sent, dtype) for one in each for up in one.up for sent in (up, one.told)) // (spec.turns * len(each)),
+        bytes_down=sum(layout_bytes(one.down, dtype) + layout_bytes(one.asked, dtype) for one in each) // len(each) + float32_bytes(logged),
         payload_up=bytes_up,
         payload_down=bytes_down,
         payload_one_off=bytes_one_off + clients * float32_bytes(start_up + start_down),
@@ -162,11 +162,12 @@ def _run_bytes(config: Config, layouts_of: LayoutsOf, basis: State, growth: Grow
             if evaluating and number:
                 log.extend(growth(number, cohort), str(number))
             for client in names if evaluating and number == federation.num_rounds else cohort:
-                bundle = log.bundle(held.get(client, 0), layouts_of(client).sight)
+                own = layouts_of(client)
+                bundle = log.bundle(held.get(client, 0), own.sight)
                 lacked, once = (bundle.state.numel, bundle.one_off) if bundle else (0, 0)
-                down += layout_bytes(layouts_of(client).down, dtype) + float32_bytes(lacked - once)
+                down += layout_bytes(own.down, dtype) + float32_bytes(lacked - once) + (0 if evaluating else layout_bytes(own.asked, dtype))
                 one_off += float32_bytes(once)
-                up += 0 if evaluating else layout_bytes(layouts_of(client).up_in(number), dtype)
+                up += 0 if evaluating else layout_bytes(own.up_in(number), dtype) + layout_bytes(own.told, dtype)
                 held[client] = log.version
         if number and number not in due:
             log.extend(growth(number, cohort), str(number))

@@ -25,7 +25,7 @@ from fedsb.adapters.exactness import encoding_error
 from fedsb.adapters.frozen_part import FACTORS, FrozenPart
 from fedsb.adapters.masked import seen
 from fedsb.core.devices import on_devices, on_host
-from fedsb.core.state import HEAD, Layout, Name, State
+from fedsb.core.state import HEAD, Layout, Name, State, squared_norm, subtract
 from fedsb.wire.frozen import FrozenView
 
 Made = TypeVar("Made")
@@ -43,6 +43,7 @@ class AdaptedModel:
         tokenizer: of the model; None for shapes without weights.
         initial: what is ever trained, as it was built.
         drawn: sorted names of the frozen parameters that no checkpoint holds: they go wherever the head goes.
+        seed: of the run.
         remarks: what a user should know of the model before it is trained.
     """
 
@@ -53,6 +54,7 @@ class AdaptedModel:
     tokenizer: PreTrainedTokenizerBase | None
     initial: State = field(default_factory=State)
     drawn: tuple[str, ...] = ()
+    seed: int = 0
     remarks: tuple[str, ...] = ()
     _layouts: dict[int | None, Layouts] = field(default_factory=dict, repr=False)
     _made: tuple[object, Any] = field(default=(None, None), repr=False)
@@ -92,12 +94,15 @@ class AdaptedModel:
 
     def _layouts_at(self, rank: int | None) -> Layouts:
         if rank not in self._layouts:
+            sketched = self.spec.sketch is not None
             self._layouts[rank] = Layouts(
                 down=self.layout(*self.spec.in_state, rank=rank, head=self.spec.head.down == "state"),
                 up=tuple(
-                    self.layout(*self.spec.uploaded(turn), rank=rank, head=bool(self.spec.head.up))
+                    self.layout(*(("Y",) if sketched else self.spec.uploaded(turn)), rank=rank, head=bool(self.spec.head.up))
                     for turn in range(1, self.spec.turns + 1)
                 ),
+                asked=self.layout(*(("Q",) if sketched else ()), rank=rank, head=False),
+                told=self.layout(*(("Z", "P") if sketched else ()), rank=rank, head=False),
                 learnt=self.layout(*self.spec.ever_learn, rank=rank),
                 log=self.layout(*self.spec.in_log, rank=rank, head=False),
                 made=self.layout(*self.spec.made, rank=rank, head=False),
@@ -116,8 +121,17 @@ class AdaptedModel:
 
     def sent(self, trained: State, round_number: int) -> State:
         """Return what a client uploads of the factors and the head that it has trained in a round."""
+        if self.spec.sketch is not None:
+            return self.spec.sketch.ranges(self.spec, self.kept(trained), self.seed, round_number).merge(trained.pick(HEAD))
         names = dict(self.layouts.up_in(round_number).shapes)
         return State({name: t for name, t in self.spec.fold(trained).items() if name in names})
+
+    def kept(self, trained: State) -> State:
+        """Return what a client keeps of what it has trained: its own, and where the server will ask for it again all factors."""
+        if self.spec.sketch is None:
+            return trained.pick(*self.spec.own)
+        resting = [role for role in self.spec.factors if role not in self.spec.learn(self._round)]
+        return read(self.model, *resting).merge(trained.pick(*self.spec.factors))
 
     def encoding_error(self, trained: State, round_number: int, decoded: State) -> float:
         """Return ``‖ΔW − ΔW as decoded‖_F`` of an upload, head included; the model holds what does not learn beside.
@@ -127,6 +141,8 @@ class AdaptedModel:
             round_number: of the round.
             decoded: the upload as the server has it.
         """
+        if self.spec.sketch is not None:  # what is lost of the product shows when it is projected
+            return float(squared_norm(subtract(decoded.pick(HEAD), trained)) ** 0.5)
         resting = [role for role in self.spec.factors if role not in self.spec.learn(round_number)]
         beside = read(self.model, *resting).merge(self.spec.at_rest(self._installed(*self.spec.folded)))
         seen = self.spec.fold(trained)

@@ -103,7 +103,8 @@ def build_model(
     settle(network, model, device)
     tokenizer = None if device == "meta" else _tokenizer(network, model)
     drawn = tuple(name for name in drawn_in(network) if name not in head)
-    adapted = AdaptedModel(network, spec, scale, head, tokenizer, drawn=drawn, remarks=tuple(_remarks(network, adapter, head, drawn)))
+    adapted = AdaptedModel(network, spec, scale, head, tokenizer, drawn=drawn, seed=seed)
+    adapted.remarks = tuple(_remarks(network, adapter, head, drawn))
     if device != "meta":
         adapted.initial = adapted.copied(*spec.ever_learn)
     return adapted

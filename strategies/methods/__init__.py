@@ -7,6 +7,7 @@ from strategies.methods.abba_core import ABBACore
 from strategies.methods.abba_masked import ABBAMasked
 from strategies.methods.centralized import Centralized
 from strategies.methods.fed_sb import FedSB
+from strategies.methods.fedask import FedASK
 from strategies.methods.fedavg_lora import FedAvgLoRA
 from strategies.methods.fedex_lora import FedExLoRA
 from strategies.methods.fedmomentum import FedMomentum
@@ -46,6 +47,7 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "rolora": RoLoRA,
     "frlora": FRLoRA,
     "fedmomentum": FedMomentum,
+    "fedask": FedASK,
     "nested_fed_sb": NestedFedSB,
     "lora_one": LoRAOne,
     "lora_xs": LoRAXS,

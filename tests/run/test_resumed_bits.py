@@ -67,6 +67,18 @@ def test_a_language_model_in_bfloat16_is_taken_up_with_the_same_bits_and_the_byt
     assert all(whole[key] == wide[key] for key in ("payload_up", "payload_down", "payload_one_off"))
 
 
+@pytest.mark.parametrize("life", [4, 6, 13])
+def test_a_run_killed_between_the_exchanges_of_a_round_trains_it_again(life: int, run: Run, tmp_path: Path) -> None:
+    """Four first replies, then four second ones, in each round."""
+    given, folder = ("method=fedask", "runtime.stack=1"), tmp_path / "killed"
+    whole = run(tmp_path / "whole", *given)
+    with pytest.raises(Killed):
+        run(folder, *given, life=life)
+    again = run(folder, f"resume={folder}")
+    assert {key for key in whole if again[key] != whole[key]} <= {"wall_s", "cpu_s"}
+    assert told(folder) == told(tmp_path / "whole")
+
+
 def test_a_stack_goes_on_as_a_stack(run: Run, tmp_path: Path) -> None:
     """Side by side other bits come out than one after the other: a resumed run must not change over."""
     more = ("method=fedavg_lora", "adapter.dropout=0.1", "runtime.stack=3")

@@ -16,6 +16,7 @@ from tests.strategies.test_every_method import SCHEDULE
 # A bfloat16 is rounded by itself, so that a mean and those that add to W0 stand for all; int8 goes with differences and what they leave.
 COARSE = [("int8", method) for method in FEDERATED_METHODS]
 COARSE += [("bfloat16", method) for method in FEDERATED_METHODS if method == "fedavg_lora" or STRATEGIES[method].adds_to_weights()]
+UPLOADS = ("train", "train.projection")
 SIZES = {"int8": lambda n: n + 4 * -(-n // 64), "bfloat16": lambda n: 2 * n}
 
 
@@ -36,6 +37,7 @@ def test_the_wire_may_be_coarse(dtype: str, method: str, tiny_bert: Path, tiny_c
 
 def uploaded(run: Federation) -> list[int]:
     """Return the number of values of every tensor that came up."""
-    trained = [e.instruction for e in run.grid.exchanges if e.kind == "train"]
-    layouts = [run.prepared.strategy.layouts_of(told.client).up_in(told.round) for told in trained]
-    return [prod(shape) for layout in layouts for _, shape in layout.shapes]
+    trained = [(e.kind, e.instruction) for e in run.grid.exchanges if e.kind in UPLOADS]
+    both = [(kind, told.round, run.prepared.strategy.layouts_of(told.client)) for kind, told in trained]
+    came = [layouts.up_in(number) if kind == "train" else layouts.told for kind, number, layouts in both]
+    return [prod(shape) for layout in came for _, shape in layout.shapes]

@@ -18,6 +18,8 @@ def test_a_client_holds_the_mean_of_what_was_trained(plain: Plain, model: str, m
     """Where a method claims so; elsewhere it is off after the first round, or there is no such weight."""
     federation = plain(model, method)
     assert federation.prepared.strategy.is_exact == (method in EXACT)
+    if federation.prepared.adapted.spec.sketch is not None:
+        return  # its uploads are no factors: what they were made of, its own test remembers
     if method not in EXACT:
         assert_off(federation, tmp_path)
         return
