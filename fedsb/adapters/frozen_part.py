@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsb.adapters.linear import out_in, shape_of
+from fedsb.adapters.linear import OUT_IN, out_in, shape_of
 from fedsb.adapters.low_rank import Term, joined
 from fedsb.adapters.quantised import dequantised, is_quantised
 from fedsb.adapters.residual import Residual
@@ -87,6 +87,12 @@ class FrozenPart:
         y: Tensor = self.base(x)
         added = self.added(x)
         return y if added is None else y + added.to(y.dtype)
+
+    @property
+    def matrix(self) -> Tensor | None:
+        """The weight (m, n) that the layer computes with, where that is one float32 matrix and a plain product; None elsewhere."""
+        plain = type(self.base) in OUT_IN and self.weight.dtype == torch.float32 and not self._beside
+        return out_in(self.base, self.weight) if plain and not (self.base._forward_hooks or self.base._backward_hooks) else None
 
     def added(self, x: Tensor) -> Tensor | None:
         """Return what stands beside the base makes of x, in float32; None where nothing does."""

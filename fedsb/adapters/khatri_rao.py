@@ -82,12 +82,21 @@ class Hadamard(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, n) to (…, m)."""
-        # Clients may hold factors of a rank of their own: what is less is decided anew.
-        (m, r1), (r2, n) = self.B1.shape, self.A2.shape
-        if m * n <= (m + n) * r1 * r2:
+        if self.is_matrix:
             return F.linear(x, ((self.B1 @ self.A1) * (self.B2 @ self.A2)).to(x))
         left, right = split((self.B1, self.A1, self.B2, self.A2))
         return F.linear(F.linear(x, right.to(x)), left.to(x))
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the product (m, n) is less to compute with than its factors."""
+        # Clients may hold factors of a rank of their own: what is less is decided anew.
+        (m, r1), (r2, n) = self.B1.shape, self.A2.shape
+        return m * n <= (m + n) * r1 * r2
+
+    def onto(self, weight: Tensor, scale: float) -> Tensor:
+        """Return ``weight + s (B1 A1) ∘ (B2 A2)`` (m, n); s goes to B1, the least of what it could go to."""
+        return torch.addcmul(weight, (scale * self.B1) @ self.A1, self.B2 @ self.A2)
 
 
 def svd_start(first: int | None) -> Start:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fedsb.adapters.frozen_part import FrozenPart
 from fedsb.adapters.linear import shape_of
@@ -145,6 +146,9 @@ class LowRankLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, n) to (…, m)."""
+        whole = self._whole()
+        if whole is not None:
+            return F.linear(x, whole, self.base.bias)  # type: ignore[arg-type]
         y = self.frozen(x)
         if not self.active:
             return y
@@ -153,6 +157,17 @@ class LowRankLayer(nn.Module):
         # Here and not around the model, whose own operations keep the types that they have without adapters.
         with torch.autocast(y.device.type, y.dtype):
             return self._add(x, y)
+
+    def _whole(self) -> Tensor | None:
+        """Return the layer's weight (m, n) where its product is a matrix anyway and nobody has to see it apart: one pass instead of two."""
+        if self.spec.is_chain or not self.active or not isinstance(self.dropout, nn.Identity) or is_watched(self.product):
+            return None
+        product: Any = self.product
+        frozen = self.frozen.matrix if getattr(product, "is_matrix", False) else None
+        if frozen is None or torch.is_autocast_enabled(frozen.device.type):
+            return None
+        whole: Tensor = product.onto(frozen, self.scale)
+        return whole
 
     def _add(self, x: Tensor, y: Tensor) -> Tensor:
         h = self.dropout(x)
@@ -165,6 +180,11 @@ class LowRankLayer(nn.Module):
         # s goes to the r columns of h, not to the m of the product: a pass over the largest tensor less, each way.
         out: Tensor = y + getattr(self, last)(self.scale * h)
         return out
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Tell whether somebody has to see what a module gets and gives: by hooks, or by a forward of their own (clients side by side)."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module))
 
 
 def layers(model: nn.Module) -> dict[str, LowRankLayer]:

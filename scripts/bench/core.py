@@ -1,6 +1,6 @@
-"""The figures that the project promises, each beside its bound: training, wire, FedEx reducer, sketch. Needs the `demo` extra.
+"""The figures that the project promises, each beside its bound: training, products, wire, FedEx reducer, sketch. Needs the `demo` extra.
 
-Run as ``python scripts/bench/core.py [--quick] [--only training wire reducer sketch] [--json PATH]`` on an installed project. One
+Run as ``python scripts/bench/core.py [--quick] [--only training products wire reducer sketch] [--json PATH]`` on an installed project. One
 thread, CPU time of the process, opponents in turn, medians. These take about 20 minutes, ``--quick`` about 5 with looser figures; exit
 status 1 if one fails. ``--only accuracy`` (an hour, three seeds; ``--quick``: one) and ``--only demo`` (wall time of what ``make demo``
 runs) are left out unless they are named.
@@ -22,6 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")
 
 import accuracy
+import products
 import reducer
 import sketch
 import torch
@@ -34,6 +35,7 @@ GROUPS: dict[str, Callable[[bool], Iterable[Figure]]] = {
     "wire": wire.figures,
     "reducer": reducer.figures,
     "training": training.figures,
+    "products": products.figures,
     "sketch": sketch.figures,
 }
 WHOLE_RUNS: dict[str, Callable[[bool], Iterable[Figure]]] = {

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from fedsb.adapters import SPECS, attach, layers
 from fedsb.adapters.khatri_rao import Hadamard, pair_ranks
+from fedsb.adapters.layer import LowRankLayer
 from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import Name
@@ -149,3 +151,46 @@ def test_a_product_of_more_than_full_rank_is_refused(family: str) -> None:
 def test_options_of_another_kind_are_refused(family: str, options: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         SPECS[family].having(options).shapes(20, 30, 8)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+@pytest.mark.parametrize("added", [False, True], ids=["at W0", "beside W0"])
+def test_a_layer_of_one_matrix_is_the_layer_of_two(kind: str, added: bool) -> None:
+    """In one pass where nobody looks, in two where a hook does: the same output, and the same gradients of all factors and of the input."""
+    m, n = 9, 7
+    base = nn.Linear(n, m) if kind == "linear" else Conv1D(m, n)
+    layer = LowRankLayer(base, SPECS["abba"], 6, 1.5)
+    draw = torch_generator(0, "one pass")
+    for parameter in layer.product.parameters():
+        parameter.data.normal_(generator=draw)
+    if added:
+        layer.set_residual(torch.randn(m, n, generator=draw))
+    x = torch.randn(3, 4, n, generator=draw, requires_grad=True)
+    seen: list[torch.Tensor] = []
+
+    def out_and_gradients() -> list[torch.Tensor]:
+        out = layer(x)
+        return [out, *torch.autograd.grad(out.square().sum(), [x, *layer.product.parameters()])]
+
+    assert layer._whole() is not None
+    once = out_and_gradients()
+    handle = layer.product.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    twice = out_and_gradients()
+    assert len(seen) == 1
+    handle.remove()
+    for one, two in zip(once, twice, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer._whole() is None
+    layer.active = False
+    torch.testing.assert_close(layer(x), layer.frozen(x))
+
+
+def test_what_has_to_be_seen_apart_is_not_made_one_matrix() -> None:
+    for layer in (
+        LowRankLayer(nn.Linear(7, 9), SPECS["abba"], 6, 1.5, dropout=0.1),
+        LowRankLayer(nn.Linear(7, 9).to(torch.bfloat16), SPECS["abba"], 6, 1.5),
+        LowRankLayer(nn.Linear(7, 9), SPECS["abba"], 2, 1.5),  # factors are less
+        LowRankLayer(nn.Linear(7, 9), SPECS["lora"], 2, 1.5),
+    ):
+        assert layer._whole() is None
