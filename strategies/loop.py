@@ -185,7 +185,7 @@ class RoundLoop(Strategy):
             arrays: what goes with it.
             sent: its layout.
             wanted: that of the replies.
-            title: shown while it goes on; empty for one of a round that is under way.
+            title: shown while it goes on; empty for one of a round that is under way, whose pace is that of its training.
             kind: the type of the messages; the default is that of the start, whose bytes are one-off.
             among: who is asked; None: all.
 
@@ -198,7 +198,8 @@ class RoundLoop(Strategy):
         self._round.begin_exchange(order, title)
         instruction = Instruction("", self._round.number, stage=stage, labels=self.labels, digest=sent.digest)
         requests = transport.requests(order, kind, lambda client: (instruction, arrays), self._round.tally)
-        yield from self._uploads(transport.replies(transport.address(requests, self._round.failed), self._timeout), lambda client: wanted)
+        replies = transport.replies(transport.address(requests, self._round.failed), self._timeout)
+        yield from self._uploads(replies, lambda client: wanted, shown=bool(title))
         self._round.check_quorum(self._needed(len(order)))
 
     def _needed(self, of: int) -> int:
@@ -213,7 +214,7 @@ class RoundLoop(Strategy):
             self._transport = Transport(grid, roster, self.frozen, self.held, self.origin, begin_anew=anew, sight_of=self.sight_of)
         return self._transport
 
-    def _uploads(self, replies: Iterable[Message], layout: LayoutOf, *, training: bool = True) -> Iterator[Arrived]:
+    def _uploads(self, replies: Iterable[Message], layout: LayoutOf, *, training: bool = True, shown: bool = True) -> Iterator[Arrived]:
         assert self._round is not None
         assert self._transport is not None
-        return collect(replies, layout, self._round, self._transport, self.listener, training=training)
+        return collect(replies, layout, self._round, self._transport, self.listener if shown else None, training=training)

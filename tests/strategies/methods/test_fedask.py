@@ -19,6 +19,7 @@ from fedsb.client_app import app as client_app
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Name, State
+from fedsb.report.progress import Progress
 from fedsb.wire.messages import decode_instruction
 from tests.strategies.federations import Federation, KeepingGrid, federate, split_nodes
 from tests.strategies.private_runs import EXAMPLE, run_privately, small
@@ -217,6 +218,15 @@ def test_a_second_exchange_is_charged_to_nobody(tiny_bert: Path, tmp_path: Path,
     second = [e.reply.content["metrics"] for e in run.grid.exchanges if e.kind == "train.projection"]
     assert len(second) == 8
     assert {frozenset(each) for each in second} == {frozenset({"num-examples", "layout"})}
+
+
+def test_who_watches_is_told_of_each_client_once_a_round(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pace of a round is that of its training."""
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    told: list[str] = []
+    monkeypatch.setattr(Progress, "reply", lambda self, client, ok: told.append(client))
+    run_privately(small(tiny_bert, tmp_path, *EXAMPLE, "method=fedask"), tmp_path / "run")
+    assert sorted(told) == sorted(2 * [f"client-{i}" for i in range(4)])
 
 
 def test_other_methods_have_no_second_exchange(options: Options) -> None:
