@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from multiprocessing import get_context
 from pathlib import Path
 
-from suite.cells import Cell, Job, fill
+from suite.cells import Cell, Job, fill, final
 from suite.contestants import BYTES, CONTESTANTS, DATA, SEEDS, VALUES
 from suite.plan import Cache, choose_rank, has, jobs_of
 
@@ -64,7 +64,7 @@ def settle(cache: Cache, running: set[Future[tuple[str, Cell]]]) -> set[Future[t
     for future in done:
         key, cell = future.result()
         cache.cells[key] = cell
-        print(f"{key}: {cell.get('failed') or cell['metrics'].get('accuracy')}  {cell.get('cpu_s', 0):.0f} s", flush=True)
+        print(f"{key}: {cell.get('failed') or final(cell, 'accuracy')}  {cell.get('cpu_s', 0):.0f} s", flush=True)
     cache.keep()
     return rest
 

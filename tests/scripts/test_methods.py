@@ -9,9 +9,10 @@ import pytest
 
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
+from fedsb.report.series import totals
 from fedsb.run.folder import read_run
 from fedsb.run.predictions import read_predictions
-from scripts.bench.suite.cells import Job, cell_of, fill
+from scripts.bench.suite.cells import Job, cell_of, fill, final, unpack
 from scripts.bench.suite.contestants import BYTES, CONTESTANTS, FULL_RATES, RATES, SHARED, VALUES, Contestant
 from scripts.bench.suite.plan import Cache, chosen, jobs_of
 from scripts.bench.suite.ranks import rank_at, spent
@@ -63,7 +64,7 @@ def test_the_rate_is_that_of_the_least_loss_where_it_was_validated(tmp_path: Pat
     assert all({"seed=100", "rank=68", f"data.test_path={tmp_path}/data/bbc_validation.jsonl"} <= {*job.overrides} for job in tuning)
     losses = (0.9, 0.4, 0.5, float("inf"))
     for job, loss in zip(tuning, losses, strict=True):
-        cache.cells[job.key] = {"metrics": {"loss": loss}} if loss < 1 else {"failed": "it diverged"}
+        cache.cells[job.key] = {"rounds": [[8, 0, 0, 0, 0.5, loss]]} if loss < 1 else {"failed": "it diverged"}
     assert chosen(cache.cells, "bbc/values/fed_sb", RATES) == RATES[1]
     assert not list(jobs_of(cache, tmp_path, "bbc", VALUES, "fed_sb", None))
     (final,) = jobs_of(cache, tmp_path, "bbc", VALUES, "fed_sb", 3)
@@ -99,8 +100,17 @@ def test_a_cell_is_run_once_and_holds_what_its_run_does(tmp_path: Path, tiny_ber
     assert kept is not None
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(cell["right"]), np.uint8))[: cell["tested"]]
     assert bits.mean() == pytest.approx(run.records[-1].metrics["accuracy"])
-    assert [entry[0] for entry in cell["rounds"]] == [0, 1, 2]
-    assert cell["rounds"][-1][2] == run.summary["payload_total"] == sum(cell["bytes"].values())
+    unpack(cell, "a contestant", tmp_path / "again")
+    again, kept_again = read_run(tmp_path / "again"), read_predictions(tmp_path / "again")
+    assert (again.method, again.setting("seed"), again.setting("train.lr")) == ("a contestant", 0, run.setting("train.lr"))
+    assert totals(again.records)["payload_total"] == run.summary["payload_total"]
+    assert [r.round for r in again.records] == [0, 1, 2]
+    for metric in ("accuracy", "loss"):
+        values = [r.metrics[metric] for r in run.records]
+        assert [r.metrics[metric] for r in again.records] == pytest.approx(values, abs=1e-6)
+        assert final(cell, metric) == pytest.approx(values[-1], abs=1e-6)
+    assert kept_again.items == kept.items
+    assert np.array_equal(kept_again.measured("accuracy")[0], kept.measured("accuracy")[0])
     written = (job.folder / "metrics.jsonl").stat().st_mtime_ns
     assert fill(job) == (key, cell_of(run))
     assert (job.folder / "metrics.jsonl").stat().st_mtime_ns == written

@@ -1,8 +1,9 @@
-"""One run of the comparison, and what is kept of it."""
+"""One run of the comparison, what is kept of it, and a run's folder made of that again."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from fedsb.commands.run import run
 from fedsb.run.folder import Run, read_run
-from fedsb.run.predictions import read_predictions
+from fedsb.run.predictions import Predictions, read_predictions, write_predictions
+from fedsb.run.records import RoundRecord
 
 Cell = Mapping[str, Any]
+KEPT = ("accuracy", "loss")
+PAYLOADS = ("payload_up", "payload_down", "payload_one_off")
+SETTINGS = ("method.name", "method.setting", "rank", "train.lr", "seed")
+FACTS = ("method", "rank", "trained_params", "payload_total", "exactness_gap", "wall_s")
 
 
 @dataclass(frozen=True)
@@ -48,23 +55,18 @@ def fill(job: Job) -> tuple[str, Cell]:
 
 
 def cell_of(found: Run) -> Cell:
-    """Return what is kept of a run: measures, bytes round by round, and which test items its model had right, as bits in hex."""
-    end = found.summary or {}
-    last, predictions = found.records[-1], read_predictions(found.path)
-    moved, rounds = 0, []
-    for record in found.records:
-        moved += record.payload_up + record.payload_down + record.payload_one_off
-        if "accuracy" in record.metrics:
-            rounds.append([record.round, round(record.metrics["accuracy"], 6), moved])
+    """Return what is kept of a run: settings, measures and bytes by round, and which test items its model had right, as bits in hex."""
+    end, last, predictions = found.summary or {}, found.records[-1], read_predictions(found.path)
+    rounds = [
+        [r.round, *(getattr(r, key) for key in PAYLOADS), *(round(r.metrics[key], 6) if key in r.metrics else None for key in KEPT)]
+        for r in found.records
+    ]
     cell = {
-        "rank": end["rank"],
-        "trained": end["trained_params"],
-        "lr": found.setting("train.lr"),
-        "metrics": {key: round(value, 6) for key, value in last.metrics.items()},
-        "on_clients": {name: row["accuracy"] for name, row in last.client_metrics.items() if "accuracy" in row},
+        "settings": {key: found.setting(key) for key in SETTINGS},
+        "facts": {key: end.get(key) for key in FACTS},
+        "measured_by": last.measured_by,
         "rounds": rounds,
-        "bytes": {key: end[f"payload_{key}"] for key in ("up", "down", "one_off")},
-        "gap": end["exactness_gap"],
+        "clients": {name: round(row["accuracy"], 6) for name, row in last.client_metrics.items() if "accuracy" in row},
         "gauge": last.extras.get("gauge"),
         "cpu_s": round(end["cpu_s"], 1),
     }
@@ -72,3 +74,41 @@ def cell_of(found: Run) -> Cell:
         right = predictions.columns["accuracy"] > 0.5
         cell |= {"items": predictions.items, "tested": len(right), "right": np.packbits(right).tobytes().hex()}
     return cell
+
+
+def final(cell: Cell, metric: str) -> float:
+    """Return the last value of a metric; infinity where the run failed, or has none."""
+    values = [row[1 + len(PAYLOADS) + KEPT.index(metric)] for row in cell.get("rounds", ())]
+    return float(values[-1]) if values and values[-1] is not None else float("inf")
+
+
+def unpack(cell: Cell, name: str, folder: Path) -> None:
+    """Make the folder of a run out of its cell again, as far as a comparison reads it; its method is called ``name``."""
+    folder.mkdir(parents=True)
+    settings: dict[str, Any] = {}
+    for key, value in {**cell["settings"], "method.name": name}.items():
+        *groups, own = key.split(".")
+        place = settings
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[own] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "summary.json").write_text(json.dumps({**cell["facts"], "method": name}))
+    records = [_record(row, cell, last=row is cell["rounds"][-1]) for row in cell["rounds"]]
+    (folder / "metrics.jsonl").write_text("".join(f"{record.to_json()}\n" for record in records))
+    if "right" in cell:
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(cell["right"]), np.uint8))[: cell["tested"]]
+        write_predictions(folder, Predictions(records[-1].round, cell["items"], {"accuracy": bits.astype(np.float32)}))
+
+
+def _record(row: list[Any], cell: Cell, *, last: bool) -> RoundRecord:
+    payloads, metrics = row[1 : 1 + len(PAYLOADS)], row[1 + len(PAYLOADS) :]
+    return RoundRecord(
+        round=row[0],
+        **dict(zip(PAYLOADS, payloads, strict=True)),
+        metrics={key: value for key, value in zip(KEPT, metrics, strict=True) if value is not None},
+        measured_by=cell["measured_by"],
+        client_metrics={name: {"accuracy": value} for name, value in cell["clients"].items()} if last else {},
+        exactness_gap=cell["facts"]["exactness_gap"] if last else None,
+        extras={"gauge": cell["gauge"]} if last and cell["gauge"] is not None else {},
+    )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .cells import Cell, Job
+from .cells import Cell, Job, final
 from .contestants import CONTESTANTS, DATA, SHARED, TUNING_SEED
 from .ranks import rank_at
 from .texts import write
@@ -60,5 +60,5 @@ def jobs_of(cache: Cache, folder: Path, data: str, budget: str, name: str, seed:
 
 def chosen(cells: Mapping[str, Any], key: str, rates: tuple[float, ...]) -> float | None:
     """Return the rate with the least loss on the validation part; None where there is none to choose."""
-    losses = {lr: cells.get(f"{key}/rate {lr:g}", {}).get("metrics", {}).get("loss", float("inf")) for lr in rates}
+    losses = {lr: final(cells.get(f"{key}/rate {lr:g}", {}), "loss") for lr in rates}
     return min(losses, key=lambda lr: losses[lr]) if losses else None
