@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsb.adapters.spec import Shapes, Weights
+from fedsb.adapters.geometry import Shapes
+from fedsb.adapters.spec import Weights
 from fedsb.adapters.starts import frames, leading_pair
 from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_generator

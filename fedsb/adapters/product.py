@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
-from fedsb.adapters.spec import AdapterSpec, Shapes
+from fedsb.adapters.geometry import Shapes
+from fedsb.adapters.spec import AdapterSpec
 
 
 class Product(nn.Module):

@@ -12,18 +12,14 @@ How much lies outside that range neither sketch can tell. A few columns ``P = U 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fedsb.adapters.geometry import Geometry, Shapes
 from fedsb.adapters.low_rank import low_rank_squared_norm
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import Name, State
-
-if TYPE_CHECKING:
-    from fedsb.adapters.spec import AdapterSpec, Shapes
-
 
 PROBES = 4  # columns of P
 
@@ -43,7 +39,7 @@ class Sketched:
         width = min(rank + self.oversample, m, n)
         return {"Y": (m, width), "Q": (m, width), "Z": (n, width), "P": (m, PROBES)}
 
-    def ranges(self, spec: AdapterSpec, factors: State, seed: int, round_number: int) -> State:
+    def ranges(self, spec: Geometry, factors: State, seed: int, round_number: int) -> State:
         """Return Y of every module of a client's factors, in float32."""
         found = {}
         for module, (left, right) in _products(spec, factors).items():
@@ -57,7 +53,7 @@ class Sketched:
         return State({Name(name.module, "Q"): torch.linalg.qr(t.double()).Q.float() for name, t in mean.pick("Y").items()})
 
     @staticmethod
-    def projections(spec: AdapterSpec, factors: State, bases: State, seed: int, round_number: int) -> State:
+    def projections(spec: Geometry, factors: State, bases: State, seed: int, round_number: int) -> State:
         """Return Z and P of every module, in float32."""
         found = {}
         for module, (left, right) in _products(spec, factors).items():
@@ -91,5 +87,5 @@ def _image(left: Tensor, right: Tensor, width: int, stream: torch.Generator) -> 
     return (left @ (right @ torch.randn(right.shape[1], width, generator=stream, dtype=torch.float64))).float()
 
 
-def _products(spec: AdapterSpec, factors: State) -> dict[str, tuple[Tensor, Tensor]]:
+def _products(spec: Geometry, factors: State) -> dict[str, tuple[Tensor, Tensor]]:
     return {m: spec.split(tuple(factors[Name(m, role)].double() for role in spec.factors)) for m in factors.modules}

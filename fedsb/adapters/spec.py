@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
+from inspect import signature
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fedsb.adapters.geometry import Shapes
 from fedsb.adapters.sketched import Sketched
 from fedsb.core.blocks import Block, leading
-from fedsb.core.errors import UserError
+from fedsb.core.errors import UserError, check_options
 from fedsb.core.state import HEAD, Layout, Name, State
 
 ALWAYS: Literal["always"] = "always"
 NEVER: Literal["never"] = "never"
 Factors = Mapping[str, Tensor]
-Shapes = Mapping[str, tuple[int, ...]]
 Weights = Mapping[str, Tensor]
 # From the pristine weights by module name, each (m, n), the rank and the seed to every factor of a family.
 Start = Callable[[Weights, int, int], State]
@@ -138,8 +139,10 @@ class AdapterSpec:
         if not options:
             return self
         given = ", ".join(f"{key}={value}" for key, value in options.items())
-        if self.configure is None:
-            raise UserError(f"adapter.options ({given}): the family '{self.name}' has none; leave adapter.options={{}}")
+        check_options(
+            "adapter.options", f"the family '{self.name}'", options, signature(self.configure).parameters if self.configure else ()
+        )
+        assert self.configure is not None
         try:
             return self.configure(**options)
         except TypeError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -19,7 +20,7 @@ from fedsb.config.derived import client_names, family, ranks_of
 from fedsb.config.schema import Config
 from fedsb.config.settings import POOLED
 from fedsb.core.cohort import evaluated_rounds
-from fedsb.core.errors import UserError
+from fedsb.core.errors import UserError, check_options
 from fedsb.core.logs import say_early
 from fedsb.core.state import State
 from fedsb.models.abilities import check_abilities
@@ -137,10 +138,18 @@ def check_method(config: Config) -> None:
     Raises:
         UserError: it does not go with the method.
     """
-    federation = config.federation
+    federation, method = config.federation, STRATEGIES[config.method.name]
+    check_options("method.options", f"method '{config.method.name}'", config.method.options, options_of(method))
     optimizer, ranks = federation.server_optimizer.name != "none", federation.ranks or ()
     wanted = Wanted(config.privacy.unit == "client", ranks, optimizer, federation.weighting)
-    check_wanted(STRATEGIES[config.method.name], family(config), wanted, f"method={config.method.name}")
+    check_wanted(method, family(config), wanted, f"method={config.method.name}")
+
+
+def options_of(method: type[LowRankStrategy]) -> set[str]:
+    """Return the names of what may be chosen of a method: the arguments that it takes beside those that every method takes."""
+    own = method.__mro__[: method.__mro__.index(LowRankStrategy)]
+    named = {p.name for each in own for p in signature(each).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    return named - {*signature(LowRankStrategy).parameters}
 
 
 def planned(prepared: Prepared, grid: Grid) -> Prepared:

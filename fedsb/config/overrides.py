@@ -14,8 +14,8 @@ from fedsb.core.errors import UserError
 
 FOREIGN = re.compile(r"[^\x20-\x7e]|[#;&!~<>^`]")  # what Hydra's lexer knows nowhere but in quotes
 ELEMENT = re.compile(r"[^,\[\]{}'\"]+")
-# What is chosen of a family: each knows its own keys and refuses others, and conf/ names those with a default alone.
-OPEN = "adapter.options."
+# What is chosen of a method or of its family: each knows its own keys and refuses others, and conf/ names those with a default alone.
+OPEN = ("adapter.options.", "method.options.")
 CALL = re.compile(r"\w+ ?\([^)]*\)?$")  # choice(1, 2), also with its end missing
 
 

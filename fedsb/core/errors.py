@@ -37,6 +37,19 @@ def unknown(kind: str, value: str, allowed: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} '{value}'{nearest(value, names)}; choose from {', '.join(names)}")
 
 
+def check_options(key: str, owner: str, given: Iterable[str], allowed: Iterable[str]) -> None:
+    """Hold the names of options below a key against those that their owner has.
+
+    Raises:
+        UserError: it has no such option: ``method.options.truncate: method 'fed_sb' has no such option; it has none``.
+    """
+    names = sorted(allowed)
+    for name in given:
+        if name not in names:
+            choice = f"choose from {', '.join(names)}" if names else f"it has none; leave {key}.{name} out"
+            raise UserError(f"{key}.{name}: {owner} has no such option{nearest(name, names)}; {choice}")
+
+
 def is_fault(error: BaseException) -> bool:
     """Tell a fault from what ends a process: libraries in Rust panic with an exception that is no ``Exception``."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"

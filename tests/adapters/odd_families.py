@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsb.adapters import SPECS, AdapterSpec
-from fedsb.adapters.spec import Role, Shapes
+from fedsb.adapters.geometry import Shapes
+from fedsb.adapters.spec import Role
 from fedsb.adapters.starts import from_shapes
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import Name, State

@@ -35,7 +35,36 @@ MISTAKES = {
         ["method=fedex_lora", "federation.server_optimizer.name=adam"],
         "error: federation.server_optimizer is not defined with method=fedex_lora: ",
     ),
-    "an option": (["+method.options.truncate=3"], "error: method 'fed_sb' does not take these method.options (truncate)"),
+    "an option": (
+        ["method.options.truncate=3"],
+        "error: method.options.truncate: method 'fed_sb' has no such option; it has none; leave method.options.truncate out",
+    ),
+    "an option of a few": (
+        ["method=flexlora", "method.options.spilt=left"],
+        "error: method.options.spilt: method 'flexlora' has no such option (did you mean 'split'?); choose from energy, split",
+    ),
+    "an option of a family": (
+        ["adapter.options.first=1"],
+        "error: adapter.options.first: the family 'lora_sb' has no such option; choose from gamma",
+    ),
+    "a client's rank": (["method=flexlora", "rank=40", "federation.ranks=[2,40]"], "error: rank (40) exceeds min(out, in) = 32 of 'bert."),
+    "too few rounds": (
+        ["method=rolora", "federation.num_rounds=1"],
+        "error: federation.num_rounds=1: the factors of method 'rolora' learn in 2 turns, one a round, and A would stay ",
+    ),
+    "ranks of two pairs": (["method=abba", "rank=16"], "error: rank (16), which needs 64 here, exceeds min(out, in) = 32 of 'bert."),
+    "an optimiser under a mask": (
+        ["method=abba_masked", "federation.server_optimizer.name=adam"],
+        "error: federation.server_optimizer is not defined with method=abba_masked: it moves one mean ",
+    ),
+    "a private personal model": (
+        ["method=fedsa_lora", "privacy=client", "privacy.epsilon=8", "federation.weighting=uniform"],
+        "error: privacy.unit=client with method 'fedsa_lora': each client keeps its own B, head, ",
+    ),
+    "nothing left of a residual": (
+        ["method=fedex_lora", "federation.wire_dtype=int8", "method.options.truncate=1"],
+        "error: method.options.truncate=1 with federation.wire_dtype=int8: what makes up for the rounding of both means has rank 4 ",
+    ),
     "a model": (["model.name=./nowhere"], "error: model.name=./nowhere: no such folder"),
     "a syntax": (["federation.names=[a,"], "error: "),
 }

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import made_rows
 from tests.strategies.federations import Federation, classification, federate, language_model
-from tests.strategies.rounds import METHODS, ROUNDS, Options, Plain
+from tests.strategies.rounds import LONGER, METHODS, ROUNDS, Options, Plain
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def options(request: pytest.FixtureRequest, tiny_csv: Path) -> Options:
 
     def make(model: str = "tiny_bert", method: str = "fed_sb", *more: str) -> list[str]:
         task = classification if model == "tiny_bert" else language_model
-        return [*METHODS[method], *task(request.getfixturevalue(model), tiny_csv), *ROUNDS, *more]
+        return [*METHODS[method], *task(request.getfixturevalue(model), tiny_csv), *ROUNDS, *LONGER.get(method, ()), *more]
 
     return make
 

@@ -27,6 +27,7 @@ WHOLE = [name for name in METHODS if FAMILIES[name].has_global_model]
 NOTHING = Layout(())
 BARE = {"layouts": Layouts(NOTHING, (NOTHING,), NOTHING), "scale": 1.0, "participation": Participation(("client-0",))}
 EXACT = [name for name in METHODS if STRATEGIES[name](spec=FAMILIES[name], **BARE, **load([f"method={name}"]).method.options).is_exact]
+LONGER = {name: ["federation.num_rounds=5"] for name in EXACT}  # every factor has had its turn, and one its second
 # Linear layers, Conv1D and grouped queries for what claims to be exact on all of them.
 CASES = [(model, name) for name in METHODS for model in (MODELS if name in EXACT else MODELS[:1])]
 

@@ -17,6 +17,7 @@ from fedsb.adapters import SPECS
 from fedsb.adapters.spec import NEVER
 from fedsb.app.client_job import Job
 from fedsb.app.own_factors import data_free, fresh_factors
+from fedsb.app.prepare import options_of
 from fedsb.config.compose import load
 from fedsb.core.errors import RunError, UserError
 from fedsb.core.state import HEAD, Name, State, sha256
@@ -56,6 +57,11 @@ def test_a_run_moves_what_its_cost_foretells(run: Run, method: str) -> None:
     federation = run(method)
     cost = cost_of(federation.config)
     assert federation.payload() == (cost.payload_up, cost.payload_down, cost.payload_one_off)
+
+
+def test_the_files_of_methods_name_all_their_options() -> None:
+    for name, method in STRATEGIES.items():
+        assert {*load([f"method={name}"]).method.options} == options_of(method)
 
 
 @pytest.mark.parametrize("method", METHODS)

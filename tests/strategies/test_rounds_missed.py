@@ -89,7 +89,8 @@ def test_a_client_that_joins_late_holds_the_same_weights(options: Options, metho
     overrides = options("tiny_bert", method, "federation.fraction=1.0", FEWER)
     app = in_own_homes(tmp_path / "homes", lambda client, number: False)
     late = federate(overrides, grid=lambda a, c: ClubGrid(a, c, {5: 3}, tmp_path / "data"), app=app)
-    assert [r.failed for r in late.records[1:]] == [{"client-4": "not connected"}] * 2 + [{}, {}]
+    assert [r.failed for r in late.records[1:3]] == [{"client-4": "not connected"}] * 2
+    assert not any(r.failed for r in late.records[3:])
     rounds = late.grid.rounds()
     bundle = next(e for e in rounds[3] if e.instruction.client == "client-4").instruction.bundle
     assert bundle is not None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from math import prod
 
+from fedsb.adapters.geometry import Shapes
 from fedsb.adapters.khatri_rao import core_start, pair_ranks, pair_shapes, split_core
-from fedsb.adapters.spec import NEVER, AdapterSpec, Role, Shapes
+from fedsb.adapters.spec import NEVER, AdapterSpec, Role
 from fedsb.core.errors import UserError
 
 
