@@ -94,10 +94,11 @@ def print_costs(overrides: Sequence[str], methods: Collection[str]) -> None:
         f"wire {f.wire_dtype}, seed {config.seed}"
     )
     console.print(_values(found))
-    console.print(_bytes(found))
+    console.print(_bytes(found, config.method.name))
     if longer := [f"{name}, {c.rounds} rounds" for name, c in found.items() if c.rounds != f.num_rounds]:
         console.print(f"of other lengths, for their factors learn in turns: {'; '.join(longer)}")
-    _compare(console, found)
+    if twice := [f"{name}, {c.evaluated} rounds" for name, c in found.items() if c.evaluated]:
+        console.print(f"to evaluate, clients are sent the state once more (in the bytes over the run alone): {'; '.join(twice)}")
     for name, why in both.refused.items():
         console.print(f"not shown: {name}, which does not go with these settings ({why})", soft_wrap=True, highlight=False)
 
@@ -107,30 +108,20 @@ def _values(found: dict[str, Cost]) -> Table:
     for column in ("method", "rank", "trained", "up / round", "down / round", "bytes a round", "one-off"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name, c in found.items():
-        up, down, one_off = (f"{v:,} ({v / 1e6:.2f}M)" for v in (c.up, c.down, c.one_off))
+        up, down, one_off = (f"{v:,}" for v in (c.up, c.down, c.one_off))
         moved = f"{human_bytes(c.bytes_up)} up, {human_bytes(c.bytes_down)} down"
         table.add_row(name, "-" if c.rank is None else str(c.rank), f"{c.trained:,}", up, down, moved, one_off)
     return table
 
 
-def _bytes(found: dict[str, Cost]) -> Table:
-    table = Table(title="bytes over the run, all clients", title_justify="left")
-    for column in ("method", "up", "down", "one-off", "total", "without one-off"):
+def _bytes(found: dict[str, Cost], own: str) -> Table:
+    """Return the table of whole runs, and how they compare with that of the configuration's own method."""
+    table, beside = Table(title="bytes over the run, all clients", title_justify="left"), found[own]
+    ratios = (f"down a round / {own}", f"total / {own}") if beside.down else ()
+    for column in ("method", "up", "down", "one-off", "total", *ratios):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name, c in found.items():
-        columns = (c.payload_up, c.payload_down, c.payload_one_off, c.payload, c.payload_up + c.payload_down)
-        table.add_row(name, *(f"{v:,}" for v in columns))
+        columns = (c.payload_up, c.payload_down, c.payload_one_off, c.payload)
+        shares = (c.bytes_down / beside.bytes_down, c.payload / beside.payload) if ratios else ()
+        table.add_row(name, *(f"{v:,}" for v in columns), *(f"{share:.3g}x" for share in shares))
     return table
-
-
-def _compare(console: Console, found: dict[str, Cost]) -> None:
-    if twice := [f"{name}, {c.evaluated} rounds" for name, c in found.items() if c.evaluated]:
-        console.print(f"to evaluate, clients are sent the state once more (in the bytes over the run alone): {'; '.join(twice)}")
-    moving = {name: c for name, c in found.items() if c.down}
-    least = min(moving.values(), key=lambda c: c.down, default=None)
-    for name, c in moving.items():
-        if least is not None and c is not least:
-            console.print(
-                f"{name} / {least.method}: {c.down / least.down:.1f}x a round down; "
-                f"{c.payload / least.payload:.2f}x over this run with the one-off ({human_bytes(c.payload)} / {human_bytes(least.payload)})"
-            )
