@@ -27,6 +27,7 @@ from strategies.methods.lora_fair import LoRAFAIR
 from strategies.methods.lora_one import LoRAOne
 from strategies.methods.lora_xs import LoRAXS
 from strategies.methods.nested_fed_sb import NestedFedSB
+from strategies.methods.raflora import RaFLoRA
 from strategies.methods.ravan import RAVAN
 from strategies.methods.rolora import RoLoRA
 from strategies.methods.untouched import Untouched
@@ -43,6 +44,7 @@ STRATEGIES: dict[str, type[LowRankStrategy]] = {
     "flexlora": FlexLoRA,
     "flora": FLoRA,
     "florist": FLoRIST,
+    "raflora": RaFLoRA,
     "hetlora": HetLoRA,
     "rolora": RoLoRA,
     "frlora": FRLoRA,

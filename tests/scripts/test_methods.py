@@ -17,11 +17,7 @@ from scripts.bench.suite.contestants import BYTES, CONTESTANTS, FULL_RATES, RATE
 from scripts.bench.suite.plan import Cache, chosen, jobs_of
 from scripts.bench.suite.ranks import rank_at, spent
 from scripts.bench.suite.texts import VALIDATION, documented, write
-from strategies import STRATEGIES
 from tests.strategies.federations import classification
-
-# What takes part at one rank for all clients alone is fed_sb itself, to the bit.
-ELSEWHERE = {"nested_fed_sb"}
 
 
 @pytest.mark.parametrize("name", CONTESTANTS)
@@ -34,11 +30,6 @@ def test_every_contestant_composes_and_gets_as_much(name: str) -> None:
         assert (f.num_rounds, seen) == ((8, 5 * 4 * 8) if contestant.rates else (0, seen))
     assert contestant.rates in (RATES, FULL_RATES, ())
     assert len(contestant.rates) in (0, len(RATES))
-
-
-def test_all_methods_take_part() -> None:
-    taking = {override.removeprefix("method=") for each in CONTESTANTS.values() for override in each.overrides if "method=" in override}
-    assert taking == STRATEGIES.keys() - ELSEWHERE
 
 
 def test_the_rank_is_the_one_that_comes_nearest_to_the_references_budget(tiny_bert: Path, tiny_csv: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from strategies import STRATEGIES
+
 SEEDS = (0, 1, 2, 3, 4)  # of the runs that are compared: of their split, draws of clients and starts together
 TUNING_SEED = 100
 RATES = (5e-4, 2e-3, 8e-3, 3.2e-2)
@@ -42,27 +44,26 @@ class Contestant:
     at: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def plain(*methods: str) -> dict[str, Contestant]:
-    """Return contestants that are methods as they are shipped."""
-    return {name: Contestant((f"method={name}",)) for name in methods}
-
-
 # At equal bytes the start from the clients' gradients as it is shipped (four exchanges at rank + 8) moves more than FedIT's whole run:
 # there it takes two exchanges at rank + 2.
 THIN = {BYTES: ("init.power_iterations=0", "init.oversample=2")}
-CONTESTANTS: Mapping[str, Contestant] = {
+# What at one rank for all clients is another method, to the bit.
+THE_SAME = {"nested_fed_sb": "fed_sb", "raflora": "flexlora"}
+# What is not a method as it is shipped, at both budgets; the rest are.
+OWN: Mapping[str, Contestant] = {
     "untouched": Contestant(("method=untouched",), (VALUES,), sized=False, rates=()),
     "head_only": Contestant(("method=head_only",), (VALUES,), sized=False),
     "local_only": Contestant(("method=local_only",), (VALUES,)),
     "centralized": Contestant(("method=centralized",), (VALUES,)),
     "full": Contestant(("method=full",), (VALUES,), sized=False, rates=FULL_RATES),
-    **plain("fedavg_lora", "fedex_lora", "flora", "ffa_lora", "rolora", "fedsvd", "flexlora", "florist", "hetlora", "fedrot_lora"),
-    **plain("frlora", "fedmomentum", "lora_fair", "fedask", "fedsa_lora", "lora_xs", "ravan"),
-    **plain("abba", "abba_masked", "abba_alternating", "abba_core"),
     "fedavg_lora, pissa": Contestant(("method=fedavg_lora", "init.kind=pissa")),
     "lora_one": Contestant(("method=lora_one",), at=THIN),
     "fed_sb": Contestant(("method=fed_sb",), at=THIN),
     "fed_sb, LoRA-One's pair": Contestant(("method=fed_sb", "adapter.options.gamma=128"), at=THIN),
     "fed_sb, orthogonal": Contestant(("method=fed_sb", "init.kind=orthogonal")),
     "abba_core, diagonal": Contestant(("method=abba_core", "adapter.options.diagonal=true")),
+}
+CONTESTANTS: Mapping[str, Contestant] = {
+    **{name: Contestant((f"method={name}",)) for name in STRATEGIES if name not in {**OWN, **THE_SAME}},
+    **OWN,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .contestants import BYTES, FULL_RATES, RATES, REFERENCE_RANK, SEEDS, TUNING_SEED, VALUES
+from .contestants import BYTES, FULL_RATES, RATES, REFERENCE_RANK, SEEDS, THE_SAME, TUNING_SEED, VALUES
 from .texts import MOST, PACKAGES, SHARE, VALIDATION
 
 HEADS = {
@@ -32,5 +32,6 @@ The plan, fixed before the first run:
 - **Rates**: the same {len(RATES)} for every method, {", ".join(f"{rate:g}" for rate in RATES)} (for `full`, which moves all weights,
   {", ".join(f"{rate:g}" for rate in FULL_RATES)}): the one with the least loss on the validation part, a run each with seed {TUNING_SEED}.
 - **Seeds**: {", ".join(map(str, SEEDS))}: split, draws of clients, batches and starts vary together, and are the same for all methods.
-- At one rank for all clients `nested_fed_sb` is `fed_sb` to the bit, and does not stand here. `fedsa_lora` and `local_only` have no one
-  model: their accuracy is that of each client on what it holds out, and is not held against the others."""
+- At one rank for all clients {" and ".join(f"`{one}` is `{other}`" for one, other in THE_SAME.items())} to the bit: they do not
+  stand here. `fedsa_lora` and `local_only` have no one model: their accuracy is that of each client on what it holds out, and is not held
+  against the others."""
