@@ -91,9 +91,18 @@ class Hadamard(nn.Module):
     @property
     def is_matrix(self) -> bool:
         """Whether the product (m, n) is less to compute with than its factors."""
+        return self._of_factors() >= 1
+
+    @property
+    def joins(self) -> bool:
+        """Whether it is, added to another matrix: a pass and its input's gradient are the other's then, and its own gradient is left."""
+        return 3 * self._of_factors() >= 1
+
+    def _of_factors(self) -> float:
+        """Return what a token costs by the factors, over what it costs by the matrix."""
         # Clients may hold factors of a rank of their own: what is less is decided anew.
         (m, r1), (r2, n) = self.B1.shape, self.A2.shape
-        return m * n <= (m + n) * r1 * r2
+        return (m + n) * r1 * r2 / (m * n)
 
     def onto(self, weight: Tensor, scale: float) -> Tensor:
         """Return ``weight + s (B1 A1) ∘ (B2 A2)`` (m, n); s goes to B1, the least of what it could go to."""

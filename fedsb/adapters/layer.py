@@ -163,7 +163,7 @@ class LowRankLayer(nn.Module):
         if self.spec.is_chain or not self.active or not isinstance(self.dropout, nn.Identity) or is_watched(self.product):
             return None
         product: Any = self.product
-        frozen = self.frozen.matrix if getattr(product, "is_matrix", False) else None
+        frozen = self.frozen.matrix if getattr(product, "joins", False) else None
         if frozen is None or torch.is_autocast_enabled(frozen.device.type):
             return None
         whole: Tensor = product.onto(frozen, self.scale)
