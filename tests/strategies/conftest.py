@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import made_rows
 from tests.strategies.federations import Federation, classification, federate, language_model
-from tests.strategies.rounds import LONGER, METHODS, ROUNDS, Options, Plain
+from tests.strategies.rounds import LONGER, METHODS, ROUNDS, Learning, Options, Plain, looking
 
 
 @pytest.fixture(autouse=True)
@@ -29,14 +29,20 @@ def options(request: pytest.FixtureRequest, tiny_csv: Path) -> Options:
 
 
 @pytest.fixture(scope="session")
-def plain(options: Options, tmp_path_factory: pytest.TempPathFactory) -> Plain:
+def learning() -> Learning:
+    """The parameters that could learn when a client of a :func:`plain` run had trained, by model, method and round."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def plain(options: Options, learning: Learning, tmp_path_factory: pytest.TempPathFactory) -> Plain:
     """Run a federation of a model by a method as :func:`options` gives it, once a session."""
 
     @cache
     def run(model: str, method: str) -> Federation:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FEDSB_HOME", str(tmp_path_factory.mktemp("home")))
-            return federate(options(model, method))
+            return federate(options(model, method), app=looking(learning, (model, method)))
 
     return run
 

@@ -6,14 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from flwr.app import Context, Message
 
 from fedsb.adapters import SPECS, Layouts
+from fedsb.app.asked import config_of
+from fedsb.app.assembly import model_of
+from fedsb.client_app import app as client_app
 from fedsb.config.compose import load
 from fedsb.core.state import Layout
 from fedsb.cost.table import cost_of
+from fedsb.wire.messages import decode_instruction
 from strategies import STRATEGIES
 from strategies.participation import Participation
-from tests.strategies.federations import FEDERATED_METHODS, Dense, Federation, mean_update, next_instructions, product, start_of
+from tests.strategies.federations import FEDERATED_METHODS, ClientCall, Dense, Federation, mean_update, next_instructions, product, start_of
 
 # alpha / r = 5 / 3, neither 1 nor a power of two; three of five clients a round, of unequal size.
 ROUNDS = ["federation.num_rounds=4", "federation.fraction=0.6", "adapter.alpha=5", "train.lr=0.02"]
@@ -41,6 +46,22 @@ def kind_of_log(name: str) -> tuple[object, ...]:
 LOGS = {kind_of_log(name): name for name in reversed(LOGGED)}
 Options = Callable[..., list[str]]
 Plain = Callable[[str, str], Federation]
+Learning = dict[tuple[tuple[str, str], int], list[set[str]]]
+
+
+def looking(found: Learning, run: tuple[str, str]) -> ClientCall:
+    """Return a ClientApp that notes, after each training, which parameters of its model may learn."""
+
+    def call(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        if message.metadata.message_type == "train":
+            told = decode_instruction(message.content)
+            model = model_of(config_of(str(context.run_config["overrides"])), told.labels).model
+            learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            found.setdefault((run, told.round), []).append(learns)
+        return reply
+
+    return call
 
 
 def relative(difference: Dense, reference: Dense) -> float:

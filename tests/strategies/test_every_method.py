@@ -25,7 +25,7 @@ from fedsb.cost.table import cost_of
 from fedsb.run.own_state import OwnState
 from strategies import STRATEGIES
 from tests.strategies.federations import FEDERATED_METHODS, Federation, classification, federate, start_of
-from tests.strategies.private_runs import CLIENT, EXAMPLE, run_privately, small
+from tests.strategies.private_runs import CLIENT, EXAMPLE, Finished, run_privately, small
 from tests.strategies.rounds import METHODS as WITH_FACTORS
 
 SCHEDULE = [
@@ -158,6 +158,14 @@ def test_clients_evaluate_what_they_hold(run: Run, method: str) -> None:
     assert rare.payload()[1] < federation.payload()[1] or not federation.prepared.adapted.spec.uploads
 
 
+def assert_rests(run: Finished) -> None:
+    """Hold that noise falls on what learns alone: nothing that rests is uploaded, and what the log has of it is the start's."""
+    spec, layouts, log = run.prepared.adapted.spec, run.prepared.adapted.layouts, run.prepared.strategy.frozen
+    roles = {name.role for turn in layouts.up for name, _ in turn.shapes}
+    assert roles == {HEAD, *(("Y",) if spec.sketch else (role.name for role in spec.roles if role.up and role.learns != NEVER))}
+    assert not {name.role for version, delta in log.deltas().items() if version > 1 for name in delta} & {*spec.frozen}
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("unit", [EXAMPLE, CLIENT], ids=["example", "client"])
 def test_privacy_is_accounted_for_or_refused_in_one_line(
@@ -171,6 +179,7 @@ def test_privacy_is_accounted_for_or_refused_in_one_line(
         run = run_privately(overrides, tmp_path / "run")
         assert run.error is None
         assert run.claim.final(simulated=True)["max"] > 0
+        assert_rests(run)
     else:
         with pytest.raises(UserError, match=r"^privacy\.unit=\w+:? [^\n]+; (use|leave) [^\n]+$"):
             run_privately(overrides, tmp_path / "run")

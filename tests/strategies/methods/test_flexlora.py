@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ from fedsb.core.state import Name, State
 from strategies.decomposing import SPLITS, Cut, Decomposing
 from strategies.products import gauge
 from strategies.reducers import Aggregate
+from tests.strategies.federations import federate, mean_update, next_instructions
+from tests.strategies.rounds import Options, pristine
 
 A, B = Name("m", "A"), Name("m", "B")
 SHAPES = ((9, 7), (5, 12), (6, 6))
@@ -76,6 +80,22 @@ def test_what_is_handed_out_is_the_dense_mean_cut_by_its_svd(
     idle, able = (rows, columns) if split == "right" else (columns, rows)
     assert not idle[kept:].any()
     assert torch.allclose(able[kept:], torch.ones_like(able[kept:]))
+
+
+@pytest.mark.parametrize(("model", "method"), [("tiny_gpt2", "flexlora"), ("tiny_llama", "florist")])
+def test_a_client_holds_the_best_of_its_rank_of_the_dense_mean(model: str, method: str, options: Options, tmp_path: Path) -> None:
+    """Conv1D and grouped heads, where a transpose too few or too many has another shape or another product; s = 5 / 3."""
+    more = ("method.options.energy=null", "method.options.split=balanced", "federation.num_rounds=3")
+    federation = federate(options(model, method, *more))
+    assert any(m != n for m, n in federation.prepared.adapted.shapes.values())
+    base = pristine(federation)
+    for exchanges, during, after in next_instructions(federation, tmp_path):
+        update, _ = mean_update(federation, exchanges, during.basis.merge(during.state))
+        for module, dense in update.items():
+            u, s, vh = torch.linalg.svd(dense, full_matrices=False)
+            best = base[module] + (u[:, :3] * s[:3]) @ vh[:3]
+            assert s[3] > 1e-3 * s[0]
+            assert all(float((held.weights[module] - best).norm()) <= 1e-6 * float(best.norm()) for held in after)
 
 
 def test_balanced_factors_have_one_norm_and_the_splits_one_product() -> None:
