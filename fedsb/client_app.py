@@ -20,7 +20,7 @@ with uncollected(for_good=True):
     from clients import draw_evidence, evaluate_round, give_evidence
     from clients.faults import Faults, drawn, suffer
     from fedsb.adapters.starts import Sketch
-    from fedsb.app.answering import coded, data_path_of, leave_unnoised, own_log
+    from fedsb.app.answering import coded, data_path_of, hold, leave_unnoised, own_log
     from fedsb.app.asked import as_told, config_in, is_real
     from fedsb.app.assembly import num_examples
     from fedsb.app.client_job import Job
@@ -28,7 +28,8 @@ with uncollected(for_good=True):
     from fedsb.config.derived import client_names, start_kind
     from fedsb.core.errors import UserError
     from fedsb.core.state import State
-    from fedsb.node.policy import read_policy
+    from fedsb.node.own_part import own_labels
+    from fedsb.node.reading import name_of, read_node
     from fedsb.privacy.plan import unnoised_start
     from fedsb.run.records import SHARED
     from fedsb.runtime.process_memory import keep_large_blocks
@@ -83,7 +84,7 @@ def _named(handler: Handler) -> Handler:
     def naming(message: Message, context: Context) -> Message:
         reply = handler(message, context)
         said = reply.content.config_records.get("config") or ConfigRecord()
-        reply.content["config"] = ConfigRecord({"client": str(context.node_config.get("client", "")), **said})
+        reply.content["config"] = ConfigRecord({"client": name_of(context.node_config), **said})
         return reply
 
     return naming
@@ -109,16 +110,18 @@ def describe(message: Message, context: Context) -> Message:
     config = config_in(context)
     request = message.content.config_records["config"]
     labels = tuple(json.loads(str(request["labels"])))
-    policy = read_policy(context.node_config)
-    own = policy.client if policy else ""
+    node = read_node(context.node_config)
+    own = node.client if node else ""
     names = [own] if own else json.loads(str(request["clients"]))
     if own and own not in client_names(config):
         counts = [0]
     else:
         leave_unnoised(context, config, labels)
-        counts = [num_examples(config, name, data_path_of(context, name), labels) for name in names]
+        named = own_labels(labels, node)
+        counts = [num_examples(config, name, data_path_of(context, name), named) for name in names]
+        hold(message, context, sum(counts))
     content = {
-        "config": ConfigRecord({"client": own, "counted": json.dumps(names), **({"rank": policy.rank} if policy and policy.rank else {})}),
+        "config": ConfigRecord({"client": own, "counted": json.dumps(names), **({"rank": node.rank} if node and node.rank else {})}),
         "metrics": MetricRecord({"num-examples": counts}),
     }
     return Message(RecordDict(content), reply_to=message)  # type: ignore[arg-type]

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 from flwr.app import Context, Message
 
-from fedsb.app.asked import config_in, is_real
+from fedsb.app.asked import asked_in, config_in, is_real
 from fedsb.app.ledger_rows import readable_rows
 from fedsb.app.private_run import reason_of
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError, is_fault
 from fedsb.core.folders import home
 from fedsb.core.logs import node_log
-from fedsb.node.policy import NodePolicy, read_policy
+from fedsb.models.build import forget_models
+from fedsb.node.deadline import TimeOver, within
+from fedsb.node.own_part import own_labels
+from fedsb.node.policy import admit
+from fedsb.node.reading import name_of, read_node
 from fedsb.node.refusals import code_of, key_of
+from fedsb.node.request import Request
+from fedsb.node.settings import NodeConfig
 from fedsb.privacy.account import LEDGERS, charge_unnoised
 from fedsb.privacy.codes import BudgetExceeded, OwnStateLost
 from fedsb.privacy.ledger import Key, Ledger
@@ -36,17 +43,21 @@ def coded(message: Message, context: Context, answer: Callable[[], Message]) -> 
     """
     with own_log(context):
         try:
-            _admit(context)
-            return answer()
+            node = read_node(context.node_config)
+            with within(node.limits.max_seconds if node else None):
+                hold(message, context)
+                return answer()
         except FrozenMissing:
             return Message(encode_missing(), reply_to=message)
         except BaseException as error:
-            if not is_fault(error):
+            if not is_fault(error) and not isinstance(error, TimeOver):
                 raise
             if not is_real(context) and config_in(context).privacy.unit == "none" and not isinstance(error, OwnStateLost):
                 raise
             # Expected refusals are a line, faults of ours a traceback; neither leaves this machine.
-            expected = isinstance(error, (BudgetExceeded, OwnStateLost, UserError))
+            expected = isinstance(error, (BudgetExceeded, OwnStateLost, TimeOver, UserError))
+            if isinstance(error, TimeOver):
+                forget_models()  # one was in the midst of something
             LOG.warning("%s: %s", _asked(message, context), error, exc_info=not expected)
             return Message(encode_code(code_of(error).number, key_of(error)), reply_to=message)
 
@@ -56,17 +67,30 @@ def own_log(context: Context) -> AbstractContextManager[None]:
     return node_log(home() / "node.log") if is_real(context) else nullcontext()
 
 
-def _admit(context: Context) -> None:
-    policy = read_policy(context.node_config)
-    if policy is not None:
-        config = config_in(context)
-        policy.admit(config, unnoised=reason_of(config))
+def hold(message: Message, context: Context, count: int | None = None) -> None:
+    """Hold a message against what the node's operator allows; a simulated node has none.
+
+    Args:
+        message: says the labels.
+        context: says the run's configuration, and the operator's.
+        count: the client's training examples, once they are known.
+
+    Raises:
+        NodeConfigError: the node's own configuration cannot be used.
+        PolicyError: the operator does not allow it.
+    """
+    node = read_node(context.node_config)
+    if node is not None:
+        config = asked_in(context)
+        told: Mapping[str, object] = message.content.config_records.get("config") or {}
+        labels = tuple(json.loads(str(told.get("labels", "[]"))))
+        admit(node, Request(config, labels, reason_of(config), count))
 
 
 def _asked(message: Message, context: Context) -> str:
     """Say what was asked for in the words of an operator's log: run, round, client and the overrides, which come from the server."""
     told: Mapping[str, object] = message.content.config_records.get("config") or {}
-    who, number = told.get("client") or context.node_config.get("client", ""), told.get("round", "-")
+    who, number = told.get("client") or name_of(context.node_config), told.get("round", "-")
     return (
         f"no reply to '{message.metadata.message_type}' of run {context.run_id}, round {number!s}, client '{who!s}' "
         f"(overrides: {context.run_config.get('overrides', '')!s})"
@@ -79,17 +103,17 @@ def leave_unnoised(context: Context, config: Config, labels: tuple[str, ...]) ->
     A refusal is an answer too: whether all rows have one of the labels that the server names is said by a code. No later run on that data
     may claim an epsilon. Noted once a run.
     """
-    policy = read_policy(context.node_config)
-    if policy is None or config.privacy.unit == "example":
+    node = read_node(context.node_config)
+    if node is None or config.privacy.unit == "example":
         return
     shelf = Shelf(home() / LEDGERS)
-    rows = readable_rows(config, policy.client, policy.data_path, labels, shelf.salt)
-    charge_unnoised(open_ledger(shelf, policy, rows), Key(str(context.run_id), 0, "answers", policy.client))
+    rows = readable_rows(config, node.client, node.data_path, own_labels(labels, node), shelf.salt)
+    charge_unnoised(open_ledger(shelf, node, rows), Key(str(context.run_id), 0, "answers", node.client))
 
 
-def open_ledger(shelf: Shelf, policy: NodePolicy, rows: Hashes) -> Ledger:
+def open_ledger(shelf: Shelf, node: NodeConfig, rows: Hashes) -> Ledger:
     """Return the ledger of a real node's data."""
-    return shelf.open(name_of_data(policy.client, policy.data_path, policy.ledger), rows)
+    return shelf.open(name_of_data(node.client, node.data_path, node.privacy.ledger), rows)
 
 
 def data_path_of(context: Context, client: str) -> str | None:
@@ -99,9 +123,9 @@ def data_path_of(context: Context, client: str) -> str | None:
         NodeConfigError: the node's own configuration cannot be used.
         UserError: the node serves another client than the one asked for.
     """
-    policy = read_policy(context.node_config)
-    if policy is None:
+    node = read_node(context.node_config)
+    if node is None:
         return None
-    if policy.client != client:
-        raise UserError(f"this node serves '{policy.client}' and was asked for '{client}'")
-    return policy.data_path
+    if node.client != client:
+        raise UserError(f"this node serves '{node.client}' and was asked for '{client}'")
+    return node.data_path

@@ -14,7 +14,8 @@ from fedsb.app.assembly import peopled
 from fedsb.config.compose import load, split_overrides
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
-from fedsb.node.policy import is_operated
+from fedsb.node.own_part import with_own
+from fedsb.node.reading import is_operated, read_node
 from fedsb.run.resuming import resumed
 from fedsb.runtime.fab import launch_folder
 
@@ -39,7 +40,18 @@ def config_of(overrides: str, *, real: bool = False) -> Config:
 
 
 def config_in(context: Context) -> Config:
-    """Return the configuration of a message's run.
+    """Return the configuration of a message's run, on a real node with what is the node's own.
+
+    Raises:
+        NodeConfigError: the node's own configuration cannot be used.
+        UserError: see :func:`config_of`.
+    """
+    node = read_node(context.node_config)
+    return asked_in(context) if node is None else with_own(asked_in(context), node)
+
+
+def asked_in(context: Context) -> Config:
+    """Return the configuration of a message's run as the server gives it.
 
     Raises:
         UserError: see :func:`config_of`.

@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 
 from clients.round import PlainRound, Round, Upload
-from fedsb.app.answering import data_path_of, leave_unnoised, open_ledger
+from fedsb.app.answering import data_path_of, hold, leave_unnoised, open_ledger
 from fedsb.app.asked import config_in
 from fedsb.app.assembly import client_features, model_of, run_folder, task_of
 from fedsb.app.ledger_rows import rows_of
@@ -23,7 +23,9 @@ from fedsb.core.errors import RunError, UserError
 from fedsb.core.folders import home
 from fedsb.core.state import State, non_finite
 from fedsb.models.fit import Site
-from fedsb.node.policy import read_policy
+from fedsb.node.own_part import own_labels
+from fedsb.node.policy import admit_noise
+from fedsb.node.reading import read_node
 from fedsb.privacy.account import LEDGERS, Account, allowed
 from fedsb.privacy.codes import StartDiffers
 from fedsb.privacy.ledger import SIMULATION, Ledger
@@ -58,13 +60,15 @@ class Job:
         self.config = config_in(context)
         use_threads(self.config)
         self.instruction: Instruction = decode_instruction(message.content)
-        self.policy = read_policy(context.node_config)
-        self.real = self.policy is not None
+        self.node = read_node(context.node_config)
+        self.real = self.node is not None
+        self.labels = own_labels(self.instruction.labels, self.node)
         self.data_path = data_path_of(context, self.instruction.client)
         leave_unnoised(context, self.config, self.instruction.labels)
         self.task = task_of(self.config)
         self.adapted = model_of(self.config, self.instruction.labels)
-        self.train, self.held_out = client_features(self.config, self.instruction.client, self.data_path, self.instruction.labels)
+        self.train, self.held_out = client_features(self.config, self.instruction.client, self.data_path, self.labels)
+        hold(message, context, len(self.train))
 
     @cached_property
     def frozen(self) -> FrozenView:
@@ -76,20 +80,24 @@ class Job:
         i = self.instruction
         rank = self.rank if self.adapted.spec.in_log else None
         keeps = Limits(self.config.frozen.cache_days, self.config.frozen.cache_gb)
-        store = _store(home() / "frozen", rank, bool(self.adapted.held_as_factors), keeps)
+        store = _store(self._cache / "frozen", rank, bool(self.adapted.held_as_factors), keeps)
         view = store.take(i.bundle, i.frozen, i.origin, back=self.config.keep_checkpoints)
         return view.beside(self._made()) if self.adapted.spec.made else view
 
     def _made(self) -> State:
         """Return the factors that everybody makes, as the client's rank leaves them, held against the server's."""
         told, seed = self.instruction.start, self.config.seed
-        made = made_factors(self.config, self.adapted, KeptStart(home() / "start.safetensors", told, seed) if self.real else None)
+        made = made_factors(self.config, self.adapted, KeptStart(self._cache / "start.safetensors", told, seed) if self.real else None)
         if wrong := made.unlike(told):
             raise StartDiffers(
                 f"the start of '{self.instruction.client}' differs from the server's by {wrong}; give it the same model, or use "
                 "method=fed_sb, which sends its B and A"
             )
         return self.adapted.layouts.at(self.rank).sight.state(made.factors) if self.rank else made.factors
+
+    @property
+    def _cache(self) -> Path:
+        return self.node.cache_folder if self.node else home()
 
     @cached_property
     def sent_down(self) -> State:
@@ -99,7 +107,7 @@ class Job:
     @property
     def rank(self) -> int | None:
         """The client's own rank, as its node or the run says, or what it has become; None: that of the model."""
-        own = (self.policy.rank if self.policy else None) or ranks_of(self.config).get(self.instruction.client)
+        own = (self.node.rank if self.node else None) or ranks_of(self.config).get(self.instruction.client)
         return min(filter(None, (own, self.instruction.rank)), default=None)
 
     @cached_property
@@ -185,9 +193,9 @@ class Job:
     def ledger(self) -> Ledger:
         """The client's ledger: in the run's folder in a simulation, and in the node's own home, named after the data, otherwise."""
         client = self.instruction.client
-        if self.policy is not None:
+        if self.node is not None:
             shelf = Shelf(home() / LEDGERS)
-            return open_ledger(shelf, self.policy, rows_of(self.config, client, self.data_path, self.instruction.labels, shelf.salt))
+            return open_ledger(shelf, self.node, rows_of(self.config, client, self.data_path, self.labels, shelf.salt))
         privacy = self.config.privacy
         header = {"unit": privacy.unit, "client": client, "privacy": as_dict(privacy), "run": fingerprint(self.config)}
         return Ledger(self._run_folder() / LEDGERS / client_folder(client), header)
@@ -199,7 +207,7 @@ class Job:
         most, name = privacy.max_epsilon, self.instruction.client
         if self.real:
             plan = self._plan(self.ledger.folder, f"{run}/{name}")
-            own = self.policy.limit(plan.delta) if self.policy else None
+            own = self.node.budgets(plan.delta) if self.node else ()
             return Account(self.ledger, plan, privacy.accountant, most, run, client=name, own=own)
         return Account(self.ledger, self._plan(self._run_folder() / LEDGERS, name), privacy.accountant, most, SIMULATION, repeatable=True)
 
@@ -215,8 +223,8 @@ class Job:
             plan = plan_of(self.config, client, count)
             if self.real:
                 add_plan(folder, name, plan)
-        if self.policy is not None:
-            self.policy.admit_noise(plan.training.noise_multiplier, plan.start.noise_multiplier if plan.start else None)
+        if self.node is not None:
+            admit_noise(self.node, plan.training.noise_multiplier, plan.start.noise_multiplier if plan.start else None)
         return plan
 
     def streams(self, exchange: str) -> Streams:

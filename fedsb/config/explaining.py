@@ -66,8 +66,8 @@ def _unknown_key(key: str) -> UserError:
     return UserError(f"unknown key '{key}'{hint}; known here: {allowed}")
 
 
-def known_keys() -> list[str]:
-    """Return every dotted key of the configuration."""
+def known_keys(of: type = Config) -> list[str]:
+    """Return every dotted key of the configuration, or of another tree of dataclasses."""
 
     def walk(cls: type, prefix: str) -> list[str]:
         keys: list[str] = []
@@ -78,7 +78,7 @@ def known_keys() -> list[str]:
             keys += walk(kind, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
         return keys
 
-    return sorted(walk(Config, ""))
+    return sorted(walk(of, ""))
 
 
 def groups() -> list[str]:

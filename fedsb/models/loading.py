@@ -217,14 +217,19 @@ def locate(model: ModelConfig) -> str:
     Raises:
         UserError: the distribution that ships it is not installed, a local path does not exist, or see :func:`fedsb.models.gguf.unpacked`.
     """
-    source = _place(model)
+    source = place_of(model)
     if not source.endswith(SUFFIX):
         return source
     with _quiet():
         return str(unpacked(Path(source)))
 
 
-def _place(model: ModelConfig) -> str:
+def place_of(model: ModelConfig) -> str:
+    """Return the hub id, folder or file that a configuration names, as it lies there.
+
+    Raises:
+        UserError: the distribution that ships it is not installed, or a local path does not exist.
+    """
     if model.kind == "package":
         return str(package_folder(model.name, model.path or ""))
     local = model.name.startswith(("~", "/", "."))

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import is_dataclass
-from typing import get_type_hints
 
-from fedsb.config.schema import Config
+from fedsb.config.explaining import known_keys
 from fedsb.core.errors import UserError
-from fedsb.node.policy import KEYS as NODE_KEYS
-from fedsb.node.policy import NodeConfigError, PolicyError
+from fedsb.node.deadline import TimeOver
+from fedsb.node.reading import FILE, PAIRS
+from fedsb.node.request import PolicyError
+from fedsb.node.settings import NodeConfig
+from fedsb.node.values import NodeConfigError
 from fedsb.privacy.codes import BY_NUMBER, CODES, UNKNOWN, BudgetExceeded, Code, OwnStateLost, SelfCheckFailed, StartDiffers
 
-
-def _leaves(kind: type, before: str = "") -> Iterator[str]:
-    for name, hint in get_type_hints(kind).items():
-        if is_dataclass(hint):
-            yield from _leaves(hint, f"{before}{name}.")  # type: ignore[arg-type]
-        else:
-            yield before + name
-
-
 # The closed list of what a reply may name beside its code.
-KEYS = frozenset({*_leaves(Config), *NODE_KEYS})
+KEYS = frozenset({*known_keys(), *known_keys(NodeConfig), *PAIRS, FILE})
 # How the project's own messages begin where one key is at fault; what follows may come from data.
 _AT_FAULT = re.compile(r"(?:unknown )?([a-z_.-]+)(?:[=:]| ')")
 
@@ -32,15 +23,17 @@ def code_of(error: BaseException) -> Code:
     """Return the code that an exception travels as."""
     if isinstance(error, SelfCheckFailed):
         return error.code
+    if isinstance(error, PolicyError):
+        return CODES[error.code]
     return next((CODES[name] for kind, name in _NAMED if isinstance(error, kind)), CODES["failed"])
 
 
 # The first that fits: the last is the kind of all before it.
-_NAMED: tuple[tuple[type[Exception], str], ...] = (
+_NAMED: tuple[tuple[type[BaseException], str], ...] = (
+    (TimeOver, "time"),
     (BudgetExceeded, "budget"),
     (OwnStateLost, "own_state"),
     (NodeConfigError, "node_config"),
-    (PolicyError, "policy"),
     (StartDiffers, "start"),
     (UserError, "refused"),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Account:
         run: names the run in the ledger.
         repeatable: the noise of a key comes from the seed, as in a simulation: what is computed again is the same release.
         client: named in the keys of a ledger that several clients may share, as a real node's; empty in a simulation.
-        own: the budget of the node's operator, held beside the run's.
+        own: the budgets of the node's operator, held beside the run's.
     """
 
     ledger: Ledger
@@ -47,7 +47,7 @@ class Account:
     run: str
     repeatable: bool = False
     client: str = ""
-    own: Limit | None = None
+    own: tuple[Limit, ...] = ()
 
     def key(self, round_number: int, exchange: str) -> Key:
         """Name a release of this run."""
@@ -66,25 +66,31 @@ class Account:
         """
         if self.repeatable and self.ledger.holds(key, (entry,)):
             return
-        limits = self._limits()
-
-        def over(entries: Sequence[Entry]) -> Iterator[Limit]:
-            return (limit for limit in limits if self._epsilon(entries, limit.delta) > limit.epsilon)
-
+        whole, of_run = ([limit for limit in self._limits() if limit.of_run == own] for own in (False, True))
         try:
-            self.ledger.charge(key, (entry,), limit=(lambda entries: next(over(entries), None) is None) if limits else None)
+            self.ledger.charge(key, (entry,), limit=self._within(whole), run_limit=self._within(of_run))
         except BudgetExceeded:
-            spent = self.ledger.entries()
-            broken = next(over((*spent, entry)), limits[0])
-            before, after = (self._epsilon(entries, broken.delta) for entries in (spent, (*spent, entry)))
-            raise BudgetExceeded(
-                f"{broken.key}={broken.epsilon:g} would be exceeded: '{self.ledger.folder}' holds epsilon {before:.3f} at delta "
-                f"{broken.delta:g}, and {after:.3f} with {key.exchange} of round {key.round}"
-            ) from None
+            raise BudgetExceeded(self._overspent(key, entry)) from None
 
     def _limits(self) -> tuple[Limit, ...]:
         run = () if self.max_epsilon is None else (Limit(self.max_epsilon, self.plan.delta, "privacy.max_epsilon"),)
-        return run if self.own is None else (*run, self.own)
+        return (*run, *self.own)
+
+    def _within(self, limits: Sequence[Limit]) -> Callable[[Sequence[Entry]], bool] | None:
+        """Return what tells whether entries keep within limits; None where there are none."""
+        return (lambda entries: all(self._epsilon(entries, each.delta) <= each.epsilon for each in limits)) if limits else None
+
+    def _overspent(self, key: Key, entry: Entry) -> str:
+        """Say which limit a release would exceed, and by how much."""
+        limits = self._limits()
+        spent = {limit: self.ledger.entries(key.run if limit.of_run else None) for limit in limits}
+        broken = next((each for each in limits if self._epsilon((*spent[each], entry), each.delta) > each.epsilon), limits[0])
+        before, after = (self._epsilon(entries, broken.delta) for entries in (spent[broken], (*spent[broken], entry)))
+        of = "of this run " if broken.of_run else ""
+        return (
+            f"{broken.key}={broken.epsilon:g} would be exceeded: '{self.ledger.folder}' holds epsilon {before:.3f} {of}at delta "
+            f"{broken.delta:g}, and {after:.3f} with {key.exchange} of round {key.round}"
+        )
 
     def _epsilon(self, entries: Sequence[Entry], delta: float | None = None) -> float:
         return epsilon_of(entries, self.plan.delta if delta is None else delta, self.accountant)

@@ -29,7 +29,7 @@ class Code:
 
 CODES: dict[str, Code] = {
     "failed": Code(1, "the client failed; its own log says why"),
-    "budget": Code(2, "refused: the request would exceed the client's budget (privacy.max_epsilon, or max-epsilon of its node)"),
+    "budget": Code(2, "refused: the request would exceed the client's budget (privacy.max_epsilon, or max_epsilon of its node)"),
     "refused": Code(3, "refused: the request does not fit the client's data or ledger; its own log says why"),
     "policy": Code(4, "refused: the operator of the node does not allow what the run asks for; its own log says why"),
     "node_config": Code(5, "the node's own configuration (--node-config) cannot be used; its own log says why"),
@@ -43,6 +43,8 @@ CODES: dict[str, Code] = {
         "refused: the client's start differs from the server's; give it the same model, or use method=fed_sb, which sends its B and A; its "
         "own log says by how much",
     ),
+    "model": Code(8, "refused: the node has no model of that name and content; its own log says what it has"),
+    "time": Code(9, "the node ended the message: it took longer than its operator allows, and what was charged stays charged"),
     "clipped_sum": Code(11, "self-check: the clipped sum before noise is zero for a trained tensor", stops=True),
     "dependence": Code(12, "self-check: the model's output does not depend on every trained tensor", stops=True),
     "base": Code(13, "self-check: a frozen weight moved", stops=True),

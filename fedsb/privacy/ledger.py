@@ -80,6 +80,7 @@ class Ledger:
         entries: Sequence[Entry],
         *,
         limit: Callable[[tuple[Entry, ...]], bool] | None = None,
+        run_limit: Callable[[tuple[Entry, ...]], bool] | None = None,
         clients: Sequence[str] | None = None,
     ) -> None:
         """Enter releases that are about to be computed; when this returns they are on the disk.
@@ -89,16 +90,19 @@ class Ledger:
             entries: the releases.
             limit: gets all releases, the new ones last, and says whether they are allowed. It runs under the lock, so two
                 processes cannot both take what is left; for the same reason it must not ask the ledger for anything.
+            run_limit: likewise, of the releases of the key's run alone.
             clients: whom the releases cover, in a ledger of several clients; all where it is not given.
 
         Raises:
-            BudgetExceeded: ``limit`` returned False.
+            BudgetExceeded: ``limit`` or ``run_limit`` returned False.
             UserError: a line on the disk cannot be read.
         """
         with locked(self.path) as file:
             cut_torn(file)
             charges = self._read(file)
-            if limit is not None and not limit((*_flat(charges), *entries)):
+            of_run = [charge for charge in charges if charge[0].run == key.run]
+            held = ((limit, charges), (run_limit, of_run))
+            if any(holds is not None and not holds((*_flat(each), *entries)) for holds, each in held):
                 raise BudgetExceeded(f"the budget of '{self.folder}' does not allow exchange '{key.exchange}' of round {key.round}")
             attempt = 1 + sum(earlier == key for earlier, _ in charges)
             covered = {} if clients is None else {"clients": list(clients)}
@@ -124,9 +128,9 @@ class Ledger:
         with locked(self.path) as file:
             return self._read(file)
 
-    def entries(self) -> tuple[Entry, ...]:
-        """Return the releases of all charges in order."""
-        return _flat(self.charges())
+    def entries(self, run: str | None = None) -> tuple[Entry, ...]:
+        """Return the releases of all charges in order, or of those of one run."""
+        return _flat([charge for charge in self.charges() if run in (None, charge[0].run)])
 
     def entries_of(self, client: str) -> tuple[Entry, ...]:
         """Return the releases that cover one client, in a ledger of several."""
@@ -187,14 +191,18 @@ class Ledger:
                 raise UserError(f"the ledger '{self.path}' was kept with {name} = {held}, not {asked}; give the same, or another folder")
 
 
-def read_entries(folder: Path) -> tuple[Entry, ...]:
+def read_entries(folder: Path, run: str | None = None) -> tuple[Entry, ...]:
     """Return the releases that a ledger holds, whatever its header says; none where there is no ledger, or it has no first line yet.
+
+    Args:
+        folder: of the ledger.
+        run: whose releases alone are asked for; None: those of all.
 
     Raises:
         UserError: a line cannot be read.
     """
     header = read_header(folder) if (folder / LEDGER).is_file() else {}
-    return Ledger(folder, header).entries() if header else ()
+    return Ledger(folder, header).entries(run) if header else ()
 
 
 def read_header(folder: Path) -> dict[str, Any]:

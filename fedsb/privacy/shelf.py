@@ -94,10 +94,10 @@ class Shelf:
                 LOG.warning("rows of '%s' are in the data of ledger '%s' too: from now on the two are one account", name.readable, other)
             append_line(file, {"ledgers": [name.folder, other]})
 
-    def beside(self, file: BinaryIO, folder: str) -> tuple[Entry, ...]:
-        """Return the releases of all ledgers that one is joined to; ``file`` is the shelf's lock."""
+    def beside(self, file: BinaryIO, folder: str, run: str | None = None) -> tuple[Entry, ...]:
+        """Return the releases, or those of one run, of all ledgers that one is joined to; ``file`` is the shelf's lock."""
         others = sorted(self._group(file, folder) - {folder})
-        return tuple(entry for other in others for entry in read_entries(self.folder / other))
+        return tuple(entry for other in others for entry in read_entries(self.folder / other, run))
 
     def _group(self, file: BinaryIO, folder: str) -> set[str]:
         """Return a ledger and all that are joined to it, however far."""
@@ -135,15 +135,17 @@ class NodeLedger(Ledger):
         entries: Sequence[Entry],
         *,
         limit: Callable[[tuple[Entry, ...]], bool] | None = None,
+        run_limit: Callable[[tuple[Entry, ...]], bool] | None = None,
         clients: Sequence[str] | None = None,
     ) -> None:
-        """Enter releases; ``limit`` gets those of the whole account."""
+        """Enter releases; ``limit`` and ``run_limit`` get those of the whole account."""
         with locked(self._shelf.joined) as file:
-            beside = self._shelf.beside(file, self.folder.name)
+            beside, of_run = (self._shelf.beside(file, self.folder.name, run) for run in (None, key.run))
             allowed = None if limit is None else (lambda own: limit((*beside, *own)))
-            super().charge(key, entries, limit=allowed, clients=clients)
+            run_allowed = None if run_limit is None else (lambda own: run_limit((*of_run, *own)))
+            super().charge(key, entries, limit=allowed, run_limit=run_allowed, clients=clients)
 
-    def entries(self) -> tuple[Entry, ...]:
-        """Return the releases of the whole account."""
+    def entries(self, run: str | None = None) -> tuple[Entry, ...]:
+        """Return the releases of the whole account, or of it those of one run."""
         with locked(self._shelf.joined) as file:
-            return (*self._shelf.beside(file, self.folder.name), *super().entries())
+            return (*self._shelf.beside(file, self.folder.name, run), *super().entries(run))

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsb.client_app import app
-from fedsb.node.policy import KEYS, NodeConfigError, NodePolicy, read_policy
+from fedsb.node.reading import FILE, PAIRS, read_node
 from fedsb.node.refusals import KEYS as SAID
 from fedsb.node.refusals import shown
+from fedsb.node.settings import NodeConfig, OwnData, OwnPrivacy
+from fedsb.node.values import NodeConfigError
 from fedsb.privacy.codes import CODES
 from fedsb.privacy.limit import Limit
 from fedsb.wire.messages import Reply, decode_reply
@@ -123,34 +125,39 @@ def test_what_a_node_refuses_stands_in_a_log_of_its_own(tmp_path: Path) -> None:
 
 def test_numbers_are_read_from_strings_and_numbers() -> None:
     for most in ("3", 3, 3.0):
-        assert read_policy({**STRICT, "max-epsilon": most}) == NodePolicy("a", "/data/absent.csv", "example", max_epsilon=3.0)
-    assert read_policy({"client": 7, "data-path": "package"}) == NodePolicy("7", None)
+        said = OwnPrivacy("example", max_epsilon=3.0)
+        assert read_node({**STRICT, "max-epsilon": most}) == NodeConfig("a", OwnData("/data/absent.csv"), privacy=said)
+    node = read_node({"client": 7, "data-path": "package"})
+    assert node is not None
+    assert (node.client, node.data_path) == ("7", None)
 
 
 def test_the_operators_budget_is_judged_at_the_smaller_delta() -> None:
-    policy = read_policy({**STRICT, "max-epsilon": 3, "max-delta": "1e-6"})
-    assert policy is not None
-    assert policy.limit(1e-5) == Limit(3.0, 1e-6, "max-epsilon")
-    assert policy.limit(1e-7) == Limit(3.0, 1e-7, "max-epsilon")
-    assert NodePolicy("a", None, "example").limit(1e-5) is None
+    node = read_node({**STRICT, "max-epsilon": 3, "max-delta": "1e-6"})
+    assert node is not None
+    assert node.budgets(1e-5) == (Limit(3.0, 1e-6, "the node's max_epsilon"),)
+    assert node.budgets(1e-7) == (Limit(3.0, 1e-7, "the node's max_epsilon"),)
+    assert NodeConfig("a", OwnData("package"), privacy=OwnPrivacy("example")).budgets(1e-5) == ()
 
 
 def test_a_simulated_node_has_no_policy() -> None:
-    assert read_policy({"partition-id": 0, "num-partitions": 2}) is None
+    assert read_node({"partition-id": 0, "num-partitions": 2}) is None
 
 
 @given(
-    st.dictionaries(st.sampled_from([*KEYS, "data_path", "x"]), st.one_of(st.text(max_size=3), st.integers(), st.floats(), st.booleans()))
+    st.dictionaries(
+        st.sampled_from([*PAIRS, FILE, "data_path", "x"]), st.one_of(st.text(max_size=3), st.integers(), st.floats(), st.booleans())
+    )
 )
 def test_a_node_with_any_configuration_of_its_own_is_held_to_it(node: dict[str, Any]) -> None:
     """It is never taken for a simulated one, and never serves without a client and data."""
     try:
-        policy = read_policy(node)
+        read = read_node(node)
     except NodeConfigError:
         return
-    assert policy is not None
-    assert policy.client
-    assert {"client", "data-path"} <= node.keys() <= KEYS.keys()
+    assert read is not None
+    assert read.client
+    assert {"client", "data-path"} <= node.keys() <= PAIRS.keys()
 
 
 def test_only_keys_that_exist_are_shown() -> None:

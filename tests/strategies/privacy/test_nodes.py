@@ -80,7 +80,7 @@ def test_the_operators_budget_holds_whatever_the_run_says(tiny_bert: Path, tmp_p
     again = run(tiny_bert, tmp_path, "two", *loose, policy=strict)
     assert isinstance(again.error, RunError)
     assert CODES["budget"].text in str(again.error)
-    assert f"max-epsilon={found * 2.5:g} would be exceeded" in caplog.text
+    assert f"the node's max_epsilon={found * 2.5:g} would be exceeded" in caplog.text
     assert "at delta 1e-09" in caplog.text
     wide = run(tiny_bert, tmp_path, "three", *loose, policy={**strict, "max-delta": 0.01})
     assert wide.error is None

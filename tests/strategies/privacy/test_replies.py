@@ -211,6 +211,8 @@ def test_the_numbers_of_the_codes_are_fixed() -> None:
         "node_config": 5,
         "own_state": 6,
         "start": 7,
+        "model": 8,
+        "time": 9,
         **checks,
     }
     assert set(CHECKS) <= set(FIXED)
