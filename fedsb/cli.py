@@ -1,4 +1,4 @@
-"""The command line: ``fedsb run | submit | report | eval | export | cost``."""
+"""The command line: ``fedsb run | submit | report | eval | export | cost | node``."""
 
 from __future__ import annotations
 
@@ -94,6 +94,14 @@ def cost(arguments: list[str]) -> int:
     return 0
 
 
+def node(arguments: list[str]) -> int:
+    """Try what the operator of a node has said."""
+    with uncollected(for_good=True):
+        from fedsb.commands.node import node as node_command
+
+    return node_command(arguments)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": run,
     "submit": submit,
@@ -101,6 +109,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": report,
     "eval": evaluate,
     "export": export,
+    "node": node,
 }
 
 if __name__ == "__main__":

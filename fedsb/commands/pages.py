@@ -18,6 +18,7 @@ USAGE = """usage: fedsb COMMAND …
   fedsb report FOLDER [FOLDER …]             write report.md and plots for a run, or a comparison of several
   fedsb eval FOLDER [--max-examples N]       measure a run's model, or an exported one, beside its untouched base
   fedsb export FOLDER [OUT] [--format F]     write the model of a finished run, merged or as an adapter
+  fedsb node check FILE [key=value …]        try what the operator of a node has said, before anything is connected
 
 fedsb COMMAND --help says more; fedsb --version says which one this is."""
 
@@ -111,6 +112,18 @@ Write the model of a finished run, its tokenizer and a model card; into FOLDER/F
             peft        an adapter for PeftModel.from_pretrained: what the base lacks, whatever the method
             gguf-ready  merged, as llama.cpp's convert_hf_to_gguf.py reads it; language models
   --dtype   of merged weights: float32, bfloat16, float16 (fp32, bf16, fp16); by default that of the base""",
+    "node": """usage: fedsb node check FILE [KEY=VALUE …] [GROUP=OPTION …]
+
+Try what the operator of a node has said in FILE, a node.yaml (docs/node.yaml has every key), before anything is connected: read and count
+its data, hash and load its models, and print what would be answered. Nothing is sent, and nothing is charged to the ledger.
+
+  fedsb node check /etc/fedsb/node.yaml
+  fedsb node check /etc/fedsb/node.yaml method=fed_sb privacy=example privacy.epsilon=3 data=files federation.num_clients=2
+
+With overrides the run that they make is held against it; without, one that follows from the file is tried. A model whose sha256 is not in
+the file yet, or is another one, is told with the one that it has.
+
+Exit status: 0 all is well, 2 something would not do: one line says what.""",
 }
 
 

@@ -71,15 +71,16 @@ def _read(path: Path, version: tuple[int, int]) -> NodeConfig:
         node = TypeAdapter(NodeConfig).validate_json(json.dumps(said_in(path), default=str), strict=True)
     except ValidationError as error:
         raise _explained(path, error.errors()) from None
-    hold({key: value for key, value in _leaves(node) if value is not None}, f"in {path}")
+    hold({key: value for key, value in leaves(node) if value is not None}, f"in {path}")
     return _placed(node, path.parent)
 
 
-def _leaves(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a tree of dataclasses by dotted key."""
     for each in fields(group):
         value = getattr(group, each.name)
         if is_dataclass(value):
-            yield from _leaves(value, f"{before}{each.name}.")
+            yield from leaves(value, f"{before}{each.name}.")
         else:
             yield before + each.name, value
 

@@ -13,7 +13,7 @@ import yaml
 from fedsb.config.explaining import known_keys
 from fedsb.core.errors import UserError
 from fedsb.models.content import KEPT, content_hash
-from fedsb.node.file import read_file
+from fedsb.node.file import leaves, read_file
 from fedsb.node.policy import RULES
 from fedsb.node.reading import FILE, name_of, read_node
 from fedsb.node.refusals import KEYS
@@ -21,6 +21,7 @@ from fedsb.node.settings import NodeConfig, OwnModel
 from fedsb.node.values import VALUES, NodeConfigError
 
 HASH = "0" * 64
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 SHELL = (
     r"find -L . -type f -not -path '*/.*' -not -path '*/__pycache__/*' -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' sha256sum | sha256sum"
 )
@@ -215,3 +216,22 @@ def test_what_has_no_hash_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no files"):
         content_hash(tmp_path / "empty")
+
+
+def test_the_example_says_every_key_once_and_may_be_used_as_it_stands(tmp_path: Path) -> None:
+    text = (DOCS / "node.yaml").read_text(encoding="utf-8")
+    (tmp_path / "node.yaml").write_text(text, encoding="utf-8")
+    for place in ("data/client-0.csv", "models/minilm/config.json"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).touch()
+    node = read_file(tmp_path / "node.yaml")
+    said = {key: value for key, value in leaves(node) if value is not None}
+    assert said.keys() == VALUES.keys()
+    [model] = node.models or ()
+    assert None not in (model.name, model.sha256, model.path)
+    bare = [line for line in text.splitlines() if line.strip() and "#" not in line and not line.rstrip().endswith(":")]
+    assert [line.split()[0] for line in bare] == ["cardiology:", "oncology:", "sha256:"]
+
+
+def test_the_documented_way_to_compute_a_hash_is_the_tested_one() -> None:
+    assert SHELL in (DOCS / "federation.md").read_text(encoding="utf-8")

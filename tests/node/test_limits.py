@@ -1,4 +1,4 @@
-"""Each thing that an operator says in ``node.yaml``: refused with its code one step beyond, and answered at the bound, by the real ClientApp."""
+"""Each thing that an operator says in ``node.yaml``: refused by its code one step beyond, answered at the bound, by the real ClientApp."""
 
 from __future__ import annotations
 
@@ -108,10 +108,10 @@ LIMITS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...], str]] 
         "train.local_epochs",
     ),
     "examples of evidence": (
-        {"limits": {"max_examples_per_round": 20}},
-        (BATCH, "train.local_steps=1", "init.kind=gradient", "init.num_examples=10", "train.local_steps=3"),
-        (BATCH, "train.local_steps=2", "init.kind=gradient", "init.num_examples=10"),
-        "train.local_steps",
+        {"limits": {"max_examples_per_round": 10}},
+        (BATCH, "train.local_steps=1", "init.kind=gradient", "init.num_examples=11"),
+        (BATCH, "train.local_steps=1", "init.kind=gradient", "init.num_examples=10"),
+        "init.num_examples",
     ),
     "data.text": ({"data": {"text": "note"}}, (), ("data.task=causal_lm", "data.label=null"), "data.label"),
 }

@@ -1,0 +1,184 @@
+"""What a node would do, tried on its own machine before anything is connected: its file, data, ledger, models, and a run held to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedsb.app.assembly import model_of, num_examples, site_rows
+from fedsb.app.private_run import reason_of
+from fedsb.config.compose import load
+from fedsb.config.derived import client_names
+from fedsb.config.schema import Config, ModelConfig
+from fedsb.core.errors import UserError, nearest
+from fedsb.core.folders import check_makeable, conf_dir, home
+from fedsb.data import Examples, find_labels, read_path
+from fedsb.models.content import content_hash
+from fedsb.models.loading import place_of
+from fedsb.node.file import leaves, read_file
+from fedsb.node.own_part import own_labels, own_model, with_own
+from fedsb.node.policy import admit
+from fedsb.node.request import Request
+from fedsb.node.settings import NodeConfig, OwnModel
+from fedsb.privacy.account import LEDGERS
+from fedsb.privacy.accounting import epsilon_of
+from fedsb.privacy.naming import name_of_data
+from fedsb.privacy.plan import choose_delta
+from fedsb.privacy.shelf import NodeLedger, Shelf
+
+WAYS = ("prompt", "response", "messages", "template", "choices")  # keys of instruction data
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A node, and a run of which its data are read: as it asks, and with what is the node's own."""
+
+    node: NodeConfig
+    asked: Config
+    config: Config
+
+
+def checked(path: Path, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield a line on each thing that was tried.
+
+    Args:
+        path: of ``node.yaml``.
+        overrides: of a run that is to be held against it; none to try the node alone, by a run that follows from what it says.
+
+    Raises:
+        UserError: the first thing that would not do.
+    """
+    node = read_file(path.expanduser().resolve(), hashed=False)
+    yield f"node      {path}: client '{node.client}'"
+    for folder, said in ((home(), f"FEDSB_HOME={home()}"), (node.cache_folder, f"cache.folder={node.cache_folder}")):
+        check_makeable(folder, said)
+    asked = load(overrides) if overrides else run_of(node)
+    trial = _Trial(node, asked, with_own(asked, node))
+    _hold_named(trial)
+    labels = _labels(trial)
+    count = None
+    if node.data_path is None:
+        yield "data      in a package: a run deals them out"
+    else:
+        rows = site_rows(trial.config, node.data_path, own_labels(labels, node))
+        yield f"data      {node.data_path}: {_rows(rows, labels)}"
+        yield from _ledger(node, len(rows))
+        count = num_examples(trial.config, node.client, node.data_path, own_labels(labels, node)) if overrides else len(rows)
+    yield from _models(trial, labels)
+    if node.models is None:
+        yield f"model     any{_unnamed(trial, labels) if overrides else ''}"
+    yield f"answers   {_answered(node)}"
+    admit(node, Request(asked, labels, reason_of(asked), count))
+    if overrides:
+        yield f"this run  would be answered: {' '.join(overrides)}"
+
+
+def run_of(node: NodeConfig) -> Config:
+    """Return a small run that reads what a node names, or the usual columns where it names none, with its first model and method."""
+    own = node.data
+    told = [f"federation.names=['{node.client}']", "federation.num_clients=1", f"data={'files' if node.data_path else 'bbc_news'}"]
+    told += [f"method={node.methods[0]}"] if node.methods else []
+    if node.privacy.unit:
+        told += [f"privacy={node.privacy.unit}", f"privacy.noise_multiplier={node.privacy.min_noise or 1.0}"]
+        told += [] if node.privacy.max_grad_norm is None else [f"privacy.max_grad_norm={min(1.0, node.privacy.max_grad_norm)}"]
+    told += ["train.local_steps=1", "train.batch_size=1"] if any(value is not None for _, value in leaves(node.limits)) else []
+    if any(getattr(own, key) is not None for key in WAYS):
+        keys = [key for key in (*WAYS, "system") if getattr(own, key) is not None]
+        told += ["data.task=causal_lm", "data.label=null", *(f"data.{key}=x" for key in keys)]
+    elif own.text is not None and own.label is None:
+        told += ["data.task=causal_lm", "data.label=null"]
+    if isinstance(own.text, tuple) and len(own.text) == 2:
+        told += ["data.text=[x,y]"]
+    asked = load(told)
+    return replace(asked, model=_model_called(node.models[0].name)) if node.models else asked
+
+
+def _hold_named(trial: _Trial) -> None:
+    """Hold that the run has the node's client."""
+    names = client_names(trial.asked)
+    if trial.node.client not in names:
+        hint = nearest(trial.node.client, names)
+        raise UserError(f"client={trial.node.client}: the run has no such client{hint}; it has {', '.join(names[:8])} (federation.names)")
+
+
+def _labels(trial: _Trial) -> tuple[str, ...]:
+    """Return the classes of the run: as the node or the run names them, else those that occur here."""
+    said = trial.node.data.labels or trial.asked.data.labels
+    if said is not None:
+        return tuple(map(str, said))
+    if trial.node.data_path is None or trial.config.data.task != "classification":
+        return ()
+    return find_labels(read_path(trial.node.data_path, trial.config.data), trial.config.data, part="site")
+
+
+def _rows(rows: Examples, labels: tuple[str, ...]) -> str:
+    """Say how many rows there are, and of how many nothing is learnt, which under privacy=example breaks nothing."""
+    unused = sum(not text.strip() for text in rows.texts)
+    classes = f" of {len(labels)} classes" if labels else ""
+    return f"{len(rows):,} rows{classes}, {f'{unused:,} of which cannot' if unused else 'all of which can'} be used"
+
+
+def _ledger(node: NodeConfig, count: int) -> Iterator[str]:
+    """Say what the data have cost until now; nothing is written where there is no ledger yet."""
+    folder, name = home() / LEDGERS, name_of_data(node.client, node.data_path, node.privacy.ledger)
+    if not (folder / name.folder / "ledger.jsonl").is_file():
+        yield f"ledger    none in {folder} yet"
+        return
+    delta = min(choose_delta(None, count, f"'{node.client}'"), node.privacy.max_delta or 1.0)
+    spent = epsilon_of(NodeLedger(Shelf(folder), name).entries(), delta)
+    of = "" if node.privacy.max_epsilon is None else f" of {node.privacy.max_epsilon:g}"
+    yield f"ledger    {folder / name.folder}: epsilon {spent:.3f}{of} spent at delta {delta:g}"
+
+
+def _models(trial: _Trial, labels: tuple[str, ...]) -> Iterator[str]:
+    """Hash and load each model that the node names."""
+    wrong = []
+    for own in trial.node.models or ():
+        asked = trial.asked.model if trial.asked.model.name == own.name else _model_called(own.name)
+        model = own_model(asked, trial.node)
+        if not Path(place_of(model)).exists():
+            raise UserError(f"models: '{own.name}' is no folder of this machine; add its path")
+        found = content_hash(Path(place_of(model)), trial.node.cache_folder)
+        if found == own.sha256:
+            yield f"model     {own.name}: sha256 {found}, {_loaded(trial, model, labels)}"
+        else:
+            yield f"model     {own.name}: sha256 {found}, which is {'not in the file yet' if own.sha256 is None else 'another one'}"
+            wrong.append(f"'{own.name}' is {found}, and {'none is given' if own.sha256 is None else f'{own.sha256} is given'}")
+    if wrong:
+        raise UserError(f"models: the sha256 of {'; of '.join(wrong)}; write it into the file if that is the model you mean")
+
+
+def _unnamed(trial: _Trial, labels: tuple[str, ...]) -> str:
+    """Say what the model of a run holds that no bound of the node's names."""
+    model = trial.config.model
+    place = None if model.kind == "config" else Path(place_of(model))
+    known = f"sha256 {content_hash(place, trial.node.cache_folder)}, " if place is not None and place.exists() else ""
+    return f"; {model.name}: {known}{_loaded(trial, model, labels)}"
+
+
+def _model_called(name: str) -> ModelConfig:
+    """Return the model of ``conf/model`` that has a name; one out of a folder where none has."""
+    for path in sorted((conf_dir() / "model").glob("*.yaml")):
+        if path.stem != "pretrained" and (found := load([f"model={path.stem}"]).model).name == name:
+            return found
+    return load(["model=pretrained", f"model.name='{name}'"]).model
+
+
+def _loaded(trial: _Trial, model: ModelConfig, labels: tuple[str, ...]) -> str:
+    adapted = model_of(replace(trial.config, model=model), labels or ("a", "b"))
+    size = sum(parameter.numel() for parameter in adapted.model.parameters())
+    return f"{size / 1e6:,.1f} million parameters on {adapted.device}"
+
+
+def _answered(node: NodeConfig) -> str:
+    """Say what bounds a run, by the keys of the file."""
+    bounds = [
+        (key, value) for key, value in leaves(node) if key.startswith(("privacy.", "limits.", "methods", "models")) and value is not None
+    ]
+    said = [f"{key}={', '.join(map(_shown, value)) if isinstance(value, tuple) else value}" for key, value in bounds]
+    return "; ".join(said) if said else "any run: the file sets no bounds"
+
+
+def _shown(each: object) -> str:
+    return each.name if isinstance(each, OwnModel) else str(each)
