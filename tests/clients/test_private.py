@@ -157,6 +157,25 @@ def test_noise_comes_before_the_proximal_term_and_the_clip_of_the_step(small: Ca
     assert joint_norm(dict(subtract(small.adapted.trained(), start))) == pytest.approx(1e-3, rel=1e-2)
 
 
+def test_noise_comes_before_the_preconditioner(tiny_bert: Path) -> None:
+    """The step is of the noised gradient through ``(A Aᵀ + δ)⁻¹`` and ``(Bᵀ B + δ)⁻¹``: before the noise it would move the sensitivity."""
+    lora, rate, delta = make_case(tiny_bert, "classification", "lora"), 1e-4, 1e-6
+    (step,) = watch(lora, mechanism(1.0, sigma=0.5, rate=0.5, steps=1), lr=rate, preconditioner="riemannian")
+    (plain,) = watch(lora, mechanism(1.0, sigma=0.5, rate=0.5, steps=1), lr=rate)
+    assert all(torch.equal(t, plain.grad[name]) for name, t in step.grad.items())
+    watch(lora, mechanism(1.0, sigma=0.5, rate=0.5, steps=1), lr=rate, preconditioner="riemannian")
+    moved = {name: (t.double() - lora.state[name].double()) / -rate for name, t in lora.adapted.trained().items()}
+    for name, gradient in step.grad.items():
+        if name.role == HEAD:
+            continue
+        b, a = (lora.state[Name(name.module, role)].double() for role in "BA")
+        gram = (a @ a.T if name.role == "B" else b.T @ b) + delta * torch.eye(len(a))
+        noised = gradient.double()
+        wanted = noised @ torch.linalg.inv(gram) if name.role == "B" else torch.linalg.inv(gram) @ noised
+        assert float((moved[name] - wanted).norm()) <= 1e-2 * float(wanted.norm())
+        assert float((moved[name] - noised).norm()) > 0.1 * float(noised.norm())
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_broken_example_contributes_nothing(tiny_bert: Path, value: float) -> None:
     """One token's embedding is broken, so every text with it is; the checks stay silent on it."""

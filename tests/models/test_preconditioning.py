@@ -70,16 +70,26 @@ def test_nothing_is_done_unless_asked_and_a_head_is_left_alone() -> None:
 
 
 def test_a_round_of_training_takes_it_before_the_optimiser(tiny_bert: Path) -> None:
-    train = load(["train.optimizer=sgd", "train.lr=0.01", "train.local_steps=1", "train.batch_size=9"]).train
-    ends = []
+    """One step of SGD: what the plain one moved, through the other factor's Gram matrix."""
+    train = load(["train.optimizer=sgd", "train.momentum=0", "train.weight_decay=0", "train.lr=1", "train.local_steps=1"]).train
+    train, ends = replace(train, batch_size=9, clip_norm=None, schedule="constant"), []
+    begun = built(tiny_bert, "classification", "lora", dtype="float32").copied("B", "A")
     for kind in ("none", "riemannian"):
         adapted = built(tiny_bert, "classification", "lora", dtype="float32")
         fit(adapted, TASKS["classification"], texts(), train=replace(train, preconditioner=kind), site=Site(0, "client-0", 1, 1))
-        ends.append(adapted.copied("B", "A"))
-    heads = [end for end in ends if end]
-    assert len(heads) == 2
-    assert any(not torch.equal(t, ends[1][name]) for name, t in ends[0].items() if name.role in "BA")
-    assert all(torch.equal(t, ends[1][name]) for name, t in ends[0].items() if name.role == "head")
+        end = adapted.copied("B", "A")
+        ends.append({name: t.double() - begun[name].double() for name, t in end.items()})
+    plain, taken = ends
+    assert all(torch.equal(t, taken[name]) for name, t in plain.items() if name.role == "head")
+    off = whole = apart = 0.0
+    for name, moved in plain.items():
+        if name.role == "B":
+            a = begun[Name(name.module, "A")].double()
+            wanted = moved @ torch.linalg.inv(a @ a.T + DELTA * torch.eye(len(a), dtype=torch.float64))
+            off, whole = off + float((taken[name] - wanted).square().sum()), whole + float(wanted.square().sum())
+            apart += float((taken[name] - moved).square().sum())
+    assert off <= 1e-6 * whole
+    assert apart > 0.01 * whole > 0
 
 
 @pytest.mark.parametrize("method", ["fed_sb", "rolora", "ffa_lora", "head_only", "abba"])

@@ -55,3 +55,16 @@ def test_turns_go_on_by_the_round_whoever_stays_away(options: Options, method: s
     for _, _, after_all in next_instructions(federation, tmp_path):
         assert len(after_all) == 5
         assert all(torch.equal(one.weights[module], after_all[0].weights[module]) for one in after_all for module in one.weights)
+
+
+@pytest.mark.parametrize(("method", "shared"), [("fedsa_lora", True), ("local_only", False)])
+def test_what_a_client_keeps_is_in_no_message(plain: Plain, method: str, shared: bool) -> None:
+    """FedSA's messages have room for A (r, n) alone, as they lie on the wire, and neither B nor the head; who is alone sends nothing."""
+    federation = plain("tiny_bert", method)
+    wanted = sum(3 * n for _, n in federation.prepared.adapted.shapes.values()) if shared else 0
+    assert federation.grid.exchanges
+    for exchange in federation.grid.exchanges:
+        arrays = [array for record in exchange.reply.content.array_records.values() for array in record.values()]
+        assert sum(array.numpy().size for array in arrays) == (wanted if exchange.kind == "train" else 0)
+        assert sum(flat.numel() for flat in exchange.instruction.flats.values()) == wanted
+        assert not exchange.instruction.bundle

@@ -8,6 +8,7 @@ from shlex import join
 
 import pytest
 import torch
+from flwr.app import Context, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from clients.private import sampled_gradients
 from fedsb.adapters import SPECS, LowRankLayer, attach
 from fedsb.adapters.families.ravan import ravan
 from fedsb.adapters.heads import head_shapes, scaled_cores, split
+from fedsb.app.asked import config_of
+from fedsb.app.assembly import model_of
+from fedsb.client_app import app as client_app
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_generator
@@ -25,6 +29,7 @@ from fedsb.cost.table import cost_of
 from fedsb.run.checkpoint import load_checkpoint
 from fedsb.runtime.grids import grid_for
 from fedsb.server_app import serve
+from fedsb.wire.messages import decode_instruction
 from tests.strategies.dense import product_of
 from tests.strategies.federations import Federation, classification, federate
 from tests.strategies.rounds import ROUNDS
@@ -35,7 +40,7 @@ Run = Callable[..., Federation]
 @pytest.fixture
 def run(tiny_bert: Path, tiny_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
-    return lambda *more: federate([*classification(tiny_bert, tiny_csv), "method=ravan", *ROUNDS, *more])
+    return lambda *more, **given: federate([*classification(tiny_bert, tiny_csv), "method=ravan", *ROUNDS, *more], **given)
 
 
 def drawn(m: int, n: int, rank: int, heads: int, seed: int = 0) -> dict[str, Tensor]:
@@ -82,21 +87,31 @@ def test_a_run_begins_at_the_base_and_every_core_has_a_gradient(run: Run) -> Non
 
 
 def test_the_server_takes_the_mean_of_products_which_no_product_of_means_is(run: Run) -> None:
-    """Of what was uploaded; and of two clients whose scalars and cores go apart, means of each miss the mean entirely."""
-    federation = run("federation.num_rounds=2", "train.lr=0.2")
-    exchanges = federation.grid.rounds()[2]
-    layout = federation.prepared.adapted.layouts.up_in(2)
-    uploads = [(e.answer.state(layout), e.answer.num_examples) for e in exchanges]
-    total = sum(count for _, count in uploads)
-    for name, held in federation.kept.states[-1].pick("H").items():
-        mean = sum((state[name].double() * count / total for state, count in uploads), start=torch.zeros(()))
-        torch.testing.assert_close(held.double(), mean, rtol=1e-5, atol=1e-7)
-    core = torch.eye(2)[None]
-    clients = [{"t": torch.tensor([t]), "H": t * core} for t in (1.0, -1.0)]
-    right = torch.stack([scaled_cores(each) for each in clients]).mean(dim=0)
-    apart = scaled_cores({role: torch.stack([each[role] for each in clients]).mean(dim=0) for role in "tH"})
-    assert torch.equal(right, core)
-    assert not apart.any()
+    """Of the scalars and cores as each client ended with them, which go apart: no mean of either says what the mean of both is."""
+    trained: dict[tuple[int, str], State] = {}
+
+    def remembering(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        if message.metadata.message_type == "train":
+            told = decode_instruction(message.content)
+            model = model_of(config_of(str(context.run_config["overrides"])), told.labels)
+            trained[told.round, told.client] = model.copied("H", "t")
+        return reply
+
+    federation = run("federation.num_rounds=2", "train.lr=0.2", app=remembering)
+    for number, exchanges in federation.grid.rounds().items():
+        counts = [(e.instruction.client, float(e.answer.num_examples)) for e in exchanges]
+        clients = [(count / sum(c for _, c in counts), trained[number, client]) for client, count in counts]
+        missed = whole = 0.0
+        for name, held in federation.kept.states[number].pick("H").items():
+            t, h = ([state[Name(name.module, role)].double() for _, state in clients] for role in "tH")
+            shares = [share for share, _ in clients]
+            wanted = sum((w * x[:, None, None] * y for w, x, y in zip(shares, t, h, strict=True)), start=torch.zeros(()))
+            torch.testing.assert_close(held.double(), wanted, rtol=1e-5, atol=1e-7)
+            means = [sum((w * x for w, x in zip(shares, each, strict=True)), start=torch.zeros(())) for each in (t, h)]
+            missed += float((means[0][:, None, None] * means[1] - wanted).square().sum())
+            whole += float(wanted.square().sum())
+        assert (missed / whole) ** 0.5 > 1e-3
 
 
 @pytest.mark.parametrize("more", [(), ("adapter.options.heads=2",), ("adapter.options.heads=1", "adapter.scale=1.7")])
