@@ -22,11 +22,12 @@ def with_own(config: Config, node: NodeConfig) -> Config:
     A run says of which kinds of columns an example is made; how they are called, the node says, where it does.
     """
     given: dict[str, Any] = {"cache_gb": node.cache.gb, "cache_days": node.cache.days}
+    model = own_model(config.model, node)
     return replace(
         config,
         device=node.device or config.device,
         data=own_data(config.data, node),
-        model=own_model(config.model, node),
+        model=replace(model, device_map=None) if node.device and ":" in node.device else model,  # one card, and no other
         frozen=replace(config.frozen, **{key: value for key, value in given.items() if value is not None}),
     )
 

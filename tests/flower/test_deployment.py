@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fedsb.run.folder import read_run
 from fedsb.runtime.flower import CONNECTION
@@ -20,13 +21,22 @@ OWN = ("method=fedsa_lora", "federation.num_rounds=2", "eval.every=2", "federati
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 
+def node_file(data: Path, client: str) -> Path:
+    """Write what the operator of one of the two says in a file: bounds that the run keeps, and a cache of its own."""
+    path = data / f"{client}.yaml"
+    said = {"client": client, "data": {"path": client}, "device": "cpu", "methods": ["fedsa_lora", "fed_sb"]}
+    limits = {"max_local_epochs": 100, "max_seconds": 300}
+    path.write_text(yaml.safe_dump({**said, "cache": {"folder": f"cache-{client}", "gb": 1}, "limits": limits}), encoding="utf-8")
+    return path
+
+
 def test_two_supernodes_end_with_the_factors_of_the_simulation_and_a_killed_run_is_told(base, overrides, tmp_path):
     """The killed one, whose clients nobody serves, is found out by Flower while another runs; of that the clients keep something."""
     data, output = tmp_path / "data", tmp_path / "kept" / "run"
     split = [sys.executable, str(ROOT / "scripts" / "split_data.py"), str(data), *overrides]
     subprocess.run(split, check=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)})
     test_part = f"data.test_path={data / 'server' / 'test.jsonl'}"
-    nodes = [{"client": client, "data-path": str(data / client)} for client in ("client-1", "client-0")]
+    nodes = [{"file": str(node_file(data, "client-1"))}, {"client": "client-0", "data-path": str(data / "client-0")}]
     with deployment(tmp_path / "flower", nodes) as flower:
 
         def submitted(name: str, *more: str) -> AbstractContextManager[tuple[subprocess.Popen[str], Path]]:

@@ -175,6 +175,10 @@ def test_the_node_s_own_stands_in_place_of_what_the_run_says(tmp_path: Path) -> 
     assert (d.path, d.test_path, d.public_path) == (None, None, None)
     assert (there.device, there.frozen.cache_gb, there.frozen.cache_days) == ("cpu", 2.0, 3.0)
     assert asked_in(context).data.path == "/other"
+    spread = ("model.device_map=auto", "device=cuda")
+    for device, device_map in {"cuda": "auto", "cuda:1": None}.items():
+        there = config_in(grid_of(tmp_path, {"device": device}, *spread)._contexts[1])
+        assert (there.device, there.model.device_map) == (device, device_map)
 
 
 def test_a_model_is_known_by_name_and_content(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import os
 import signal
 import stat
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -121,6 +123,30 @@ def test_a_budget_is_that_of_the_whole_account(tmp_path: Path) -> None:
         other.charge(Key("run", 1, "train"), [entry(2)], limit=lambda entries: sum(e.steps for e in entries) <= 6)
     other.charge(Key("run", 1, "train"), [UNNOISED], limit=lambda entries: math.isfinite(len(entries)))
     assert UNNOISED in opened(tmp_path, "p", ("a",)).entries()
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("pq"), st.sampled_from("12"), st.integers(1, 4)), max_size=6),
+    st.sampled_from("12"),
+    st.integers(1, 12),
+)
+@settings(max_examples=25)
+def test_a_budget_of_a_run_is_that_of_its_releases_in_the_whole_account(charged: list[tuple[str, str, int]], run: str, most: int) -> None:
+    with TemporaryDirectory() as folder:
+        for place, of_run, steps in charged:
+            opened(Path(folder), place, ("a",)).charge(Key(of_run, 1, "train"), [entry(steps)])
+        spent = sum(steps for _, of_run, steps in charged if of_run == run)
+        seen: list[int] = []
+
+        def within(entries: tuple[Entry, ...]) -> bool:
+            seen.append(sum(each.steps for each in entries))
+            return seen[-1] <= most
+
+        ledger, before = opened(Path(folder), "q", ("a",)), len(charged)
+        with nullcontext() if spent + 2 <= most else pytest.raises(BudgetExceeded):
+            ledger.charge(Key(run, 2, "train"), [entry(2)], run_limit=within)
+        assert seen == [spent + 2]
+        assert len(ledger.entries()) == before + (spent + 2 <= most)
 
 
 def test_a_crash_at_any_byte_leaves_the_rows_noticed(tmp_path: Path) -> None:
