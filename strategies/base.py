@@ -248,7 +248,7 @@ class LowRankStrategy(Method, RoundLoop):
         held = self._sent.merge(mean).merge(aggregate.log)
         self._round.gap, self._round.gap_error = self.gap.measure(held, lost=lost)
         self.frozen.append(aggregate.log.merge(state.pick(*self.spec.in_log)))
-        self._round.extras |= gauge(self.spec, self.frozen.view().basis.merge(state))
+        self._round.extras |= {**gauge(self.spec, self.frozen.view().basis.merge(state)), **self.gap.drift(self.frozen.view())}
         self._round.held_gap = self.gap.measure_held(held, self.frozen.view(), lost=lost)
         self._rule = None  # with all the uploads that it may hold
         return State({name: state.get(name, self._sent[name]) for name, _ in self.down.shapes})

@@ -89,6 +89,12 @@ class GapMeter:
         held, residuals = held.merge(self._rest), self._seen(frozen)
         return self._meter.measure_held(held, self._weights, residuals, lost=lost).relative if self._on else None
 
+    def drift(self, frozen: FrozenView) -> dict[str, float]:
+        """Return ``base_drift``, see :meth:`HeldWeights.drift`, where it is measured and rounds add to W0."""
+        if not self._on or not self._weights or not frozen.residuals:
+            return {}
+        return {"base_drift": self._weights.drift(self._seen(frozen), self.first)}
+
     def _seen(self, frozen: FrozenView) -> Mapping[str, Residual]:
         return seen(self._spec, frozen.residuals, frozen.basis)
 

@@ -21,6 +21,7 @@ from fedsb.adapters.frozen_part import FACTORS, MERGE, FrozenPart, merged
 from fedsb.adapters.low_rank import Term, joined, low_rank_squared_norm
 from fedsb.adapters.residual import Residual
 from fedsb.core.rng import numpy_generator
+from fedsb.core.state import Name, State
 
 MOST_VALUES = 2**24  # of the modules that are measured, unless one alone has more
 BLOCK = 2**18  # values in float64 at a time
@@ -73,6 +74,7 @@ class HeldWeights:
         self.sampled = len(self.modules) < len(parts)
         self._parts = {name: parts[name] for name in self.modules}
         self._before: dict[str, Held] = {}
+        self._norms: dict[str, float] = {}
 
     def begin(self, residuals: Mapping[str, Residual]) -> None:
         """Start a round in which clients train on W0 and these residuals, which the log will add to."""
@@ -96,6 +98,32 @@ class HeldWeights:
             moved = _effect(part, after, rows) - _effect(part, before, rows)
             total += float(moved.addmm_(left[rows], right).square().sum())
         return total
+
+    def drift(self, residuals: Mapping[str, Residual], start: State) -> float:
+        """Return the norm of what rounds have added to W0 over that of W0, over ``modules``.
+
+        Args:
+            residuals: all that was added.
+            start: ``U`` (m, ρ) and ``V`` (ρ, n) of what the start has added, which is left out.
+        """
+        moved = 0.0
+        for name, part in self._parts.items():
+            u, v = Name(name, "U"), Name(name, "V")
+            terms = [(-start[u].double(), start[v].double())] if u in start else []
+            moved += _squared_norm(Held.of(residuals.get(name), part.rule), part.shape, terms)
+            if name not in self._norms:
+                self._norms[name] = sum(float(part.pristine[rows].double().square().sum()) for rows in _blocks(*part.shape))
+        return math.sqrt(moved / (sum(self._norms.values()) or 1.0))
+
+
+def _squared_norm(held: Held, shape: tuple[int, int], terms: Sequence[Term]) -> float:
+    """Return ``‖D + Σ L R‖_F²`` of what is held (m, n) and terms of shapes (m, ρ) and (ρ, n)."""
+    if held.dense is None:
+        return low_rank_squared_norm([*held.pairs, *terms]) if held.pairs or terms else 0.0
+    return sum(
+        float((held.rows(rows, shape) + sum((left[rows] @ right for left, right in terms), start=torch.zeros(()))).square().sum())
+        for rows in _blocks(*shape)
+    )
 
 
 def _effect(part: FrozenPart, held: Held, rows: slice) -> Tensor:

@@ -87,6 +87,24 @@ def test_the_held_gap_counts_what_is_rounded_where_a_residual_is_added(plain: Pl
             assert record.held_gap == record.exactness_gap
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_round_tells_how_far_the_frozen_weights_have_gone(plain: Plain, method: str, tmp_path: Path) -> None:
+    """Of what rounds have added, not the start: densely, from what clients hold in each round and held in the first."""
+    federation = plain("tiny_bert", method)
+    if method not in GROWING:
+        assert not any("base_drift" in record.extras for record in federation.records)
+        return
+    whole = torch.stack([w.norm() for w in pristine(federation).values()]).norm()
+    begun = None
+    for exchanges, during, after in next_instructions(federation, tmp_path):
+        begun = begun or minus(during.weights, product(federation, during.state, during.basis))
+        frozen = minus(after[0].weights, product(federation, after[0].state, after[0].basis))
+        gone = torch.stack([t.norm() for t in minus(frozen, begun).values()]).norm()
+        found = federation.records[exchanges[0].instruction.round].extras["base_drift"]
+        assert found == pytest.approx(float(gone / whole), rel=1e-3)
+        assert found > 1e-5
+
+
 @pytest.mark.parametrize("name", ["momentum", "adam"])
 def test_a_server_optimiser_runs_and_is_told_apart_from_the_gap(options: Options, name: str) -> None:
     federation = federate(
