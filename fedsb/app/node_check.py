@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedsb.app.assembly import model_of, num_examples, site_rows
-from fedsb.app.private_run import reason_of
+from fedsb.app.private_run import plan_of, reason_of
 from fedsb.config.compose import load
 from fedsb.config.derived import client_names
 from fedsb.config.schema import Config, ModelConfig
@@ -18,11 +18,12 @@ from fedsb.models.content import content_hash
 from fedsb.models.loading import place_of
 from fedsb.node.file import leaves, read_file
 from fedsb.node.own_part import own_labels, own_model, with_own
-from fedsb.node.policy import admit
+from fedsb.node.policy import admit, admit_noise
 from fedsb.node.request import Request
 from fedsb.node.settings import NodeConfig, OwnModel
 from fedsb.privacy.account import LEDGERS
 from fedsb.privacy.accounting import epsilon_of
+from fedsb.privacy.entries import Entry
 from fedsb.privacy.naming import name_of_data
 from fedsb.privacy.plan import choose_delta
 from fedsb.privacy.shelf import NodeLedger, Shelf
@@ -63,7 +64,7 @@ def checked(path: Path, overrides: Sequence[str]) -> Iterator[str]:
     else:
         rows = site_rows(trial.config, node.data_path, own_labels(labels, node))
         yield f"data      {node.data_path}: {_rows(rows, labels)}"
-        yield from _ledger(node, len(rows))
+        yield f"ledger    {_ledger(node, len(rows))}"
         count = num_examples(trial.config, node.client, node.data_path, own_labels(labels, node)) if overrides else len(rows)
     yield from _models(trial, labels)
     if node.models is None:
@@ -71,7 +72,8 @@ def checked(path: Path, overrides: Sequence[str]) -> Iterator[str]:
     yield f"answers   {_answered(node)}"
     admit(node, Request(asked, labels, reason_of(asked), count))
     if overrides:
-        yield f"this run  would be answered: {' '.join(overrides)}"
+        cost = _cost(trial, count) if count and asked.privacy.unit == "example" else ""
+        yield f"this run  would be answered{cost}: {' '.join(overrides)}"
 
 
 def run_of(node: NodeConfig) -> Config:
@@ -109,7 +111,10 @@ def _labels(trial: _Trial) -> tuple[str, ...]:
         return tuple(map(str, said))
     if trial.node.data_path is None or trial.config.data.task != "classification":
         return ()
-    return find_labels(read_path(trial.node.data_path, trial.config.data), trial.config.data, part="site")
+    try:
+        return find_labels(read_path(trial.node.data_path, trial.config.data), trial.config.data, part="site")
+    except UserError as error:  # under privacy=example such a row would break nothing, but nobody has named the classes
+        raise UserError(f"{error} (the classes are looked for here, as nobody has named them in data.labels)") from None
 
 
 def _rows(rows: Examples, labels: tuple[str, ...]) -> str:
@@ -119,16 +124,31 @@ def _rows(rows: Examples, labels: tuple[str, ...]) -> str:
     return f"{len(rows):,} rows{classes}, {f'{unused:,} of which cannot' if unused else 'all of which can'} be used"
 
 
-def _ledger(node: NodeConfig, count: int) -> Iterator[str]:
-    """Say what the data have cost until now; nothing is written where there is no ledger yet."""
+def _spent(node: NodeConfig) -> tuple[Entry, ...] | None:
+    """Return the releases of the data until now; None where there is no ledger yet, and none is made."""
     folder, name = home() / LEDGERS, name_of_data(node.client, node.data_path, node.privacy.ledger)
-    if not (folder / name.folder / "ledger.jsonl").is_file():
-        yield f"ledger    none in {folder} yet"
-        return
+    return NodeLedger(Shelf(folder), name).entries() if (folder / name.folder / "ledger.jsonl").is_file() else None
+
+
+def _ledger(node: NodeConfig, count: int) -> str:
+    spent = _spent(node)
+    if spent is None:
+        return f"none in {home() / LEDGERS} yet"
     delta = min(choose_delta(None, count, f"'{node.client}'"), node.privacy.max_delta or 1.0)
-    spent = epsilon_of(NodeLedger(Shelf(folder), name).entries(), delta)
     of = "" if node.privacy.max_epsilon is None else f" of {node.privacy.max_epsilon:g}"
-    yield f"ledger    {folder / name.folder}: epsilon {spent:.3f}{of} spent at delta {delta:g}"
+    return f"epsilon {epsilon_of(spent, delta):.3f}{of} spent at delta {delta:g}"
+
+
+def _cost(trial: _Trial, count: int) -> str:
+    """Say what a run would be charged, once it has been held against the budgets and the least noise that the operator allows."""
+    plan, accountant = plan_of(trial.asked, trial.node.client, count), trial.asked.privacy.accountant
+    admit_noise(trial.node, plan.training.noise_multiplier, plan.start.noise_multiplier if plan.start else None)
+    for limit in trial.node.budgets(plan.delta):
+        found = epsilon_of((*(() if limit.of_run else _spent(trial.node) or ()), *plan.ceiling), limit.delta, accountant)
+        if found > limit.epsilon:
+            raise UserError(f"{limit.key}={limit.epsilon:g} would be exceeded: epsilon {found:.3f} at delta {limit.delta:g} after this run")
+    cost, each = epsilon_of(plan.ceiling, plan.delta, accountant), plan.training
+    return f" at epsilon {cost:.3f} and delta {plan.delta:g}, {each.steps} steps a round with noise {each.noise_multiplier:.3f}"
 
 
 def _models(trial: _Trial, labels: tuple[str, ...]) -> Iterator[str]:

@@ -32,7 +32,7 @@ CODES: dict[str, Code] = {
     "budget": Code(2, "refused: the request would exceed the client's budget (privacy.max_epsilon, or max_epsilon of its node)"),
     "refused": Code(3, "refused: the request does not fit the client's data or ledger; its own log says why"),
     "policy": Code(4, "refused: the operator of the node does not allow what the run asks for; its own log says why"),
-    "node_config": Code(5, "the node's own configuration (--node-config) cannot be used; its own log says why"),
+    "node_config": Code(5, "the node's own configuration (--node-config, or the file that it names) cannot be used; its own log says why"),
     "own_state": Code(
         6,
         "refused: what the client kept of its own in its last round that counted is not there; bring its disk back (FEDSB_HOME of its "

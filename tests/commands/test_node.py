@@ -46,7 +46,8 @@ def test_a_hash_is_told_and_then_the_file_is_accepted_and_runs_are_held_against_
     run = (*RUN, "model=pretrained", "model.name=tiny", "privacy=example", "privacy.noise_multiplier=1", "privacy.max_grad_norm=0.5")
     status, out, err = call("node", "check", path, *run)
     assert (status, err) == (0, "")
-    assert out.splitlines()[-1].startswith("this run  would be answered: data=files ")
+    assert out.splitlines()[-1].startswith("this run  would be answered at epsilon ")
+    assert ", 2 steps a round with noise 1.000: data=files " in out
     status, _, err = call("node", "check", path, *run, "train.local_epochs=3", "train.local_steps=null")
     assert (status, first_line(err)) == (2, "error: train.local_epochs: 6 steps of 20 examples, and this node's max_local_steps is 2")
     status, _, err = call("node", "check", path, *run, "federation.names=[klient-0,b]")
@@ -69,13 +70,22 @@ def test_rows_that_cannot_be_used_are_counted(call: Call, tmp_path: Path) -> Non
     assert "b.jsonl cannot be read as .jsonl (line 3: " in first_line(err)
 
 
-def test_what_data_have_cost_is_told(call: Call, tmp_path: Path) -> None:
+def test_what_data_have_cost_and_what_a_run_would_is_told(call: Call, tiny_bert: Path, tmp_path: Path) -> None:
     path = written(tmp_path, privacy={"unit": "example", "max_epsilon": 8})
     shelf = Shelf(tmp_path / "home" / "ledgers")
     rows = hash_rows(("a text",), None, shelf.salt)
     shelf.open(name_of_data("client-0", str(tmp_path / "a.csv")), rows).charge(Key("1", 1, "train"), (Entry("gaussian", 0.5, 2.0, 4),))
     spent = epsilon_of((Entry("gaussian", 0.5, 2.0, 4),), 1e-5)
-    assert f": epsilon {spent:.3f} of 8 spent at delta 1e-05" in call("node", "check", path)[1]
+    assert f"ledger    epsilon {spent:.3f} of 8 spent at delta 1e-05" in call("node", "check", path)[1]
+    run = ("model=pretrained", f"model.name='{tiny_bert}'", *RUN, "privacy=example", "privacy.epsilon=3")
+    for most, of, status in ((3.1 + spent, "max_epsilon", 0), (3.0, "max_epsilon", 2), (3.0, "max_epsilon_run", 0)):
+        found, out, err = call("node", "check", written(tmp_path, privacy={"unit": "example", of: most}), *run)
+        assert found == status, err
+        assert (
+            first_line(err).startswith("error: the node's max_epsilon=3 would be exceeded: epsilon ") if status else "at epsilon 2.9" in out
+        )
+    status, _, err = call("node", "check", written(tmp_path, privacy={"unit": "example", "min_noise": 9}), *run)
+    assert (status, first_line(err)[:32]) == (2, "error: privacy.noise_multiplier=")
 
 
 def test_what_is_wrong_is_one_line(call: Call, tmp_path: Path) -> None:
