@@ -33,8 +33,8 @@ class Mixed:
 
 
 @st.composite
-def mixed(draw: st.DrawFn) -> Mixed:
-    rank = draw(st.integers(1, 4))
+def mixed(draw: st.DrawFn, least: int = 1) -> Mixed:
+    rank = draw(st.integers(least, 4))
     m, n = draw(st.tuples(st.integers(rank, 14), st.integers(rank, 14)))
     ranks = draw(st.lists(st.integers(1, rank), min_size=1, max_size=5))
     weights = draw(st.lists(st.integers(1, 500), min_size=len(ranks), max_size=len(ranks)))
@@ -65,9 +65,10 @@ def test_a_stack_is_the_mean_of_the_products(drawn: Mixed) -> None:
     torch.testing.assert_close(found.state[HEADS], head_of(drawn.case))
 
 
+@pytest.mark.parametrize("energy", [None, 0.7, 0.95])
 @law
-@given(mixed(), st.sampled_from(sorted(SPLITS)), st.sampled_from([None, 0.5, 0.9]))
-def test_a_decomposed_mean_misses_what_a_dense_svd_of_its_rank_does(drawn: Mixed, split: str, energy: float | None) -> None:
+@given(mixed(least=2), st.sampled_from(sorted(SPLITS)))
+def test_a_decomposed_mean_misses_what_a_dense_svd_of_its_rank_does(energy: float | None, drawn: Mixed, split: str) -> None:
     """FlexLoRA and FLoRIST: Eckart-Young, whatever the split; and what each split says of the singular values."""
     case, ranks = drawn.case, [u[A].shape[0] for u in drawn.case.uploads]
     found = reduce(Decomposing(LORA, ranks, Cut(energy, split)), case.uploads, case.weights, drawn.sent)
@@ -75,11 +76,10 @@ def test_a_decomposed_mean_misses_what_a_dense_svd_of_its_rank_does(drawn: Mixed
     s = torch.linalg.svdvals(dense)
     b, a = found.state[B].double(), found.state[A].double()
     assert (b.shape[1], a.shape[0]) == (case.rank, case.rank)
-    kept = int(found.extras["kept_rank"])
-    assert float((b @ a - dense).norm()) == pytest.approx(float(s[kept:].norm()), abs=1e-6 * size(case) / case.scale)
     share = s.square().cumsum(0) / s.square().sum()
-    assert kept == case.rank or float(share[kept - 1]) >= (energy or 1) - 1e-6
-    assert energy is None or kept == 1 or float(share[kept - 2]) < energy + 1e-6
+    kept = min(case.rank, int((s > 1e-7 * s[0]).sum()), len(s) if energy is None else 1 + int((share < energy).sum()))
+    assert found.extras["kept_rank"] == kept
+    assert float((b @ a - dense).norm()) == pytest.approx(float(s[kept:].norm()), abs=1e-6 * size(case) / case.scale)
     strong = s[:kept] > 1e-3 * s[0]
     norms = {"left": s, "balanced": s.sqrt(), "right": torch.ones_like(s)}[split]
     torch.testing.assert_close(b.norm(dim=0)[:kept][strong], norms[:kept][strong], rtol=1e-5, atol=0)

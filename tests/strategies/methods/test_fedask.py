@@ -141,7 +141,7 @@ def assert_leading(federation: Federation, trained: Trained, *, rank: int = 3) -
 def test_a_round_hands_out_the_leading_pair_of_the_mean_product(model: str, freeze: bool, options: Options) -> None:
     """Non-square, Conv1D and grouped heads, three of five clients of unequal size a round, s = 5/3; the whole of it where A rests."""
     trained: Trained = {}
-    federation = federate(options(model, "fedask", f"adapter.options.freeze={freeze}"), app=remembering(trained))
+    federation = federate(options(model, "fedask", f"adapter.options.freeze={freeze}", "federation.num_rounds=5"), app=remembering(trained))
     assert_leading(federation, trained)
     assert federation.prepared.strategy.is_exact is freeze
     gaps = [record.exactness_gap or 0 for record in federation.records[1:]]
