@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import join
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ EXACT = ("init.oversample=30", "init.power_iterations=1")
 
 
 def prepared(*overrides: str) -> Prepared:
-    config = config_of(" ".join(overrides))
+    config = config_of(join(overrides))
     use_threads(config)
     return prepare(config)
 
