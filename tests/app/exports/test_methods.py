@@ -47,7 +47,16 @@ def logits(model: nn.Module) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("method", STRATEGIES)
+def kind_of_model(method: str) -> tuple[object, ...]:
+    """Return what an export depends on: the family, whether rounds add to W0, and whether there is a federation."""
+    said = load([f"method={method}"]).method
+    return said.adapter, STRATEGIES[method].adds_to_weights(), said.setting
+
+
+MODELS = {kind_of_model(method): method for method in reversed(STRATEGIES)}
+
+
+@pytest.mark.parametrize("method", MODELS.values())
 def test_peft_and_transformers_load_what_the_run_has_learnt(method: str, table: Path, tiny_bert: Path, tmp_path: Path) -> None:
     data = ["data=files", f"data.path='{table}'", "data.task=classification"]
     own = ["data.client_test_fraction=0.2"] if SPECS[load([f"method={method}"]).method.adapter].own else []
