@@ -131,7 +131,8 @@ def test_a_node_without_a_name_gives_nothing_with_noise_of_the_public_seed(
     tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     overrides = small(tiny_bert, tmp_path, *EXAMPLE, "federation.num_rounds=1")
-    with pytest.raises(RunError, match=r"the node's own configuration \(--node-config\) cannot be used.*\(key at fault: client\)"):
+    said = r"the node's own configuration \(--node-config, or the file that it names\) cannot be used.*\(key at fault: client\)"
+    with pytest.raises(RunError, match=said):
         run_privately(overrides, tmp_path / "bare", nodes={1: {}})
     assert "this node names no client; start it with --node-config" in caplog.text
 
