@@ -56,7 +56,8 @@ CAPTIONS = {
 }
 EXACTNESS = (
     "The largest exactness gap of any round is {gap}: the relative distance between the weight change that the clients hold after a round "
-    "and the true weighted mean of theirs, before any server optimiser, clipping or noise. Float32 rounding alone stays below 1e-5."
+    "and the true weighted mean of theirs, before any server optimiser, clipping or noise. Float32 rounding of trained factors alone stays "
+    "below 1e-5."
 )
 ESTIMATED = " It is an estimate by random probes, with a relative standard error of at most {error:.1%}."
 HELD = (
