@@ -1,5 +1,5 @@
-# make demo: run a federation.  make demo-llm: one of a language model.  make test: everything.  make check: the fast part.
-# make setup: install only.  make bench: the figures.
+# make demo: run a federation.  make demo-llm: one of a language model.  make demo-federation: a real one, of three nodes over TLS.
+# make test: everything.  make check: the fast part.  make setup: install only.  make bench: the figures.
 
 # A checkout may lie anywhere. But Ray starts its workers by a command line without quotes, and Flower hands Alembic a list of folders
 # joined by spaces: below a path with a space the environment itself lies in the cache folder, and .venv is a link to it.
@@ -22,7 +22,7 @@ export TOKENIZERS_PARALLELISM := false
 # Empty, that is off: images for containers often set it, and then every process compiles torch, Ray and transformers again (10 s each).
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo demo-llm check lint style types test all-tests bench clean
+.PHONY: setup demo demo-llm demo-federation check lint style types test all-tests bench clean
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/installed-dev $(VENV)/installed-quant
@@ -33,6 +33,9 @@ demo: $(if $(wildcard $(VENV)/installed-dev),$(VENV)/installed-dev,$(VENV)/insta
 
 demo-llm: $(if $(wildcard $(VENV)/installed-dev),$(VENV)/installed-dev,$(VENV)/installed-llm)
 	$(BIN)/python scripts/demo_llm.py
+
+demo-federation: $(if $(wildcard $(VENV)/installed-dev),$(VENV)/installed-dev,$(VENV)/installed-demo)
+	$(BIN)/python scripts/demo_federation.py
 
 check: lint
 	$(PYTEST) -m "not slow and not gpu"

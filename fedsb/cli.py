@@ -1,4 +1,4 @@
-"""The command line: ``fedsb run | submit | report | eval | export | cost | node``."""
+"""The command line: ``fedsb run | submit | report | eval | export | cost | node | worker | federation | completion``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
+from fedsb.commands.completion import ASKED, answer, completion
 from fedsb.commands.flags import SHOWING, flags_in, has_flag, without_flags
 from fedsb.commands.outcome import MISTAKE, guarded
 from fedsb.commands.pages import USAGE, page
@@ -33,6 +34,8 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"fedsb {version('fedsb')} (flwr {version('flwr')}, torch {version('torch')})")
         return 0
     command, *rest = arguments
+    if command == ASKED:
+        return answer(rest)
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
     if has_flag(rest, ("-h", "--help")):
@@ -102,6 +105,20 @@ def node(arguments: list[str]) -> int:
     return node_command(arguments)
 
 
+def worker(arguments: list[str]) -> int:
+    """Answer for a node, in one process that keeps its model and data."""
+    from fedsb.commands.worker import worker as worker_command
+
+    return worker_command(arguments)
+
+
+def federation(arguments: list[str]) -> int:
+    """Run a side of a federation over TLS, or make what it needs."""
+    from fedsb.commands.federation import federation as federation_command
+
+    return federation_command(arguments)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": run,
     "submit": submit,
@@ -110,6 +127,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": evaluate,
     "export": export,
     "node": node,
+    "worker": worker,
+    "federation": federation,
+    "completion": completion,
 }
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from clients.round import Round, Upload
 from fedsb.app.answering import coded
+from fedsb.app.answers import app, faults_of
 from fedsb.app.client_job import Job
-from fedsb.client_app import app, faults_of
 from fedsb.core.devices import on_host
 from fedsb.core.state import State
 from fedsb.models.fit import Lesson

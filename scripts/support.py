@@ -24,6 +24,12 @@ from strategies.combinations import Wanted, check_wanted
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- python scripts/support.py --write -->", "<!-- end of what goes together -->"
 YES, NO = "yes", "–"
+# With a start that asks no client, and a bound where none follows from the settings.
+SECURE: Mapping[str, Mapping[str, Any]] = {
+    "federation": {"secure_sum": True, "exactness": False, "secure_bound": 1.0},
+    "init": {"evidence": "public"},
+    "data": {"public_fraction": 0.05},
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ ASKED: Mapping[str, Asked] = {
     "`federation.ranks`": Asked(lambda rank: {"federation": {"ranks": [1, rank]}}, Wanted(ranks=(1, 2))),
     "server optimiser": Asked(lambda rank: {}, Wanted(server_optimizer=True)),
     "FedAU": Asked(lambda rank: {"federation": {"weighting": "fedau"}}, Wanted(weighting="fedau")),
+    "secure sums": Asked(lambda rank: SECURE, Wanted(secure_sum=True)),
 }
 
 

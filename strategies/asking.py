@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -32,12 +32,14 @@ class Description:
         counts: training examples by client.
         trouble: why it does not serve; empty where it does.
         rank: of its client's factors; None where it leaves that to the run.
+        resident: whether a worker of its operator's answered.
     """
 
     client: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
     trouble: str = ""
     rank: int | None = None
+    resident: bool = False
 
 
 class Questions:
@@ -96,6 +98,13 @@ class Questions:
         deadline = time.monotonic() + self._timeout
         self._pending |= {message_id: (node, deadline) for message_id, node in zip(pushed, due, strict=True) if message_id}
 
+    def forget(self, nodes: Collection[int]) -> None:
+        """Forget how often nodes have been silent or in trouble: they come new, or come back."""
+        for node in nodes:
+            self._silences.pop(node, None)
+            self._tries.pop(node, None)
+            self._next.pop(node, None)
+
     def _question(self, node: int, clients: Sequence[str]) -> Message:
         return Message(RecordDict({"config": ConfigRecord({**self._told, "clients": json.dumps(tuple(clients))})}), node, DESCRIBE)
 
@@ -147,4 +156,4 @@ def _read(content: RecordDict) -> Description:
     names = [str(name) for name in json.loads(str(config["counted"]))]
     counts = [int(n) for n in metrics["num-examples"]]  # type: ignore[union-attr]
     rank = int(config["rank"]) if "rank" in config else None  # type: ignore[arg-type]
-    return Description(str(config["client"]), dict(zip(names, counts, strict=True)), rank=rank)
+    return Description(str(config["client"]), dict(zip(names, counts, strict=True)), rank=rank, resident="resident" in config)

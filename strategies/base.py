@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 
 from fedsb.adapters import AdapterSpec, Layouts
 from fedsb.adapters.held import HeldWeights
+from fedsb.adapters.redrawn import Redrawn
 from fedsb.core.blocks import Sight
 from fedsb.core.cohort import cohort_size, dispatch_order, draw_cohort
 from fedsb.core.prints import prints
@@ -27,12 +28,13 @@ from fedsb.wire.messages import Instruction
 from strategies.combinations import Wanted, check_wanted
 from strategies.gap import GapMeter
 from strategies.inbox import Arrived
-from strategies.loop import RoundLoop
 from strategies.method import Following, Method
 from strategies.participation import Listener, Participation
 from strategies.products import gauge
 from strategies.reducers import PlainMean, Reducer
 from strategies.rounds import RoundState
+from strategies.secure_loop import SecureLoop
+from strategies.secure_sum import SecureSum
 from strategies.sending import Sending, Shares, carried_roles
 from strategies.server_optimizer import ServerOptimizer, server_step
 from strategies.transport import Ask
@@ -41,7 +43,7 @@ LOG = logging.getLogger(__name__)
 Start = Callable[["LowRankStrategy", Grid, ArrayRecord], ArrayRecord]
 
 
-class LowRankStrategy(Method, RoundLoop):
+class LowRankStrategy(Method, SecureLoop):
     """Base of all methods; a subclass gives a rule, over the uploads' mean (:meth:`follow`) or over all of them (:meth:`over_uploads`).
 
     What a method may be combined with follows from its rule: privacy of whole clients with what needs a mean alone; a server optimiser
@@ -58,6 +60,7 @@ class LowRankStrategy(Method, RoundLoop):
         wire_dtype: ``float32``, ``bfloat16`` or ``int8``.
         error_feedback: whether what a wire of int8 leaves out is made up for later, by the clients and by the server.
         start: runs before round 1 and returns the first arrays (a gradient start); None keeps the initial ones.
+        secure: sums the uploads where the server is to see none; None where it sees them.
         exactness: whether to measure the exactness gap each round.
         held_weights: the frozen weights, to measure that of what clients compute with too.
         listener: is told each round's record, state and frozen log.
@@ -79,6 +82,7 @@ class LowRankStrategy(Method, RoundLoop):
         wire_dtype: str = "float32",
         error_feedback: bool = True,
         start: Start | None = None,
+        secure: SecureSum | None = None,
         exactness: bool = True,
         held_weights: HeldWeights | None = None,
         listener: Listener | None = None,
@@ -90,6 +94,7 @@ class LowRankStrategy(Method, RoundLoop):
         self.layouts = layouts
         self.scale = scale
         self.server_optimizer = server_optimizer
+        self.secure = secure
         self.wire_dtype = wire_dtype
         self.sending = Sending(wire_dtype, feedback=error_feedback)
         self.carried = carried_roles(spec, self.anew) if self.sending.keeps else ()
@@ -102,7 +107,9 @@ class LowRankStrategy(Method, RoundLoop):
 
     def _check(self) -> None:
         p = self.participation
-        wanted = Wanted(p.client_unit is not None, tuple(p.ranks.values()), self.server_optimizer is not None, p.weighting)
+        wanted = Wanted(
+            p.client_unit is not None, tuple(p.ranks.values()), self.server_optimizer is not None, p.weighting, self.secure is not None
+        )
         check_wanted(type(self), self.spec, wanted, type(self).__name__)
         if p.client_unit:
             p.client_unit.check()
@@ -128,13 +135,16 @@ class LowRankStrategy(Method, RoundLoop):
         cohort = draw_cohort(p.clients, size, seed=p.seed, round_number=server_round)
         self._round = RoundState(server_round, dispatch_order(cohort, self.counts))
         transport.roster.gather(grid, p.wait, cohort, self._round.failed)
-        self._round.order = order = dispatch_order(cohort, self.counts)
+        self._round.order = dispatch_order(cohort, self.counts)
+        self._agreed(grid)
         view = self.frozen.view()
         self._sent = view.basis.merge(decode_state(arrays, self.down))
         self._meant = self.sending.meant(self._sent)
         self.sending.begin()
-        self._shares = self._shared(arrays)
-        requests = transport.requests(order, "train", self._asking(server_round, self._shares), self._round.tally)
+        self._shares = self._shared(arrays, server_round - 1)
+        ask = self._asking(server_round, self._shares)
+        ask = self._secured.asking(ask) if self._secured else ask
+        requests = transport.requests(self._round.order, "train", ask, self._round.tally)
         self._rule = self._round_rule(server_round, cohort)
         self._rule.begin(self._current())
         self.gap.begin(self._sent, view, self.spec.uploaded(server_round))
@@ -160,7 +170,9 @@ class LowRankStrategy(Method, RoundLoop):
         """
         assert self._round is not None
         assert self._rule is not None
-        for upload, meant, trained in self._trained(server_round, replies):
+        if self._secured:
+            self._rule.add(*self._unmasked(self.layouts.up_in(server_round), self._current(), replies))
+        for upload, meant, trained in () if self._secured else self._trained(server_round, replies):
             weight = self.weighting.weight(upload.client, upload.num_examples)
             self._rule.add(meant, weight)
             self.gap.add(trained, weight, self.sight_of(upload.client))
@@ -184,8 +196,8 @@ class LowRankStrategy(Method, RoundLoop):
             return []
         transport = self._connect(grid)
         asked = [client for client in self._evaluating(server_round) if client not in self._round.failed]
-        requests = transport.requests(asked, "evaluate", self._asking(server_round, self._shared(arrays)), self._round.tally)
-        self._round.begin_evaluation(asked)
+        requests = transport.requests(asked, "evaluate", self._asking(server_round, self._shared(arrays, server_round)), self._round.tally)
+        self._round.begin_aside(asked)
         return transport.address(requests, self._round.failed)
 
     def _evaluating(self, server_round: int) -> Sequence[str]:
@@ -196,12 +208,10 @@ class LowRankStrategy(Method, RoundLoop):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the clients' metrics, averaged by their numbers of held-out examples; who holds nothing out has none."""
         assert self._round is not None
-        counts: dict[str, int] = {}
         for upload in self._uploads(replies, lambda client: Layout(()), training=False):
-            self._round.client_metrics[upload.client] = dict(upload.metrics) if upload.num_examples else {}
-            counts |= {upload.client: upload.num_examples} if upload.num_examples else {}
-        self._round.end_evaluation()
-        return MetricRecord(self._round.client_mean(counts)) if counts else None
+            self._round.measured(upload.client, upload.metrics, upload.num_examples)
+        self._round.end_aside("evaluation")
+        return MetricRecord(self._round.client_mean()) if self._round.held_out else None
 
     @cached_property
     def start_prints(self) -> tuple[float, ...]:
@@ -217,16 +227,20 @@ class LowRankStrategy(Method, RoundLoop):
         """Return what a client sees of the factors that the server holds."""
         return self.layouts_of(client).sight
 
-    def _shared(self, arrays: ArrayRecord) -> Shares:
-        return Shares(self.down, arrays, self.sending.meant(decode_state(arrays, self.down)), self.wire_dtype)
+    def _shared(self, arrays: ArrayRecord, made_in: int) -> Shares:
+        sent = decode_state(arrays, self.down)
+        redrawn = Redrawn(self.participation.seed, made_in) if self.redraws else None
+        return Shares(self.down, arrays, self.sending.meant(sent), self.wire_dtype, redrawn)
 
     def _asking(self, round_number: int, shares: Shares) -> Ask:
         """Return what gives each client its instruction and its arrays."""
 
         def ask(client: str) -> tuple[Instruction, ArrayRecord]:
             layouts, own = self.layouts_of(client), self.counted.get(client, 0)
-            told = Instruction("", round_number, labels=self.labels, digest=layouts.down.digest, own=own, carried=self.carried)
-            return replace(told, start=self.start_prints, rank=self.lowered.get(client)), shares.of(layouts)
+            share = shares.of(layouts)
+            told = Instruction("", round_number, labels=self.labels, digest=share.layout.digest, own=own, carried=self.carried)
+            told = replace(told, start=self.start_prints, rank=self.lowered.get(client), ranks=share.ranks, made_in=share.made_in)
+            return told, share.arrays
 
         return ask
 

@@ -20,12 +20,14 @@ class Wanted:
         ranks: of the clients, where they have ranks of their own.
         server_optimizer: whether one acts on the mean update.
         weighting: key of :data:`strategies.weighting.WEIGHTINGS`.
+        secure_sum: whether the server is to get no more than the sum of a round's uploads.
     """
 
     client_unit: bool = False
     ranks: tuple[int, ...] = ()
     server_optimizer: bool = False
     weighting: str = "examples"
+    secure_sum: bool = False
 
 
 def check_wanted(method: type[Method], spec: AdapterSpec, wanted: Wanted, name: str) -> None:
@@ -82,9 +84,17 @@ def _weighting(method: type[Method], spec: AdapterSpec, wanted: Wanted) -> str:
     )
 
 
+def _secure_sum(method: type[Method], spec: AdapterSpec, wanted: Wanted) -> str:
+    if not wanted.secure_sum or (method.needs_a_mean_alone() and spec.uploads):
+        return ""
+    why = "makes more of the uploads than their mean, and the server would not see them" if spec.uploads else "uploads nothing"
+    return f"federation.secure_sum=true is not defined with {{name}}, which {why}; use one that needs a mean alone, such as method=fed_sb"
+
+
 REFUSALS: tuple[Callable[[type[Method], AdapterSpec, Wanted], str], ...] = (
     _client_unit,
     _ranks,
     _server_optimizer,
     _weighting,
+    _secure_sum,
 )

@@ -3,10 +3,10 @@
 ``ΔW = Σ w_i B_i A_i = P S Qᵀ`` from QR of the stacked factors and an SVD of their small core; no (m, n) product is formed. B and A are made
 of the leading p columns of P and Q. Two settings tell the methods of the family apart.
 
-* p: the server's rank, or the least that keeps a share τ of the energy ``Σ σ²``, module by module and at most the server's rank. What
-  travels has the server's rank in any case. A component that is cut, or that the mean does not have, is a zero column of B beside a row of
-  A of norm 1 (with ``split=right`` a zero row of A beside a column of B of norm 1): it adds nothing to the weights, and can learn. Were
-  both zero, neither would ever have a gradient.
+* p: the server's rank, or the least that keeps a share τ of the energy ``Σ σ²``, module by module and at most the server's rank. A
+  component that the mean does not have is a zero column of B beside a row of A of norm 1 (with ``split=right`` a zero row of A beside a
+  column of B of norm 1): it adds nothing to the weights, and can learn. Were both zero, neither would ever have a gradient. Where p is
+  chosen by energy, what lies beyond it is a zero column of B beside a drawn row of A: p (m + n) values of a module travel.
 * the split of a product between its factors, its gauge: equal products with unequal splits go on differently, for optimisers see the
   factors.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fedsb.adapters import AdapterSpec
 from fedsb.adapters.low_rank import ROUNDING, singular
+from fedsb.adapters.redrawn import Redrawn
 from fedsb.core.errors import UserError
 from fedsb.core.state import Name, State
 from strategies.products import Stacks
@@ -118,12 +119,14 @@ class Decomposing:
         spec: the adapter family, of the factors B and A.
         ranks: of the clients, to tell what they are not sent of the mean.
         cut: how much is kept, and how it is split.
+        redrawn: draws the rows of A beyond what is kept; None: they are directions of what uploads have, or had.
     """
 
-    def __init__(self, spec: AdapterSpec, ranks: Collection[int] = (), cut: Cut | None = None) -> None:
+    def __init__(self, spec: AdapterSpec, ranks: Collection[int] = (), cut: Cut | None = None, redrawn: Redrawn | None = None) -> None:
         self._spec = spec
         self._ranks = ranks
         self._cut = cut or Cut()
+        self._redrawn = redrawn
 
     def begin(self, current: State) -> None:
         """Forget the last round; ``current`` has the server's rank."""
@@ -155,7 +158,10 @@ class Decomposing:
         p, s, q = components(left, right, before)
         rank = self._cut.rank(s, most)
         kept.add(s, rank, most, self._ranks)
-        return pair(p, s, q, most, rank, self._cut.split)
+        b, a = pair(p, s, q, most, rank, self._cut.split)
+        if self._redrawn:
+            b[:, rank:], a[rank:] = 0, self._redrawn.rows(module, a.shape)[rank:].to(a)
+        return b, a
 
 
 def components(left: Tensor, right: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,7 +26,7 @@ from strategies.inbox import Arrived, LayoutOf
 from strategies.participation import Listener, Participation
 from strategies.roster import Roster
 from strategies.rounds import RoundState
-from strategies.transport import Transport
+from strategies.transport import Ask, Transport
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -201,6 +201,27 @@ class RoundLoop(Strategy):
         replies = transport.replies(transport.address(requests, self._round.failed), self._timeout)
         yield from self._uploads(replies, lambda client: wanted, shown=bool(title))
         self._round.check_quorum(self._needed(len(order)))
+
+    def aside(self, grid: Grid, kind: str, title: str, ask: Ask, wanted: LayoutOf, among: Sequence[str]) -> list[Arrived]:
+        """Ask clients for something beside the training of a round that is under way, and return their valid replies.
+
+        Args:
+            grid: Flower's.
+            kind: the type of the messages; it takes no frozen parts with it.
+            title: of it, where a client fails in it.
+            ask: gives each client its instruction and its arrays.
+            wanted: what each reply must hold.
+            among: who is asked.
+        """
+        assert self._round is not None
+        transport = self._connect(grid)
+        self._round.begin_aside(among)
+        replies = transport.replies(
+            transport.address(transport.requests(among, kind, ask, self._round.tally), self._round.failed), self._timeout
+        )
+        found = list(self._uploads(replies, wanted, training=False, shown=False))
+        self._round.end_aside(title)
+        return found
 
     def _needed(self, of: int) -> int:
         assert self._transport is not None

@@ -74,6 +74,16 @@ class Method:
         return cls.needs_a_mean_alone() and cls.follow is Method.follow
 
     @property
+    def redraws(self) -> bool:
+        """Whether components of A and B at weight zero are drawn, and need not be sent."""
+        return False
+
+    @property
+    def spends_less(self) -> bool:
+        """Whether a run may move fewer bytes than its shapes say, as its data have it."""
+        return self.redraws
+
+    @property
     def has_global_model(self) -> bool:
         """Whether no client keeps a part of the model for itself."""
         return self.spec.has_global_model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from fedsb.core.state import State
@@ -41,6 +42,7 @@ class Participation:
         min_replies: a round with fewer valid replies stops the run; None: all of a real federation must answer, one of a simulation.
         wait: seconds to wait for the nodes of a real federation, before the first round and before each.
         replace_nodes: whether a later node takes the place of one that serves its client, and a client may bring other data.
+        node_keys: a folder of public keys by client; None: the names under which keys are registered are all that is held.
         evaluate: whether clients evaluate on their held-out parts too.
         evaluated: after which rounds they do; None: after each.
         seed: names the streams of the schedule.
@@ -65,6 +67,7 @@ class Participation:
     min_replies: int | None = None
     wait: float = 0.0
     replace_nodes: bool = False
+    node_keys: Path | None = None
     evaluate: bool = False
     evaluated: Collection[int] | None = None
     seed: int = 0

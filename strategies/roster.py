@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from fedsb.core.errors import RunError, UserError
 from strategies.asking import Description, Questions
+from strategies.keys import Keys
 from strategies.participation import Participation
 from strategies.places import Places, changed
 
@@ -49,12 +50,15 @@ class Roster:
         self._real = False
         self._places = Places(self.clients, counts, replace=participation.replace_nodes)
         self._questions = questions
+        self._keys = Keys(participation.node_keys)
         self._online: set[int] = set()
         self._simulated: list[int] = []
         self._pool: list[int] = []  # simulated nodes that are online
         self._troubled: dict[int, Description] = {}  # nodes that answered, but do not serve
         self._misfits: dict[int, Description] = {}  # nodes whose rank is not that of their client in this run
         self._ranks: dict[int, int | None] = {}  # that nodes have said
+        self._residents: dict[str, bool] = {}  # whether a worker answers for a client
+        self._told: dict[bool, set[str]] = {True: set(), False: set()}  # of whom that was said
         self._strangers: dict[int, str] = {}  # what is wrong with nodes that name no client of this run
         self._before: dict[str, int | None] = {}  # counts that simulated nodes have put others in place of
         self._order = {client: place for place, client in enumerate(self.clients)}
@@ -128,6 +132,7 @@ class Roster:
         if self._real and len(self.served(cohort)) < self.needed(len(cohort)):
             failed |= {client: self.why(client) for client in cohort if self.node_of(client) is None}
             raise self._too_few(cohort)
+        self._tell_who_holds()
 
     def _wait(self, grid: Grid, seconds: float, wanted: Sequence[str], *, every: bool) -> None:
         begun = shown = time.monotonic()
@@ -152,8 +157,7 @@ class Roster:
 
     def _look(self, grid: Grid) -> None:
         """Look once for nodes and their answers."""
-        self._online = set(grid.get_node_ids())
-        self._places.see(self._online)
+        self._see(self._keys.see(grid))
         known = self._places.nodes | self._strangers.keys() | self._misfits.keys() | set(self._simulated)
         self._questions.ask(grid, sorted(self._online - known), self.clients)
         for node, said in self._questions.answers(grid):
@@ -162,6 +166,15 @@ class Roster:
         for notice in self._places.assign():
             LOG.warning("told node %d: %s", notice.node, notice.text)
             self._questions.notify(grid, notice.node, notice.text)
+
+    def _see(self, online: set[int]) -> None:
+        """Note who is online; a node that was away is asked anew, for with a key it keeps its number whatever its operator has changed."""
+        self._questions.forget(online - self._online)
+        self._online = online
+        self._places.see(online)
+        for gone in (self._strangers.keys() | self._misfits.keys()) - online:
+            self._strangers.pop(gone, None)
+            self._misfits.pop(gone, None)
 
     def _note(self, grid: Grid, node: int, said: Description) -> None:
         self._real = self._real or bool(said.client)
@@ -189,7 +202,10 @@ class Roster:
             self._leave_out_nameless(grid)
 
     def _admit(self, grid: Grid, node: int, said: Description) -> None:
-        """Let a node claim the place of its client, where its rank fits."""
+        """Let a node claim the place of its client, where its key is bound to no other and its rank fits."""
+        if wrong := self._keys.wrong(node, said.client):
+            self._turn_away(grid, node, wrong)
+            return
         if wrong := self._p.misfit(said.client, said.rank):
             self._misfits[node] = replace(said, trouble=f"which {wrong}")
             LOG.warning("node %d %s", node, wrong)
@@ -198,6 +214,7 @@ class Roster:
         if said.rank not in (None, self._p.rank, self._p.ranks.get(said.client)):
             self._p.say(f"{said.client}: its node has rank {said.rank}")
         self._ranks[node] = said.rank
+        self._residents[said.client] = said.resident
         self._places.claim(node, said.client, said.counts[said.client])
 
     def _turn_away(self, grid: Grid, node: int, why: str) -> None:
@@ -246,6 +263,15 @@ class Roster:
     def _silent(self) -> list[tuple[int, float]]:
         """Return the nodes that are there and have not said anything yet, with the seconds since they were asked."""
         return [(node, seconds) for node, seconds in self._idle(self._questions.unanswered()) if node not in self._troubled]
+
+    def _tell_who_holds(self) -> None:
+        """Say where a worker holds an operator's limits, and where the app that came from here does; again if that changes."""
+        here = {client: resident for client, resident in sorted(self._residents.items()) if self.node_of(client) is not None}
+        for held, what in ((True, "held by a worker at"), (False, "advisory, for no worker answers, at")):
+            names = [client for client, resident in here.items() if resident is held]
+            if names and set(names) - self._told[held]:
+                self._told[held] |= set(names)
+                self._p.say(f"limits of operators: {what} {', '.join(names[:SHOWN])}{' …' if len(names) > SHOWN else ''}")
 
     def _idle(self, nodes: Mapping[int, Said]) -> list[tuple[int, Said]]:
         return [(node, said) for node, said in nodes.items() if node in self._online]

@@ -25,6 +25,7 @@ class RoundState:
         clients: whose replies counted.
         failed: reason by client of those whose reply did not.
         uploads: (metrics, weight) of each upload.
+        figures: of how uploads were summed that the server did not see.
         diagnostics: of server-side privacy; not private themselves.
         accounts: what private clients said of their accounts.
         remarks: what happened to the nodes that serve the clients.
@@ -41,6 +42,7 @@ class RoundState:
     failed: dict[str, str] = field(default_factory=dict)
     uploads: list[tuple[Mapping[str, float], float]] = field(default_factory=list)
     extras: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
     diagnostics: dict[str, float] = field(default_factory=dict)
     accounts: dict[str, dict[str, float]] = field(default_factory=dict)
     gap: float | None = None
@@ -48,6 +50,7 @@ class RoundState:
     held_gap: float | None = None
     remarks: list[str] = field(default_factory=list)
     client_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    held_out: dict[str, int] = field(default_factory=dict)
     measured_by: str = SERVER
     _earlier: dict[str, str] = field(default_factory=dict)
     _trained: tuple[tuple[str, ...], list[str]] = field(default_factory=lambda: ((), []))
@@ -74,15 +77,20 @@ class RoundState:
         self._earlier |= {client: f"{self.stage}: {reason}" if self.stage else reason for client, reason in self.failed.items()}
         self.order, self.clients, self.failed, self.stage = tuple(order), [], {}, title
 
-    def begin_evaluation(self, asked: Sequence[str]) -> None:
-        """Start the evaluation on clients: who fails in it has still trained."""
+    def begin_aside(self, asked: Sequence[str]) -> None:
+        """Start an exchange beside the training, such as the evaluation on clients: who fails in it may still train, or has trained."""
         self._earlier |= self.failed
         self._trained = self.order, self.clients
         self.order, self.clients, self.failed = tuple(asked), [], {}
 
-    def end_evaluation(self) -> None:
-        """Go back to the round's training, with the evaluation's failures beside its own."""
-        self._earlier |= {client: f"evaluation: {reason}" for client, reason in self.failed.items()}
+    def measured(self, client: str, metrics: Mapping[str, float], count: int) -> None:
+        """Take in what a client has measured on ``count`` held-out examples; who holds nothing out has measured nothing."""
+        self.client_metrics[client] = {key: value for key, value in metrics.items() if key not in ACCOUNT} if count else {}
+        self.held_out |= {client: count} if count else {}
+
+    def end_aside(self, title: str) -> None:
+        """Go back to the round's training, with the failures of what ``title`` names beside its own."""
+        self._earlier |= {client: f"{title}: {reason}" for client, reason in self.failed.items()}
         self.order, self.clients = self._trained
         self.failed = {}
 
@@ -113,10 +121,10 @@ class RoundState:
         counts = {"clients": len(self.clients), "failed": len(self.failed)}
         return counts if loss is None else {"train_loss": loss, **counts}
 
-    def client_mean(self, counts: Mapping[str, int]) -> dict[str, Any]:
-        """Return the clients' own metrics, averaged by their numbers of examples; those of the shared part are no metrics of the run."""
+    def client_mean(self) -> dict[str, Any]:
+        """Return the clients' own metrics, averaged by their held-out examples; those of the shared part are no metrics of the run."""
         found: dict[str, list[tuple[float, int]]] = {}
-        for client, n in counts.items():
+        for client, n in self.held_out.items():
             for key, value in self.client_metrics[client].items():
                 if not key.startswith(SHARED):
                     found.setdefault(key, []).append((value, n))
@@ -132,6 +140,7 @@ class RoundState:
             metrics={key: float(value) for key, value in metrics.items()},
             measured_by=self.measured_by,
             client_metrics=dict(self.client_metrics),
+            held_out=dict(self.held_out),
             train_loss=self.train_loss(),
             payload_up=self.tally.up,
             payload_down=self.tally.down,
@@ -140,7 +149,7 @@ class RoundState:
             exactness_gap=self.gap,
             gap_error=self.gap_error,
             held_gap=self.held_gap,
-            extras=self.extras,
+            extras={**self.extras, **self.figures},
             accounts=dict(self.accounts),
             simulation_only=dict(self.diagnostics),
             wall_s=time.monotonic() - self.begun,

@@ -13,11 +13,14 @@ A rule that makes up for the rounding of what it hands out, as FedEx-LoRA's resi
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import torch
 from flwr.app import ArrayRecord
 
 from fedsb.adapters import AdapterSpec, Layouts
+from fedsb.adapters.redrawn import Redrawn, shortened
+from fedsb.core.blocks import Sight
 from fedsb.core.state import Layout, State, pack, unpack
 from fedsb.wire.arrays import INT8, decode_state, encode_arrays
 
@@ -33,6 +36,23 @@ def carried_roles(spec: AdapterSpec, anew: Collection[str]) -> tuple[str, ...]:
     return tuple(sorted((up | ({spec.head.name} if spec.head.up else set())) - {*spec.fresh, *anew}))
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a client is sent of a state.
+
+    Attributes:
+        arrays: as they travel.
+        layout: theirs.
+        ranks: how many components of each module they have, in sorted order; none where that is all.
+        made_in: the round by which the others are drawn.
+    """
+
+    arrays: ArrayRecord
+    layout: Layout
+    ranks: tuple[int, ...] = ()
+    made_in: int = 0
+
+
 class Shares:
     """What clients of each layout are sent of one state.
 
@@ -41,18 +61,33 @@ class Shares:
         arrays: the whole as it travels.
         meant: the whole before it was rounded.
         dtype: of the wire.
+        redrawn: draws components that then need not be sent; None: all are sent.
     """
 
-    def __init__(self, down: Layout, arrays: ArrayRecord, meant: State, dtype: str) -> None:
-        self._arrays = {down: arrays}
+    def __init__(self, down: Layout, arrays: ArrayRecord, meant: State, dtype: str, redrawn: Redrawn | None = None) -> None:
+        self._redrawn = redrawn
+        self._shares = {} if redrawn else {down: Share(arrays, down)}
         self._meant = meant
         self._dtype = dtype
 
-    def of(self, layouts: Layouts) -> ArrayRecord:
-        """Return the arrays for clients of some layouts: of a smaller rank its block of each factor."""
-        if layouts.down not in self._arrays:
-            self._arrays[layouts.down] = encode_arrays(layouts.sight.state(self._meant), self._dtype)
-        return self._arrays[layouts.down]
+    def of(self, layouts: Layouts) -> Share:
+        """Return what clients of some layouts are sent: of a smaller rank its block of each factor, and of that what must be sent."""
+        if layouts.down not in self._shares:
+            seen = layouts.sight.state(self._meant)
+            self._shares[layouts.down] = self._cut(seen, layouts.down) if self._redrawn else Share(self._encoded(seen), layouts.down)
+        return self._shares[layouts.down]
+
+    def _encoded(self, state: State) -> ArrayRecord:
+        return encode_arrays(state, self._dtype)
+
+    def _cut(self, seen: State, layout: Layout) -> Share:
+        assert self._redrawn is not None
+        ranks = self._redrawn.ranks(self._meant)
+        short = shortened(layout, ranks)
+        if short == layout:
+            return Share(self._encoded(seen), layout)
+        sent = {name.module: shape[0] for name, shape in short.shapes if name.role == "A"}
+        return Share(self._encoded(Sight(short).state(seen)), short, tuple(sent[module] for module in sorted(sent)), self._redrawn.round)
 
 
 class Sending:
@@ -99,7 +134,7 @@ class Sending:
             return upload, upload
         if up not in self._begun:
             seen = layouts.sight.state(whole)
-            self._begun[up] = _Base(up, seen), _Base(up, seen.merge(decode_state(shares.of(layouts), layouts.down)))
+            self._begun[up] = _Base(up, seen), _Base(up, seen.merge(decode_state(shares.of(layouts).arrays, layouts.down)))
         meant, held = self._begun[up]
         return meant.onto(upload), held.onto(upload)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord, Message
@@ -17,6 +18,14 @@ from fedsb.wire.messages import Instruction, SharedPart, encode_instruction, enc
 from strategies.roster import Roster
 
 Ask = Callable[[str], tuple[Instruction, ArrayRecord]]
+BARE = (
+    "train.keys",
+    "train.shares",
+    "train.survivors",
+    "train.unmask",
+)  # kinds that take no frozen parts with them, and say nothing of what is held
+LOG = logging.getLogger(__name__)
+MOST_FAILURES = 30  # of a SuperLink, before a run fails with it
 POLL_S = (0.02, 0.5)  # between two looks for replies: first, and at most
 
 
@@ -92,6 +101,7 @@ class Transport:
         self._by_id: dict[str, Request] = {}
         self._parts: dict[tuple[int, int, Sight], CountedPart] = {}
         self._caught_up: set[str] = set()
+        self._failures = 0  # of questions for replies, one after the other
 
     def requests(self, clients: Sequence[str], kind: str, ask: Ask, tally: Tally) -> list[Request]:
         """Return one request a client, based on the frozen log as it stands; ``ask`` gives its instruction and its arrays."""
@@ -115,7 +125,8 @@ class Transport:
             if node is None:
                 failed[request.instruction.client] = self.roster.why(request.instruction.client)
                 continue
-            messages.append(self._message(request, node, self._held.get(request.instruction.client, 0)))
+            held = self._frozen.version if request.kind in BARE else self._held.get(request.instruction.client, 0)
+            messages.append(self._message(request, node, held))
         return messages
 
     def client_of(self, reply: Message) -> str | None:
@@ -136,7 +147,7 @@ class Transport:
         deadline = time.monotonic() + timeout
         pause = POLL_S[0]
         while pending and (looked := time.monotonic()) < deadline:
-            arrived = list(self.grid.pull_messages(list(pending)))
+            arrived = self._pulled(pending)
             for reply in arrived:
                 pending.discard(reply.metadata.reply_to_message_id)
                 request = self._request_of(reply)
@@ -151,6 +162,19 @@ class Transport:
             if not arrived:
                 # A grid that has waited by itself must not wait again: its workers would idle meanwhile.
                 time.sleep(max(0.0, looked + pause - time.monotonic()))
+
+    def _pulled(self, pending: Collection[str]) -> list[Message]:
+        """Look for replies; a SuperLink that fails over the question is asked again, as its database may be busy for a moment."""
+        try:
+            found = list(self.grid.pull_messages(list(pending)))
+        except Exception as error:
+            self._failures += 1
+            if not fails_there(error) or self._failures > MOST_FAILURES:
+                raise
+            LOG.warning("the SuperLink failed over a question for replies, and is asked again: %s", str(error).partition("\n")[0])
+            return []
+        self._failures = 0
+        return found
 
     def _again(self, request: Request, reply: Message) -> Message | None:
         """Return what to send a client once more: the whole log to one that lacks some, and a start anew where that is allowed."""
@@ -193,7 +217,8 @@ class Transport:
     def _count_reply(self, request: Request, reply: Message) -> None:
         if reply.has_error():
             return
-        self._held[request.instruction.client] = self._frozen.version
+        if request.kind not in BARE:
+            self._held[request.instruction.client] = self._frozen.version
         payload = payload_bytes(reply.content)
         request.tally.one_off += payload if request.is_start else 0
         request.tally.up += 0 if request.is_start else payload
@@ -204,3 +229,9 @@ def _says(reply: Message, key: str) -> object:
     """Return what a reply says under a key of its metrics; 0 where it says nothing."""
     found = reply.content.metric_records.get("metrics") if reply.has_content() else None
     return found.get(key, 0) if found else 0
+
+
+def fails_there(error: BaseException) -> bool:
+    """Tell whether an error is a server's own (HTTP 5xx), which says nothing of the question."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    return isinstance(status, int) and status >= 500

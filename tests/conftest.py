@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gc
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,36 @@ TOPICS = {
 FILLERS = ("a", "the", "of", "and", "new", "old", "said", "was", "last", "year", "week", "about")
 ENCODER = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 DECODER = ["<unk>", "<s>", "</s>"]  # no padding token, as in GPT-2 and Llama
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_disks() -> Iterator[None]:
+    """No test loses power, and a process that is killed loses nothing that it has written; ``test_disk`` holds what is synced and when."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _process_left_as_found() -> Iterator[None]:
+    """What belongs to the whole process is as it was behind every test; but for the answer to SIGTERM, which Ray takes and keeps."""
+    before = _of_process()
+    yield
+    assert _of_process() == before
+
+
+def _of_process() -> dict[str, object]:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return {
+        "mask of new files": oct(mask),
+        "folder": os.getcwd(),
+        "on SIGINT": signal.getsignal(signal.SIGINT),
+        "collects garbage": gc.isenabled(),
+        "default dtype": torch.get_default_dtype(),
+        "takes gradients": torch.is_grad_enabled(),
+        "only deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

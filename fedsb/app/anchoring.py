@@ -26,4 +26,6 @@ def anchored(config: Config, folder: Path) -> Config:
     model = replace(config.model, name=absolute(config.model.name) or "") if config.model.kind == "pretrained" else config.model
     model = replace(model, tokenizer=absolute(model.tokenizer))
     output, resume = (None if path is None else str(folder / path) for path in (config.output, config.resume))
-    return replace(config, data=data, model=model, output=output, resume=resume)
+    keys = config.federation.node_keys
+    federation = replace(config.federation, node_keys=str(folder / keys) if keys else None)
+    return replace(config, data=data, model=model, federation=federation, output=output, resume=resume)

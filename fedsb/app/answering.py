@@ -10,12 +10,14 @@ from contextlib import AbstractContextManager, nullcontext
 from flwr.app import Context, Message
 
 from fedsb.app.asked import asked_in, config_in, is_real
-from fedsb.app.ledger_rows import readable_rows
+from fedsb.app.assembly import forget_data
+from fedsb.app.frozen_stores import forget_stores
+from fedsb.app.ledger_rows import forget_rows, readable_rows
 from fedsb.app.private_run import reason_of
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError, is_fault
 from fedsb.core.folders import home
-from fedsb.core.logs import node_log
+from fedsb.core.logs import node_log, printable
 from fedsb.models.build import forget_models
 from fedsb.node.deadline import TimeOver, within
 from fedsb.node.own_part import own_labels
@@ -50,16 +52,24 @@ def coded(message: Message, context: Context, answer: Callable[[], Message]) -> 
         except FrozenMissing:
             return Message(encode_missing(), reply_to=message)
         except BaseException as error:
-            if not is_fault(error) and not isinstance(error, TimeOver):
+            if not is_fault(error) and not isinstance(error, (TimeOver, SystemExit)):  # a module that was not made to be imported exits
                 raise
             if not is_real(context) and config_in(context).privacy.unit == "none" and not isinstance(error, OwnStateLost):
                 raise
             # Expected refusals are a line, faults of ours a traceback; neither leaves this machine.
             expected = isinstance(error, (BudgetExceeded, OwnStateLost, TimeOver, UserError))
-            if isinstance(error, TimeOver):
-                forget_models()  # one was in the midst of something
-            LOG.warning("%s: %s", _asked(message, context), error, exc_info=not expected)
+            if isinstance(error, TimeOver) or not expected:
+                forget()  # a model was in the midst of something
+            LOG.warning("%s: %s", _asked(message, context), printable(str(error)), exc_info=not expected)
             return Message(encode_code(code_of(error).number, key_of(error)), reply_to=message)
+
+
+def forget() -> None:
+    """Forget what this process has made for its messages: models, tokens, and frozen parts."""
+    forget_models()
+    forget_data()
+    forget_rows()
+    forget_stores()
 
 
 def own_log(context: Context) -> AbstractContextManager[None]:
@@ -84,15 +94,15 @@ def hold(message: Message, context: Context, count: int | None = None) -> None:
         config = asked_in(context)
         told: Mapping[str, object] = message.content.config_records.get("config") or {}
         labels = tuple(json.loads(str(told.get("labels", "[]"))))
-        admit(node, Request(config, labels, reason_of(config), count))
+        admit(node, Request(config, labels, reason_of(config), count, evaluation=message.metadata.message_type == "evaluate"))
 
 
 def _asked(message: Message, context: Context) -> str:
     """Say what was asked for in the words of an operator's log: run, round, client and the overrides, which come from the server."""
     told: Mapping[str, object] = message.content.config_records.get("config") or {}
     who, number = told.get("client") or name_of(context.node_config), told.get("round", "-")
-    return (
-        f"no reply to '{message.metadata.message_type}' of run {context.run_id}, round {number!s}, client '{who!s}' "
+    return printable(
+        f"no reply to '{message.metadata.message_type}' of run {context.run_id}, round {number!s:.20}, client '{who!s:.80}' "
         f"(overrides: {context.run_config.get('overrides', '')!s})"
     )
 

@@ -10,12 +10,15 @@ from socket import gethostname
 from flwr.app import ConfigRecord, Context, Message
 
 from fedsb.app.anchoring import anchored
-from fedsb.app.assembly import peopled
+from fedsb.app.assembly import peopled, run_folder
 from fedsb.config.compose import load, split_overrides
+from fedsb.config.foreign import check_foreign
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
+from fedsb.core.folders import home
 from fedsb.node.own_part import with_own
 from fedsb.node.reading import is_operated, read_node
+from fedsb.privacy.naming import client_folder
 from fedsb.run.resuming import resumed
 from fedsb.runtime.fab import launch_folder
 
@@ -28,7 +31,12 @@ def config_of(overrides: str, *, real: bool = False) -> Config:
         UserError: the folder of a resumed run is not there.
     """
     given = split_overrides(overrides)
+    if real:
+        check_foreign(given)
     config = anchored(load(given), launch_folder())
+    if real and config.resume is not None:
+        # A server that names a folder of the node's has no business there.
+        raise UserError(f"resume={config.resume}: a real node doesn't see a run's folder; the server says what that run was begun with")
     if not real:
         config = peopled(config)
     elif not config.federation.num_clients:
@@ -56,7 +64,12 @@ def asked_in(context: Context) -> Config:
     Raises:
         UserError: see :func:`config_of`.
     """
-    return config_of(str(context.run_config["overrides"]), real=is_real(context))
+    return config_of(overrides_in(context), real=is_real(context))
+
+
+def overrides_in(context: Context) -> str:
+    """Return the overrides of a message's run."""
+    return str(context.run_config["overrides"])
 
 
 def as_told(message: Message, context: Context) -> Context:
@@ -72,3 +85,15 @@ def as_told(message: Message, context: Context) -> Context:
 def is_real(context: Context) -> bool:
     """Tell whether the node has an operator: one of a real federation, and no simulated one."""
     return is_operated(context.node_config)
+
+
+def folder_of_run(context: Context, config: Config) -> Path:
+    """Return the folder of a simulated run."""
+    given = context.run_config.get("output")
+    return run_folder(config, str(context.run_id), None if given is None else str(given))
+
+
+def own_folder(context: Context, config: Config, kind: str, origin: str, client: str) -> Path:
+    """Return where a client keeps what is its own: in the run's folder in a simulation, in the node's own home, by the run, otherwise."""
+    folder = home() / kind / origin if is_real(context) else folder_of_run(context, config) / kind
+    return folder / client_folder(client)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -23,16 +23,11 @@ from fedsb.data import (
     PATHLESS,
     Corpus,
     Examples,
-    PrivateRows,
-    answered,
     answered_corpus,
-    hold_out,
     load_corpus,
-    load_site,
     load_test,
     natural_order,
     partition,
-    shortened,
     thin,
     tokenise,
     tokenise_marked,
@@ -42,7 +37,6 @@ from fedsb.data.skew import Skew, skew_of
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import cached_model
 from fedsb.models.loading import load_tokenizer, resolve_device
-from fedsb.node.own_data import at_site, private_count, private_features, private_rows
 from fedsb.report.progress import PROGRESS, Progress
 from fedsb.tasks.task import TASKS, Task
 
@@ -51,7 +45,7 @@ Value = TypeVar("Value")
 _MEMO: dict[str, dict[str, Any]] = {}
 
 
-def _once(kind: str, key: object, make: Callable[[], Value]) -> Value:
+def once(kind: str, key: object, make: Callable[[], Value]) -> Value:
     """Return the value for ``key``, made at most once while it is the last of its kind."""
     table = _MEMO.setdefault(kind, {})
     name = repr(key)
@@ -60,6 +54,11 @@ def _once(kind: str, key: object, make: Callable[[], Value]) -> Value:
         table[name] = make()
     value: Value = table[name]
     return value
+
+
+def forget_data() -> None:
+    """Forget data, tokens and tokenizers."""
+    _MEMO.clear()
 
 
 def task_of(config: Config) -> Task:
@@ -79,10 +78,10 @@ def corpus_of(config: Config) -> Corpus:
         every_row = config.privacy.unit == "example"
         return answered_corpus(corpus, tokenizer_of(config), config.data, config.train.max_length, every_row=every_row)
 
-    return _once("corpus", (config.data, config.seed, column, _cut_by(config)), loaded)
+    return once("corpus", (config.data, config.seed, column, cut_by(config)), loaded)
 
 
-def _cut_by(config: Config) -> object:
+def cut_by(config: Config) -> object:
     """Return what decides which rows of instruction data have something to learn."""
     return (config.model, config.train.max_length, config.privacy.unit) if way_of(config.data) else None
 
@@ -116,98 +115,14 @@ def parts_of(config: Config) -> dict[str, tuple[int, ...]]:
     corpus = corpus_of(config)
     if not len(corpus.train):
         return {}
-    key = (config.data, config.seed, config.federation.partition, client_names(config), _cut_by(config))
-    return _once("parts", key, lambda: partition(corpus.train, config.federation.partition, client_names(config), config.seed))
+    key = (config.data, config.seed, config.federation.partition, client_names(config), cut_by(config))
+    return once("parts", key, lambda: partition(corpus.train, config.federation.partition, client_names(config), config.seed))
 
 
 def skew_in(config: Config) -> Skew | None:
     """Return how a simulation's examples are dealt out; None on a server that holds no training data."""
     corpus, parts = corpus_of(config), parts_of(config)
     return skew_of(corpus.train, parts, corpus.labels) if parts else None
-
-
-def client_examples(config: Config, client: str, data_path: str | None, labels: tuple[str, ...]) -> tuple[Examples, Examples]:
-    """Return what a client trains on and what it holds out.
-
-    Args:
-        config: the run's configuration.
-        client: logical client.
-        data_path: the operator's own data on a real node; None in a simulation.
-        labels: class names as the server sent them.
-
-    Raises:
-        UserError: the client is not part of the simulation, or its data cannot be read.
-    """
-    if _is_private_site(data_path, config):
-        rows = _private_rows(config, data_path, labels).examples
-        return rows, rows.take(())
-    if data_path is not None:
-        examples = _once("site", (config.data, data_path, labels, _cut_by(config)), lambda: _site(config, data_path, labels))
-    else:
-        parts = parts_of(config)
-        if client not in parts:
-            raise UserError(f"no simulated client '{client}'; known: {', '.join(sorted(parts)[:8])}")
-        examples = corpus_of(config).train.take(parts[client])
-    return hold_out(examples, config.data.client_test_fraction, seed=config.seed, client=client)
-
-
-def _site(config: Config, data_path: str, labels: tuple[str, ...]) -> Examples:
-    examples = site_rows(config, data_path, labels)
-    if way_of(config.data) is None:
-        return examples
-    return at_site(lambda: answered(examples, tokenizer_of(config), config.data, config.train.max_length, part="site"))
-
-
-def site_rows(config: Config, data_path: str, labels: tuple[str, ...]) -> Examples:
-    """Return every row of a real node's data, those included of which nothing is learnt.
-
-    Raises:
-        UserError: the data cannot be read.
-    """
-    if _is_private_site(data_path, config):
-        return _private_rows(config, data_path, labels).examples
-    return _once("site rows", (config.data, data_path, labels), lambda: at_site(lambda: load_site(config.data, data_path, labels)))
-
-
-def num_examples(config: Config, client: str, data_path: str | None, labels: tuple[str, ...]) -> int:
-    """Return how many training examples a client has; on a real node under ``privacy.unit=example`` its rows are counted and not read.
-
-    Raises:
-        UserError: see :func:`client_examples`.
-    """
-    if _is_private_site(data_path, config):
-        return private_count(config.data, data_path)
-    return len(client_examples(config, client, data_path, labels)[0])
-
-
-def counts_dealt(config: Config, labels: tuple[str, ...]) -> dict[str, int]:
-    """Return how many training examples each client of a simulation has."""
-    return {client: num_examples(config, client, None, labels) for client in client_names(config)}
-
-
-def _is_private_site(data_path: str | None, config: Config) -> TypeGuard[str]:
-    return data_path is not None and config.privacy.unit == "example"
-
-
-def _private_rows(config: Config, data_path: str, labels: tuple[str, ...]) -> PrivateRows:
-    return _once("private site", (config.data, data_path, labels), lambda: private_rows(config.data, data_path, labels, task_of(config)))
-
-
-def client_features(config: Config, client: str, data_path: str | None, labels: tuple[str, ...]) -> tuple[Features, Features]:
-    """Return a client's tokenised training and held-out examples."""
-    key = (config.data, config.model, config.train.max_length, config.seed, config.federation, config.privacy.unit, labels)
-    # As many clients as there are: together they hold the data once, and one that was dropped would be tokenised again each round.
-    known: dict[tuple[str, str | None], tuple[Features, Features]] = _once("features", key, dict)
-    if (client, data_path) not in known:
-        train, held_out = client_examples(config, client, data_path, labels)
-        if _is_private_site(data_path, config):
-            rows = _private_rows(config, data_path, labels)
-            task, most = task_of(config), config.train.max_length
-            own = {"shorten": lambda text, characters: shortened(text, characters, most)} if way_of(config.data) else {}
-            known[client, data_path] = private_features(rows, most, lambda e: features_of(config, e), no_target=task.no_target, **own), []
-        else:
-            known[client, data_path] = features_of(config, train), features_of(config, held_out)
-    return known[client, data_path]
 
 
 def features_of(config: Config, examples: Examples) -> Features:
@@ -227,7 +142,7 @@ def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
     Raises:
         UserError: the model has none, or one that cannot be used.
     """
-    tokenizer = _once("tokenizer", config.model, lambda: load_tokenizer(config.model))
+    tokenizer = once("tokenizer", config.model, lambda: load_tokenizer(config.model))
     if tokenizer is None:
         raise UserError(f"model '{config.model.name}' has no tokenizer; set model.tokenizer to a folder or hub id")
     return tokenizer
@@ -241,7 +156,7 @@ def test_examples(config: Config) -> Examples:
 def test_features(config: Config) -> Features:
     """Return the examples of :func:`test_examples`, tokenised."""
     key = (config.data, config.model, config.train.max_length, config.seed, config.eval.max_examples)
-    return _once("test", key, lambda: features_of(config, test_examples(config)))
+    return once("test", key, lambda: features_of(config, test_examples(config)))
 
 
 def public_features(config: Config) -> Features:

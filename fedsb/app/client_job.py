@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,15 @@ from flwr.app import Context, Message, RecordDict
 
 from clients.round import PlainRound, Round, Upload
 from fedsb.app.answering import data_path_of, hold, leave_unnoised, open_ledger
-from fedsb.app.asked import config_in
-from fedsb.app.assembly import client_features, model_of, run_folder, task_of
+from fedsb.app.asked import asked_in, config_in, folder_of_run, is_real, own_folder
+from fedsb.app.assembly import model_of, task_of
+from fedsb.app.client_data import client_features
+from fedsb.app.frozen_stores import store
 from fedsb.app.ledger_rows import rows_of
 from fedsb.app.own_factors import fresh_factors, made_factors, own_start
 from fedsb.app.private_run import add_plan, plan_of, saved_plan
-from fedsb.app.threads import use_threads
+from fedsb.app.secure_desk import desk_for
+from fedsb.app.threads import CORES, use_threads
 from fedsb.config.compose import as_dict
 from fedsb.config.derived import ranks_of
 from fedsb.core.errors import RunError, UserError
@@ -28,28 +33,24 @@ from fedsb.node.policy import admit_noise
 from fedsb.node.reading import read_node
 from fedsb.privacy.account import LEDGERS, Account, allowed
 from fedsb.privacy.codes import StartDiffers
+from fedsb.privacy.first_asked import asks_as_before
 from fedsb.privacy.ledger import SIMULATION, Ledger
 from fedsb.privacy.naming import client_folder
 from fedsb.privacy.plan import Plan
 from fedsb.privacy.randomness import Streams, secret_streams, simulated_streams
 from fedsb.privacy.shelf import Shelf
 from fedsb.run.kept_start import KeptStart
-from fedsb.run.own_state import OwnState
+from fedsb.run.own_state import OwnState, forget_old
 from fedsb.run.resuming import fingerprint
 from fedsb.wire.arrays import quantise
 from fedsb.wire.cache_limits import Limits
 from fedsb.wire.frozen import FrozenView
-from fedsb.wire.frozen_cache import FrozenCache
 from fedsb.wire.messages import Instruction, decode_instruction, encode_reply
 from fedsb.wire.rounded_uploads import Rounding
+from fedsb.wire.short_states import received
 
 # Folders of what clients keep for their next rounds: factors of their own, and what the wire has left out of their uploads.
 OWN, LEFT = "own", "left"
-
-
-@cache
-def _store(folder: Path, rank: int | None, as_factors: bool, limits: Limits) -> FrozenCache:
-    return FrozenCache(folder, rank, as_factors=as_factors, limits=limits)
 
 
 class Job:
@@ -58,7 +59,7 @@ class Job:
     def __init__(self, message: Message, context: Context) -> None:
         self._context = context
         self.config = config_in(context)
-        use_threads(self.config)
+        use_threads(self.config, most=CORES if is_real(context) else None)
         self.instruction: Instruction = decode_instruction(message.content)
         self.node = read_node(context.node_config)
         self.real = self.node is not None
@@ -77,12 +78,16 @@ class Job:
         Raises:
             StartDiffers: what everybody makes is not here what it is at the server.
         """
+        return self._log.beside(self._made()) if self.adapted.spec.made else self._log
+
+    @cached_property
+    def _log(self) -> FrozenView:
+        """What of the frozen part the server has sent."""
         i = self.instruction
         rank = self.rank if self.adapted.spec.in_log else None
         keeps = Limits(self.config.frozen.cache_days, self.config.frozen.cache_gb)
-        store = _store(self._cache / "frozen", rank, bool(self.adapted.held_as_factors), keeps)
-        view = store.take(i.bundle, i.frozen, i.origin, back=self.config.keep_checkpoints)
-        return view.beside(self._made()) if self.adapted.spec.made else view
+        cached = store(self._cache / "frozen", rank, bool(self.adapted.held_as_factors), keeps, i.origin if self.real else "")
+        return cached.take(i.bundle, i.frozen, i.origin, back=self.config.keep_checkpoints)
 
     def _made(self) -> State:
         """Return the factors that everybody makes, as the client's rank leaves them, held against the server's."""
@@ -101,8 +106,9 @@ class Job:
 
     @cached_property
     def sent_down(self) -> State:
-        """The state that the server sent."""
-        return self.instruction.state(self.adapted.layouts.at(self.rank).down)
+        """The state that the server sent, with what it left to be drawn."""
+        layouts = self.adapted.layouts
+        return received(self.instruction, layouts.at(self.rank).down, layouts.down, self.config.seed)
 
     @property
     def rank(self) -> int | None:
@@ -169,8 +175,10 @@ class Job:
 
     def _states(self, kind: str) -> OwnState:
         """Return what is kept: in the run's folder in a simulation, in the node's own home, by the run, otherwise."""
-        folder = home() / kind / self.instruction.origin if self.real else self._run_folder() / kind
-        return OwnState(folder / client_folder(self.instruction.client), self.config.keep_checkpoints)
+        i = self.instruction
+        if self.node is not None and self.node.cache.own_days is not None:
+            forget_old(home() / kind, self.node.cache.own_days, i.origin)
+        return OwnState(own_folder(self._context, self.config, kind, i.origin, i.client), self.config.keep_checkpoints)
 
     @property
     def _rounding(self) -> Rounding:
@@ -206,25 +214,34 @@ class Job:
         privacy, run = self.config.privacy, str(self._context.run_id)
         most, name = privacy.max_epsilon, self.instruction.client
         if self.real:
-            plan = self._plan(self.ledger.folder, f"{run}/{name}")
+            plan = self._plan(self.ledger.folder, f"{run}/{name}", self._asked_for())
             own = self.node.budgets(plan.delta) if self.node else ()
             return Account(self.ledger, plan, privacy.accountant, most, run, client=name, own=own)
-        return Account(self.ledger, self._plan(self._run_folder() / LEDGERS, name), privacy.accountant, most, SIMULATION, repeatable=True)
+        return Account(
+            self.ledger, self._plan(self._run_folder() / LEDGERS, name, ""), privacy.accountant, most, SIMULATION, repeatable=True
+        )
 
     def _run_folder(self) -> Path:
-        given = self._context.run_config.get("output")
-        return run_folder(self.config, str(self._context.run_id), None if given is None else str(given))
+        return folder_of_run(self._context, self.config)
 
-    def _plan(self, folder: Path, name: str) -> Plan:
+    def _asked_for(self) -> str:
+        """Return a hash of what the server asks for, labels included: all messages of a run ask for the same."""
+        labels = hashlib.sha256(json.dumps(self.instruction.labels).encode()).hexdigest()[:8]
+        return f"/{fingerprint(asked_in(self._context))}-{labels}"
+
+    def _plan(self, folder: Path, name: str, asked: str) -> Plan:
         """Return the plan that lies in ``folder``; a message may have a process of its own, and calibrating takes seconds."""
         client, count = self.instruction.client, len(self.train)
-        plan = saved_plan(folder, name)
+        if asked and not asks_as_before(folder, name, asked):
+            # Its first messages were checked, planned and held against the limits, and these were not.
+            raise UserError("the configuration or the labels of this run are not those of its earlier messages; submit another run")
+        plan = saved_plan(folder, name + asked)
         if plan is None or plan.num_examples != count:
             plan = plan_of(self.config, client, count)
             if self.real:
-                add_plan(folder, name, plan)
+                add_plan(folder, name + asked, plan)
         if self.node is not None:
-            admit_noise(self.node, plan.training.noise_multiplier, plan.start.noise_multiplier if plan.start else None)
+            admit_noise(self.node, *plan.multipliers)
         return plan
 
     def streams(self, exchange: str) -> Streams:
@@ -251,9 +268,14 @@ class Job:
         )
 
     def reply(self, upload: Upload, *, wire_dtype: str | None = None) -> RecordDict:
-        """Return the content of a reply; under example-level privacy it says nothing beside the account."""
+        """Return the content of a reply; under example-level privacy nothing beside the account, in a secure sum masked."""
         metrics = allowed(upload.metrics) if self.config.privacy.unit == "example" else upload.metrics
-        return encode_reply(upload.sent, len(self.train), metrics, wire_dtype or self.config.federation.wire_dtype)
+        sent = self._masked(upload.sent) if self.config.federation.secure_sum else upload.sent
+        return encode_reply(sent, len(self.train), metrics, wire_dtype or self.config.federation.wire_dtype)
+
+    def _masked(self, sent: State) -> State:
+        begun, desk = self.frozen.basis.merge(self.sent_down), desk_for(self._context, self.instruction)
+        return desk.mask(sent, begun, len(self.train), self._log.factors_sha256)
 
 
 def _plain_round(job: Job, **common: Any) -> Round[Any]:

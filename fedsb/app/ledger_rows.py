@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from fedsb.app.assembly import client_examples, site_rows
+from fedsb.app.client_data import client_examples, site_rows
 from fedsb.config.schema import Config
 from fedsb.data import read_private_rows
 from fedsb.privacy.rows import Hashes, hash_rows
@@ -29,10 +29,15 @@ def rows_of(config: Config, client: str, data_path: str | None, labels: tuple[st
     place = (config.data, config.federation, config.seed, config.privacy.unit, client, data_path, labels)
     name = f"{place!r} {salt.hex()}"
     if name not in _LAST:
-        parts = client_examples(config, client, None, labels) if data_path is None else (site_rows(config, data_path, labels),)
+        parts = client_examples(config, client, None, labels) if data_path is None else site_rows(config, data_path, labels)
         _LAST.clear()
         _LAST[name] = np.unique(np.concatenate([hash_rows(part.texts, part.pairs, salt) for part in parts]))
     return _LAST[name]
+
+
+def forget_rows() -> None:
+    """Read rows again where they are asked for next."""
+    _LAST.clear()
 
 
 def readable_rows(config: Config, client: str, data_path: str | None, labels: tuple[str, ...], salt: bytes) -> Hashes:
@@ -41,6 +46,13 @@ def readable_rows(config: Config, client: str, data_path: str | None, labels: tu
     A refusal tells of the rows, as that all have a label which the server names; so they are known by their texts, whatever their labels
     are, and row by row where a file of the node's cannot be read as a whole. Without any to be read a refusal tells of the file alone.
     """
+    if data_path is None or config.data.test_path is None:
+        return _readable(config, client, data_path, labels, salt)
+    alone = replace(config, data=replace(config.data, test_path=None))  # each file by itself: one may be broken
+    return np.unique(np.concatenate([_readable(alone, client, path, labels, salt) for path in (data_path, config.data.test_path)]))
+
+
+def _readable(config: Config, client: str, data_path: str | None, labels: tuple[str, ...], salt: bytes) -> Hashes:
     unlabelled = replace(config, data=replace(config.data, task="causal_lm", label=None))
 
     def labelled() -> Hashes:

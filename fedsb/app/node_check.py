@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedsb.app.assembly import model_of, num_examples, site_rows
+from fedsb.app.assembly import model_of
+from fedsb.app.client_data import num_examples, site_rows
 from fedsb.app.private_run import plan_of, reason_of
 from fedsb.config.compose import load
 from fedsb.config.derived import client_names
@@ -16,6 +17,7 @@ from fedsb.core.folders import check_makeable, conf_dir, home
 from fedsb.data import Examples, find_labels, read_path
 from fedsb.models.content import content_hash
 from fedsb.models.loading import place_of
+from fedsb.node.cautions import cautions
 from fedsb.node.file import leaves, read_file
 from fedsb.node.own_part import own_labels, own_model, with_own
 from fedsb.node.policy import admit, admit_noise
@@ -27,7 +29,9 @@ from fedsb.privacy.entries import Entry
 from fedsb.privacy.naming import name_of_data
 from fedsb.privacy.plan import choose_delta
 from fedsb.privacy.shelf import NodeLedger, Shelf
+from fedsb.secure.signing import private_key, public_keys
 
+BOUNDS = ("privacy.", "limits.", "secure.min_clients", "methods", "models", "evaluate")  # begin the keys of what bounds a run
 WAYS = ("prompt", "response", "messages", "template", "choices")  # keys of instruction data
 
 
@@ -62,13 +66,17 @@ def checked(path: Path, overrides: Sequence[str]) -> Iterator[str]:
     if node.data_path is None:
         yield "data      in a package: a run deals them out"
     else:
-        rows = site_rows(trial.config, node.data_path, own_labels(labels, node))
+        rows, *apart = site_rows(trial.config, node.data_path, own_labels(labels, node))
         yield f"data      {node.data_path}: {_rows(rows, labels)}"
-        yield f"ledger    {_ledger(node, len(rows))}"
         count = num_examples(trial.config, node.client, node.data_path, own_labels(labels, node)) if overrides else len(rows)
+        yield f"held out  {_held_out(node, apart, labels)}"
+        yield f"ledger    {_ledger(node, len(rows) + sum(map(len, apart)))}"
     yield from _models(trial, labels)
     if node.models is None:
         yield f"model     any{_unnamed(trial, labels) if overrides else ''}"
+    if node.secure.required or node.secure.key or node.secure.peers:
+        yield f"secure    {_signing(node)}"
+    yield from (f"caution   {line}" for line in cautions(node))
     yield f"answers   {_answered(node)}"
     admit(node, Request(asked, labels, reason_of(asked), count))
     if overrides:
@@ -93,7 +101,19 @@ def run_of(node: NodeConfig) -> Config:
     if isinstance(own.text, tuple) and len(own.text) == 2:
         told += ["data.text=[x,y]"]
     asked = load(told)
+    names = (node.client, *(f"{node.client} {i}" for i in range(1, node.secure.min_clients or 1)))  # enough for a sum
+    asked = replace(asked, federation=replace(asked.federation, secure_sum=node.secure.required, secure_dropout=0.0, names=names))
     return replace(asked, model=_model_called(node.models[0].name)) if node.models else asked
+
+
+def _signing(node: NodeConfig) -> str:
+    """Read the files of keys, and say what they are for."""
+    key, peers = node.secure.key, node.secure.peers
+    if key:
+        private_key(Path(key))
+    others = [] if peers is None else sorted(public_keys(Path(peers)).keys() - {node.client})
+    known = f"holds others to the keys of {', '.join(others[:8])}{' …' if len(others) > 8 else ''}" if peers else "takes any keys of others"
+    return f"{f'signs with {key}' if key else 'signs nothing'}; {known}"
 
 
 def _hold_named(trial: _Trial) -> None:
@@ -124,6 +144,15 @@ def _rows(rows: Examples, labels: tuple[str, ...]) -> str:
     return f"{len(rows):,} rows{classes}, {f'{unused:,} of which cannot' if unused else 'all of which can'} be used"
 
 
+def _held_out(node: NodeConfig, apart: Sequence[Examples], labels: tuple[str, ...]) -> str:
+    """Say on what is evaluated, where anything is."""
+    if not node.evaluate:
+        return "nothing is evaluated"
+    if apart:
+        return f"{node.data.test_path}: {_rows(apart[0], labels)}"
+    return "as a run asks (data.client_test_fraction)" if node.data.test_fraction is None else f"{node.data.test_fraction:.0%} of the rows"
+
+
 def _spent(node: NodeConfig) -> tuple[Entry, ...] | None:
     """Return the releases of the data until now; None where there is no ledger yet, and none is made."""
     folder, name = home() / LEDGERS, name_of_data(node.client, node.data_path, node.privacy.ledger)
@@ -142,13 +171,14 @@ def _ledger(node: NodeConfig, count: int) -> str:
 def _cost(trial: _Trial, count: int) -> str:
     """Say what a run would be charged, once it has been held against the budgets and the least noise that the operator allows."""
     plan, accountant = plan_of(trial.asked, trial.node.client, count), trial.asked.privacy.accountant
-    admit_noise(trial.node, plan.training.noise_multiplier, plan.start.noise_multiplier if plan.start else None)
+    admit_noise(trial.node, *plan.multipliers)
     for limit in trial.node.budgets(plan.delta):
         found = epsilon_of((*(() if limit.of_run else _spent(trial.node) or ()), *plan.ceiling), limit.delta, accountant)
         if found > limit.epsilon:
             raise UserError(f"{limit.key}={limit.epsilon:g} would be exceeded: epsilon {found:.3f} at delta {limit.delta:g} after this run")
     cost, each = epsilon_of(plan.ceiling, plan.delta, accountant), plan.training
-    return f" at epsilon {cost:.3f} and delta {plan.delta:g}, {each.steps} steps a round with noise {each.noise_multiplier:.3f}"
+    told = f", metrics {len(plan.evaluated)} times with noise {plan.evaluation.noise_multiplier:.3f}" if plan.evaluation else ""
+    return f" at epsilon {cost:.3f} and delta {plan.delta:g}, {each.steps} steps a round with noise {each.noise_multiplier:.3f}{told}"
 
 
 def _models(trial: _Trial, labels: tuple[str, ...]) -> Iterator[str]:
@@ -193,9 +223,8 @@ def _loaded(trial: _Trial, model: ModelConfig, labels: tuple[str, ...]) -> str:
 
 def _answered(node: NodeConfig) -> str:
     """Say what bounds a run, by the keys of the file."""
-    bounds = [
-        (key, value) for key, value in leaves(node) if key.startswith(("privacy.", "limits.", "methods", "models")) and value is not None
-    ]
+    plain = dict(leaves(NodeConfig(node.client, node.data)))
+    bounds = [(key, value) for key, value in leaves(node) if key.startswith(BOUNDS) and value != plain[key]]
     said = [f"{key}={', '.join(map(_shown, value)) if isinstance(value, tuple) else value}" for key, value in bounds]
     return "; ".join(said) if said else "any run: the file sets no bounds"
 

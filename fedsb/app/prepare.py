@@ -11,12 +11,14 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fedsb.adapters.held import HeldWeights
-from fedsb.app.assembly import corpus_of, counts_dealt, model_of, parts_of, task_of, tokenizer_of
+from fedsb.app.assembly import corpus_of, model_of, parts_of, task_of, tokenizer_of
+from fedsb.app.client_data import counts_dealt
 from fedsb.app.first_factors import first_factors
 from fedsb.app.measuring.scoring import check_scores
 from fedsb.app.own_factors import made_again, made_factors
 from fedsb.app.private_run import client_plans, server_plan_of
 from fedsb.config.derived import client_names, family, ranks_of
+from fedsb.config.largest_change import largest_change
 from fedsb.config.schema import Config
 from fedsb.config.settings import POOLED
 from fedsb.core.cohort import evaluated_rounds
@@ -29,13 +31,16 @@ from fedsb.models.packing import check_packing
 from fedsb.privacy.models import refuse_mixing_layers
 from fedsb.privacy.plan import Plan, ServerPlan
 from fedsb.run.checkpoint import Snapshot
+from fedsb.run.resuming import PATHS, fingerprint
 from fedsb.runtime.grid import SimulationGrid
 from fedsb.runtime.stack_size import check_stack
 from fedsb.wire.frozen import FrozenLog
 from strategies import STRATEGIES, LowRankStrategy, Participation
 from strategies.carried import recall
 from strategies.combinations import Wanted, check_wanted
+from strategies.keys import keys_folder
 from strategies.privacy.client_unit import client_unit
+from strategies.secure_sum import SecureSum
 from strategies.server_optimizer import server_optimizer
 
 
@@ -101,6 +106,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
             min_replies=federation.min_replies,
             wait=federation.wait,
             replace_nodes=federation.replace_nodes,
+            node_keys=keys_folder(federation.node_keys),
             overrides=told,
             resumed=config.resume is not None,
             say=partial(say_early, progress=config.progress),
@@ -123,6 +129,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
         exactness=federation.exactness and server_plan is None,
         held_weights=HeldWeights(adapted.frozen_parts(), config.seed),
         start=start,
+        secure=secure_sum(config),
     )
     if snapshot is not None:
         initial = snapshot.state
@@ -141,8 +148,20 @@ def check_method(config: Config) -> None:
     federation, method = config.federation, STRATEGIES[config.method.name]
     check_options("method.options", f"method '{config.method.name}'", config.method.options, options_of(method))
     optimizer, ranks = federation.server_optimizer.name != "none", federation.ranks or ()
-    wanted = Wanted(config.privacy.unit == "client", ranks, optimizer, federation.weighting)
+    wanted = Wanted(config.privacy.unit == "client", ranks, optimizer, federation.weighting, federation.secure_sum)
     check_wanted(method, family(config), wanted, f"method={config.method.name}")
+
+
+def secure_sum(config: Config) -> SecureSum | None:
+    """Return how the uploads of a run are summed where the server is to see none."""
+    federation = config.federation
+
+    def bound(examples: int) -> float:
+        found = federation.secure_bound or largest_change(config.train, config.privacy, examples)
+        assert found is not None  # by fedsb.config.checks_secure
+        return found
+
+    return SecureSum(federation.secure_dropout, bound, fingerprint(config, without=PATHS)) if federation.secure_sum else None
 
 
 def options_of(method: type[LowRankStrategy]) -> set[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from fedsb.config.compose import as_dict
 from fedsb.config.derived import client_names, start_kind
 from fedsb.config.schema import Config
-from fedsb.core.cohort import cohort_size, draw_cohort
+from fedsb.core.cohort import cohort_size, draw_cohort, evaluated_rounds
 from fedsb.core.disk import make_folder, replace_whole
 from fedsb.core.errors import UserError
 from fedsb.core.logs import say_early
@@ -59,9 +59,9 @@ def saved_plan(folder: Path, name: str) -> Plan | None:
     found = _saved(folder).get(name)
     if found is None:
         return None
-    start = found.pop("start")
-    fields = {**found, "training": Entry(**found["training"]), "rounds": tuple(found["rounds"])}
-    return Plan(**fields, start=Entry(**start) if start else None)
+    entries = {key: Entry(**held) if (held := found.pop(key, None)) else None for key in ("start", "evaluation")}
+    rounds = {key: tuple(found.pop(key, ())) for key in ("rounds", "evaluated")}
+    return Plan(**{**found, "training": Entry(**found["training"]), **entries, **rounds})
 
 
 def _saved(folder: Path) -> dict[str, Any]:
@@ -83,6 +83,7 @@ def plan_of(config: Config, client: str, num_examples: int) -> Plan:
         rounds=drawn_rounds(config).get(client, ()),
         exchanges=private_exchanges(config),
         evidence_examples=config.init.num_examples,
+        evaluated=evaluating_rounds(config).get(client, ()),
     )
 
 
@@ -101,6 +102,15 @@ def drawn_rounds(config: Config) -> dict[str, tuple[int, ...]]:
     size = cohort_size(len(names), federation.fraction)
     cohorts = {n: draw_cohort(names, size, seed=config.seed, round_number=n) for n in range(1, federation.num_rounds + 1)}
     return {client: tuple(number for number, cohort in cohorts.items() if client in cohort) for client in names}
+
+
+def evaluating_rounds(config: Config) -> dict[str, tuple[int, ...]]:
+    """Return the rounds after which each client is asked for metrics: the cohort's in those that are evaluated, all in the last."""
+    federation = config.federation
+    if not federation.evaluate_clients:
+        return {}
+    last, due = federation.num_rounds, sorted(evaluated_rounds(config.eval.every, federation.num_rounds))
+    return {client: tuple(n for n in due if n == last or n in drawn) for client, drawn in drawn_rounds(config).items()}
 
 
 class ServerBooks:

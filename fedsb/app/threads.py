@@ -12,9 +12,10 @@ from fedsb.config.schema import Config
 CORES = torch.get_num_threads()  # before anyone sets it: what the machine has, or OMP_NUM_THREADS allows
 
 
-def use_threads(config: Config) -> None:
-    """Set torch's threads: equal numbers give equal bits on every runtime."""
-    torch.set_num_threads(config.runtime.threads)
+def use_threads(config: Config, most: int | None = None) -> None:
+    """Set torch's threads, ``most`` at most: equal numbers give equal bits on every runtime."""
+    wanted = config.runtime.threads
+    torch.set_num_threads(wanted if most is None else min(wanted, most))
 
 
 @contextmanager

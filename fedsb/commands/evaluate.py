@@ -10,8 +10,6 @@ from pathlib import Path
 from fedsb.commands.flags import with_values
 from fedsb.core.errors import UserError
 
-FLAGS = ("--max-examples", "--tasks", "--answers", "--lm-eval")
-
 
 @dataclass
 class Asked:
@@ -49,7 +47,7 @@ def read(arguments: Sequence[str]) -> Asked:
     Raises:
         UserError: no folder, two, one that is not there, or a flag that nobody knows or that has no value.
     """
-    others, flags = with_values("eval", arguments, FLAGS)
+    others, flags = with_values("eval", arguments)
     changes = [each for each in others if "=" in each and not Path(each).exists()]
     folders = [each for each in others if each not in changes]
     if len(folders) != 1:

@@ -10,13 +10,12 @@ from fedsb.commands.flags import with_values
 from fedsb.core.collector import uncollected
 from fedsb.core.errors import UserError
 
-FLAGS = ("--format", "--dtype")
 MOST = 2
 
 
 def export(arguments: Sequence[str]) -> int:
     """Write the model, say where it lies, and what whoever loads it has to know."""
-    folders, flags = with_values("export", arguments, FLAGS)
+    folders, flags = with_values("export", arguments)
     if not folders:
         raise UserError("fedsb export needs the folder of a run: fedsb export outputs/… [OUT]")
     if len(folders) > MOST:

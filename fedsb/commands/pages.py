@@ -19,8 +19,17 @@ USAGE = """usage: fedsb COMMAND …
   fedsb eval FOLDER [--max-examples N]       measure a run's model, or an exported one, beside its untouched base
   fedsb export FOLDER [OUT] [--format F]     write the model of a finished run, merged or as an adapter
   fedsb node check FILE [key=value …]        try what the operator of a node has said, before anything is connected
+  fedsb worker --node FILE [--supervise]     answer for a node in one process, which alone can read its data and ledger
+  fedsb federation init|server|node|… PATH   both sides of a federation over TLS: certificates, keys, SuperLink, nodes
+  fedsb completion bash|zsh|fish             what makes a shell complete commands, flags, groups, keys and folders of runs
 
-fedsb COMMAND --help says more; fedsb --version says which one this is."""
+  fedsb run experiment=quick                                      a first look: a minute
+  fedsb run -m method=fedavg_lora,fed_sb seed=0,1 output=sweep    a sweep
+  fedsb report sweep                                              its comparison
+  fedsb cost model=mistral_7b federation.num_clients=25 rank=32   what methods would move
+
+fedsb COMMAND --help says more, with examples; fedsb --version says which one this is.
+Exit status: 0 done, 1 it failed, 2 a mistake in what was given, 130 Ctrl-C, 143 SIGTERM, 141 nobody reads the output any more."""
 
 OVERRIDES = """KEY=VALUE sets any key of the configuration, GROUP=OPTION chooses a file of it; conf/ has them all, with a comment each.
 A value with a comma, bracket or quote of its own is quoted twice: "data.path='/data/a,b.csv'"."""
@@ -39,16 +48,21 @@ Run a federation in this process, and leave its records, checkpoints, adapter an
 {OVERRIDES}
 
   output=FOLDER     where to write; by default outputs/DATE/TIME (a sweep: multirun/DATE/TIME)
-  -m, --multirun    take values that commas set apart for a sweep
-  --cfg job         show the configuration, or with -m that of each job, and run nothing
-  --hydra-help      flags of Hydra's own
+  -m, --multirun    take values that commas set apart for a sweep; the same again, with its output=FOLDER, goes on with what is left
+  -c, --cfg job     show the configuration, or with -m that of each job, and run nothing; hydra or all: that of Hydra
+  -p, --package KEY with --cfg, without -m: what stands below KEY, as in -p train
+  --resolve         with --cfg, without -m: values in place of references to other keys
+  -i, --info        what the configuration is composed from, and run nothing: all (the default), config, defaults, defaults-tree,
+                    plugins, searchpath
+  --hydra-help      Hydra's own help, which tells of flags that mean nothing here
 
 Exit status: 0 done, 1 the run failed, 2 a mistake in what was given, 130 Ctrl-C, 143 SIGTERM, 141 nobody reads the output any more.
 After 1, 130, 141 and 143 the run goes on with resume=FOLDER.""",
     "submit": f"""usage: fedsb submit [FEDERATION] [KEY=VALUE …] [GROUP=OPTION …]
 
 Submit a run to a SuperLink, show what it prints, and wait for its end: `flwr run` for whoever needs to know how it ended.
-FEDERATION is a connection of Flower's configuration, $FLWR_HOME/config.toml (~/.flwr); without one, the default of that file is taken.
+FEDERATION is a connection of Flower's configuration, $FLWR_HOME/config.toml (~/.flwr), or the folder of a server (fedsb federation);
+without one, the default of that file is taken.
 
   fedsb submit my-federation data=files data.test_path=/data/server/test.jsonl federation.num_clients=2
   fedsb submit my-federation resume=runs/7302                  go on with a run that was ended
@@ -98,7 +112,7 @@ its data, and has no base beside it.
 
   KEY=VALUE         what is to be otherwise than in the run: eval.*, data.*, train.eval_*, device, model.name where the model has moved
   --max-examples N  of the test part as many, drawn by the run's seed; short for eval.max_examples=N
-  --tasks           of loss, exact_match, choice; by default the loss and what the run was scored by, else what the data allow
+  --tasks TASK,…    of loss, exact_match, choice; by default the loss and what the run was scored by, else what the data allow
   --answers FILE    leave each prompt with its reference and both answers there, as JSON lines
   --lm-eval         let lm-eval score the merged model (pip install 'lm-eval[hf]'): 'tasks=arc_easy,mine.yaml;limit=100;num_fewshot=5'""",
     "export": """usage: fedsb export FOLDER [OUT] [--format FORMAT] [--dtype DTYPE]
@@ -124,6 +138,60 @@ With overrides the run that they make is held against it; without, one that foll
 the file yet, or is another one, is told with the one that it has.
 
 Exit status: 0 all is well, 2 something would not do: one line says what.""",
+    "worker": """usage: fedsb worker --node FILE [--at FOLDER] [--group NAME] [--supervise]
+
+Answer for a node in one process that keeps its model, tokens, frozen parts and accounts, and that alone need be able to read its data and
+ledger. The SuperNode is told where it is, and what it starts for a message then hands bytes on:
+
+  fedsb worker --node /etc/fedsb/node.yaml --at /run/fedsb/ward-7 --group flower --supervise
+  flower-supernode … --node-config 'worker="/run/fedsb/ward-7" worker-user="fedsb"'
+
+  --node FILE     a node.yaml; docs/node.yaml has every key
+  --at FOLDER     of the socket and its token, this user's own; by default worker/ beside FILE
+  --group NAME    whose members may talk to it: that of the SuperNode's user; by default this user alone
+  --supervise     start it again where it dies, and end it where a message takes longer than limits.max_seconds
+
+Exit status: 2 it could not begin: one line says why; 130 Ctrl-C, 143 SIGTERM.""",
+    "federation": """usage: fedsb federation init FOLDER [--host NAME,ADDRESS,…]
+       fedsb federation server FOLDER [--host ADDRESS] [--port PORT]
+       fedsb federation node-key FILE
+       fedsb federation node FOLDER --link HOST:PORT [--worker FOLDER [--worker-user NAME]]
+       fedsb federation status|stop FOLDER
+
+Both sides of a federation over TLS, each from a folder of its own.
+
+On the server's machine:
+  init       ca.crt, ca.key and link.key where they are not there yet, link.crt anew; --host: names and addresses under which the
+             SuperLink is reached, beside 127.0.0.1 and localhost. A SuperLink that runs takes a new certificate when it is started again
+  server     a SuperLink that takes registered keys alone, until a signal comes; its state lies in link.db, outputs of runs in runs/.
+             A node is admitted by its public key as nodes/CLIENT.pub, and may serve that client alone; without the file for ten seconds
+             it is revoked, for good.
+             --host 127.0.0.1, --port 18000: where it listens
+  fedsb submit FOLDER KEY=VALUE …   runs on it
+
+On a node's machine:
+  node-key   the node's key, and with .pub behind it what the server's operator needs of it; call it FOLDER/key
+  node       a SuperNode, and a worker of FOLDER/node.yaml beside it (or, with --worker, the one that runs there, as --worker-user),
+             until a signal comes; FOLDER holds key and ca.crt
+
+  status     what runs; on the server's machine nodes and runs too
+  stop       end it
+
+  fedsb federation init /srv/fed --host federation.example.org
+  fedsb federation server /srv/fed --port 18001
+  fedsb federation node-key /etc/fedsb/key
+  fedsb federation node /etc/fedsb --link federation.example.org:443
+  fedsb federation status /srv/fed
+
+The authority is made once (ten years); the SuperLink's certificate (825 days) anew each time, of the same key. No key is overwritten.
+Exit status: 1 the SuperLink does not answer, refuses the node, or ended; 2 a file is missing, or the authority is not the SuperLink's.""",
+    "completion": """usage: fedsb completion bash|zsh|fish
+
+Print what makes a shell complete commands, flags, GROUP=OPTION, keys of the configuration, folders of runs and federations.
+
+  fedsb completion bash > ~/.local/share/bash-completion/completions/fedsb   (or: source <(fedsb completion bash), in ~/.bashrc)
+  fedsb completion zsh > ~/.zfunc/_fedsb                                     (a folder of $fpath; or source it behind compinit, in ~/.zshrc)
+  fedsb completion fish > ~/.config/fish/completions/fedsb.fish""",
 }
 
 

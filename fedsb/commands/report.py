@@ -11,8 +11,6 @@ from fedsb.core.errors import UserError
 from fedsb.report.methods import Asked
 from fedsb.report.report import write_reports
 
-FLAGS = ("--against", "--metric", "--target", "--tuned", "--out")
-
 
 def report(arguments: Sequence[str]) -> int:
     """Write it, and print where it lies.
@@ -20,7 +18,7 @@ def report(arguments: Sequence[str]) -> int:
     Raises:
         UserError: no folder, one that holds no run, or a flag that nobody knows or that does not fit.
     """
-    folders, flags = with_values("report", arguments, FLAGS)
+    folders, flags = with_values("report", arguments)
     if not folders:
         raise UserError("fedsb report needs the folder of a run: fedsb report outputs/…")
     asked = Asked(flags.get("--against"), flags.get("--metric"), _number(flags.get("--target")), flags.get("--tuned"))

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fedsb.commands.outcome import DONE, FAILED
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError, nearest
 from fedsb.core.logs import say_early
 from fedsb.runtime.connection import Connection, FlowerError, RunStatus, flower_environment
+from fedsb.runtime.flower_config import EXAMPLE, config_file, connections, names_in
 from fedsb.runtime.staging import stage_app
 
 SILENT = "No heartbeat"  # as Flower's details begin where a ServerApp has fallen silent
-EXAMPLE = '[superlink.my-federation] with address = "127.0.0.1:18000" and insecure = true, or root-certificates = "/path/to/ca.crt"'
 
 
 class Federation(NamedTuple):
-    """A connection of Flower's configuration."""
+    """A connection of Flower's configuration, and the folder of that where it is not the user's own."""
 
     name: str
     address: str
+    home: Path | None = None
 
 
 def submit(arguments: Sequence[str]) -> int:
@@ -41,13 +40,14 @@ def submit(arguments: Sequence[str]) -> int:
     config = load(overrides)
     federation = chosen(named)
     # The caller's folder: a SuperLink that Flower starts for this run stays there, and relative paths mean it.
-    connection = Connection(federation.name, environment=flower_environment(), folder=Path.cwd())
+    connection = Connection(federation.name, environment=flower_environment(federation.home), folder=Path.cwd())
     run_id = _submitted(connection, federation, overrides)
     say_early(f"run {run_id} begins on {federation.name} ({federation.address})", progress=config.progress)
     try:
         status = connection.follow(run_id, lambda line: print(line, flush=True))
     except KeyboardInterrupt as error:
-        commands = (f"'flwr log {run_id} {federation.name}' shows it", f"'flwr stop {run_id} {federation.name}' ends it")
+        flwr = f"FLWR_HOME={federation.home} flwr" if federation.home else "flwr"
+        commands = (f"'{flwr} log {run_id} {federation.name}' shows it", f"'{flwr} stop {run_id} {federation.name}' ends it")
         error.add_note(f"run {run_id} goes on: {', '.join(commands)}")
         raise
     except FlowerError as error:
@@ -68,14 +68,20 @@ def read_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def chosen(name: str | None) -> Federation:
-    """Return the connection of Flower's configuration that is named, or its default.
+    """Return the connection of Flower's configuration that is named, or its default; that of a server's folder where one is named.
 
     Raises:
         UserError: there is none, or the configuration can't be read.
     """
-    path = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr") / "config.toml"
-    table = _connections(path)
-    names = sorted(key for key, value in table.items() if isinstance(value, dict))
+    home = None if name is None else Path(name).expanduser().absolute() / "flower"
+    if home is not None and (home / "config.toml").is_file():
+        return _of(home / "config.toml", None)._replace(home=home)
+    return _of(config_file(), name)
+
+
+def _of(path: Path, name: str | None) -> Federation:
+    table = connections(path)
+    names = names_in(table)
     name = table.get("default") if name is None else name
     if not names:
         raise UserError(f"'{path}' names no federation; write into it: {EXAMPLE}")
@@ -84,16 +90,6 @@ def chosen(name: str | None) -> Federation:
     if name not in names:
         raise UserError(f"unknown federation '{name}'{nearest(str(name), names)}; '{path}' has {', '.join(names)}")
     return Federation(name, str(table[name].get("address", "")))
-
-
-def _connections(path: Path) -> dict[str, Any]:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
-    except FileNotFoundError:
-        raise UserError(f"'{path}', where Flower keeps its federations, is not there; write into it: {EXAMPLE}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"'{path}', where Flower keeps its federations, can't be read: {' '.join(str(error).split())}") from None
-    return table if isinstance(table, dict) else {}
 
 
 def ending(run_id: int, status: RunStatus, config: Config) -> str:
@@ -112,7 +108,8 @@ def _submitted(connection: Connection, federation: Federation, overrides: Sequen
         except FlowerError as error:
             raise UserError(f"{federation.name} ({federation.address}) takes no run: {error}") from None
         except KeyboardInterrupt as error:
-            error.add_note(f"'flwr list {federation.name}' tells whether the run has begun")
+            home = f"FLWR_HOME={federation.home} " if federation.home else ""
+            error.add_note(f"'{home}flwr list {federation.name}' tells whether the run has begun")
             raise
 
 

@@ -12,6 +12,7 @@ from fedsb.config.checks_compute import COMPUTE_RULES
 from fedsb.config.checks_eval import EVAL_RULES
 from fedsb.config.checks_federation import FEDERATION_RULES
 from fedsb.config.checks_privacy import PRIVACY_RANGES, PRIVACY_RULES
+from fedsb.config.checks_secure import SECURE_RULES
 from fedsb.config.checks_tasks import TASK_RULES
 from fedsb.config.derived import family, start_kind
 from fedsb.config.schema import Config
@@ -100,6 +101,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "federation.fraction": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "federation.min_replies": (lambda v: v >= 1, "at least 1"),
     "federation.cutoff": (lambda v: v >= 1, "at least 1"),
+    "federation.secure_dropout": (lambda v: 0 <= v < 0.5, "in [0, 0.5)"),
+    "federation.secure_bound": (lambda v: v > 0, "above 0"),
     "federation.timeout": (lambda v: v > 0, "above 0"),
     "federation.wait": (lambda v: v >= 0, "at least 0"),
     "federation.partition.alpha": (lambda v: v > 0, "above 0"),
@@ -171,8 +174,8 @@ def _a_private_model_is_whole(config: Config) -> None:
     own = family(config).own
     if own and config.privacy.unit != "none":
         raise UserError(
-            f"privacy.unit={config.privacy.unit} with method '{config.method.name}': each client keeps its own {', '.join(own)}, so that "
-            "clients alone can say how good it is, and under privacy no metric leaves them; use another method, or privacy=none"
+            f"privacy.unit={config.privacy.unit} with method '{config.method.name}': each client keeps its own {', '.join(own)}, and "
+            "training those with noise is not provided for; use another method, or privacy=none"
         )
 
 
@@ -213,6 +216,7 @@ JOINT_RULES: tuple[Callable[[Config], None], ...] = (
     _fraction_has_a_start,
     *FEDERATION_RULES,
     *PRIVACY_RULES,
+    *SECURE_RULES,
     *TASK_RULES,
     *EVAL_RULES,
     *COMPUTE_RULES,

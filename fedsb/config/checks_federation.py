@@ -85,7 +85,8 @@ def _cohort_can_answer(config: Config) -> None:
 
 
 def _evaluation_has_examples(config: Config) -> None:
-    if config.federation.evaluate_clients and not config.data.client_test_fraction:
+    served = config.data.path is None and config.data.test_path is not None  # to real nodes, whose operators may hold out a part
+    if config.federation.evaluate_clients and not served and not config.data.client_test_fraction:
         raise UserError("federation.evaluate_clients=true needs held-out examples on the clients; set data.client_test_fraction=0.1, say")
 
 

@@ -14,6 +14,9 @@ LEAST_NORM = 1e-6
 # The largest: a billion gradients of that length do not overflow in float32, which would tell of them by a code.
 LARGEST_NORM = 1e20
 
+# What is for privacy.unit=example, and off by default.
+OF_A_UNIT = ("max_epsilon", "init_normalise", "constant_time", "eval_fraction")
+
 # As in fedsb/config/checks.py: key -> (condition, what is allowed).
 PRIVACY_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "privacy.epsilon": (lambda v: v > 0, "above 0"),
@@ -26,6 +29,8 @@ PRIVACY_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "privacy.count_noise": (lambda v: v > 0, "above 0"),
     "privacy.max_batch": (lambda v: v >= 1, "at least 1"),
     "privacy.init_fraction": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "privacy.eval_fraction": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "privacy.eval_max_loss": (lambda v: v > 0, "above 0"),
     "privacy.init_norm": (lambda v: LEAST_NORM <= v <= LARGEST_NORM, f"in [{LEAST_NORM:g}, {LARGEST_NORM:g}]"),
 }
 
@@ -33,7 +38,9 @@ PRIVACY_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 def _noise_is_given_once(config: Config) -> None:
     p = config.privacy
     given = [key for key in ("epsilon", "noise_multiplier") if getattr(p, key) is not None]
-    wanted = given or [key for key in ("max_epsilon", "init_fraction", "init_normalise", "constant_time") if getattr(p, key)]
+    wanted = given or [
+        key for key in ("max_epsilon", "init_fraction", "init_normalise", "constant_time", "eval_fraction") if getattr(p, key)
+    ]
     if p.unit == "none" and wanted:
         raise UserError(f"privacy.{wanted[0]} is given, but privacy.unit=none adds no noise; choose privacy=example or privacy=client")
     if p.unit != "none" and len(given) != 1:
@@ -41,19 +48,31 @@ def _noise_is_given_once(config: Config) -> None:
         raise UserError(f"privacy.epsilon and privacy.noise_multiplier are {what}; give one of them, as in privacy.epsilon=3")
 
 
-def _evaluation_is_not_private(config: Config) -> None:
-    if config.privacy.unit != "none" and config.federation.evaluate_clients:
+def _evaluation_has_noise(config: Config) -> None:
+    privacy, evaluates = config.privacy, config.federation.evaluate_clients
+    if privacy.unit == "client" and evaluates:
         raise UserError(
-            f"federation.evaluate_clients=true with privacy.unit={config.privacy.unit}: metrics on a client's held-out examples "
-            "have no noise; switch one of the two off"
+            "federation.evaluate_clients=true with privacy.unit=client: metrics on a client's held-out examples would tell of that client "
+            "without noise; switch one of the two off"
+        )
+    if privacy.unit == "example" and evaluates and not privacy.eval_fraction:
+        raise UserError(
+            "federation.evaluate_clients=true with privacy.unit=example: metrics on a client's held-out examples would have no noise; give "
+            "them a share of epsilon by privacy.eval_fraction=0.1, or leave federation.evaluate_clients out"
+        )
+    if privacy.unit == "example" and privacy.eval_fraction and not evaluates:
+        raise UserError(
+            f"privacy.eval_fraction={privacy.eval_fraction:g} is for metrics on what clients hold out, and none are asked for; set "
+            "federation.evaluate_clients=true, or leave it out"
         )
 
 
-def _nothing_is_held_out(config: Config) -> None:
-    if config.privacy.unit == "example" and config.data.client_test_fraction:
+def _shares_leave_some(config: Config) -> None:
+    p = config.privacy
+    if p.epsilon is not None and p.init_fraction + p.eval_fraction >= 1:
         raise UserError(
-            f"data.client_test_fraction={config.data.client_test_fraction:g} with privacy.unit=example: what is held out is drawn by "
-            "class, so one example's label would decide which of all others are trained on; leave it at 0"
+            f"privacy.init_fraction={p.init_fraction:g} and privacy.eval_fraction={p.eval_fraction:g} leave training nothing of epsilon; "
+            "together they must be below 1"
         )
 
 
@@ -88,7 +107,7 @@ def _budget_covers_the_target(config: Config) -> None:
 
 def _example_keys_have_their_unit(config: Config) -> None:
     p = config.privacy
-    given = next((key for key in ("max_epsilon", "init_normalise", "constant_time") if getattr(p, key)), None)
+    given = next((key for key in OF_A_UNIT if getattr(p, key)), None)
     if p.unit == "client" and given:
         raise UserError(
             f"privacy.{given}={getattr(p, given)} is for privacy.unit=example, where the clients themselves charge and clip; "
@@ -108,8 +127,8 @@ def _noise_is_not_blown_up(config: Config) -> None:
 
 PRIVACY_RULES: tuple[Callable[[Config], None], ...] = (
     _noise_is_given_once,
-    _evaluation_is_not_private,
-    _nothing_is_held_out,
+    _evaluation_has_noise,
+    _shares_leave_some,
     _normalising_has_sketches,
     _client_unit_sums_equally,
     _budget_covers_the_target,

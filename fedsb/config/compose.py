@@ -15,8 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,8 +28,9 @@ from fedsb.config.explaining import explained, explained_value, groups
 from fedsb.config.overrides import check_single, readable
 from fedsb.config.schema import Config
 from fedsb.config.settings import POOLED, laid_out
+from fedsb.config.trees import composed
 from fedsb.core.errors import UserError, unknown
-from fedsb.core.folders import ROOT_CONFIG, conf_dir
+from fedsb.core.folders import conf_dir
 
 SHORT, LENGTHS = 48, {"causal_lm": 512}  # tokens of an example, by task
 
@@ -132,13 +131,11 @@ def compose_dict(overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: see :func:`load`.
     """
-    GlobalHydra.instance().clear()
     overrides = [readable(text) for text in overrides]
     check_single(overrides)
     _check_groups(overrides)
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose(ROOT_CONFIG, overrides=overrides)
+        return composed(conf_dir(), overrides, groups())
     except (HydraException, OmegaConfBaseException) as error:
         raise explained(error, overrides) from None
 

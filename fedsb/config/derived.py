@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 from fedsb.adapters import SPECS, AdapterSpec
 from fedsb.config.schema import Config
+from fedsb.core.cohort import cohort_size
+from fedsb.secure.threshold import threshold_of
 
 
 def family(config: Config) -> AdapterSpec:
@@ -39,6 +41,11 @@ def client_names(config: Config) -> tuple[str, ...]:
     """Return the names of the logical clients."""
     names = config.federation.names
     return tuple(names) if names is not None else tuple(f"client-{i}" for i in range(config.federation.num_clients))
+
+
+def must_stay(config: Config) -> int:
+    """Return how many clients are in a secure sum at least."""
+    return threshold_of(cohort_size(len(client_names(config)), config.federation.fraction), config.federation.secure_dropout)
 
 
 # What clients side by side cannot have: how far one's pass is split, recomputed or scaled would have to be the others' too, and their

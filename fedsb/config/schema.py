@@ -1,13 +1,17 @@
-"""The typed configuration: frozen dataclasses, one a group of ``conf/``. Defaults live in the YAML files and nowhere else."""
+"""The typed configuration: frozen dataclasses, one a group of ``conf/``, that of ``federation`` in a file of its own.
+
+Defaults live in the YAML files and nowhere else.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+from fedsb.config.schema_federation import STRICT as STRICT
+from fedsb.config.schema_federation import FederationConfig
+
 Words = str | tuple[str, ...]
 
 
@@ -155,52 +159,6 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-class PartitionConfig:
-    """How a simulation deals the training part out to clients."""
-
-    kind: str | None
-    alpha: float
-    shards_per_client: int
-    column: str | None
-    sizes: tuple[float, ...] | None
-
-
-@dataclass(frozen=True, config=STRICT)
-class ServerOptimizerConfig:
-    """The optimiser that acts on the mean update."""
-
-    name: str
-    lr: float
-    momentum: float
-    betas: tuple[float, float]
-    eps: float
-
-
-@dataclass(frozen=True, config=STRICT)
-class FederationConfig:
-    """Who takes part, how often, and how replies are weighted."""
-
-    num_clients: int
-    names: tuple[str, ...] | None
-    num_rounds: int
-    fraction: float
-    weighting: str
-    cutoff: int
-    min_replies: int | None
-    replace_nodes: bool
-    lost_state: str
-    timeout: float
-    wait: float
-    evaluate_clients: bool
-    ranks: tuple[int, ...] | None
-    wire_dtype: str
-    error_feedback: bool
-    exactness: bool
-    partition: PartitionConfig
-    server_optimizer: ServerOptimizerConfig
-
-
-@dataclass(frozen=True, config=STRICT)
 class PrivacyConfig:
     """The privacy mechanism; see the comments in ``conf/privacy/none.yaml``."""
 
@@ -221,6 +179,8 @@ class PrivacyConfig:
     init_fraction: float
     init_norm: float
     init_normalise: bool
+    eval_fraction: float
+    eval_max_loss: float
 
 
 @dataclass(frozen=True, config=STRICT)

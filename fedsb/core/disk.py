@@ -87,6 +87,16 @@ def make_folder(folder: Path, *, mode: int = 0o700) -> None:
         sync_folder(each.parent)
 
 
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Let what the process makes inside the block, all its threads', be nobody else's to read, write or list."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def append_line(file: BinaryIO, record: Mapping[str, Any]) -> None:
     """Append a record to a file of lines, which :func:`locked` gave; when this returns it is on the disk."""
     file.write(json.dumps(record, allow_nan=False).encode() + b"\n")

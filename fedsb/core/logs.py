@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,16 @@ from typing import NamedTuple
 _TO_PEOPLE: ContextVar[bool] = ContextVar("to_people", default=True)
 HUB_LOGGERS = ("huggingface_hub", "datasets")  # they tell of each retry, twice
 PACKAGES = ("fedsb", "strategies", "clients")
+
+
+NODE_LOG = 2**24  # bytes of a node's log, before it is put aside
+LONGEST = 4000  # characters of a line that somebody else has a part in
+
+
+def printable(text: str) -> str:
+    """Return somebody else's words as one line of a log, which they can neither break nor fill."""
+    shown = "".join(c if c.isprintable() else " " for c in text[: LONGEST + 1])
+    return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]} …"
 
 
 def last_line(text: str | None) -> str:
@@ -99,7 +110,8 @@ def node_log(path: Path) -> Iterator[None]:
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+        handlers.append(RotatingFileHandler(path, maxBytes=NODE_LOG, backupCount=3, encoding="utf-8", errors="backslashreplace"))
+        path.chmod(0o600)  # its lines hold rows of the data
     with _handling(*handlers):
         yield
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 HEAD = "head"
 TRAINED = "trained"
+MASKED, SEALED = "masked", "sealed"  # of a secure sum: words modulo 2^32, and bytes that the server passes on
+_ALONE = (HEAD, MASKED, SEALED)  # roles that are groups of their own
 LINE = 64  # bytes of a cache line, where torch's own memory begins
 PIECE = 2**16  # values of a sum that are widened at a time
 
@@ -94,10 +96,10 @@ class Layout:
 
     @cached_property
     def groups(self) -> dict[str, tuple[tuple[Name, tuple[int, ...]], ...]]:
-        """The entries by group, ``trained`` and ``head``; an empty group is left out."""
+        """The entries by group, ``trained`` and ``head`` (or those of a secure sum); an empty group is left out."""
         split: dict[str, list[tuple[Name, tuple[int, ...]]]] = {}
         for name, shape in self.shapes:
-            split.setdefault(HEAD if name.role == HEAD else TRAINED, []).append((name, shape))
+            split.setdefault(name.role if name.role in _ALONE else TRAINED, []).append((name, shape))
         return {group: tuple(entries) for group, entries in sorted(split.items())}
 
     @cached_property

@@ -2,7 +2,7 @@
 
 The real frozen log is filled with shapes that have no values (torch's meta device), in the rounds of the real schedule, and asked what each
 client lacks: all that a method tells it is what a round adds to the log (``growth``), and a test holds that against what it does add.
-A run in which every reply counts measures exactly these payloads.
+A run in which every reply counts measures exactly these payloads, or less with a method whose messages follow the data.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from fedsb.core.state import Layout, Name, State
 from fedsb.wire.arrays import layout_bytes
 from fedsb.wire.byte_counts import float32_bytes
 from fedsb.wire.frozen import FrozenLog
+from fedsb.wire.secured import bytes_down, bytes_up
 from fedsb.wire.sketch_layouts import probe_layout, reply_layout, sketch_of
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -43,6 +44,7 @@ class Cost:
         payload_up, payload_down, payload_one_off: bytes over the whole run and all clients.
         rounds: of the run.
         evaluated: rounds in which clients are sent the state a second time, to evaluate it; in the bytes of the run alone.
+        at_most: whether a run may move less, as its data have it.
     """
 
     method: str
@@ -58,6 +60,7 @@ class Cost:
     payload_one_off: int
     rounds: int
     evaluated: int = 0
+    at_most: bool = False
 
     @property
     def payload(self) -> int:
@@ -77,6 +80,7 @@ def method_cost(config: Config, spec: AdapterSpec, layouts: Layouts, shapes: Sha
         layouts_of: each client's own.
     """
     rank, clients, dtype = config.adapter.rank, config.federation.num_clients, config.federation.wire_dtype
+    up_bytes, beside = _upload_bytes(config)
     cohort = client_names(config)[: cohort_size(clients, config.federation.fraction)]
     each = [layouts_of(client) for client in client_names(config)] or [layouts]
     sizes = zip(*((one.learnt.numel, one.down.numel + one.asked.numel, one.log.numel) for one in each), strict=True)
@@ -94,8 +98,10 @@ def method_cost(config: Config, spec: AdapterSpec, layouts: Layouts, shapes: Sha
         up=up,
         down=down + logged,
         one_off=basis + start_up + start_down,
-        bytes_up=sum(layout_bytes(sent, dtype) for one in each for up in one.up for sent in (up, one.told)) // (spec.turns * len(each)),
-        bytes_down=sum(layout_bytes(one.down, dtype) + layout_bytes(one.asked, dtype) for one in each) // len(each) + float32_bytes(logged),
+        bytes_up=sum(up_bytes(up) + layout_bytes(one.told, dtype) for one in each for up in one.up) // (spec.turns * len(each)),
+        bytes_down=sum(layout_bytes(sent, dtype) for one in each for sent in (one.down, one.asked)) // len(each)
+        + float32_bytes(logged)
+        + beside,
         payload_up=bytes_up,
         payload_down=bytes_down,
         payload_one_off=bytes_one_off + clients * float32_bytes(start_up + start_down),
@@ -145,6 +151,15 @@ def _evaluating(config: Config) -> frozenset[int]:
     return evaluated_rounds(config.eval.every, federation.num_rounds) - ({0} if federation.num_rounds else set())
 
 
+def _upload_bytes(config: Config) -> tuple[Callable[[Layout], int], int]:
+    """Return what gives the bytes of an upload, with the exchanges of keys where it is masked, and the bytes of these that come down."""
+    federation, dtype = config.federation, config.federation.wire_dtype
+    if not federation.secure_sum:
+        return lambda layout: layout_bytes(layout, dtype), 0
+    size = cohort_size(federation.num_clients, federation.fraction)
+    return lambda layout: bytes_up(layout.numel, size), bytes_down(size)
+
+
 def _run_bytes(config: Config, layouts_of: LayoutsOf, basis: State, growth: Growth) -> tuple[int, int, int]:
     """Walk through the schedule and return bytes up, down and one-off over all clients, the start's exchanges aside.
 
@@ -152,6 +167,7 @@ def _run_bytes(config: Config, layouts_of: LayoutsOf, basis: State, growth: Grow
     """
     federation, names, log = config.federation, client_names(config), FrozenLog()
     size, dtype = cohort_size(len(names), federation.fraction), federation.wire_dtype
+    up_bytes, beside = _upload_bytes(config)
     held: dict[str, int] = {}
     up = down = one_off = 0
     log.extend(basis, "start")
@@ -165,9 +181,10 @@ def _run_bytes(config: Config, layouts_of: LayoutsOf, basis: State, growth: Grow
                 own = layouts_of(client)
                 bundle = log.bundle(held.get(client, 0), own.sight)
                 lacked, once = (bundle.state.numel, bundle.one_off) if bundle else (0, 0)
-                down += layout_bytes(own.down, dtype) + float32_bytes(lacked - once) + (0 if evaluating else layout_bytes(own.asked, dtype))
+                down += layout_bytes(own.down, dtype) + float32_bytes(lacked - once)
+                down += 0 if evaluating else layout_bytes(own.asked, dtype) + beside
                 one_off += float32_bytes(once)
-                up += 0 if evaluating else layout_bytes(own.up_in(number), dtype) + layout_bytes(own.told, dtype)
+                up += 0 if evaluating else up_bytes(own.up_in(number)) + layout_bytes(own.told, dtype)
                 held[client] = log.version
         if number and number not in due:
             log.extend(growth(number, cohort), str(number))

@@ -80,6 +80,7 @@ def cost_of(config: Config) -> Cost:
         return without_values(strategy.growth(round_number, adapted.shapes, ranks))
 
     cost = method_cost(config, adapted.spec, adapted.layouts, adapted.shapes, growth, strategy.layouts_of)
+    cost = replace(cost, at_most=strategy.spends_less)
     return cost if config.federation.num_rounds else replace(cost, trained=0, up=0, down=0, one_off=0, bytes_up=0, bytes_down=0)
 
 
@@ -99,6 +100,8 @@ def print_costs(overrides: Sequence[str], methods: Collection[str]) -> None:
         console.print(f"of other lengths, for their factors learn in turns: {'; '.join(longer)}")
     if twice := [f"{name}, {c.evaluated} rounds" for name, c in found.items() if c.evaluated]:
         console.print(f"to evaluate, clients are sent the state once more (in the bytes over the run alone): {'; '.join(twice)}")
+    if bounds := [name for name, c in found.items() if c.at_most]:
+        console.print(f"at most, for what is sent of a rank depends on the data: {'; '.join(bounds)}")
     for name, why in both.refused.items():
         console.print(f"not shown: {name}, which does not go with these settings ({why})", soft_wrap=True, highlight=False)
 

@@ -10,7 +10,7 @@ from fedsb.data.partition import PARTITIONERS, partition
 from fedsb.data.private_rows import PrivateRows, count_rows, read_private_rows
 from fedsb.data.prompts import Continuation, Prompt, continuations, end_ids, prompts_of
 from fedsb.data.sources import PATHLESS, SOURCES, Raw, read_path, read_raw
-from fedsb.data.splits import Corpus, hold_out, load_corpus, load_site, load_test, thin
+from fedsb.data.splits import Corpus, hold_out, load_corpus, load_site, load_test, places_held, thin
 
 __all__ = [
     "PARTITIONERS",
@@ -43,6 +43,7 @@ __all__ = [
     "pad",
     "pad_id",
     "partition",
+    "places_held",
     "prompts_of",
     "read_examples",
     "read_path",

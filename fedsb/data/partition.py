@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedsb.config.schema import PartitionConfig
+from fedsb.config.schema_federation import PartitionConfig
 from fedsb.core.errors import UserError, unknown
 from fedsb.core.rng import numpy_generator, stream_seed
 from fedsb.data.examples import Examples, natural_order

@@ -41,6 +41,11 @@ class PrivateRows:
     examples: Examples
     unusable: Mapping[int, str]
 
+    def take(self, places: Sequence[int]) -> PrivateRows:
+        """Return the rows at ``places``, in that order."""
+        unusable = {i: self.unusable[place] for i, place in enumerate(places) if place in self.unusable}
+        return PrivateRows(self.examples.take(places), unusable)
+
 
 class _UnusableError(Exception):
     """Why a row cannot be used, in words that hold nothing of it."""

@@ -87,13 +87,28 @@ def load_site(cfg: DataConfig, path: str | Path, labels: tuple[str, ...]) -> Exa
     return read_examples(read_path(path, cfg), cfg, labels, part="site")
 
 
-def hold_out(examples: Examples, fraction: float, *, seed: int, client: str) -> tuple[Examples, Examples]:
+def hold_out(examples: Examples, fraction: float, *, seed: int, client: str, by_place: bool = False) -> tuple[Examples, Examples]:
     """Split a client's part into what it trains on and what it evaluates on; both keep their order.
 
     The second may be empty: a client with one example of each class holds nothing out.
+
+    Args:
+        examples: of the client.
+        fraction: that is held out, in [0, 1].
+        seed: of the draw.
+        client: likewise.
+        by_place: draw by number alone, as :func:`places_held` does; otherwise by class, where one label decides about other examples.
     """
+    if by_place:
+        return _cut(examples, places_held(len(examples), fraction, seed=seed, client=client))
     chosen = draw(examples, fraction, numpy_generator(seed, "data.hold_out", client), leave_one=True)
     return _cut(examples, chosen)
+
+
+def places_held(count: int, fraction: float, *, seed: int, client: str) -> NDArray[np.int64]:
+    """Return which of ``count`` examples are held out, sorted: ``fraction`` of them, never all, drawn without a look at what they hold."""
+    size = min(round(fraction * count), max(0, count - 1))
+    return np.sort(numpy_generator(seed, "data.hold_out", client).choice(count, size, replace=False)).astype(np.int64)
 
 
 def draw(

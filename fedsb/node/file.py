@@ -119,13 +119,25 @@ def _placed(node: NodeConfig, folder: Path) -> NodeConfig:
     def placed(path: str) -> str:
         return os.path.normpath(folder / Path(path).expanduser())
 
-    data = node.data if node.data.path == PACKAGE else replace(node.data, path=placed(node.data.path))
+    own = node.data
+    data = own if own.path == PACKAGE else replace(own, path=placed(own.path), test_path=own.test_path and placed(own.test_path))
     models = node.models and tuple(replace(model, path=model.path and placed(model.path)) for model in node.models)
-    return replace(node, data=data, models=models, cache=replace(node.cache, folder=node.cache.folder and placed(node.cache.folder)))
+    key, peers = (path and placed(path) for path in (node.secure.key, node.secure.peers))
+    secure, cache = replace(node.secure, key=key, peers=peers), replace(node.cache, folder=node.cache.folder and placed(node.cache.folder))
+    return replace(node, data=data, models=models, secure=secure, cache=cache)
 
 
 def _hold_there(node: NodeConfig, path: Path) -> None:
-    named = {"data.path": node.data_path, **{f"models '{model.name}'": model.path for model in node.models or ()}}
+    if node.data_path is None and node.data.test_path is not None:
+        line = f"data.test_path in {path}: a node whose data ship in a package reads no file; leave it out, or use data.test_fraction"
+        raise NodeConfigError(line, key="data.test_path")
+    named = {
+        "data.path": node.data_path,
+        "data.test_path": node.data.test_path,
+        "secure.key": node.secure.key,
+        "secure.peers": node.secure.peers,
+        **{f"models '{model.name}'": model.path for model in node.models or ()},
+    }
     for key, place in named.items():
         if place is not None and not Path(place).exists():
             line = f"{key} in {path}: '{place}' is not there; correct it, or bring the file back"

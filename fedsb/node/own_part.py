@@ -33,12 +33,13 @@ def with_own(config: Config, node: NodeConfig) -> Config:
 
 
 def own_data(data: DataConfig, node: NodeConfig) -> DataConfig:
-    """Return what a run says of its data with the node's own names; of no path of the server's anything is read."""
+    """Return what a run says of its data with the node's own names and held-out part; of no path of the server's anything is read."""
     own = node.data
     said: dict[str, Any] = {key: getattr(own, key) for key in (*COLUMNS, *WRITTEN, *OF_FILE) if getattr(own, key) is not None}
     asked = {key: value for key, value in said.items() if key in ("label", *OF_FILE) or getattr(data, key) is not None}
-    paths: dict[str, Any] = {} if node.data_path is None else {"path": None, "test_path": None, "public_path": None}
-    return replace(data, **asked, **paths)
+    paths: dict[str, Any] = {} if node.data_path is None else {"path": None, "test_path": own.test_path, "public_path": None}
+    share = 0.0 if own.test_path is not None else own.test_fraction
+    return replace(data, **asked, **paths, client_test_fraction=data.client_test_fraction if share is None else share)
 
 
 def own_model(model: ModelConfig, node: NodeConfig) -> ModelConfig:

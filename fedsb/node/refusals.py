@@ -12,6 +12,7 @@ from fedsb.node.request import PolicyError
 from fedsb.node.settings import NodeConfig
 from fedsb.node.values import NodeConfigError
 from fedsb.privacy.codes import BY_NUMBER, CODES, UNKNOWN, BudgetExceeded, Code, OwnStateLost, SelfCheckFailed, StartDiffers
+from fedsb.secure.session import SecureError, UnsignedError
 
 # The closed list of what a reply may name beside its code.
 KEYS = frozenset({*known_keys(), *known_keys(NodeConfig), *PAIRS, FILE})
@@ -35,6 +36,8 @@ _NAMED: tuple[tuple[type[BaseException], str], ...] = (
     (OwnStateLost, "own_state"),
     (NodeConfigError, "node_config"),
     (StartDiffers, "start"),
+    (UnsignedError, "unsigned"),
+    (SecureError, "secure"),
     (UserError, "refused"),
 )
 

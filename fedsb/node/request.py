@@ -32,12 +32,14 @@ class Request:
         labels: the classes that the server names.
         unnoised: why the run's start has no noise; None where it has, or needs none.
         count: the client's training examples, once it is known.
+        evaluation: whether the message asks for metrics on what is held out.
     """
 
     config: Config
     labels: tuple[str, ...] = ()
     unnoised: str | None = None
     count: int | None = None
+    evaluation: bool = False
 
     @property
     def steps(self) -> int | None:

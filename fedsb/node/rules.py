@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from fedsb.config.derived import start_kind
+from fedsb.config.derived import must_stay, start_kind
 from fedsb.models.content import content_hash
 from fedsb.models.loading import place_of
 from fedsb.node.own_part import foreign_columns, own_model
@@ -92,6 +92,26 @@ def norm(node: NodeConfig, request: Request) -> str | None:
         return f"privacy.clipping=adaptive: this node's max_grad_norm is {most:g}, and an adaptive one goes where the gradients are"
     norms = {"max_grad_norm": privacy.max_grad_norm, "init_norm": privacy.init_norm if privacy.init_fraction else 0.0}
     return next((f"privacy.{key}={norm:g}: this node's max_grad_norm is {most:g}" for key, norm in norms.items() if norm > most), None)
+
+
+def evaluation(node: NodeConfig, request: Request) -> str | None:
+    """A node that evaluates nothing still trains: of the run it is the messages that ask for metrics that are refused."""
+    return "federation.evaluate_clients=true: this node evaluates nothing" if request.evaluation and not node.evaluate else None
+
+
+def secured(node: NodeConfig, request: Request) -> str | None:
+    """A node may ask that no server sees its upload."""
+    if not node.secure.required or request.config.federation.secure_sum:
+        return None
+    return "federation.secure_sum=false: this node gives its part to secure sums alone"
+
+
+def summed(node: NodeConfig, request: Request) -> str | None:
+    """A sum over few clients tells much of each: a node may ask for more than a run would have stay."""
+    least = node.secure.min_clients
+    if least is None or not request.config.federation.secure_sum or (stay := must_stay(request.config)) >= least:
+        return None
+    return f"federation.num_clients: a sum of this run may be over {stay} clients, and this node's min_clients is {least}"
 
 
 def method(node: NodeConfig, request: Request) -> str | None:

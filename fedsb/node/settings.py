@@ -28,6 +28,8 @@ class OwnData:
         template, system: in place of the run's.
         encoding, train_split: likewise, of the file.
         labels: the classes of a run by their names here; a list where these are the same.
+        test_path: a file or folder with the client's held-out part; all of ``path`` is trained on then.
+        test_fraction: the share of ``path`` that is held out, in place of the run's.
     """
 
     path: str
@@ -42,15 +44,25 @@ class OwnData:
     encoding: str | None = None
     train_split: str | None = None
     labels: dict[str, str] | tuple[str, ...] | None = None
+    test_path: str | None = None
+    test_fraction: float | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
 class Cache:
-    """Where what can be made or sent again lies (``folder``; None: ``FEDSB_HOME``), and how much of frozen parts: gigabytes and days."""
+    """What is kept on the node's disk.
+
+    Attributes:
+        folder: where what can be made or sent again lies; None: ``FEDSB_HOME``.
+        gb: of frozen parts, at most.
+        days: since a frozen part was used.
+        own_days: since a run has used what the client keeps of its own in it; None keeps that for good.
+    """
 
     folder: str | None = None
     gb: float | None = None
     days: float | None = None
+    own_days: float | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -86,6 +98,23 @@ class OwnModel:
 
 
 @dataclass(frozen=True, config=STRICT)
+class OwnSecure:
+    """How the node takes part in secure sums.
+
+    Attributes:
+        required: whether nothing is answered but in runs with ``federation.secure_sum=true``.
+        key: file of the node's private key, which signs what it advertises.
+        peers: file of the other nodes' public keys, by their clients; keys that are not signed by them are refused.
+        min_clients: of a sum, whatever dropouts a run allows; None: what the run asks for.
+    """
+
+    required: bool = False
+    key: str | None = None
+    peers: str | None = None
+    min_clients: int | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
 class Limits:
     """How much one message may ask for.
 
@@ -94,12 +123,14 @@ class Limits:
         max_local_steps: steps of the optimiser.
         max_examples_per_round: examples that all steps together read, those that are read again counted again.
         max_seconds: from when the message is read to its reply.
+        max_message_gb: that a worker takes of one message, in 2^30 bytes.
     """
 
     max_local_epochs: float | None = None
     max_local_steps: int | None = None
     max_examples_per_round: int | None = None
     max_seconds: float | None = None
+    max_message_gb: float = 16.0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -113,9 +144,11 @@ class NodeConfig:
         device: in place of the run's.
         cache: on this machine's disk.
         privacy: what is answered.
+        secure: sums.
         methods: that may run; None: all.
         models: that may be loaded; None: all.
         limits: of a message.
+        evaluate: whether what a run asks to have measured on the held-out part is answered.
     """
 
     client: str
@@ -124,9 +157,11 @@ class NodeConfig:
     device: str | None = None
     cache: Cache = field(default_factory=Cache)
     privacy: OwnPrivacy = field(default_factory=OwnPrivacy)
+    secure: OwnSecure = field(default_factory=OwnSecure)
     methods: tuple[str, ...] | None = None
     models: tuple[OwnModel, ...] | None = None
     limits: Limits = field(default_factory=Limits)
+    evaluate: bool = True
 
     @property
     def data_path(self) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedsb.core.errors import UserError, nearest
 from fedsb.core.folders import conf_dir
+from fedsb.secure.threshold import LEAST
 
 UNIT = "example"  # the only privacy that a node can ask for: under privacy=client it has to trust the server
 
@@ -71,10 +72,13 @@ VALUES: Mapping[str, Value] = {
     "data.text": Value(_are_columns, "is no column; give one, or a pair"),
     **{f"data.{key}": WORD for key in ("label", "prompt", "response", "messages", "choices", "template", "system", "encoding")},
     "data.train_split": WORD,
+    "data.test_path": WORD,
+    "data.test_fraction": Value(lambda v: _is_number(v, 1.0), "is no share; it must be above 0 and below 1"),
     "data.labels": Value(_are_labels, "names no classes; name two or more, each once"),
     "cache.folder": WORD,
     "cache.gb": ABOVE_ZERO,
     "cache.days": ABOVE_ZERO,
+    "cache.own_days": Value(lambda v: _is_number(v) and v >= 1, "is out of range; it must be a number of at least 1"),
     "privacy.unit": Value(lambda v: v == UNIT, f'is not known; give {{key}}="{UNIT}", or leave it out'),
     "privacy.min_noise": ABOVE_ZERO,
     "privacy.max_epsilon": ABOVE_ZERO,
@@ -84,12 +88,18 @@ VALUES: Mapping[str, Value] = {
     "privacy.ledger": Value(
         lambda v: isinstance(v, str) and bool(re.fullmatch(r"[A-Za-z0-9_-]{1,48}", v)), "must be at most 48 letters, digits, '-' and '_'"
     ),
+    "secure.required": Value(lambda v: isinstance(v, bool), "must be true or false"),
+    "secure.key": WORD,
+    "secure.peers": WORD,
+    "secure.min_clients": Value(lambda v: _is_whole(v) and v >= LEAST, f"is out of range; it must be a whole number of at least {LEAST}"),
     "methods": Value(lambda v: len(v) > 0, "allows nothing; name methods, or leave it out"),
     "models": Value(lambda v: len(v) > 0, "allows nothing; name models, or leave it out"),
     "limits.max_local_epochs": ABOVE_ZERO,
     "limits.max_local_steps": WHOLE,
     "limits.max_examples_per_round": WHOLE,
     "limits.max_seconds": ABOVE_ZERO,
+    "limits.max_message_gb": ABOVE_ZERO,
+    "evaluate": Value(lambda v: isinstance(v, bool), "is neither true nor false"),
 }
 _BUDGETS = ("privacy.max_epsilon", "privacy.max_epsilon_run")
 # key -> the keys without one of which it would have no effect.
@@ -97,6 +107,12 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys((*_BUDGETS, "privacy.min_noise", "privacy.max_grad_norm"), ("privacy.unit",)),
     "privacy.max_delta": _BUDGETS,
 }
+
+
+# Two keys that cannot stand together, and why.
+APART: tuple[tuple[str, str, str], ...] = (
+    ("data.test_fraction", "data.test_path", "all of data.path is trained on where the held-out part has a file of its own"),
+)
 
 
 def hold(values: Mapping[str, Any], where: str, spelling: Mapping[str, str] | None = None, given: Mapping[str, Any] | None = None) -> None:
@@ -121,6 +137,9 @@ def hold(values: Mapping[str, Any], where: str, spelling: Mapping[str, str] | No
             others = " or ".join(said[each] for each in needed if each in said)
             line = f"{said[key]} {where} has no effect without {others}; add {others}, or leave {said[key]} out"
             raise NodeConfigError(line, key=said[key])
+    for key, other, why in APART:
+        if key in values and other in values:
+            raise NodeConfigError(f"{said[key]} {where} stands beside {said[other]}: {why}; leave one of the two out", key=said[key])
     _hold_names(values, where)
 
 

@@ -23,6 +23,8 @@ DIAGNOSTICS = "diagnostics.jsonl"
 # configuration, the number of examples and the ledger; none from what the examples are. ``encoding-error`` is what the wire's dtype took
 # from the noised arrays.
 ALLOWED = frozenset({"num-examples", "layout", "epsilon", "delta", "sampling-rate", "noise-multiplier", "steps", "encoding-error"})
+# And of the metrics on what the client holds out: two noised means, and the noise's standard deviation, which follows from the plan.
+EVALUATED = frozenset({"accuracy", "clipped_loss", "noise"})
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,10 @@ def charge_unnoised(ledger: Ledger, key: Key) -> None:
         ledger.charge(key, (UNNOISED,))
 
 
-def allowed(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return what of a private client's metrics may leave it."""
-    return {key: value for key, value in metrics.items() if key in ALLOWED}
+def allowed(metrics: Mapping[str, float], *, evaluation: bool = False) -> dict[str, float]:
+    """Return what of a private client's metrics may leave it, in reply to training or to an evaluation."""
+    keys = ALLOWED | EVALUATED if evaluation else ALLOWED
+    return {key: value for key, value in metrics.items() if key in keys}
 
 
 def charged_account(ledgers: Path, client: str, plan: Plan | None, accountant: str) -> dict[str, float] | None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ATTACKS = (
-    "the tuning of hyper-parameters, attacks on floating-point noise or on a generator that is not cryptographic; no secure aggregation"
+    "the tuning of hyper-parameters, attacks on floating-point noise or on a generator that is not cryptographic; that only sums are seen "
+    "is not counted on"
 )
 # A node's ledger knows earlier runs on its data; the server's is of one run.
 NOT_COVERED = {

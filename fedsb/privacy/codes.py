@@ -1,7 +1,7 @@
 """What a client may say when it does not answer: a number out of this table and a key of the configuration, never text.
 
 Text can carry data: a real node says no more under any privacy, a simulated client under ``privacy=example`` and ``privacy=client``. That a
-client answers by a code is not noised. What stops a run (11 and above) is a fault of code or model that every client has alike: where there
+client answers by a code is not noised. What stops a run (11 to 20) is a fault of code or model that every client has alike: where there
 is none no data fail a check.
 """
 
@@ -45,6 +45,11 @@ CODES: dict[str, Code] = {
     ),
     "model": Code(8, "refused: the node has no model of that name and content; its own log says what it has"),
     "time": Code(9, "the node ended the message: it took longer than its operator allows, and what was charged stays charged"),
+    "worker": Code(
+        10,
+        "the node's worker is not there, or died over the message; its supervisor starts it again, what was charged stays charged, and "
+        "the node's own log says why",
+    ),
     "clipped_sum": Code(11, "self-check: the clipped sum before noise is zero for a trained tensor", stops=True),
     "dependence": Code(12, "self-check: the model's output does not depend on every trained tensor", stops=True),
     "base": Code(13, "self-check: a frozen weight moved", stops=True),
@@ -55,6 +60,9 @@ CODES: dict[str, Code] = {
     "hooks": Code(18, "self-check: a trained layer's hooks give a wrong gradient; set privacy.grad_sample_mode=functorch", stops=True),
     "bound": Code(19, "self-check: an example counts for more than the norm that it is clipped to", stops=True),
     "noise": Code(20, "self-check: a tensor has less noise than was charged, or two steps have the same", stops=True),
+    "version": Code(21, "the node's worker is of another version of fedsb than the app that came from here; install one on both sides"),
+    "secure": Code(22, "refused: what is asked for does not fit the secure sum that the client has begun; its own log says why"),
+    "unsigned": Code(23, "refused: the keys of another client are not signed by the key that the node knows for it (secure.peers)"),
 }
 BY_NUMBER: dict[int, Code] = {code.number: code for code in CODES.values()}
 UNKNOWN = Code(0, "the client answered with a code that this version does not know")

@@ -41,6 +41,8 @@ def privacy_lines(
         spread = f"{noises[0]:.3g}" if noises[0] == noises[-1] else f"{noises[0]:.3g} to {noises[-1]:.3g}"
         lines.append(f"privacy: noise multiplier {spread}, {'calibrated to the whole schedule' if calibrated else 'as given'}")
     lines += _large_delta(plans)
+    if evaluations := [plan.evaluation.noise_multiplier for plan in plans if isinstance(plan, Plan) and plan.evaluation is not None]:
+        lines.append(f"privacy: metrics on held-out examples have noise too, multiplier up to {max(evaluations):.3g}, and are charged")
     if reason is not None:
         lines.append(f"privacy: no epsilon will be claimed: {reason}")
     elif start is not None and (start != "gradient" or evidence == "public"):

@@ -27,6 +27,8 @@ class Plan:
         rounds: server rounds in which the client is drawn.
         start: entry of one exchange of a private start, or None.
         exchanges: number of exchanges of the start.
+        evaluation: entry of the metrics of one round on what the client holds out, or None.
+        evaluated: server rounds after which the client is asked for them.
     """
 
     num_examples: int
@@ -35,6 +37,8 @@ class Plan:
     rounds: tuple[int, ...]
     start: Entry | None = None
     exchanges: int = 0
+    evaluation: Entry | None = None
+    evaluated: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
@@ -47,9 +51,20 @@ class Plan:
         return (self.start,) * self.exchanges if self.start else ()
 
     @property
+    def evaluations(self) -> tuple[Entry, ...]:
+        """Entries of all evaluations."""
+        return (self.evaluation,) * len(self.evaluated) if self.evaluation else ()
+
+    @property
     def ceiling(self) -> tuple[Entry, ...]:
-        """Entries of the whole run."""
-        return (*self.start_entries, *(self.training for _ in self.rounds))
+        """Entries of the whole run: what is held out counts as if it were trained on too."""
+        return (*self.start_entries, *(self.training for _ in self.rounds), *self.evaluations)
+
+    @property
+    def multipliers(self) -> tuple[float, ...]:
+        """The noise multiplier of each kind of release that there is."""
+        entries = (self.training if self.rounds else None, self.start, self.evaluation)
+        return tuple(entry.noise_multiplier for entry in entries if entry is not None)
 
 
 def choose_delta(given: float | None, count: int, whose: str) -> float:
@@ -90,8 +105,12 @@ def make_plan(
     rounds: Sequence[int],
     exchanges: int = 0,
     evidence_examples: int = 0,
+    evaluated: Sequence[int] = (),
 ) -> Plan:
     """Plan a client's releases, with the least noise that keeps them within ``privacy.epsilon``.
+
+    The start and the evaluations have their shares of epsilon, by ``privacy.init_fraction`` and ``privacy.eval_fraction``; training has
+    what is left, found with both before it, so that epsilon is that of all releases together.
 
     Args:
         privacy: target or noise, δ, accountant, share of the start.
@@ -101,6 +120,7 @@ def make_plan(
         rounds: server rounds in which the client is drawn.
         exchanges: of a private start; 0 where the start is free.
         evidence_examples: expected size of each exchange's Poisson sample.
+        evaluated: server rounds after which the client releases metrics.
 
     Raises:
         UserError: δ is too large, the client is too small, the steps are too many, or no noise below 1e4 reaches the target.
@@ -115,19 +135,23 @@ def make_plan(
     start = None
     if exchanges:
         start_rate = drawn_rate(min(1.0, evidence_examples / num_examples))
-        start = Entry(GAUSSIAN, start_rate, _start_noise(privacy, delta, start_rate, exchanges), 1)
-    before = (start,) * exchanges if start else ()
+        start = Entry(GAUSSIAN, start_rate, _noise_of(privacy, privacy.init_fraction, delta, start_rate, exchanges), 1)
+    evaluation = None
+    if evaluated:
+        evaluation = Entry(GAUSSIAN, 1.0, _noise_of(privacy, privacy.eval_fraction, delta, 1.0, len(evaluated)), 1)
+    before = (*((start,) * exchanges if start else ()), *((evaluation,) * len(evaluated) if evaluation else ()))
     noise = privacy.noise_multiplier or 0.0
     if privacy.epsilon is not None and rounds:
         noise = calibrate(privacy.epsilon, delta, ((rate, steps * len(rounds)),), before=before, accountant=privacy.accountant)
     _check_count(privacy, noise)
-    return Plan(num_examples, delta, Entry(GAUSSIAN, rate, noise, steps), tuple(rounds), start, exchanges)
+    return Plan(num_examples, delta, Entry(GAUSSIAN, rate, noise, steps), tuple(rounds), start, exchanges, evaluation, tuple(evaluated))
 
 
-def _start_noise(privacy: PrivacyConfig, delta: float, rate: float, exchanges: int) -> float:
+def _noise_of(privacy: PrivacyConfig, share: float, delta: float, rate: float, releases: int) -> float:
+    """Return the noise multiplier of releases that get a share of epsilon, or the one that is given."""
     if privacy.epsilon is None:
         return privacy.noise_multiplier or 0.0
-    return calibrate(privacy.init_fraction * privacy.epsilon, delta, ((rate, exchanges),), accountant=privacy.accountant)
+    return calibrate(share * privacy.epsilon, delta, ((rate, releases),), accountant=privacy.accountant)
 
 
 @dataclass(frozen=True)
@@ -172,7 +196,7 @@ def make_server_plan(privacy: PrivacyConfig, rounds: Mapping[str, tuple[int, ...
         UserError: δ is too large, or no noise below 1e4 reaches the target.
     """
     delta = choose_delta(privacy.delta, len(rounds), f"{len(rounds)} clients")
-    start = Entry(GAUSSIAN, 1.0, _start_noise(privacy, delta, 1.0, exchanges), 1) if exchanges else None
+    start = Entry(GAUSSIAN, 1.0, _noise_of(privacy, privacy.init_fraction, delta, 1.0, exchanges), 1) if exchanges else None
     noise, most = privacy.noise_multiplier or 0.0, max(map(len, rounds.values()))
     if privacy.epsilon is not None:
         before = (start,) * exchanges if start else ()

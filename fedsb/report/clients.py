@@ -19,6 +19,7 @@ PERSONAL = (
     "that clients keep as the start has it. Of `fedsa_lora` and `local_only`, whose B begins at zero and whose head stays at home, that is "
     "the untouched base."
 )
+NOISED = "The metrics have noise: *noise* is its standard deviation on an accuracy, and on a clipped loss over `privacy.eval_max_loss`."
 UNMEASURED = "No metric was measured on clients: `federation.evaluate_clients=true data.client_test_fraction=0.1` does."
 
 
@@ -36,31 +37,36 @@ def client_spread(records: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
     """Return how each metric of the clients spreads over them, in the last round that has any.
 
     Returns:
-        By metric: ``mean`` (each client counts once), ``std`` (of a sample; 0 for one client), ``worst``, ``worst_client``,
-        ``worst_tenth`` (the mean of the worst tenth of the clients, at least one), ``clients``. Who holds nothing out counts nowhere.
+        By metric: ``mean`` (each client counts once), ``weighted`` (by the examples that each holds out), ``std`` (of a sample; 0 for one
+        client), ``worst``, ``worst_client``, ``worst_tenth`` (the mean of the worst tenth of the clients, at least one), ``clients``. Who
+        holds nothing out counts nowhere.
     """
-    last = next((record.client_metrics for record in reversed(records) if record.client_metrics), {})
+    record = next((record for record in reversed(records) if record.client_metrics), RoundRecord(0))
+    last = record.client_metrics
     names = dict.fromkeys(name for row in last.values() for name in row)
-    return {name: _spread(name, {client: row[name] for client, row in last.items() if name in row}) for name in names}
+    return {name: _spread(name, {client: row[name] for client, row in last.items() if name in row}, record.held_out) for name in names}
 
 
-def _spread(name: str, values: Mapping[str, float]) -> dict[str, Any]:
+def _spread(name: str, values: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, Any]:
     ranked = sorted(sorted(values), key=values.__getitem__, reverse=name.removeprefix(SHARED) in LOWER_IS_BETTER)
     worst, tenth = ranked[0], ranked[: math.ceil(len(ranked) / 10)]
     std = statistics.stdev(values.values()) if len(values) > 1 else 0.0
+    # Records of earlier versions have no counts.
+    weighted = statistics.fmean(values.values(), [counts[client] for client in values]) if counts.keys() >= values.keys() else None
     return {
-        "mean": statistics.fmean(values.values()), "std": std, "worst": values[worst], "worst_client": worst,
+        "mean": statistics.fmean(values.values()), "weighted": weighted, "std": std, "worst": values[worst], "worst_client": worst,
         "worst_tenth": statistics.fmean(values[client] for client in tenth), "clients": len(values),
     }  # fmt: skip
 
 
-def spread_rows(records: Sequence[RoundRecord]) -> list[tuple[str, str, str, str, str]]:
-    """Return metric, mean, spread, worst tenth and worst of the clients as they are shown."""
+def spread_rows(records: Sequence[RoundRecord]) -> list[tuple[str, ...]]:
+    """Return metric, mean, mean weighted by held-out examples, spread, worst tenth and worst of the clients as they are shown."""
     found = client_spread(records)
     return [
         (
             _called(name, found),
             number(row["mean"]),
+            "–" if row["weighted"] is None else number(row["weighted"]),
             number(row["std"]),
             number(row["worst_tenth"]),
             f"{number(row['worst'])} ({row['worst_client']})",
@@ -81,6 +87,8 @@ def spread_text(records: Sequence[RoundRecord]) -> str:
     last = next((record.client_metrics for record in reversed(records) if record.client_metrics), {})
     silent = sum(not row for row in last.values())
     said = [PERSONAL] if any(name.startswith(SHARED) for row in last.values() for name in row) else []
+    if any("noise" in row for row in last.values()):
+        said.append(NOISED)
     if silent:
         said.append(f"Nothing is held out at {silent} of {plural(len(last), 'client')}, left out here; that is no failure.")
     return " ".join(said)
@@ -101,16 +109,20 @@ def partition_text(run: Run) -> str:
 def client_rows(run: Run) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of the table of clients: size, label shares, own metrics; of the first :data:`MOST_CLIENTS`."""
     partition = (run.summary or {}).get("partition") or {"sizes": {}, "labels": [], "label_shares": {}}
-    measured = next((record.client_metrics for record in reversed(run.records) if record.client_metrics), {})
+    record = next((record for record in reversed(run.records) if record.client_metrics), RoundRecord(0))
+    measured, held_out = record.client_metrics, record.held_out
     metrics = list(dict.fromkeys(name for row in measured.values() for name in row))
     labels = partition["labels"] if len(partition["labels"]) <= MOST_LABELS else []
     clients = list(dict.fromkeys([*partition["sizes"], *sorted(measured)]))[:MOST_CLIENTS]
-    head = ["client", *(["examples"] if partition["sizes"] else []), *labels, *metrics]
+    head = ["client", *(["examples"] if partition["sizes"] else []), *labels, *(["held out"] if held_out else []), *metrics]
     own = {client: [measured.get(client, {}).get(name) for name in metrics] for client in clients}
-    return head, [_client_row(client, partition, bool(labels), own[client]) for client in clients]
+    counts = {client: [f"{held_out.get(client, 0):,}"] if held_out else [] for client in clients}
+    return head, [_client_row(client, partition, bool(labels), counts[client], own[client]) for client in clients]
 
 
-def _client_row(client: str, partition: Mapping[str, Any], labelled: bool, metrics: Sequence[float | None]) -> list[str]:
+def _client_row(
+    client: str, partition: Mapping[str, Any], labelled: bool, counts: Sequence[str], metrics: Sequence[float | None]
+) -> list[str]:
     size = [f"{partition['sizes'][client]:,}" if client in partition["sizes"] else "–"] if partition["sizes"] else []
     shares = partition["label_shares"].get(client, []) if labelled else []
-    return [client, *size, *(f"{share:.0%}" for share in shares), *("–" if value is None else number(value) for value in metrics)]
+    return [client, *size, *(f"{share:.0%}" for share in shares), *counts, *("–" if value is None else number(value) for value in metrics)]

@@ -15,6 +15,7 @@ from fedsb.report.markdown import document, or_dash, table, write
 from fedsb.report.methods import Asked
 from fedsb.report.plots import plot_run
 from fedsb.report.privacy import account_rows, accounts_of, claim_text
+from fedsb.report.secure import rounding_text, secured_text
 from fedsb.report.series import final_metrics, largest_gap, mean_over_clients, metric_names, totals
 from fedsb.report.table import gap_text, gaps_text, human_bytes, human_seconds, metric_text, plural
 from fedsb.run.folder import Run, read_run
@@ -206,7 +207,8 @@ def _round(record: RoundRecord, metrics: list[str], on_clients: list[str], extra
 
 def _clients(run: Run) -> str:
     spread, (head, rows) = spread_rows(run.records), client_rows(run)
-    shown = table(("metric on clients", "mean", "standard deviation", "worst tenth", "worst"), spread) if spread else UNMEASURED
+    columns = ("metric on clients", "mean", "weighted by examples", "standard deviation", "worst tenth", "worst")
+    shown = table(columns, spread) if spread else UNMEASURED
     said = spread_text(run.records)
     return "\n\n".join(filter(None, [partition_text(run), shown, said, table(head, rows) if rows else ""]))
 
@@ -230,6 +232,8 @@ def exactness_text(run: Run) -> str:
     """Return what was measured of the exactness of a run's rounds."""
     gap, held = largest_gap(run.records), largest_gap(run.records, "held_gap")
     if gap is None:
+        if rounded := rounding_text(run.records):
+            return rounded
         return "There is no one model to measure: each client keeps a part of its own." if by_clients(run) else UNMEASURED_GAP
     text = EXACTNESS.format(gap=f"**{gap_text(gap)}**")
     if error := largest_gap(run.records, "gap_error"):
@@ -245,7 +249,7 @@ def _privacy(run: Run, images: Sequence[str] = ()) -> str:
     accounts = accounts_of(run)
     head, rows, rest = account_rows(accounts)
     shown = [table(head, rows)] if rows else []
-    return "\n\n".join(filter(None, [claim_text(run), *shown, rest, *images]))
+    return "\n\n".join(filter(None, [claim_text(run), *shown, rest, secured_text(run), *images]))
 
 
 def _failures(run: Run) -> str:

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from fedsb.run.records import SHARED, RoundRecord
 
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "rmse", "mae", "parse_failures"})
+LOWER_IS_BETTER = frozenset({"loss", "clipped_loss", "perplexity", "mse", "rmse", "mae", "parse_failures"})
 # What scores are read beside: no quality of a model. The chance level has a line of its own in a plot, a count has none.
 BESIDE = frozenset({"chance", "choice_chance", "examples"})
 UNDRAWN = frozenset({"examples"})
@@ -56,6 +56,11 @@ def largest_gap(records: Sequence[RoundRecord], kind: str = "exactness_gap") -> 
     """
     gaps = [gap for record in records if (gap := getattr(record, kind)) is not None]
     return max(gaps, key=lambda gap: math.inf if math.isnan(gap) else gap, default=None)
+
+
+def largest_extra(records: Sequence[RoundRecord], key: str) -> float | None:
+    """Return the largest value of any round's extras under a key; None where none has it."""
+    return max((record.extras[key] for record in records if key in record.extras), default=None)
 
 
 def total_or_none(parts: Sequence[float | None]) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 import fedsb
 from fedsb.privacy.claim import NO_MECHANISM
 from fedsb.report.clients import client_spread
-from fedsb.report.series import final_metrics, largest_gap, total_or_none, totals
+from fedsb.report.series import final_metrics, largest_extra, largest_gap, total_or_none, totals
 from fedsb.run.records import RoundRecord
 
 PACKAGES = ("torch", "flwr", "transformers", "datasets", "opacus", "peft", "safetensors", "numpy", "ray")
@@ -77,6 +77,7 @@ def build_summary(
         "partition": None if partition is None else dict(partition),
         **totals(records),
         "exactness_gap": largest_gap(records),
+        **{key: value for key in ("secure_gap", "secure_gap_most") if (value := largest_extra(records, key)) is not None},
         "gap_error": largest_gap(records, "gap_error"),
         "held_gap": largest_gap(records, "held_gap"),
         "held_gap_modules": None if held_modules is None else list(held_modules),

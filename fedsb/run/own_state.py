@@ -7,6 +7,9 @@ that was resumed may have gone back. So no state takes another's place.
 from __future__ import annotations
 
 import re
+import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -15,6 +18,7 @@ from safetensors.torch import load, save
 from fedsb.core.disk import make_folder, replace_whole
 from fedsb.core.state import Name, State
 from fedsb.privacy.codes import OwnStateLost
+from fedsb.wire.cache_limits import DAY, mark_used
 
 SINCE = "since"  # which round's state a state goes on from
 NAME = re.compile(r"round-([0-9]{4,})\.safetensors")
@@ -69,6 +73,7 @@ class OwnState:
             OwnStateLost: it is not there, or damaged: another one in its place would lead elsewhere.
         """
         path = self._path(round_number)
+        mark_used(path)
         try:
             tensors = load(path.read_bytes())
         except (OSError, SafetensorError) as error:
@@ -82,3 +87,23 @@ class OwnState:
 
     def _path(self, round_number: int) -> Path:
         return self._folder / f"round-{round_number:04d}.safetensors"
+
+
+def forget_old(folder: Path, days: float, spared: str, now: float | None = None) -> list[str]:
+    """Remove what clients kept in runs that have not used it for so many days, and return the names of these runs.
+
+    Args:
+        folder: with a folder for each run.
+        days: since anything of a run was kept or read.
+        spared: the run that is under way.
+        now: seconds since the epoch; None: the clock's.
+    """
+    latest = (time.time() if now is None else now) - days * DAY
+    gone = []
+    for run in sorted(folder.iterdir()) if folder.is_dir() else ():
+        with suppress(FileNotFoundError):  # another message may remove some meanwhile
+            if run.name == spared or max(path.stat().st_mtime for path in (run, *run.rglob("*"))) >= latest:
+                continue
+            shutil.rmtree(run, ignore_errors=True)
+            gone.append(run.name)
+    return gone

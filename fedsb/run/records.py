@@ -25,6 +25,7 @@ class RoundRecord:
         measured_by: ``server``, or ``clients`` where each keeps a part of the model.
         client_metrics: on each client's held-out part, by name; none of a client that holds nothing out. Where clients keep a part of the
             model, names that begin with ``shared_`` are, after the last round, of the model without it.
+        held_out: examples that each client's metrics were measured on, by name.
         train_loss: mean over the clients' local training.
         payload_up, payload_down, payload_one_off: what the protocol moves; one-off is what is delivered once, such as B and A.
         overhead: the rest of the serialised messages.
@@ -46,6 +47,7 @@ class RoundRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)
     measured_by: str = SERVER
     client_metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    held_out: Mapping[str, int] = field(default_factory=dict)
     train_loss: float | None = None
     payload_up: int = 0
     payload_down: int = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ FREE = (
     "resume", "output", "keep_checkpoints", "plots", "progress", "log_level", "cost", "frozen.cache_days", "frozen.cache_gb",
     "runtime.kind", "runtime.workers", "runtime.cpus",
     "runtime.gpus", "runtime.address", "runtime.max_retries", "runtime.client_timeout",
-    "federation.min_replies", "federation.replace_nodes", "federation.lost_state", "federation.wait", "federation.timeout",
+    "federation.min_replies", "federation.replace_nodes", "federation.node_keys", "federation.lost_state",
+    "federation.wait", "federation.timeout",
 )  # fmt: skip
 PATHS = ("data.path", "data.test_path", "data.public_path", "model.name", "model.tokenizer")  # absolute where the run was begun
 SEAL, BEGUN = "# fingerprint ", "# begun with "
@@ -114,9 +115,9 @@ def differences(config: Config, other: Config, *, only: set[str] | None = None) 
     return {key: (mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)}
 
 
-def fingerprint(config: Config) -> str:
-    """Return a hash of all that shapes a result."""
-    flat = {key: value for key, value in _flat(as_dict(config)).items() if not _is_free(key)}
+def fingerprint(config: Config, *, without: Collection[str] = ()) -> str:
+    """Return a hash of all that shapes a result, but for some keys: where :data:`PATHS` lead, say, which is each machine's own matter."""
+    flat = {key: value for key, value in _flat(as_dict(config)).items() if not _is_free(key) and key not in without}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 

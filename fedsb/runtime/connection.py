@@ -85,7 +85,7 @@ class Connection:
             # A file, because Flower's parser of key=value pairs knows no escapes and paths may hold quotes.
             config = Path(folder) / "run-config.toml"
             config.write_text(f"overrides = {json.dumps(shlex.join(overrides))}\n", encoding="utf-8")
-            run_id = int(self._flwr("run", str(app), self.name, "--run-config", str(config), *options)["run-id"])
+            run_id = int(self.flwr("run", str(app), self.name, "--run-config", str(config), *options)["run-id"])
         self._open.add(run_id)
         return run_id
 
@@ -111,7 +111,7 @@ class Connection:
 
     def status(self, run_id: int) -> RunStatus:
         """Ask how the run stands."""
-        run = self._flwr("list", self.name, "--run-id", str(run_id))["runs"][0]
+        run = self.flwr("list", self.name, "--run-id", str(run_id))["runs"][0]
         details = run["status-details"]
         status = RunStatus(run["status"].rpartition(":")[2], "" if details == "N/A" else details)
         if status.finished:
@@ -138,7 +138,7 @@ class Connection:
         """Stop the run and wait until it is over."""
         # It may end by itself at this very moment, which Flower calls an error.
         with suppress(FlowerError):
-            self._flwr("stop", str(run_id), self.name)
+            self.flwr("stop", str(run_id), self.name)
         return self.wait(run_id, timeout)
 
     def _pass_on(self, run_id: int, write: Callable[[str], object], seen: int) -> int:
@@ -189,8 +189,12 @@ class Connection:
             finally:
                 process.terminate()
 
-    def _flwr(self, *arguments: str) -> dict[str, Any]:
-        """Run a ``flwr`` command and return what it answers in JSON."""
+    def flwr(self, *arguments: str) -> dict[str, Any]:
+        """Run a ``flwr`` command and return what it answers in JSON.
+
+        Raises:
+            FlowerError: it failed; the message is Flower's own, in one line.
+        """
         command = [script("flwr"), *arguments, "--format", "json"]
         done = subprocess.run(command, env=self.environment, cwd=self.folder, text=True, capture_output=True, check=False)
         try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 # What processes hand on to those that they start; what is set already stays.
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "FLWR_TELEMETRY_ENABLED": "0"}
 # A cluster elsewhere is joined, a resumed run may have one, and another launcher's jobs start Ray in processes of their own.
-ELSEWHERE = ("runtime.address=", "resume=", "hydra/launcher=", "--config", "-cp", "-cn", "-cd")
+ELSEWHERE = ("runtime.address=", "resume=", "hydra/launcher=")
 
 
 def switch_off() -> None:

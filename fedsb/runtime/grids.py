@@ -11,7 +11,7 @@ from fedsb.runtime.grid import SimulationGrid
 from fedsb.runtime.local import LocalGrid
 from fedsb.runtime.stack_size import stack_size
 
-CLIENT = "fedsb.client_app:app"
+CLIENT = "fedsb.app.answers:app"
 TOGETHER = "fedsb.client_stack:answer_together"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +12,18 @@ from pathlib import Path
 import psutil
 
 _LOOK_SECONDS = 1.0
+# Not as preexec_fn, which runs Python between fork and exec beside other threads. PR_SET_PDEATHSIG is 1 in linux/prctl.h; whoever has lost
+# its parent before that call is told by the number.
+_FOLLOW = (
+    "import ctypes, os, signal, sys\n"
+    "ctypes.CDLL(None).prctl(1, signal.SIGTERM)\n"
+    "if os.getppid() == int(sys.argv[1]): os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+def following(command: Sequence[str]) -> list[str]:
+    """Return the command that ends by SIGTERM when this process is gone, however it went (Linux; elsewhere the command as it is)."""
+    return [sys.executable, "-I", "-c", _FOLLOW, str(os.getpid()), *command] if sys.platform == "linux" else list(command)
 
 
 class ProcessTree:
@@ -39,7 +53,7 @@ class ProcessTree:
                     self._known.update(parent.children(recursive=True))
                 except psutil.NoSuchProcess:
                     continue
-            self._known = {process for process in self._known if _lives(process)}
+            self._known = {process for process in self._known if lives(process)}
             return list(self._known)
 
     def end(self, patience: float = 20.0) -> None:
@@ -70,7 +84,8 @@ class ProcessTree:
             self.look()
 
 
-def _lives(process: psutil.Process) -> bool:
+def lives(process: psutil.Process) -> bool:
+    """Tell whether a process has not ended; one that nobody has asked how it ended has."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -1,6 +1,7 @@
 """Arrays on the wire: each group of a state as one flat array, float32, or one of another type whose key says so.
 
-bfloat16 goes as an int16 view; int8 as :mod:`fedsb.wire.blocks8` encodes it, which takes the layout to decode.
+bfloat16 goes as an int16 view; int8 as :mod:`fedsb.wire.blocks8` encodes it, which takes the layout to decode. The groups of a secure sum
+(:mod:`fedsb.wire.secured`) hold whole numbers, whatever the type of the wire.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
-from fedsb.core.state import Layout, Packed, State, pack, unpack
+from fedsb.core.state import MASKED, SEALED, Layout, Packed, State, pack, unpack
 from fedsb.wire.blocks8 import coded_bytes, decode_blocks, encode_blocks
 
 FROZEN = "frozen"
@@ -25,6 +26,13 @@ NPY = "numpy.ndarray"  # how Flower names the format of its arrays
 INT8 = "int8"
 # As NumPy holds them, which knows no bfloat16.
 STORED: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.int16), INT8: np.dtype(np.int8)}
+
+
+# Groups that have a type of their own, and as what torch holds it, which computes with few kinds of whole numbers.
+WHOLE: dict[str, tuple[np.dtype[Any], np.dtype[Any]]] = {
+    MASKED: (np.dtype(np.uint32), np.dtype(np.int32)),
+    SEALED: (np.dtype(np.uint8), np.dtype(np.uint8)),
+}
 
 
 class LayoutError(ValueError):
@@ -46,9 +54,11 @@ def tensor_sizes(layout: Layout) -> dict[str, tuple[int, ...]]:
 
 def layout_bytes(layout: Layout, dtype: str = "float32") -> int:
     """Return the bytes of a state of some layout, as it travels."""
+    sizes = tensor_sizes(layout)
+    whole = sum(sum(sizes.pop(group)) * stored.itemsize for group, (stored, _) in WHOLE.items() if group in sizes)
     if dtype == INT8:
-        return sum(coded_bytes(sizes) for sizes in tensor_sizes(layout).values())
-    return layout.numel * STORED[dtype].itemsize
+        return whole + sum(coded_bytes(of_group) for of_group in sizes.values())
+    return whole + sum(map(sum, sizes.values())) * STORED[dtype].itemsize
 
 
 def decode_state(record: ArrayRecord, layout: Layout) -> Packed:
@@ -93,6 +103,8 @@ def decode_arrays(record: ArrayRecord) -> dict[str, Tensor]:
 
 def encode_flat(group: str, flat: Tensor, dtype: str, sizes: Sequence[int]) -> dict[str, Array]:
     """Encode one flat tensor of others with so many values each, under the key that says its group and its type on the wire."""
+    if group in WHOLE:
+        return {f"{group}:{WHOLE[group][0].name}": _encoded(flat.numpy().view(WHOLE[group][0]))}
     if dtype == "float32":
         return {group: _encoded(flat.to(torch.float32).numpy())}
     coded = encode_blocks(flat.to(torch.float32), sizes) if dtype == INT8 else flat.to(torch.bfloat16).view(torch.int16)
@@ -120,17 +132,26 @@ def _decode_flat(key: str, array: Array) -> tuple[str, Tensor]:
         values = _values(array)
     except Exception as error:  # a damaged file makes NumPy's reader raise nearly anything, out of memory and bad archives included
         raise LayoutError(f"the array of group '{_told(group)}' cannot be read: {_told(error)}") from None
-    stored = STORED.get(dtype or "float32")
+    stored = _stored(group, dtype)
     if stored is None or (array.dtype, tuple(array.shape)) != (stored.name, values.shape) or values.dtype != stored or values.ndim != 1:
         raise LayoutError(
             f"array '{_told(key)}' ({_told(array.dtype)} {_told(list(array.shape))}) is not of a wire dtype ({', '.join(STORED)}), "
             "flat, and of its own shape"
         )
+    if group in WHOLE:
+        return group, torch.tensor(values.view(WHOLE[group][1]))
     if key == FROZEN:
         return group, _borrowed(values)
     # Torch's own memory begins on a cache line, NumPy's anywhere, and the last bits of a product with it depend on that.
     flat = torch.tensor(values)
     return group, flat.view(torch.bfloat16).to(torch.float32) if dtype == "bfloat16" else flat
+
+
+def _stored(group: str, dtype: str) -> np.dtype[Any] | None:
+    """Return as what NumPy holds an array of a group whose key says ``dtype``; None where there is no such type, or not of that group."""
+    if group in WHOLE:
+        return WHOLE[group][0] if dtype == WHOLE[group][0].name else None
+    return STORED.get(dtype or "float32")
 
 
 def _told(what: object) -> str:
@@ -156,7 +177,9 @@ def _values(array: Array) -> np.ndarray[Any, np.dtype[Any]]:
 @lru_cache(maxsize=64, typed=True)
 def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     """Return how the .npy file of a wire array begins; nothing for another dtype."""
-    if dtype not in {stored.name for stored in STORED.values()} or any(type(n) is not int for n in shape):
+    if dtype not in {stored.name for stored in (*STORED.values(), *(stored for stored, _ in WHOLE.values()))} or any(
+        type(n) is not int for n in shape
+    ):
         return b""
     sink = BytesIO()
     order = np.dtype(dtype).newbyteorder("<").str

@@ -43,13 +43,19 @@ class FrozenCache:
             under one head clients of several ranks hold different blocks.
         as_factors: whether holders add to frozen weights as factors, which are sent otherwise where they outweigh a matrix.
         limits: of what may stay on the disk.
+        owner: names the run whose files alone are seen; nothing: those of any. A head says what is in a file to whom one server sends all
+            of them, and nothing to a node of several servers.
     """
 
-    def __init__(self, folder: Path, rank: int | None = None, *, as_factors: bool = False, limits: Limits = NO_LIMITS) -> None:
+    def __init__(
+        self, folder: Path, rank: int | None = None, *, as_factors: bool = False, limits: Limits = NO_LIMITS, owner: str = ""
+    ) -> None:
         self.folder = folder
-        self._of_rank = ("" if rank is None else f"-rank-{rank}") + ("-factors" if as_factors else "")
+        of_rank = ("" if rank is None else f"-rank-{rank}") + ("-factors" if as_factors else "")
+        self._suffix = of_rank + (f"-run-{owner}" if owner else "")
         self._limits = limits
         self._used: set[Path] = set()
+        self._run = ""
         self._pruned = -math.inf
         self._head = ROOT
         self._view = FrozenView()
@@ -64,6 +70,8 @@ class FrozenCache:
             run: names the run.
             back: number of rounds that the server may go back.
         """
+        if run != self._run:
+            self._run, self._used = run, set()  # what earlier runs have used may go
         if bundle is None:
             return self.load(head)
         self.receive(bundle)
@@ -73,7 +81,7 @@ class FrozenCache:
         return held
 
     def _prune(self) -> None:
-        """Hold the folder to its limits, now and then; what this process has read or written stays."""
+        """Hold the folder to its limits, now and then; what this process has read or written of the run that is under way stays."""
         if time.monotonic() - self._pruned > PAUSE_S:
             self._pruned = time.monotonic()
             with suppress(OSError):
@@ -158,7 +166,7 @@ class FrozenCache:
             run: names it. The heads that were used in it are noted beside the files.
             keep: number of the last heads that must lead to where they did, with all that led there: as many as a run may go back.
         """
-        used, notes = (run, self._head), self.folder / f"{run}{self._of_rank}.heads"
+        used, notes = (run, self._head), self.folder / f"{run}{self._suffix}.heads"
         if not run or self._head == ROOT or used == self._tidied:
             return
         try:
@@ -212,7 +220,7 @@ class FrozenCache:
         # It comes from the server, and must not lead out of the folder.
         if not re.fullmatch(r"[0-9a-f]+", head):
             raise ValueError(f"'{head}' is no head of a frozen log")
-        return self.folder / f"{head}{self._of_rank}.safetensors"
+        return self.folder / f"{head}{self._suffix}.safetensors"
 
     def _readable(self, head: str, parent: str) -> bool:
         try:

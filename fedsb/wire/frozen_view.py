@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fedsb.adapters.residual import Residual
-from fedsb.core.state import Name, State
+from fedsb.core.state import Name, State, sha256
 
 ROOT = "0" * 32
 ADDED = ("U", "V", "D", "P", "Q")  # roles of what is added to the frozen weights; every other one is a factor
@@ -39,6 +39,14 @@ class FrozenView:
 
     basis: State = field(default_factory=State)
     residuals: dict[str, Residual] = field(default_factory=dict)
+    _hashed: tuple[State, str] | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def factors_sha256(self) -> str:
+        """Hash the basis, once for each that this view has had: it may weigh more than a round's work on it."""
+        if self._hashed is None or self._hashed[0] is not self.basis:
+            self._hashed = (self.basis, sha256(self.basis))
+        return self._hashed[1]
 
     def apply(self, bundle: FrozenBundle) -> None:
         """Bring this view from ``bundle.parent`` to ``bundle.head``, in version order."""

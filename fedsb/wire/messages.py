@@ -4,6 +4,7 @@ Instructions carry one ``ArrayRecord`` (``arrays``) and one ``ConfigRecord`` (``
 ``MetricRecord`` (``metrics``) with the same keys from every client. Inside, each group of a state (``trained``, ``head``) is one
 flat array, modules concatenated in sorted order, and the frozen bundle is one more (``frozen``), in float32 always. A state is float32,
 or of a type that its key says (``trained:bfloat16``, ``trained:int8``). The layout travels as a 48-bit digest.
+What belongs to a secure sum stands in groups of its own, of whole numbers (:mod:`fedsb.wire.secured`).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedsb.core.state import Layout, Name, State
+from fedsb.core.state import SEALED, Layout, Name, State
 from fedsb.wire.arrays import FROZEN, LayoutError, decode_arrays, encode_arrays, encode_pieces, unpack_coded
 from fedsb.wire.frozen import ROOT, FrozenBundle
+from fedsb.wire.secured import Secured, read_secured, told_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class Instruction:
         carried: roles of which a client adds what the wire's rounding left out of its last upload that counted to this one; in such a
             run ``own`` tells which that was. None where nothing is carried.
         rank: that the client goes on with, where it has become less than its own; None: its own.
+        ranks: of the leading components that were sent, by module in sorted order; none where all of them were.
+        made_in: the round behind which the state was made, by which the others are drawn.
+        secured: of the secure sum that the message belongs to.
         start: the server's :func:`~fedsb.core.prints.prints` of the factors that everybody makes; empty where the method has none.
         overrides: of a resumed run, for a real node, which does not see its folder; read by :func:`fedsb.app.asked.as_told`.
     """
@@ -60,6 +65,9 @@ class Instruction:
     carried: tuple[str, ...] = ()
     start: tuple[float, ...] = ()
     rank: int | None = None
+    ranks: tuple[int, ...] = ()
+    made_in: int = 0
+    secured: Secured | None = None
 
     def state(self, layout: Layout) -> State:
         """Unpack the state.
@@ -147,7 +155,7 @@ def encode_shared(arrays: ArrayRecord, bundle: FrozenBundle | None) -> SharedPar
 
 def encode_instruction(instruction: Instruction, shared: SharedPart) -> RecordDict:
     """Build the content of an instruction; its ``flats`` and ``bundle`` are those of the shared part."""
-    config: dict[str, str | int | list[float] | list[str]] = {
+    config: dict[str, str | int | float | list[int] | list[float] | list[str]] = {
         "client": instruction.client,
         "round": instruction.round,
         "stage": instruction.stage,
@@ -160,7 +168,9 @@ def encode_instruction(instruction: Instruction, shared: SharedPart) -> RecordDi
         **({"carried": list(instruction.carried)} if instruction.carried else {}),
         **({"start": list(instruction.start)} if instruction.start else {}),
         **({} if instruction.rank is None else {"rank": instruction.rank}),
+        **({"ranks": list(instruction.ranks), "made_in": instruction.made_in} if instruction.ranks else {}),
         **({} if instruction.overrides is None else {"overrides": instruction.overrides}),
+        **told_of(instruction.secured),
     }
     return RecordDict({"arrays": shared.arrays, "config": ConfigRecord(config)})  # type: ignore[arg-type]
 
@@ -169,7 +179,7 @@ def decode_instruction(content: RecordDict) -> Instruction:
     """Read an instruction."""
     config = content.config_records["config"]
     flats = decode_arrays(content.array_records["arrays"])
-    frozen_flat = flats.pop(FROZEN, None)
+    frozen_flat, sealed = flats.pop(FROZEN, None), flats.pop(SEALED, None)
     head = str(config["frozen"])
     return Instruction(
         client=str(config["client"]),
@@ -181,6 +191,9 @@ def decode_instruction(content: RecordDict) -> Instruction:
         carried=tuple(map(str, config.get("carried", ()))),  # type: ignore[arg-type]
         start=tuple(config.get("start", ())),  # type: ignore[arg-type]
         rank=int(config["rank"]) if "rank" in config else None,  # type: ignore[arg-type]
+        ranks=tuple(config.get("ranks", ())),  # type: ignore[arg-type]
+        made_in=int(config.get("made_in", 0)),  # type: ignore[arg-type]
+        secured=read_secured(config, sealed),
         labels=tuple(json.loads(str(config["labels"]))),
         flats=flats,
         digest=int(config["layout"]),  # type: ignore[arg-type]

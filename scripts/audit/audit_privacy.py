@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from evaluations import evaluation_rows
 from faults import Fault, faults
 from others import other_rows
 from parts import Found, examine
@@ -83,7 +84,7 @@ def main() -> int:
     options = parse()
     torch.set_num_threads(1)
     tiny = subject(options.seed)
-    rows: list[Row] = [*training_rows(tiny), *other_rows(tiny), *text_rows(options.seed)]
+    rows: list[Row] = [*training_rows(tiny), *other_rows(tiny), *evaluation_rows(tiny), *text_rows(options.seed)]
     alpha, chosen = (1.0 - options.confidence) / len(rows), [row for row in rows if any(text in row.name for text in options.only)]
     silent, runs = (QUICK_SILENT, QUICK_RUNS) if options.quick else (SILENT, RUNS)
     lines = [real(row, silent, runs, options.seed, alpha) for row in chosen]

@@ -11,12 +11,14 @@ from typing import Any
 
 import faults_clipping as clip
 import faults_sampling as draw
+from evaluations import EvaluationRow
 from others import ServerRow, StartRow
 from rows import Row, TrainRow
 from subject import Breaks
 from watch import replaced
 
 import clients.private as private
+import clients.private_evaluation as private_evaluation
 import clients.private_start as private_start
 import fedsb.models.collating as collating
 import fedsb.privacy.randomness as randomness
@@ -124,6 +126,25 @@ def _long_start(real: Any) -> Any:
     return lambda *args, max_norm, **more: real(*args, max_norm=10 * max_norm, **more)
 
 
+def _half_metrics(real: Any) -> Any:
+    return lambda values, multiplier, generator: real(values, multiplier / 2, generator)
+
+
+def _bare_accuracy(real: Any) -> Any:
+    return lambda values, *given: {**real(values, *given), "accuracy": float(values["accuracy"].mean())}
+
+
+def _of_one_value(real: Any) -> Any:
+    return lambda values, multiplier, generator: real(values, multiplier / math.sqrt(len(values)), generator)
+
+
+def _long_losses(real: Any) -> Any:
+    def bounded(task: Any, records: Any, targets: Any, most: float) -> Any:
+        return {**real(task, records, targets, most), "clipped_loss": task.items(records, targets)["loss"].double() / most}
+
+    return bounded
+
+
 def _same_streams(real: Any) -> Any:
     return lambda seed, client, round_number, exchange, device: real(seed, client, 0, exchange, device)
 
@@ -142,6 +163,7 @@ def half(row: Row) -> AbstractContextManager[Any]:
         (TrainRow, clipping(clip.half)),
         (StartRow, module(private_start, "add_noise", _half_start)),
         (ServerRow, _server(_half_sum)),
+        (EvaluationRow, module(private_evaluation, "noised", _half_metrics)),
     )
     return next(plant for kind, plant in kinds if isinstance(row, kind))(row)
 
@@ -186,5 +208,8 @@ def faults(rows: Sequence[Row]) -> list[Fault]:
         Fault("everyone in a start's sample", STARTS, (module(private_start, "poisson_sample", draw.all_of),)),
         Fault("updates are not clipped", SERVER, (_server(_long_sum),)),
         Fault("divided by the clients that answer", SERVER[:1], (_server(_divided_sum),)),
+        Fault("noise as if one metric were released", ("evaluation",), (module(private_evaluation, "noised", _of_one_value),)),
+        Fault("no noise on the accuracy", ("evaluation",), (module(private_evaluation, "noised", _bare_accuracy),)),
+        Fault("losses are not cut", ("evaluation",), (module(private_evaluation, "bounded", _long_losses),)),
         Fault("padding to the longest text", LENGTHS, (module(collating, "pad", _longest),)),
     ]

@@ -2,9 +2,9 @@
 
 Run as ``python scripts/bench/methods.py FOLDER [--data bbc] [--budget values] [--cache FILE] [--workers 2] [--minutes M]``. A run takes
 about a minute of one core; all of them take hours. What is in the cache is not run again; a script that is ended goes on where it was.
-First each contestant's rate is chosen on the validation part (least loss, seed 100, the same four rates for all), then the seeds are run,
-the first for all contestants, then the second. Ranks are those at which a contestant trains as many values as FedIT at rank 4, or moves as
-many bytes over the whole run, one-off included. Exit status 1 if a run failed.
+First each contestant's rate is chosen on the validation part (least mean loss over two seeds, the same four rates for all), then the
+seeds are run, the first for all contestants, then the second. Ranks are those at which a contestant trains as many values as FedIT at
+rank 4, or moves as many bytes over the whole run, one-off included. Exit status 1 if a run failed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from suite.cells import Cell, Job, fill, final
-from suite.contestants import BYTES, CONTESTANTS, DATA, SEEDS, VALUES
+from suite.contestants import BYTES, CONTESTANTS, DATA, SEEDS, TUNING_SEEDS, VALUES
 from suite.plan import Cache, choose_rank, has, jobs_of
 
 RECYCLE = 30  # runs of one process
@@ -37,8 +37,8 @@ def main() -> int:
     for seed in (None, *SEEDS):  # rates first
         jobs = (job for data, budget, name in wanted for job in jobs_of(cache, options.folder, data, budget, name, seed))
         work(cache, jobs, options.workers, deadline)
-    failed = [key for key, cell in cache.cells.items() if "failed" in cell and "/seed " in key]
-    planned = sum(len(CONTESTANTS[name].rates) + len(SEEDS) for _, _, name in wanted)
+    failed = [key for key, cell in cache.cells.items() if "failed" in cell and "/rate " not in key]
+    planned = sum(len(TUNING_SEEDS) * len(CONTESTANTS[name].rates) + len(SEEDS) for _, _, name in wanted)
     print(f"{len(cache.cells)} cells are kept; {planned} were asked for; {len(failed)} failed: {', '.join(failed) or 'none'}")
     return 1 if failed else 0
 
@@ -46,27 +46,27 @@ def main() -> int:
 def work(cache: Cache, jobs: Iterator[Job], workers: int, deadline: float) -> None:
     """Run jobs side by side, and keep each cell as it comes; none is begun behind the deadline."""
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=RECYCLE)
-    running: set[Future[tuple[str, Cell]]] = set()
+    running: dict[Future[tuple[str, Cell]], Job] = {}
     with pool:
         for job in jobs:
             if time.monotonic() > deadline:
                 break
-            running.add(pool.submit(fill, job))
+            running[pool.submit(fill, job)] = job
             if len(running) >= workers:
                 running = settle(cache, running)
         while running:
             running = settle(cache, running)
 
 
-def settle(cache: Cache, running: set[Future[tuple[str, Cell]]]) -> set[Future[tuple[str, Cell]]]:
+def settle(cache: Cache, running: dict[Future[tuple[str, Cell]], Job]) -> dict[Future[tuple[str, Cell]], Job]:
     """Keep the cells of what has ended and return what has not."""
     done, rest = wait(running, return_when=FIRST_COMPLETED)
     for future in done:
         key, cell = future.result()
-        cache.cells[key] = cell
+        cache.note(running[future], cell)
         print(f"{key}: {cell.get('failed') or final(cell, 'accuracy')}  {cell.get('cpu_s', 0):.0f} s", flush=True)
     cache.keep()
-    return rest
+    return {future: running[future] for future in rest}
 
 
 def parse() -> argparse.Namespace:

@@ -32,7 +32,8 @@ import clients.sampling
 from clients.clipping import Clipping
 from clients.private import Mechanism, private_fit
 from fedsb.adapters import write
-from fedsb.app.assembly import client_features, corpus_of, model_of, task_of
+from fedsb.app.assembly import corpus_of, model_of, task_of
+from fedsb.app.client_data import client_features
 from fedsb.app.own_factors import data_free
 from fedsb.config.compose import load
 from fedsb.config.derived import start_kind

@@ -22,7 +22,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 from clients import dense_gradients
-from fedsb.app.assembly import client_features, task_of
+from fedsb.app.assembly import task_of
+from fedsb.app.client_data import client_features
 from fedsb.app.prepare import Prepared, planned, prepare
 from fedsb.app.private_run import save_plans
 from fedsb.client_app import app

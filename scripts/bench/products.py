@@ -10,7 +10,8 @@ from typing import Any
 
 from figures import Figure
 
-from fedsb.app.assembly import client_features, corpus_of, task_of
+from fedsb.app.assembly import corpus_of, task_of
+from fedsb.app.client_data import client_features
 from fedsb.config.compose import load
 from fedsb.config.derived import client_names
 from fedsb.models.build import build_model

@@ -17,14 +17,16 @@ import traceback
 from collections.abc import Callable, Mapping
 from math import prod
 from statistics import median
+from typing import Any
 
 import torch
 from figures import Figure, show
 
 from fedsb.adapters import SPECS, AdapterSpec, Layouts
+from fedsb.adapters.sketched import Sketched
 from fedsb.config.compose import load
 from fedsb.core.rng import torch_generator
-from fedsb.core.state import Layout, Name, State
+from fedsb.core.state import Layout, Name, State, WeightedSum
 from strategies import STRATEGIES
 from strategies.base import LowRankStrategy
 from strategies.method import Following
@@ -97,6 +99,8 @@ def uploads_of(name: str, size: int, rank: int) -> Mapping[str, tuple[int, ...]]
     """Return the shapes that a client uploads after a first round; nothing where there are no factors, or where a client keeps some."""
     spec = spec_of(name)
     shapes = spec.shapes(size, size, rank) if spec.roles and spec.has_global_model else {}
+    if shapes and spec.sketch:
+        return {role: shape for role, shape in spec.sketch.shapes(size, size, rank).items() if role != "Q"}
     return {role: shapes[role] for role in spec.uploaded(1)} if shapes and load([f"method={name}"]).method.setting == "federated" else {}
 
 
@@ -118,12 +122,33 @@ def rule_of(name: str, size: int, rank: int, clients: int) -> Take:
     strategy: LowRankStrategy = STRATEGIES[name](spec=spec, layouts=layouts, scale=1.0, participation=Participation(names), **options)
     strategy._round, strategy._sent = RoundState(2, names), held  # round 2: the first of which some methods make more than a mean
     rule = strategy.over_uploads() or Following(PlainMean(), strategy, held)
+    if spec.sketch:
+        return projecting(spec.sketch, rule, held)
 
     def take(uploads: list[State]) -> object:
         rule.begin(held)
         for number, upload in enumerate(uploads):
             rule.add(upload, 1.0 + number % 3)
         return rule.finish()
+
+    return take
+
+
+def projecting(sketch: Sketched, rule: Any, held: State) -> Take:
+    """Return what is made of both uploads of a round: a basis of the first ones' mean, and the mean of what the second ones are in it."""
+
+    def take(uploads: list[State]) -> object:
+        ranges, probes = WeightedSum(), WeightedSum()
+        for number, upload in enumerate(uploads):
+            ranges.add(upload.pick("Y"), 1.0 + number % 3)
+        bases = sketch.bases(ranges.mean())
+        rule.begin(held)
+        rule.onto(sketch.sides(bases), held)
+        for number, upload in enumerate(uploads):
+            seen = {Name(name.module, "A"): t.T.contiguous() for name, t in upload.pick("Z").items()}
+            rule.add(State(seen), 1.0 + number % 3)
+            probes.add(upload.pick("P"), 1.0 + number % 3)
+        return rule.finish(), sketch.outside(bases, probes.mean())
 
     return take
 

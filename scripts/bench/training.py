@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
-from fedsb.app.assembly import client_features, corpus_of
+from fedsb.app.assembly import corpus_of
+from fedsb.app.client_data import client_features
 from fedsb.app.prepare import prepare
 from fedsb.app.threads import use_threads
 from fedsb.client_app import app

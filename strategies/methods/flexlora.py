@@ -8,8 +8,10 @@ all of a round's clients have such ranks, is lost with that round, as ``cut_erro
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
+from fedsb.adapters.redrawn import Redrawn
+from fedsb.wire.arrays import INT8
 from strategies.base import LowRankStrategy
 from strategies.decomposing import Cut, Decomposing
 from strategies.reducers import Reducer
@@ -27,6 +29,7 @@ class FlexLoRA(LowRankStrategy):
         UserError: there is no such share, or no such split.
     """
 
+    rule: ClassVar[type[Decomposing]] = Decomposing
     any_rank = True
     anew = ("B", "A")
 
@@ -36,4 +39,14 @@ class FlexLoRA(LowRankStrategy):
 
     def over_uploads(self) -> Reducer:
         """Return the decomposition."""
-        return Decomposing(self.spec, tuple(self.participation.ranks.values()), self._cut)
+        return self.rule(self.spec, tuple(self.participation.ranks.values()), self._cut, self._redrawn())
+
+    @property
+    def redraws(self) -> bool:
+        """Whether what lies beyond the kept rank is drawn, and need not be sent."""
+        # What an int8 wire makes of a value depends on its neighbours, and the server must know what clients hold: there all travels.
+        return self._cut.energy is not None and self.wire_dtype != INT8
+
+    def _redrawn(self) -> Redrawn | None:
+        assert self._round is not None
+        return Redrawn(self.participation.seed, self._round.number) if self.redraws else None

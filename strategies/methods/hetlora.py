@@ -98,6 +98,11 @@ class HetLoRA(LowRankStrategy):
             raise UserError(f"method.options.prune={prune} must be a share of the rank between 0 and 1, or null")
         self._prune = prune
 
+    @property
+    def spends_less(self) -> bool:
+        """Whether clients may prune themselves."""
+        return self._prune is not None
+
     def lower_rank(self, upload: State, sent: State) -> int | None:
         """Return the rank without its tail where the tail has lost weight in the client's training."""
         if self._prune is None or not tail_norm(upload, self._prune) < tail_norm(sent, self._prune):

@@ -16,7 +16,6 @@ from torch import Tensor
 from fedsb.core.state import Name, State
 from strategies.decomposing import Decomposing, Kept
 from strategies.methods.flexlora import FlexLoRA
-from strategies.reducers import Reducer
 
 
 class Banded(Decomposing):
@@ -48,6 +47,4 @@ class Banded(Decomposing):
 class RaFLoRA(FlexLoRA):
     """Decompose the sum of the components' means; average the head. For the arguments see :class:`FlexLoRA`."""
 
-    def over_uploads(self) -> Reducer:
-        """Return the decomposition."""
-        return Banded(self.spec, tuple(self.participation.ranks.values()), self._cut)
+    rule = Banded

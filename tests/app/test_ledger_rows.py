@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedsb.app.assembly import num_examples
+from fedsb.app.client_data import num_examples
 from fedsb.app.ledger_rows import readable_rows, rows_of
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
@@ -37,7 +38,7 @@ def test_rows_are_known_where_a_run_is_refused_for_their_labels(labels: tuple[st
     """Three refusals tell which label a row has; another path to the same rows is the same data all the same."""
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"row {i}", "label": ("film", "sport")[i % 2]}) + "\n" for i in range(6)))
-    base = ["data=files", "data.task=classification", "data.labels=[film,sport]", "data.test_path=none.csv"]
+    base = ["data=files", "data.task=classification", "data.labels=[film,sport]"]
     wanted = rows_of(load([*base, "privacy=example", "privacy.noise_multiplier=2"]), "a", str(path), ("film", "sport"), b"salt")
     assert len(wanted) == 6
     assert np.array_equal(readable_rows(load(base), "a", str(path), labels, b"salt"), wanted)
@@ -54,8 +55,12 @@ def test_a_node_of_packaged_data_reads_nothing_beside_the_package(tmp_path: Path
 def test_rows_are_known_where_a_line_breaks_the_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"row {i}", "label": "film"}) + "\n" for i in range(6)) + "{no json\n")
-    config = load(["data=files", "data.task=classification", "data.labels=[film,sport]", "data.test_path=none.csv"])
+    config = load(["data=files", "data.task=classification", "data.labels=[film,sport]"])
     with pytest.raises(UserError):
         rows_of(config, "a", str(path), ("film", "sport"), b"salt")
     assert len(readable_rows(config, "a", str(path), ("film", "sport"), b"salt")) == 6
     assert len(readable_rows(config, "a", str(tmp_path / "none.jsonl"), ("film", "sport"), b"salt")) == 0
+    (apart := tmp_path / "apart.jsonl").write_text("".join(json.dumps({"text": f"row {i}", "label": "hiv"}) + "\n" for i in range(4, 9)))
+    with_apart = replace(config, data=replace(config.data, test_path=str(apart)))
+    assert len(readable_rows(with_apart, "a", str(path), ("film", "sport"), b"salt")) == 9
+    assert len(readable_rows(with_apart, "a", str(tmp_path / "none.jsonl"), ("film", "sport"), b"salt")) == 5

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -51,13 +52,18 @@ def small(tiny_bert: Path, tiny_csv: Path) -> list[str]:
 
 @contextmanager
 def files_no_larger_than(size: int) -> Iterator[None]:
-    """Let the system refuse to write more into a file, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    """Let the system refuse to write more into a file, as a full disk does.
+
+    Python's own cache of bytecode is left out: it would keep what was cut off, and read it again later.
+    """
+    before, unwritten = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        sys.dont_write_bytecode = unwritten
 
 
 def test_a_disk_that_refuses_is_one_line_and_the_run_goes_on_later(call: Call, small: list[str], tmp_path: Path) -> None:

@@ -147,7 +147,11 @@ def test_a_sweep_with_a_mistake_runs_nothing(call: Call, quick: list[str], tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["cots"], "error: unknown command 'cots' (did you mean 'cost'?); choose from cost, eval, export, node, report, run"),
+        (
+            ["cots"],
+            "error: unknown command 'cots' (did you mean 'cost'?); "
+            "choose from cost, eval, export, federation, node, report, run, submit, worker",
+        ),
         (["report"], "error: fedsb report needs the folder of a run"),
         (["export"], "error: fedsb export needs the folder of a run"),
         (["report", "nowhere"], "error: 'nowhere' holds no run"),

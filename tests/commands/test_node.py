@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
+from fedsb.federation.certificates import node_key
 from fedsb.models.content import content_hash
 from fedsb.privacy.accounting import epsilon_of
 from fedsb.privacy.entries import Entry
@@ -55,7 +57,29 @@ def test_a_hash_is_told_and_then_the_file_is_accepted_and_runs_are_held_against_
         first_line(err)
         == "error: client=client-0: the run has no such client (did you mean 'klient-0'?); it has klient-0, b (federation.names)"
     )
+    measured = ("federation.evaluate_clients=true", "privacy.eval_fraction=0.5", "federation.num_rounds=4", "data.test_path=x")
+    status, out, err = call("node", "check", path, *run, *measured)
+    assert (status, err) == (0, "")
+    assert "held out  as a run asks (data.client_test_fraction)\n" in out
+    assert ", 2 steps a round with noise 1.000, metrics 4 times with noise 1.000: data=files " in out
     assert not list((tmp_path / "home" / "ledgers").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("said", "held_out", "answers"),
+    [
+        ({}, "as a run asks", "any run: the file sets no bounds"),
+        ({"evaluate": False}, "nothing is evaluated", "evaluate=False"),
+        ({"data": {"path": "a.csv", "test_fraction": 0.2}}, "20% of the rows", "any run"),
+        ({"data": {"path": "a.csv", "test_path": "apart.csv"}}, "TMP/apart.csv: 9 rows of 3 classes", "any run"),
+    ],
+)
+def test_what_is_evaluated_on_is_told(said: dict[str, Any], held_out: str, answers: str, call: Call, tmp_path: Path) -> None:
+    write_table(tmp_path / "apart.csv", 9)
+    status, out, err = call("node", "check", written(tmp_path, **said))
+    assert (status, err) == (0, "")
+    assert f"held out  {held_out.replace('TMP', str(tmp_path))}" in out
+    assert f"answers   {answers}" in out
 
 
 def test_rows_that_cannot_be_used_are_counted(call: Call, tmp_path: Path) -> None:
@@ -100,3 +124,35 @@ def test_what_is_wrong_is_one_line(call: Call, tmp_path: Path) -> None:
     status, out, err = call("node", "check", written(tmp_path, devise="cpu"))
     assert (status, out) == (2, "")
     assert first_line(err).startswith("error: unknown key 'devise' in ")
+
+
+def test_secure_sums_that_any_server_can_see_through_are_told(call: Call, tmp_path: Path) -> None:
+    status, out, err = call("node", "check", written(tmp_path, secure={"required": True}))
+    assert (status, err) == (0, "")
+    assert "secure    signs nothing; takes any keys of others\n" in out
+    assert "caution   secure.required without secure.peers: a server that serves clients of its own making" in out
+    assert "caution" not in call("node", "check", written(tmp_path))[1]
+    status, _, err = call("node", "check", written(tmp_path, secure={"min_clients": 1}))
+    assert first_line(err).startswith("error: secure.min_clients=1 in ")
+
+
+def test_keys_of_secure_sums_are_read(call: Call, tmp_path: Path) -> None:
+    for name in ("client-0", "client-1"):
+        node_key(tmp_path / name)
+    (tmp_path / "peers").write_text("".join(f"{name} {(tmp_path / f'{name}.pub').read_text()}" for name in ("client-0", "client-1")))
+    secure = {"required": True, "key": "client-0", "peers": "peers"}
+    status, out, err = call("node", "check", written(tmp_path, secure=secure))
+    assert (status, err) == (0, "")
+    assert f"secure    signs with {tmp_path / 'client-0'}; holds others to the keys of client-1\n" in out
+    status, _, err = call("node", "check", written(tmp_path, secure=secure), *RUN)
+    assert (status, first_line(err)) == (2, "error: federation.secure_sum=false: this node gives its part to secure sums alone")
+    assert "caution   secure.required without secure.min_clients: " in out
+    (tmp_path / "client-0").chmod(0o640)
+    status, out, err = call("node", "check", written(tmp_path, secure={**secure, "min_clients": 3}))
+    assert (status, err) == (0, "")
+    assert [line for line in out.splitlines() if line.startswith("caution")] == [
+        f"caution   secure.key: '{tmp_path / 'client-0'}' is open to others than its user (mode 0640): chmod 600 '{tmp_path / 'client-0'}'"
+    ]
+    assert "answers   secure.min_clients=3\n" in out
+    status, _, err = call("node", "check", written(tmp_path, secure={"key": "client-0.pub"}))
+    assert "can't be read as a private key" in first_line(err)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from fedsb.config.compose import load
-from fedsb.config.schema import DataConfig, PartitionConfig
+from fedsb.config.schema import DataConfig
+from fedsb.config.schema_federation import PartitionConfig
 from tests.data.own_rows import Configure
 
 Rows = list[dict[str, Any]]

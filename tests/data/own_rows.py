@@ -13,7 +13,8 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from fedsb.app.assembly import _MEMO, client_features, num_examples
+from fedsb.app.assembly import _MEMO
+from fedsb.app.client_data import client_features, num_examples
 from fedsb.config.schema import Config
 
 LABELS = ("film", "sport", "trade")

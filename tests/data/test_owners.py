@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fedsb.app.assembly import client_examples, peopled, skew_in
+from fedsb.app.assembly import peopled, skew_in
+from fedsb.app.client_data import client_examples
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
 

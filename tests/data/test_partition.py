@@ -148,7 +148,7 @@ def test_dealing_out_loads_what_draws_and_no_plotting_library_and_leaves_the_plo
 import sys
 from fedsb.data.partition import PARTITIONERS, partition
 from fedsb.data.examples import Examples
-from fedsb.config.schema import PartitionConfig
+from fedsb.config.schema_federation import PartitionConfig
 partition(Examples(tuple("abcdef"), owners=tuple("ababab")), PartitionConfig("iid", 1.0, 2, None, None), ("a", "b"), 0)
 assert not {"datasets", "pandas", "flwr_datasets"} & set(sys.modules)
 config = PartitionConfig("dirichlet", 100.0, 2, None, None)

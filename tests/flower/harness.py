@@ -17,6 +17,7 @@ import psutil
 from fedsb.runtime.connection import flower_environment, script
 from fedsb.runtime.flower import LocalFlower, free_port
 from fedsb.runtime.processes import ProcessTree
+from tests.flower.forwarder import Wire, wired
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("fedsb", "strategies", "clients", "conf", "scripts", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
@@ -96,20 +97,30 @@ def submitting(
 
 
 @contextmanager
-def deployment(folder: Path, node_configs: Sequence[Mapping[str, str]]) -> Iterator[LocalFlower]:
-    """Start a SuperLink and one SuperNode for each node configuration, every one with its own Flower and fedsb homes."""
+def deployment(folder: Path, node_configs: Sequence[Mapping[str, str]], wires: list[Wire] | None = None) -> Iterator[LocalFlower]:
+    """Start a SuperLink and one SuperNode for each node configuration, every one with its own Flower and fedsb homes.
+
+    Args:
+        folder: of all of them.
+        node_configs: as ``--node-config`` has them.
+        wires: takes one for each node, over which it reaches the SuperLink by TLS; None: they have none, and no TLS.
+    """
     with ExitStack() as stack:
         superlink = LocalFlower(folder / "superlink", simulation=False, environment={"FEDSB_HOME": str(folder / "server")})
         flower = stack.enter_context(superlink)
         for number, config in enumerate(node_configs):
             home = folder / f"node-{number}"
             home.mkdir(parents=True)
-            stack.callback(_supernode(flower.address, home, config).end)
+            link = ["--insecure", "--superlink", flower.address]
+            if wires is not None:
+                wires.append(wire := stack.enter_context(wired(flower.address, home / "wire")))
+                link = ["--root-certificates", str(wire.authority), "--superlink", wire.outside.address]
+            stack.callback(_supernode(link, home, config).end)
         yield flower
 
 
-def _supernode(address: str, home: Path, config: Mapping[str, str]) -> ProcessTree:
+def _supernode(link: Sequence[str], home: Path, config: Mapping[str, str]) -> ProcessTree:
     pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
-    command = [script("flower-supernode"), "--insecure", "--superlink", address, "--port", str(free_port()), "--node-config", pairs]
+    command = [script("flower-supernode"), *link, "--port", str(free_port()), "--node-config", pairs]
     environment = flower_environment(home) | {"FEDSB_HOME": str(home / "fedsb"), "HF_HUB_OFFLINE": "1"}
     return ProcessTree(command, environment=environment, folder=home, log=home / "supernode.log")

@@ -58,6 +58,11 @@ def answer(
     return decode_reply(content)
 
 
+SUMMED = (
+    *("init.kind=orthogonal", "federation.names=[a,b,c,d,e]", "federation.num_clients=5"),
+    *("federation.secure_sum=true", "federation.exactness=false"),
+)
+
 # key of node.yaml -> what is said, the overrides one step beyond, those at the bound, and the key at fault.
 LIMITS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...], str]] = {
     "privacy.unit": ({"privacy": UNIT}, (), NOISE, "privacy.unit"),
@@ -80,6 +85,24 @@ LIMITS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...], str]] 
         (*NOISE, "privacy.clipping=adaptive"),
         (*NOISE, "privacy.clipping=per_layer"),
         "privacy.clipping",
+    ),
+    "secure.required": (
+        {"secure": {"required": True}},
+        ("init.kind=orthogonal",),
+        (
+            "init.kind=orthogonal",
+            "federation.names=[a,b]",
+            "federation.num_clients=2",
+            "federation.secure_sum=true",
+            "federation.exactness=false",
+        ),
+        "federation.secure_sum",
+    ),
+    "secure.min_clients": (
+        {"secure": {"min_clients": 4}},
+        (*SUMMED, "federation.secure_dropout=0.4"),  # 3 of 5 must stay
+        (*SUMMED, "federation.secure_dropout=0.2"),
+        "federation.num_clients",
     ),
     "methods": ({"methods": ["ffa_lora"]}, ("method=fed_sb",), ("method=ffa_lora",), "method.name"),
     "limits.max_local_epochs": (
@@ -127,7 +150,7 @@ def test_a_request_is_refused_beyond_the_bound_and_answered_at_it(case: str, tmp
 
 
 def test_every_rule_is_tried() -> None:
-    elsewhere = {"data.path", "data.labels", "models"}  # tests.node.test_policy, and below
+    elsewhere = {"data.path", "data.labels", "models", "evaluate"}  # tests.node.test_policy, below, and in whole runs
     assert {rule.key for rule in RULES} <= LIMITS.keys() | elsewhere
 
 

@@ -50,7 +50,8 @@ def test_a_run_without_metrics_on_clients_has_no_spread(make_run: Maker):
 
 
 def test_report_and_table_show_who_holds_what_and_fares_worst(make_run: Maker):
-    records = [*make_records(rounds=2), replace(make_records()[-1], client_metrics={"a": {"accuracy": 0.9}, "b": {"accuracy": 0.5}})]
+    metrics = {"a": {"accuracy": 0.9}, "b": {"accuracy": 0.5}}
+    records = [*make_records(rounds=2), replace(make_records()[-1], client_metrics=metrics, held_out={"a": 3, "b": 1})]
     folder = make_run(records=records)
     partition = {
         "label_skew": 0.25,
@@ -62,8 +63,8 @@ def test_report_and_table_show_who_holds_what_and_fares_worst(make_run: Maker):
     (folder / "summary.json").write_text(json.dumps(summary))
     text = report_text(read_run(folder)).split("## Clients\n")[1].split("\n## ")[0]
     assert "2 clients hold 40 examples, 10 to 30 each; label skew **0.25**" in text
-    assert "| accuracy | 0.700 | 0.283 | 0.500 | 0.500 (b) |" in text
-    assert "| client | examples | no | yes | accuracy |" in text
-    assert "| b | 10 | 100% | 0% | 0.500 |" in text
+    assert "| accuracy | 0.700 | 0.800 | 0.283 | 0.500 | 0.500 (b) |" in text
+    assert "| client | examples | no | yes | held out | accuracy |" in text
+    assert "| b | 10 | 100% | 0% | 1 | 0.500 |" in text
     assert dict(rows(summary))["on clients"] == "accuracy 0.700 ± 0.283, worst 0.500 (b)"
     assert table_after("Clients", report_text(read_run(folder)))[1][0] == "accuracy"

@@ -229,3 +229,22 @@ def test_clip_rate_and_signal_to_noise_are_drawn_where_a_simulation_noted_them(m
     assert "![noise](noise.png)\n\n*Simulation only: " in text.split("## Privacy")[1].split("## Failures")[0]
     assert "noise.png" not in text.split("## Privacy")[0]
     assert colours(folder / "noise.png") >= 4
+
+
+def test_a_run_of_secure_sums_says_from_whom_they_protect_and_what_they_round(make_run: Maker) -> None:
+    figures = {"secure_gap": 3e-10, "secure_gap_most": 2e-9, "secure_cut": 0.0}
+    records = [replace(r, exactness_gap=None, held_gap=None, extras=figures if r.round else {}) for r in make_records()]
+    folder = make_run(records=records)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["federation"] |= {"secure_sum": True, "secure_dropout": 0.3}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    text = report_text(read_run(folder))
+    assert "of 10 clients 7 had to stay" in text
+    assert "from one that tells clients different things, as long as fewer than 4 do" in text
+    assert "fewer than 7 clients hand it what they hold" in text
+    assert "is at most 2.0e-09 in any round, and expected to be 3.0e-10" in text
+    assert "No value was beyond the bound" in text
+    cut = [replace(r, extras={**figures, "secure_cut": 3.0}) for r in records[1:]]
+    assert "9 values beyond the bound of a round's change (`federation.secure_bound`) were cut" in report_text(
+        read_run(make_run("cut", records=cut))
+    )

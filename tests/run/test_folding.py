@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -166,9 +167,10 @@ def test_killed_before_or_after_any_write_or_removal_it_goes_on_to_the_same(
     """Each file of a sum, each delta and round, and each file that is removed; the process that goes on knows nothing of what was there."""
     monkeypatch.setattr(log_files, "REST_BYTES", 500)
     twin, died = twin_of(6), 0
+    grown(tmp_path / "begun", range(1, 4), FrozenLog(), keep=2)
     for moment in range(200):
         folder, life = tmp_path / str(moment), [moment]
-        grown(folder, range(1, 4), FrozenLog(), keep=2)
+        shutil.copytree(tmp_path / "begun", folder)
         with monkeypatch.context() as patch:
             fatal = partial(dying, life=life, after=after)
             for module in (log_files, checkpoint):

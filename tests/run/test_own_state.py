@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from fedsb.core.state import Name, State, sha256
 from fedsb.privacy.codes import OwnStateLost
-from fedsb.run.own_state import OwnState
+from fedsb.run.own_state import OwnState, forget_old
+from fedsb.wire.cache_limits import DAY
 
 
 def state(value: float) -> State:
@@ -80,3 +82,17 @@ def test_what_is_not_there_is_named_and_nothing_takes_its_place(content: bytes |
     with pytest.raises(OwnStateLost, match=r"kept of its own in round 2, '.*round-0002\.safetensors', cannot be read: "):
         own.of(2)
     assert sha256(own.of(1)) == sha256(state(1))
+
+
+def test_runs_that_have_not_used_what_they_kept_for_long_lose_it_and_no_others(tmp_path: Path) -> None:
+    """Reading is use; the run that is under way keeps all, whatever the times of its files say."""
+    for run in ("old", "read", "fresh", "this"):
+        OwnState(tmp_path / run / "client", 1).save(1, State({Name("m", "B"): torch.ones(2)}), since=0)
+        for path in (*(tmp_path / run).rglob("*"), tmp_path / run):
+            os.utime(path, (DAY, DAY))
+    OwnState(tmp_path / "read" / "client", 1).of(1)
+    OwnState(tmp_path / "fresh" / "client", 1).save(2, State({Name("m", "B"): torch.ones(2)}), since=1)
+    assert forget_old(tmp_path, 30, "this", now=30 * DAY) == []
+    assert forget_old(tmp_path, 30, "this") == ["old"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "read", "this"]
+    assert forget_old(tmp_path / "nothing", 30, "this") == []

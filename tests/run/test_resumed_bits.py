@@ -67,10 +67,13 @@ def test_a_language_model_in_bfloat16_is_taken_up_with_the_same_bits_and_the_byt
     assert all(whole[key] == wide[key] for key in ("payload_up", "payload_down", "payload_one_off"))
 
 
-@pytest.mark.parametrize("life", [4, 6, 13])
-def test_a_run_killed_between_the_exchanges_of_a_round_trains_it_again(life: int, run: Run, tmp_path: Path) -> None:
-    """Four first replies, then four second ones, in each round."""
-    given, folder = ("method=fedask", "runtime.stack=1"), tmp_path / "killed"
+SECURE = ("init.kind=weight_svd", "federation.secure_sum=true", "federation.exactness=false")
+
+
+@pytest.mark.parametrize(("more", "life"), [(("method=fedask",), 4), (("method=fedask",), 6), (("method=fedask",), 13), (SECURE, 38)])
+def test_a_run_killed_between_the_exchanges_of_a_round_trains_it_again(more: tuple[str, ...], life: int, run: Run, tmp_path: Path) -> None:
+    """Four first replies, then four second ones, in each round; in secure sums five times four, and two have unmasked the second one."""
+    given, folder = (*more, "runtime.stack=1"), tmp_path / "killed"
     whole = run(tmp_path / "whole", *given)
     with pytest.raises(Killed):
         run(folder, *given, life=life)

@@ -35,8 +35,6 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (("++runtime.address=10.0.0.1:6379",), False),
         (("resume=outputs/x",), False),
         (("+hydra/launcher=joblib",), False),
-        (("--config-name", "mine"), False),
-        (("-cd=here",), False),
     ],
 )
 def test_ray_begins_here_only_where_nothing_leads_elsewhere(more: tuple[str, ...], starts: bool, begun: list[str]) -> None:

@@ -38,6 +38,7 @@ RUNS = {
     "private clients": ("privacy=client", "privacy.noise_multiplier=2", "federation.weighting=uniform", "init.kind=weight_svd"),
     "faults": ("init.kind=weight_svd", "faults.crash=0.2", "federation.min_replies=1"),
     "uneven": ("init.kind=weight_svd", "federation.partition.kind=size", "federation.partition.sizes=[1,2,3,4]", "train.local_steps=null"),
+    "secure sums": ("init.kind=weight_svd", "federation.secure_sum=true", "federation.exactness=false"),
     "two ranks": ("method=flexlora", "federation.ranks=[1,1,2]"),
 }
 # What clients compute side by side follows from the adapter: its first method stands for the others. All weights have among them some of

@@ -253,9 +253,9 @@ def test_the_audit_passes_the_real_code_and_catches_what_is_broken(tmp_path: Pat
 
 
 PLANTED = """
-from audit_privacy import faults, other_rows, subject, text_rows, training_rows
+from audit_privacy import evaluation_rows, faults, other_rows, subject, text_rows, training_rows
 tiny = subject(0)
-rows = {row.name: row for row in [*training_rows(tiny), *other_rows(tiny), *text_rows(0)]}
+rows = {row.name: row for row in [*training_rows(tiny), *other_rows(tiny), *evaluation_rows(tiny), *text_rows(0)]}
 for fault in faults(list(rows.values())):
     for name in fault.rows:
         for plant in fault.plants:

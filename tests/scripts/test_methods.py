@@ -13,8 +13,8 @@ from fedsb.report.series import totals
 from fedsb.run.folder import read_run
 from fedsb.run.predictions import read_predictions
 from scripts.bench.suite.cells import Job, cell_of, fill, final, unpack
-from scripts.bench.suite.contestants import BYTES, CONTESTANTS, FULL_RATES, RATES, SHARED, VALUES, Contestant
-from scripts.bench.suite.plan import Cache, chosen, jobs_of
+from scripts.bench.suite.contestants import BYTES, CONTESTANTS, FULL_RATES, RATES, SHARED, TUNING_SEEDS, VALUES, Contestant
+from scripts.bench.suite.plan import Cache, chosen, job_of, jobs_of
 from scripts.bench.suite.ranks import rank_at, spent
 from scripts.bench.suite.texts import VALIDATION, documented, write
 from tests.strategies.federations import classification
@@ -51,18 +51,37 @@ def test_the_rate_is_that_of_the_least_loss_where_it_was_validated(tmp_path: Pat
     for part in ("bbc.jsonl", "bbc_validation.jsonl"):
         (tmp_path / "data" / part).touch()
     tuning = list(jobs_of(cache, tmp_path, "bbc", VALUES, "fed_sb", None))
-    assert [job.key for job in tuning] == [f"bbc/values/fed_sb/rate {rate:g}" for rate in RATES]
-    assert all({"seed=100", "rank=68", f"data.test_path={tmp_path}/data/bbc_validation.jsonl"} <= {*job.overrides} for job in tuning)
-    losses = (0.9, 0.4, 0.5, float("inf"))
+    assert [job.key for job in tuning] == [f"bbc/values/fed_sb/rate {rate:g}/seed {seed}" for seed in TUNING_SEEDS for rate in RATES]
+    assert all({"rank=68", f"data.test_path={tmp_path}/data/bbc_validation.jsonl"} <= {*job.overrides} for job in tuning)
+    losses = (0.9, 0.5, 0.4, float("inf"), 0.9, 0.5, 0.7, 0.1)  # the third rate is the best for one seed, and the fourth for the other
     for job, loss in zip(tuning, losses, strict=True):
-        cache.cells[job.key] = {"rounds": [[8, 0, 0, 0, 0.5, loss]]} if loss < 1 else {"failed": "it diverged"}
+        cache.note(job, {"rounds": [[8, 0, 0, 0, 0.5, loss]]} if loss < 1 else {"failed": "it diverged"})
     assert chosen(cache.cells, "bbc/values/fed_sb", RATES) == RATES[1]
     assert not list(jobs_of(cache, tmp_path, "bbc", VALUES, "fed_sb", None))
-    (final,) = jobs_of(cache, tmp_path, "bbc", VALUES, "fed_sb", 3)
+    cache.note(job_of("bbc/values/fed_sb/seed 3", ("method=fed_sb", "train.lr=0.5"), tmp_path), {"rounds": [[8, 0, 0, 0, 0.5, 0.1]]})
+    (final,) = jobs_of(cache, tmp_path, "bbc", VALUES, "fed_sb", 3)  # what is kept of that seed asked for something else
     assert {"seed=3", f"train.lr={RATES[1]}"} <= {*final.overrides}
     assert not any("validation" in text for text in final.overrides)
     cache.keep()
     assert (Cache(tmp_path / "kept.json").cells, Cache(tmp_path / "kept.json").ranks) == (cache.cells, cache.ranks)
+
+
+def test_what_two_budgets_ask_alike_is_run_once(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "kept.json")
+    cache.ranks |= {"bbc/values/ffa_lora": 8, "bbc/bytes/ffa_lora": 8, "docstrings/values/ffa_lora": 8}
+    (tmp_path / "data").mkdir()
+    for part in ("bbc", "bbc_validation", "docstrings", "docstrings_validation"):
+        (tmp_path / "data" / f"{part}.jsonl").touch()
+    for job in jobs_of(cache, tmp_path, "bbc", VALUES, "ffa_lora", None):
+        cache.note(job, {"rounds": [[8, 0, 0, 0, 0.5, 1.0]]})
+    assert not list(jobs_of(cache, tmp_path, "bbc", BYTES, "ffa_lora", None))
+    assert cache.cells["bbc/bytes/ffa_lora/rate 0.002/seed 101"] == cache.cells["bbc/values/ffa_lora/rate 0.002/seed 101"]
+    assert len(list(jobs_of(cache, tmp_path, "docstrings", VALUES, "ffa_lora", None))) == len(RATES) * len(TUNING_SEEDS)
+    assert Cache(tmp_path / "kept.json").cells == cache.cells
+    assert not list(jobs_of(cache, tmp_path, "bbc", VALUES, "ffa_lora", None))
+    cache.ranks["bbc/bytes/ffa_lora"] = 9
+    cache.cells = {key: cell for key, cell in cache.cells.items() if "/values/" in key}
+    assert len(list(jobs_of(cache, tmp_path, "bbc", BYTES, "ffa_lora", None))) == len(RATES) * len(TUNING_SEEDS)
 
 
 def test_a_docstring_is_labelled_by_what_it_documents(tmp_path: Path) -> None:

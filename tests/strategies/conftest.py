@@ -23,7 +23,13 @@ def options(request: pytest.FixtureRequest, tiny_csv: Path) -> Options:
 
     def make(model: str = "tiny_bert", method: str = "fed_sb", *more: str) -> list[str]:
         task = classification if model == "tiny_bert" else language_model
-        return [*METHODS[method], *task(request.getfixturevalue(model), tiny_csv), *ROUNDS, *LONGER.get(method, ()), *more]
+        return [
+            *METHODS.get(method, [f"method={method}"]),
+            *task(request.getfixturevalue(model), tiny_csv),
+            *ROUNDS,
+            *LONGER.get(method, ()),
+            *more,
+        ]
 
     return make
 

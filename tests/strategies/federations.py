@@ -33,6 +33,7 @@ from fedsb.wire.arrays import encode_arrays
 from fedsb.wire.frozen import FrozenLog
 from fedsb.wire.frozen_cache import FrozenCache
 from fedsb.wire.messages import Instruction, Reply, decode_instruction, decode_reply
+from fedsb.wire.short_states import received
 from strategies import STRATEGIES
 from tests.strategies.dense import added_of, product_of
 
@@ -258,7 +259,8 @@ def held_by(federation: Federation, exchange: Exchange, store: FrozenCache, mode
         store.receive(exchange.instruction.bundle)
     frozen = store.load(exchange.instruction.frozen)
     frozen = frozen.beside(made_factors(federation.config, model).factors)
-    state = exchange.instruction.state(federation.prepared.adapted.layouts.down)
+    down = federation.prepared.adapted.layouts.down
+    state = received(exchange.instruction, down, down, federation.config.seed)
     model.install(state, frozen)
     inner = product(federation, state, frozen.basis)
     weights = {name: out_in(layer.base, layer.base.weight).double() + inner[name] for name, layer in model.layers.items()}

@@ -39,4 +39,4 @@ def run(bert: Path, table: Path, nodes: Mapping[int, tuple[dict[str, Any], range
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return what the nodes have written to their logs."""
-    return [record.getMessage() for record in caplog.records if record.name == "fedsb.client_app"]
+    return [record.getMessage() for record in caplog.records if record.name == "fedsb.app.answers"]

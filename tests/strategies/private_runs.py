@@ -16,7 +16,7 @@ from opacus.accountants import RDPAccountant
 from rich.console import Console
 
 from fedsb.app.asked import config_of as client_config
-from fedsb.app.assembly import client_features
+from fedsb.app.client_data import client_features
 from fedsb.app.outcome import listener_of
 from fedsb.app.prepare import Prepared, planned, prepare
 from fedsb.app.private_run import opening_lines

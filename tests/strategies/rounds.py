@@ -87,6 +87,16 @@ def foretold(federation: Federation) -> tuple[int, int, int]:
     return cost.payload_up, cost.payload_down, cost.payload_one_off
 
 
+def undrawn(federation: Federation) -> tuple[int, int, int]:
+    """Return the bytes of a run up, down and one-off as they were if nothing that came down had been left to be drawn."""
+    up, down, one_off = federation.payload()
+    size, values = (2 if federation.config.federation.wire_dtype == "bfloat16" else 4), 0
+    for instruction in (exchange.instruction for exchange in federation.grid.exchanges if exchange.instruction.ranks):
+        whole = federation.prepared.strategy.layouts_of(instruction.client).down.numel
+        values += whole - sum(t.numel() for t in instruction.flats.values())
+    return up, down + size * values, one_off
+
+
 def assert_held(federation: Federation, folder: Path) -> None:
     """Hold that after each round, in which three clients of unequal size took part, everyone holds the mean of what they trained."""
     shapes = federation.prepared.adapted.shapes.values()

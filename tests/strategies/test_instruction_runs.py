@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedsb import client_stack
-from fedsb.app.assembly import client_features, corpus_of
+from fedsb.app.assembly import corpus_of
+from fedsb.app.client_data import client_features
 from fedsb.app.opening import cut_texts, dropped_rows, template_remark
 from fedsb.config.compose import load
 from fedsb.core.state import squared_norm, subtract

@@ -14,8 +14,9 @@ from tests.strategies.rounds import METHODS, ROUNDS, Options
 
 def test_clients_own_metrics_are_averaged_over_those_that_have_them() -> None:
     state = RoundState(1)
-    state.client_metrics = {"a": {"loss": 1.0, "own": 7.0}, "b": {"loss": 4.0}}
-    assert state.client_mean({"a": 1, "b": 2}) == {"loss": 3.0, "own": 7.0}
+    for client, metrics, count in (("a", {"loss": 1.0, "own": 7.0}, 1), ("b", {"loss": 4.0}, 2), ("c", {}, 0)):
+        state.measured(client, metrics, count)
+    assert state.client_mean() == {"loss": 3.0, "own": 7.0}
 
 
 def test_a_run_is_evaluated_at_its_start_every_so_often_and_at_its_end(options: Options) -> None:

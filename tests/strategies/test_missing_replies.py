@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from flwr.app import Context, Message
@@ -11,6 +13,7 @@ from flwr.app import Context, Message
 from fedsb.client_app import app as client_app
 from fedsb.core.errors import RunError
 from fedsb.wire.messages import decode_instruction, encode_missing
+from strategies import transport
 from tests.strategies.federations import ClientCall, KeepingGrid, federate, mean_update, next_instructions
 from tests.strategies.rounds import Options, minus, plus, pristine, relative
 
@@ -75,3 +78,35 @@ def test_a_client_that_never_answers_is_named(options: Options) -> None:
 def test_no_client_at_all_stops_the_run(options: Options) -> None:
     with pytest.raises(RunError, match=r"only 0 of 5 clients are connected, 1 are needed; missing: client-0, .*not connected"):
         federate(options("tiny_bert"), grid=lambda app, config: KeepingGrid(app, config, {}))
+
+
+class Failing(KeepingGrid):
+    """A SuperLink that fails over questions for replies: every second one, or from a number on all."""
+
+    status, fatal = 500, 10**9
+    asked = 0
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        self.asked += 1
+        if self.asked % 2 or self.asked > self.fatal:
+            error = RuntimeError(f"Server error '{self.status}'")
+            error.response = SimpleNamespace(status_code=self.status)  # type: ignore[attr-defined]
+            raise error
+        return super().pull_messages(message_ids)
+
+
+def over(kind: type[Failing]) -> Callable[[ClientCall, dict[str, Any]], KeepingGrid]:
+    return lambda app, run_config: kind(app, run_config, {1: {"partition-id": 0, "num-partitions": 1}})
+
+
+def test_a_superlink_that_fails_over_a_question_is_asked_again(options: Options) -> None:
+    overrides = options("tiny_bert", "fed_sb", "federation.num_rounds=1")
+    assert federate(overrides, grid=over(Failing)).sha256 == federate(overrides).sha256
+
+
+@pytest.mark.parametrize("what", [{"status": 404}, {"fatal": 1}])
+def test_one_that_refuses_or_goes_on_failing_stops_the_run(what: dict[str, int], options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MOST_FAILURES", 3)
+    monkeypatch.setattr(transport, "POLL_S", (0.001, 0.001))
+    with pytest.raises(RuntimeError, match="Server error"):
+        federate(options("tiny_bert", "fed_sb", "federation.num_rounds=1"), grid=over(type("Broken", (Failing,), what)))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedsb.app.assembly import client_features, task_of
+from fedsb.app.assembly import task_of
+from fedsb.app.client_data import client_features
 from fedsb.models.evaluate import evaluate
 from fedsb.report.clients import client_spread, spread_text
 from fedsb.run.records import SHARED

@@ -13,7 +13,7 @@ import pytest
 import torch
 from flwr.app import Context, Message
 
-from fedsb.app import client_job
+from fedsb.app.frozen_stores import forget_stores
 from fedsb.client_app import app as client_app
 from fedsb.config.compose import load
 from fedsb.core.blocks import WHOLE, BlockMean, Sight
@@ -142,7 +142,7 @@ def by_client(folder: Path, clear: Callable[[str, int], bool] = lambda client, n
     """Return the ClientApp of clients with a home each, which is emptied before some rounds, and no memory between two messages."""
 
     def call(message: Message, context: Context) -> Message:
-        client_job._store.cache_clear()
+        forget_stores()
         if message.metadata.message_type.startswith("query."):
             return client_app(message, context)
         instruction = decode_instruction(message.content)
@@ -157,7 +157,7 @@ def by_client(folder: Path, clear: Callable[[str, int], bool] = lambda client, n
 
 def fresh(message: Message, context: Context) -> Message:
     """Answer as a process does that has just begun."""
-    client_job._store.cache_clear()
+    forget_stores()
     return client_app(message, context)
 
 
@@ -221,7 +221,7 @@ def test_a_run_killed_and_resumed_ends_with_the_same_bits(method: str, tiny_bert
     whole, folder = served(tmp_path / "whole", overrides), tmp_path / "killed"
     with pytest.raises(Killed):
         served(folder, overrides, life=7)
-    client_job._store.cache_clear()
+    forget_stores()
     again = served(folder, [f"resume={folder}"])
     assert {key for key in whole if again[key] != whole[key]} <= {"wall_s", "cpu_s"}
 

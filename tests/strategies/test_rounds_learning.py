@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedsb.core.state import HEAD
+from fedsb.wire.short_states import received
 from tests.strategies.federations import federate, next_instructions
 from tests.strategies.rounds import FAMILIES, METHODS, Learning, Options, Plain
 
@@ -31,7 +32,7 @@ def test_all_begin_a_round_with_what_the_last_one_led_to(plain: Plain, method: s
     layouts, kept = federation.prepared.adapted.layouts, federation.kept
     for number, exchanges in federation.grid.rounds().items():
         for exchange in exchanges:
-            sent = exchange.instruction.state(layouts.down)
+            sent = received(exchange.instruction, layouts.down, layouts.down, federation.config.seed)
             assert all(torch.equal(t, kept.states[number - 1][name]) for name, t in sent.items())
         if not federation.prepared.strategy.is_the_mean():
             continue

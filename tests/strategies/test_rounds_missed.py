@@ -14,7 +14,7 @@ import pytest
 import torch
 from flwr.app import Context, Message
 
-from fedsb.app.client_job import _store
+from fedsb.app.frozen_stores import forget_stores
 from fedsb.client_app import app as client_app
 from fedsb.core.state import Name
 from fedsb.models.build import forget_models
@@ -47,7 +47,7 @@ def in_own_homes(folder: Path, lost: Callable[[str, int], bool]) -> ClientCall:
         if lost(instruction.client, instruction.round):
             shutil.rmtree(home, ignore_errors=True)
         os.environ["FEDSB_HOME"] = str(home)
-        _store.cache_clear()
+        forget_stores()
         return client_app(message, context)
 
     return call

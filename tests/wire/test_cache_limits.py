@@ -59,3 +59,14 @@ def test_a_client_holds_its_folder_to_the_limits_and_asks_for_what_is_gone(tmp_p
     assert len(FrozenCache(tmp_path).load(other.head).basis) == 1
     with pytest.raises(FrozenMissing):
         FrozenCache(tmp_path).load(first)
+
+
+def test_a_process_that_serves_run_after_run_keeps_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsb.wire.frozen_cache.PAUSE_S", -1.0)
+    cache = FrozenCache(tmp_path, limits=Limits(gb=5000 / GB))
+    for run in range(5):
+        log = FrozenLog()
+        log.append(State({Name("m", "B"): torch.full((30, 30), float(run))}))
+        cache.take(log.bundle(0), log.head, f"{run:x}", back=2)
+    assert len([path for path in tmp_path.iterdir() if path.is_file()]) == 1
+    assert float(cache.load(log.head).basis[Name("m", "B")][0, 0]) == 4

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import Name, State
 from fedsb.cost.table import cost_of
-from fedsb.wire.frozen import FrozenLog, FrozenMissing, FrozenView
+from fedsb.wire.frozen import FrozenBundle, FrozenLog, FrozenMissing, FrozenView
 from fedsb.wire.frozen_cache import SPARE, FrozenCache
 from tests.strategies.federations import classification, federate
 
@@ -164,3 +164,18 @@ def test_ten_rounds_leave_a_few_files(tiny_bert: Path, tiny_csv: Path, tmp_path:
     assert_holds(late.load(log.head), log)
     role = next(iter(log.deltas()[log.version - 1])).role
     assert all(torch.equal(t, log.view().basis[name]) for name, t in held.basis.pick(role).items())
+
+
+def test_what_one_run_calls_by_a_head_is_nothing_to_another(tmp_path: Path) -> None:
+    """Heads of starts that everybody can compute can be computed by a server that sends something else under them."""
+    log = FrozenLog()
+    log.append(State({Name("m", "B"): torch.ones(2, 2)}))
+    bundle = log.bundle(0)
+    assert bundle is not None
+    poisoned = FrozenBundle(bundle.parent, bundle.head, bundle.state.map(lambda t: 666 * t))
+    FrozenCache(tmp_path, owner="a").take(poisoned, log.head, "a", back=1)
+    mine = FrozenCache(tmp_path, owner="b")
+    with pytest.raises(FrozenMissing):
+        mine.load(log.head)
+    assert float(mine.take(bundle, log.head, "b", back=1).basis[Name("m", "B")].max()) == 1
+    assert float(FrozenCache(tmp_path, owner="b").load(log.head).basis[Name("m", "B")].max()) == 1

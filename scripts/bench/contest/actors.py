@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from fedsb.app.asked import config_of
-from fedsb.app.assembly import client_features, corpus_of, model_of
+from fedsb.app.assembly import corpus_of, model_of
+from fedsb.app.client_data import client_features
 from fedsb.app.prepare import prepare
 from fedsb.config.compose import load
 from fedsb.runtime.grids import CLIENT, TOGETHER

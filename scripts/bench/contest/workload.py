@@ -11,7 +11,8 @@ import torch
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 
 from fedsb.adapters import layers
-from fedsb.app.assembly import client_features, corpus_of, model_of
+from fedsb.app.assembly import corpus_of, model_of
+from fedsb.app.client_data import client_features
 from fedsb.config.compose import load
 from fedsb.config.derived import client_names
 from fedsb.config.schema import Config

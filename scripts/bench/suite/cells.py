@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,17 @@ class Job:
     key: str
     overrides: tuple[str, ...]
     folder: Path
+
+    @property
+    def asks(self) -> str:
+        """What is asked for, short: two jobs that ask for the same are one run."""
+        return asks(self.overrides)
+
+
+def asks(overrides: Sequence[str]) -> str:
+    """Return what overrides ask for, short: of files their names, which say what is in them, and not where they lie."""
+    bare = [f"{key}={Path(value).name}" if key.endswith("path") else text for text in overrides for key, _, value in [text.partition("=")]]
+    return hashlib.sha256("\n".join(bare).encode()).hexdigest()[:16]
 
 
 def fill(job: Job) -> tuple[str, Cell]:
@@ -77,9 +90,9 @@ def cell_of(found: Run) -> Cell:
 
 
 def final(cell: Cell, metric: str) -> float:
-    """Return the last value of a metric; infinity where the run failed, or has none."""
+    """Return the last value of a metric; infinity where the run failed, or has none that is finite."""
     values = [row[1 + len(PAYLOADS) + KEPT.index(metric)] for row in cell.get("rounds", ())]
-    return float(values[-1]) if values and values[-1] is not None else float("inf")
+    return float(values[-1]) if values and values[-1] is not None and math.isfinite(values[-1]) else float("inf")
 
 
 def unpack(cell: Cell, name: str, folder: Path) -> None:

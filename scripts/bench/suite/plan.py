@@ -6,10 +6,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from .cells import Cell, Job, final
-from .contestants import CONTESTANTS, DATA, SHARED, TUNING_SEED
+from .cells import Cell, Job, asks, final
+from .contestants import CONTESTANTS, DATA, SHARED, TUNING, TUNING_SEEDS
 from .ranks import rank_at
 from .texts import write
 
@@ -22,6 +23,18 @@ class Cache:
         found = json.loads(path.read_text()) if path.exists() else {}
         self.ranks: dict[str, int | None] = found.get("ranks", {})
         self.cells: dict[str, Cell] = found.get("cells", {})
+
+    def note(self, job: Job, cell: Cell) -> None:
+        """Take in a cell, with what it was asked for."""
+        self.cells[job.key] = {**cell, "asks": job.asks}
+
+    def has(self, job: Job) -> bool:
+        """Tell whether a job's cell is there, and of a run that asked for the same."""
+        return self.cells.get(job.key, {}).get("asks") == job.asks
+
+    def known(self, job: Job) -> Cell | None:
+        """Return the cell of another job that asked for the same; a method's rank may be one at two budgets."""
+        return next((cell for cell in self.cells.values() if cell.get("asks") == job.asks), None)
 
     def keep(self) -> None:
         """Write the file, whole or not at all."""
@@ -51,14 +64,28 @@ def jobs_of(cache: Cache, folder: Path, data: str, budget: str, name: str, seed:
     rank, rate = cache.ranks[key], chosen(cache.cells, key, contestant.rates)
     given = [*contestant.overrides, *contestant.at.get(budget, ()), *SHARED, *DATA[data], f"data.path={rows}"]
     given += [f"rank={rank}"] if rank is not None else []
-    tuned = [(f"{key}/rate {lr:g}", f"train.lr={lr}", f"seed={TUNING_SEED}", f"data.test_path={validation}") for lr in contestant.rates]
+    tuned = [
+        (f"{key}/rate {lr:g}/seed {own}", f"train.lr={lr}", f"seed={own}", *TUNING, f"data.test_path={validation}")
+        for own in TUNING_SEEDS
+        for lr in contestant.rates
+    ]
     final = [(f"{key}/seed {seed}", *([f"train.lr={rate}"] if rate is not None else []), f"seed={seed}")]
     for own, *more in tuned if seed is None else final:
-        if own not in cache.cells:
-            yield Job(own, (*given, *more), folder.resolve() / own.replace(", ", "-").replace(" ", "-").replace("'", ""))
+        job = job_of(own, (*given, *more), folder.resolve())
+        if not cache.has(job) and (twin := cache.known(job)):
+            cache.note(job, twin)
+            cache.keep()
+        if not cache.has(job):
+            yield job
+
+
+def job_of(key: str, overrides: tuple[str, ...], folder: Path) -> Job:
+    """Return a job whose folder tells it from one of the same name that asked for something else."""
+    plain = key.replace(", ", "-").replace(" ", "-").replace("'", "")
+    return Job(key, overrides, folder / f"{plain}-{asks(overrides)}")
 
 
 def chosen(cells: Mapping[str, Any], key: str, rates: tuple[float, ...]) -> float | None:
-    """Return the rate with the least loss on the validation part; None where there is none to choose."""
-    losses = {lr: final(cells.get(f"{key}/rate {lr:g}", {}), "loss") for lr in rates}
-    return min(losses, key=lambda lr: losses[lr]) if losses else None
+    """Return the rate with the least mean loss on the validation part, over its seeds; None where there is none to choose."""
+    losses = {lr: fmean(final(cells.get(f"{key}/rate {lr:g}/seed {seed}", {}), "loss") for seed in TUNING_SEEDS) for lr in rates}
+    return min(losses, key=lambda lr: losses[lr]) if losses else None  # the smallest, where none held

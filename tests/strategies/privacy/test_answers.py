@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from fedsb.app.assembly import _MEMO
 from fedsb.client_app import app as client_app
 from fedsb.core.folders import home
+from fedsb.data import places_held
 from fedsb.privacy.codes import CODES
 from fedsb.privacy.entries import UNNOISED, read_entry
 from fedsb.runtime.grid import context_of
@@ -27,7 +28,9 @@ from fedsb.wire.arrays import decode_arrays
 from tests.strategies.federations import KeepingGrid, named
 from tests.strategies.private_runs import EXAMPLE, Watch, metrics_of, run_privately, small
 
-ROWS = 8
+ROWS, HELD = 8, (3, 5)  # of which these places are held out
+MEASURED = ("federation.evaluate_clients=true", "data.client_test_fraction=0.25", "privacy.eval_fraction=0.3")
+NOISED = ("accuracy", "clipped_loss")
 START = ("init.kind=gradient", "init.power_iterations=0", "init.num_examples=8", "privacy.init_fraction=0.3")
 TASKS: dict[str, tuple[str, ...]] = {
     "classification": ("data.labels=[film,sport,trade]",),
@@ -74,18 +77,18 @@ def rows_of(task: str) -> list[str]:
     return [json.dumps({"text": f"a new goal {'said ' * i}", "label": targets[i % len(targets)]}) for i in range(ROWS)]
 
 
-def written(folder: Path, task: str, place: int = 0, line: str | None = None) -> Path:
-    lines = rows_of(task)
-    lines[place] = lines[place] if line is None else line
+def written(folder: Path, task: str, places: Sequence[int] = (), line: str = "") -> Path:
+    lines = [line if place in places else row for place, row in enumerate(rows_of(task))]
     (folder / "a.jsonl").write_bytes("".join(f"{row}\n" for row in lines).encode("utf-8", "surrogatepass"))
     return folder / "a.jsonl"
 
 
 def said_in(reply: Message) -> Said:
-    """Return what a reply says beside its noise: the kind of message, its records, its metrics, and how large its arrays are."""
+    """Return what a reply says beside its noise: the kind of message, its records, its metrics without noised values, its shapes."""
     records = reply.content.array_records
     shapes = {key: tuple(flat.shape) for key, flat in decode_arrays(records["arrays"]).items()} if records else {}
-    return reply.metadata.message_type, tuple(sorted(reply.content)), metrics_of(reply), shapes
+    metrics = {key: None if key in NOISED else value for key, value in metrics_of(reply).items()}
+    return reply.metadata.message_type, tuple(sorted(reply.content)), metrics, shapes
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,13 @@ class Play:
     asked: tuple[Message, ...]
     said: tuple[Said, ...]
 
-    def again(self, place: int, line: str) -> tuple[Said, ...]:
-        """Return what a node says whose data have one row replaced; it has a home of its own, and a process that has read nothing yet."""
+    def again(self, places: Sequence[int], line: str) -> tuple[Said, ...]:
+        """Return what a node says whose data have rows replaced; it has a home of its own, and a process that has read nothing yet."""
         for kind in ("features", "private site"):
             _MEMO.pop(kind, None)
         with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
             patch.setenv("FEDSB_HOME", f"{folder}/home")
-            node = named("a", **{"data-path": str(written(Path(folder), self.task, place, line))})
+            node = named("a", **{"data-path": str(written(Path(folder), self.task, places, line))})
             context = context_of(1, node, {"overrides": self.overrides})
             return tuple(said_in(client_app(message, context)) for message in self.asked)
 
@@ -116,40 +119,42 @@ def played(tiny_bert: Path, tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFa
         data = written(folder, task)
         one = ("federation.num_clients=1", "federation.names=[a]", "federation.num_rounds=1", f"data.test_path='{data}'", "data.path=null")
         # Every example is in every batch: what a row does, it does.
-        sizes = (f"train.batch_size={ROWS}", "train.local_steps=1", "init.micro_batch=3", *TASKS[task], *one)
-        whole = small(tiny_gpt2 if "data.task=causal_lm" in TASKS[task] else tiny_bert, folder, *EXAMPLE, *START, *sizes)
+        sizes = (f"train.batch_size={ROWS - len(HELD)}", "train.local_steps=1", "init.micro_batch=3", *TASKS[task], *one)
+        whole = small(tiny_gpt2 if "data.task=causal_lm" in TASKS[task] else tiny_bert, folder, *EXAMPLE, *START, *MEASURED, *sizes)
         overrides = [word for word in whole if not word.startswith("data.path='")]
         watch = Watch(client_app)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FEDSB_HOME", str(folder / "home"))
             run = run_privately(overrides, folder / "run", app=watch, nodes={1: named("a", **{"data-path": str(data)})})
             assert run.error is None
+            assert tuple(places_held(ROWS, 0.25, seed=run.config.seed, client="a")) == HELD
             asked, said = zip(*watch.seen, strict=True)
-            evaluate = Message(asked[-1].content, dst_node_id=1, message_type="evaluate")
-            refused = client_app(evaluate, context_of(1, named("a", **{"data-path": str(data)}), {"overrides": join(overrides)}))
-        return Play(task, join(overrides), (*asked, evaluate), tuple(map(said_in, (*said, refused))))
+        return Play(task, join(overrides), asked, tuple(map(said_in, said)))
 
     return play
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_node_answers_each_question(task: str, played: Callable[[str], Play]) -> None:
-    described, first, second, trained, refused = played(task).said
-    assert described == ("query.describe", ("config", "metrics"), {"num-examples": [ROWS]}, {})
+    described, first, second, trained, evaluated = played(task).said
+    assert described == ("query.describe", ("config", "metrics"), {"num-examples": [ROWS - len(HELD)]}, {})
     for kind, records, metrics, shapes in (first, second, trained):
         assert kind in ("train.evidence", "train")
         assert records == ("arrays", "metrics")
-        assert metrics["num-examples"] == ROWS
+        assert metrics["num-examples"] == ROWS - len(HELD)
         assert metrics["epsilon"] > 0
         assert shapes
-    assert set(refused[2]) == {"code"}
+    kind, _, metrics, shapes = evaluated
+    assert (kind, metrics["num-examples"], shapes) == ("evaluate", len(HELD), {})
+    assert set(NOISED[task != "classification" :]) | {"noise", "epsilon"} <= set(metrics)
 
 
 @pytest.mark.parametrize("what", ODD)
 @pytest.mark.parametrize("task", TASKS)
 def test_an_odd_row_changes_no_kind_and_no_figure_of_a_reply(task: str, what: str, played: Callable[[str], Play]) -> None:
+    """One that is trained on, and one that is held out."""
     play = played(task)
-    assert play.again(0, ODD[what]) == play.said
+    assert play.again((0, HELD[0]), ODD[what]) == play.said
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -159,7 +164,7 @@ def test_a_row_flipped_to_anything_changes_no_kind_and_no_figure_of_a_reply(
     task: str, place: int, line: str, played: Callable[[str], Play]
 ) -> None:
     play = played(task)
-    assert play.again(place, line) == play.said
+    assert play.again((place,), line) == play.said
 
 
 def test_a_question_about_labels_is_answered_with_the_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

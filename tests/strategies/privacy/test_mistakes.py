@@ -20,6 +20,7 @@ from tests.strategies.private_runs import CLIENT, EXAMPLE, small
 
 Call = Callable[..., tuple[int, str]]
 BUDGET = ("privacy=example", "privacy.epsilon=3")
+HELD_OUT = ("federation.evaluate_clients=true", "data.client_test_fraction=0.1")
 FIRST = ("federation.num_rounds=1", "train.local_steps=1")
 
 MISTAKES = {
@@ -37,11 +38,15 @@ MISTAKES = {
     "a budget and no unit": (["privacy.max_epsilon=3"], "privacy.max_epsilon is given, but privacy.unit=none adds no noise"),
     "evaluation": (
         [*EXAMPLE, "federation.evaluate_clients=true", "data.client_test_fraction=0.1"],
-        "federation.evaluate_clients=true with privacy.unit=example: metrics on a client's held-out examples have no noise; switch one",
+        "federation.evaluate_clients=true with privacy.unit=example: metrics on a client's held-out examples would have no noise; give",
     ),
-    "a part held out": (
-        [*EXAMPLE, "data.client_test_fraction=0.5"],
-        "data.client_test_fraction=0.5 with privacy.unit=example: what is held out is drawn by class, so one example's label would decide",
+    "a share of no evaluation": (
+        [*EXAMPLE, "privacy.eval_fraction=0.1"],
+        "privacy.eval_fraction=0.1 is for metrics on what clients hold out, and none are asked for; set federation.evaluate_clients=true",
+    ),
+    "shares that leave nothing": (
+        [*BUDGET, "init.kind=gradient", "privacy.init_fraction=0.5", "privacy.eval_fraction=0.5", *HELD_OUT],
+        "privacy.init_fraction=0.5 and privacy.eval_fraction=0.5 leave training nothing of epsilon; together they must be below 1",
     ),
     "a share of no start": (
         [*EXAMPLE, "privacy.init_fraction=0.2", "init.kind=orthogonal"],
