@@ -115,7 +115,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no path": (["init"], "fedsb federation init takes one path"),
     "no host": (["init", "{folder}/a", "--host", "a b"], "--host 'a b' is neither an address nor a name"),
     "a host of dashes": (["init", "{folder}/a", "--host", "-a.org"], "--host '-a.org' is neither"),
-    "a flag of the other": (["node-key", "{folder}/n", "--host", "a"], "unknown flag '--host'"),
+    "a flag of the other": (["node-key", "{folder}/n", "--host", "a"], "fedsb federation node-key has no flag '--host'"),
     "a key that is there": (["node-key", "{folder}/taken"], "is there already, and a node's key is made once"),
     "half an authority": (["init", "{folder}"], "ca.crt' is missing beside its other half"),
 }

@@ -28,12 +28,18 @@ def imported(script: Path) -> set[str]:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=str)
 def test_what_a_script_imports_lies_beside_it_or_is_installed(script: Path) -> None:
-    beside = str((ROOT / script).parent)
+    beside = folders_of(ROOT / script)
     elsewhere = [name for name in sorted(imported(script) - INSTALLED) if not found(name, beside)]
     assert elsewhere == []
 
 
-def found(name: str, beside: str) -> bool:
+def folders_of(script: Path) -> list[str]:
+    """Return where Python looks first: beside the script, and for a part of a package that is not started also beside the package."""
+    part = (script.parent / "__init__.py").exists() and "__main__" not in script.read_text(encoding="utf-8")
+    return [str(script.parent), str(script.parent.parent)] if part else [str(script.parent)]
+
+
+def found(name: str, beside: list[str]) -> bool:
     # The tests put the root on the path, where Python does not look when a script is started.
-    path = [beside, *(folder for folder in sys.path if Path(folder).resolve() != ROOT)]
+    path = [*beside, *(folder for folder in sys.path if Path(folder).resolve() != ROOT)]
     return name in sys.builtin_module_names or PathFinder.find_spec(name, path) is not None
