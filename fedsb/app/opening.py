@@ -64,12 +64,13 @@ def _cut(config: Config, examples: Examples, limit: int) -> int:
     return sum(len(ids) > limit for ids in whole_ids(examples, tokenizer, ends=not task_of(config).has_head))
 
 
-def dropped_rows(config: Config) -> str:
-    """Say how many rows of instruction data are left out, or take part without a loss; nothing where none is."""
+def dropped_rows(config: Config, parts: Sequence[str] = ("train", "test", "public")) -> str:
+    """Say how many rows of instruction data are left out of parts of the data; nothing where none is."""
     corpus, limit = corpus_of(config), limit_of(tokenizer_of(config), config.train.max_length)
-    if not corpus.dropped:
+    dropped = {part: count for part, count in corpus.dropped.items() if part in parts}
+    if not dropped:
         return ""
-    told = ", ".join(f"{count:,} of {count + len(getattr(corpus, part)):,} {part} rows" for part, count in corpus.dropped.items())
+    told = ", ".join(f"{count:,} of {count + len(getattr(corpus, part)):,} {part} rows" for part, count in dropped.items())
     return f"left out: {told}, of whose responses {limit} tokens (train.max_length, or the model's limit) leave nothing"
 
 

@@ -64,10 +64,16 @@ def _drawing_has_a_temperature(config: Config) -> None:
         )
 
 
+def _stops_say_something(config: Config) -> None:
+    if "" in config.eval.stop:
+        raise UserError("eval.stop holds an empty text, which every response begins with; leave it out")
+
+
 EVAL_RULES: tuple[Callable[[Config], None], ...] = (
     _scores_are_known,
     _responses_are_there,
     _choices_are_given,
     _pattern_is_used,
     _drawing_has_a_temperature,
+    _stops_say_something,
 )

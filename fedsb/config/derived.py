@@ -31,6 +31,15 @@ def partition_kind(config: Config) -> str:
     return config.federation.partition.kind or ("dirichlet" if config.data.task == "classification" else "iid")
 
 
+def line_feeds(text: str) -> str:
+    r"""Return a text as it is meant: ``\n``, which shells and YAML leave as two characters, is a line feed.
+
+    It holds for each option that is a text and no name: ``data.template``, ``data.system``, ``eval.stop`` (in ``eval.pattern`` regular
+    expressions have it so themselves).
+    """
+    return text.replace("\\n", "\n")
+
+
 def ranks_of(config: Config) -> dict[str, int]:
     """Return the rank of each client where they have ranks of their own, those of ``federation.ranks`` in turn; empty elsewhere."""
     ranks = config.federation.ranks

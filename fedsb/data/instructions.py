@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from fedsb.config.schema import DataConfig
-from fedsb.core.errors import nearest
+from fedsb.core.errors import UserError, nearest
 from fedsb.data.cells import is_torn, shown
 from fedsb.data.templates import form_of, forms_of
 
@@ -56,10 +56,17 @@ def way_of(cfg: DataConfig) -> str | None:
 
 
 def columns_of(cfg: DataConfig) -> Mapping[str, May]:
-    """Return the columns of instruction data, and what each may be; none where examples are plain texts."""
-    way = way_of(cfg)
-    given: Mapping[str, May] = {cfg.choices: "be missing"} if cfg.choices is not None else {}
-    return {**given, **WAYS[way].columns(cfg)} if way else {}
+    """Return the columns of instruction data, and what each may be; none where examples are plain texts.
+
+    Raises:
+        UserError: a template cannot be read, or the choices are a column that is written too.
+    """
+    if (way := way_of(cfg)) is None:
+        return {}
+    written = WAYS[way].columns(cfg)
+    if cfg.choices in written:
+        raise UserError(f"data.choices={cfg.choices}: that column is written in prompt or response; give the choices one of their own")
+    return written if cfg.choices is None else {cfg.choices: "be missing", **written}
 
 
 def row_text(cfg: DataConfig, values: Mapping[str, Any]) -> str:
@@ -97,11 +104,21 @@ def _choices(cfg: DataConfig, values: Mapping[str, Any], response: str) -> dict[
     found = [_text(each, "choice", empty=False) for each in _listed(values[cfg.choices], "choices", "texts")]
     if len(set(found)) < max(2, len(found)):
         raise RowError("fewer than two different choices", f"the choices {shown(found)}; two at least are needed, each once")
-    if response not in found:
-        raise RowError(
-            "a response that is none of its choices", f"the response {shown(response)}, which is none of the choices {shown(found)}"
-        )
+    right_of(response, found)
     return {cfg.choices: found}
+
+
+def right_of(response: str, choices: Sequence[str]) -> int:
+    """Return the index of a response among the choices.
+
+    Raises:
+        RowError: it is none of them, as a letter or a number that stands for one is none.
+    """
+    if response not in choices:
+        raise RowError(
+            "a response that is none of its choices", f"the response {shown(response)}, which is none of the choices {shown(list(choices))}"
+        )
+    return choices.index(response)
 
 
 def shortened(text: str, most: int, turns: int) -> str:

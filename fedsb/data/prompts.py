@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fedsb.config.schema import DataConfig
 from fedsb.data.batches import pad_id
+from fedsb.data.cells import shown
 from fedsb.data.examples import Examples
 from fedsb.data.framing import Written, special_texts, writer_of
-from fedsb.data.instructions import answered_with, choices_of
+from fedsb.data.instructions import RowError, answered_with, choices_of, right_of, turns_of
 from fedsb.data.learnt import Token, tokens_of, unspelt
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Continuation:
 
     Attributes:
         ids: tokens of both.
-        answer: for each 1 where it is a token of the answer, without the one that ends it, else 0.
+        answer: for each 1 where it counts for the answer, the one that ends it not among them, else 0.
         length: characters of the answer.
     """
 
@@ -69,22 +70,61 @@ class Continuation:
 
 
 def continuations(row: str, tokenizer: PreTrainedTokenizerBase, cfg: DataConfig) -> tuple[list[Continuation], int]:
-    """Return a row's prompt with each of its choices, written as in training, and the index of the right one; no list where it has none."""
+    """Return a row's prompt with each of its choices, written as in training, and the index of the right one; no list where it has none.
+
+    What counts of each begins at the same token: the first that holds any of an answer, or by which two of them differ. Where a tokenizer
+    joins the end of the prompt to some answers and not to others, likelihoods of all are then given the same tokens.
+
+    Raises:
+        RowError: the response is none of the choices, or two choices are the same tokens.
+    """
     if not (choices := choices_of(cfg, row)):
         return [], 0
+    right = right_of(turns_of(cfg, row)[-1].content, choices)
     write = writer_of(cfg, tokenizer)
     texts = [write(answered_with(cfg, row, choice)) for choice in choices]
-    found = [
-        _continued(text, list(unspelt(text, tokens, tokenizer))) for text, tokens in zip(texts, tokens_of(texts, tokenizer), strict=True)
-    ]
-    right = next((i for i, choice in enumerate(choices) if answered_with(cfg, row, choice) == row), 0)
-    return found, right
+    tokens = [list(unspelt(text, found, tokenizer)) for text, found in zip(texts, tokens_of(texts, tokenizer), strict=True)]
+    if alike := _alike(tokens):
+        raise RowError(
+            "two choices that are the same tokens",
+            f"the choices {' and '.join(shown(choices[i]) for i in alike)}, the same to the tokenizer",
+        )
+    begin = min(_parting(tokens), *(_answer_at(text, row) for text, row in zip(texts, tokens, strict=True)))
+    # A model cannot go on from nothing.
+    before = () if begin else (start_id(tokenizer),)
+    return [_continued(text, row, begin, before) for text, row in zip(texts, tokens, strict=True)], right
 
 
-def _continued(text: Written, tokens: list[Token]) -> Continuation:
+def start_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of what an answer without a prompt is given to go on from."""
+    return int(tokenizer.bos_token_id or pad_id(tokenizer))
+
+
+def _alike(tokens: Sequence[Sequence[Token]]) -> tuple[int, int] | None:
+    seen: dict[tuple[int, ...], int] = {}
+    for i, row in enumerate(tokens):
+        if (first := seen.setdefault(tuple(token.id for token in row), i)) != i:
+            return first, i
+    return None
+
+
+def _parting(tokens: Sequence[Sequence[Token]]) -> int:
+    """Return how many tokens all rows begin with."""
+    same = (len({token.id for token in column}) == 1 for column in zip(*tokens, strict=False))
+    return next((i for i, each in enumerate(same) if not each), min(map(len, tokens)))
+
+
+def _answer_at(text: Written, tokens: Sequence[Token]) -> int:
+    """Return the number of the first token that holds some of the answer, or of the spaces before it and nothing else."""
     start, (first, last) = text.learnt[-1][0], text.contents[-1]
-    inside = tuple(int(not token.framing and start <= token.start and token.end <= last) for token in tokens)
-    return Continuation(tuple(token.id for token in tokens), inside, last - first)
+    held = (not t.framing and (start <= t.start <= t.end <= last or (t.end > first and t.start < last)) for t in tokens)
+    return next((i for i, each in enumerate(held) if each), len(tokens))
+
+
+def _continued(text: Written, tokens: Sequence[Token], begin: int, before: tuple[int, ...]) -> Continuation:
+    first, last = text.contents[-1]
+    answer = tuple(int(i >= begin and not token.framing and token.start < last) for i, token in enumerate(tokens))
+    return Continuation((*before, *(token.id for token in tokens)), (*(0 for _ in before), *answer), last - first)
 
 
 def _cut(texts: list[Written], tokenizer: PreTrainedTokenizerBase, special: list[str]) -> Iterator[Prompt]:
@@ -94,7 +134,7 @@ def _cut(texts: list[Written], tokenizer: PreTrainedTokenizerBase, special: list
             tokens.pop()
         ids = [token.id for token in unspelt(asked, tokens, tokenizer)]
         # A model cannot go on from nothing.
-        yield Prompt(asked.text, tuple(ids or [tokenizer.bos_token_id or pad_id(tokenizer)]), reference, end)
+        yield Prompt(asked.text, tuple(ids or [start_id(tokenizer)]), reference, end)
 
 
 def _before(text: Written, special: list[str]) -> tuple[Written, str, str]:

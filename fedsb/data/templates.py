@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from fedsb.config.derived import line_feeds
 from fedsb.core.errors import UserError, nearest
 
 PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -58,7 +59,7 @@ def form_of(text: str, key: str) -> Form:
         UserError: a brace is open, or a column has no name.
     """
     pieces, columns, last = [""], [], 0
-    text = text.replace("\\n", "\n")
+    text = line_feeds(text)
     for found in PLACE.finditer(text):
         pieces[-1] += text[last : found.start()]
         last = found.end()

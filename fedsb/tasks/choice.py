@@ -14,11 +14,19 @@ class Choice:
         likelihoods: log-likelihood of each answer behind the prompt, in nats, without the token that ends it.
         lengths: characters of each answer.
         right: index of the right one.
+
+    Raises:
+        ValueError: the right one is none of them, or an answer has no likelihood or no length.
     """
 
     likelihoods: tuple[float, ...]
     lengths: tuple[int, ...]
     right: int
+
+    def __post_init__(self) -> None:
+        """Hold that the right answer is one of those that are looked at."""
+        if not 0 <= self.right < len(self.likelihoods) or len(self.likelihoods) != len(self.lengths) or min(self.lengths) < 1:
+            raise ValueError(f"{len(self.likelihoods)} likelihoods, lengths {self.lengths}, and {self.right} is right")
 
     def chosen(self, *, normalised: bool) -> int:
         """Return the index of the likeliest answer, the first of equals: by the whole, or by a character of it, as lm-eval's acc_norm."""

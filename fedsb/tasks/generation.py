@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from fedsb.data import packed, pad_id
+from fedsb.data.framing import special_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,7 +26,7 @@ class Decoding:
         max_new_tokens: tokens of a response, at most.
         temperature: 0 for the likeliest token each time; above it tokens are drawn from torch's global generator.
         top_p: of the likeliest tokens that together have this probability (Holtzman et al. 2020); 1 for all.
-        stop: texts that end a response, and are no part of it.
+        stop: texts that end a response, and are no part of it; special tokens as they are written among them.
     """
 
     max_new_tokens: int
@@ -67,9 +68,37 @@ def generate(
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
-    """Return a response as a text: without special tokens, and cut where the first of the ``stop`` texts begins."""
-    text = str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    return text[: min((place for each in stop if (place := text.find(each)) >= 0), default=len(text))]
+    """Return a response as a text: without special tokens, and cut where the first of the ``stop`` texts begins.
+
+    Those are looked for where special tokens still stand as they are written, so that ``</s>`` and the like end it too.
+    """
+    text = _as_written(tokenizer, ids)
+    if (end := _stop_in(text, stop)) is None:
+        return _said(tokenizer, ids)
+    whole, before = _tokens_before(tokenizer, ids, text, end)
+    cut = ids[whole] in special_texts(tokenizer).values()
+    return _said(tokenizer, ids[:whole]) + ("" if cut else text[before:end])
+
+
+def _tokens_before(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str, end: int) -> tuple[int, int]:
+    """Return how many tokens make up a text before a place in it, the one across that place not among them, and the length of theirs."""
+    for count in range(len(ids) - 1, 0, -1):
+        before = _as_written(tokenizer, ids[:count])
+        if len(before) <= end and text.startswith(before):
+            return count, len(before)
+    return 0, 0
+
+
+def _stop_in(text: str, stop: Sequence[str]) -> int | None:
+    return min((place for each in stop if (place := text.find(each)) >= 0), default=None)
+
+
+def _as_written(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _said(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _batch(
@@ -92,8 +121,8 @@ class _Stop:
         self._tokenizer, self._stop, self._begins = tokenizer, stop, begins
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        texts = [text_of(self._tokenizer, row) for row in input_ids[:, self._begins :].tolist()]
-        return torch.tensor([any(each in text for each in self._stop) for text in texts], device=input_ids.device)
+        texts = [_as_written(self._tokenizer, row) for row in input_ids[:, self._begins :].tolist()]
+        return torch.tensor([_stop_in(text, self._stop) is not None for text in texts], device=input_ids.device)
 
 
 def _settings(decoding: Decoding, ends: Sequence[int], fill: int) -> GenerationConfig:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from fedsb.app.assembly import model_of, tokenizer_of
 from fedsb.app.measuring.scoring import check_scores, choices, figures, samples
 from fedsb.config.compose import load
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
-from fedsb.data import load_corpus
+from fedsb.data import continuations, load_corpus
+from fedsb.data.instructions import RowError, columns_of, row_text
 from fedsb.tasks.choice import Choice, choice_metrics
+from tests.data.chats import data, joining_tokenizer
 
 ROWS = [
     {"q": "goal match", "a": "team", "c": ["team", "bank market price", "tax"]},
@@ -69,6 +74,8 @@ MISTAKES = {
     "one": ({"c": ["team"]}, r"row 4 of the .* part holds the choices \['team'\]; two at least are needed, each once; correct it"),
     "twice": ({"c": ["team", "team"]}, r"row 4 of the .* part holds the choices \['team', 'team'\]; two at least are needed, each once"),
     "others": ({"c": ["bank", "tax"]}, r"row 4 of the .* part holds the response 'team', which is none of the choices \['bank', 'tax'\]"),
+    "a letter": ({"a": "B", "c": ["bank", "tax"]}, r"row 4 of the .* part holds the response 'B', which is none of the choices"),
+    "an index": ({"a": "1", "c": ["bank", "tax"]}, r"row 4 of the .* part holds the response '1', which is none of the choices"),
     "a number": ({"c": ["team", 3]}, r"row 4 of the .* part holds 3 as choice, which is no text"),
 }
 
@@ -79,6 +86,55 @@ def test_choices_that_are_none_are_one_line(tmp_path: Path, tiny_llama: Path, na
     with pytest.raises(UserError, match=said) as caught:
         load_corpus(configured(tmp_path, tiny_llama, [*ROWS, {"q": "goal", "a": "team", **row}]).data, 0)
     assert "\n" not in str(caught.value)
+
+
+JOINED = joining_tokenizer((":", "y"), ("s", "!"), ("q", "a"))
+
+
+def counted(template: str, row: dict[str, object], tokenizer: PreTrainedTokenizerBase = JOINED) -> tuple[list[list[str]], int]:
+    """Return the tokens of each choice that count, and which is right."""
+    cfg = data(f"data.template='{template}'", "data.choices=c")
+    found, right = continuations(row_text(cfg, row), tokenizer, cfg)
+    kept = [[i for i, counts in zip(each.ids, each.answer, strict=True) if counts] for each in found]
+    assert all(not each.answer[0] for each in found)  # nothing comes before it that could tell of it
+    return [tokenizer.convert_ids_to_tokens(ids) for ids in kept], right
+
+
+def test_no_letter_of_an_answer_is_left_out_where_a_token_joins_it_to_what_stands_around() -> None:
+    """All choices are given the same tokens, so that what is joined in one of them counts in the others too."""
+    assert counted("{q}: {a}", {"q": "q", "a": "y", "c": ["no", "y"]}) == ([[" ", "n", "o"], [" ", "y"]], 1)
+    assert counted("{q}:{a}", {"q": "q", "a": "y", "c": ["no", "y"]}) == ([[":", "n", "o"], [":y"]], 1)
+    assert counted("{q}:{a}", {"q": "q", "a": "yo", "c": ["yes", "yo"]}) == ([[":y", "e", "s"], [":y", "o"]], 1)
+    assert counted("{q}: {a}!", {"q": "q", "a": "s", "c": ["s", "t"]}) == ([[" ", "s!"], [" ", "t"]], 0)
+    assert counted("{q}{a}", {"q": "q", "a": "ab", "c": ["ab", "b"]}) == ([["qa", "b"], ["q", "b"]], 0)
+    assert counted("{a}", {"a": "b", "c": ["ab", "b"]}) == ([["a", "b"], ["b"]], 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"q": "q", "a": "é", "c": ["é", "ü"]}, r"the choices 'é' and 'ü', the same to the tokenizer"),
+        ({"q": "q", "a": "B", "c": ["no", "yes"]}, r"the response 'B', which is none of the choices"),
+    ],
+)
+def test_what_a_tokenizer_cannot_tell_apart_is_not_scored(row: dict[str, object], said: str) -> None:
+    cfg = data("data.template='{q}: {a}'", "data.choices=c")
+    with pytest.raises(RowError) as caught:
+        continuations(json.dumps(row), JOINED, cfg)
+    assert re.search(said, caught.value.detail)
+
+
+@pytest.mark.parametrize("more", [{"right": 2}, {"right": -1}, {"lengths": (1,)}, {"lengths": (0, 3)}])
+def test_a_right_answer_that_nobody_looked_at_is_no_question(more: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"likelihoods"):
+        Choice(**{"likelihoods": (-1.0, -2.0), "lengths": (2, 3), "right": 1, **more})
+
+
+@pytest.mark.parametrize("column", ["q", "a", "s"])
+def test_choices_have_a_column_of_their_own(column: str) -> None:
+    cfg = data("data.prompt=q", "data.response=a", "data.system='{s}'", f"data.choices={column}")
+    with pytest.raises(UserError, match=rf"^data.choices={column}: that column is written in prompt or response; give the choices one of"):
+        columns_of(cfg)
 
 
 def test_rows_without_choices_can_be_learnt_and_not_scored(tmp_path: Path, tiny_llama: Path) -> None:

@@ -16,6 +16,7 @@ from fedsb.tasks.generation import Decoding, generate, text_of
 from fedsb.tasks.task import TASKS
 from tests.architectures import checkpoint
 from tests.conftest import decoder_tokenizer
+from tests.data.chats import byte_tokenizer
 
 TOKENIZER = decoder_tokenizer()
 WORDS = len(TOKENIZER)
@@ -86,6 +87,42 @@ def test_a_response_ends_where_it_should(tiny_llama: Path) -> None:
     assert all(word not in text for text in texts)
     alone = generate(adapted.model, TOKENIZER, rows[1:2], Decoding(12, stop=(word,)), ends=[], most=1, tokens=99)[0]
     assert alone == free[1][: free[1].index(free[1][4]) + 1]
+
+
+def test_a_special_token_ends_a_response_where_it_is_a_stop_text(tiny_llama: Path) -> None:
+    """Responses are read without special tokens; they are looked for before that, alone and with what stands around them."""
+    adapted, rows = spirited(tiny_llama), prompts(12, 2)
+    free = [generate(adapted.model, TOKENIZER, [row], GREEDY, ends=[], most=1, tokens=99)[0] for row in rows]
+    unknown, start = TOKENIZER.unk_token_id, TOKENIZER.bos_token_id
+    special = next(each for each in (END, start, unknown) if any(each in row[1:] for row in free))
+    stop = (TOKENIZER.convert_ids_to_tokens(special),)
+    stopped = generate(adapted.model, TOKENIZER, rows, Decoding(12, stop=stop), ends=[], most=64, tokens=10**6)
+    for row, whole in zip(stopped, free, strict=True):
+        before = whole[: whole.index(special)] if special in whole else whole
+        assert text_of(TOKENIZER, row, stop) == text_of(TOKENIZER, whole, stop) == text_of(TOKENIZER, before)
+    alone = next(i for i, row in enumerate(free) if special in row)
+    found = generate(adapted.model, TOKENIZER, [rows[alone]], Decoding(12, stop=stop), ends=[], most=1, tokens=99)[0]
+    assert len(found) == free[alone].index(special) + 1
+
+
+@pytest.mark.parametrize(
+    ("said", "stop", "left"),
+    [
+        ("hello you<|im_end|>there", ("<|im_end|>",), "hello you"),
+        ("hello you<|im_end|>there", ("<|im",), "hello you"),
+        ("hello you<|im_end|>there", ("im_end",), "hello you"),
+        ("hello<|im_start|> you<|im_end|>\nthere", ("<|im_end|>\n",), "hello you"),
+        ("hello<|im_start|> you\n\nthere", ("\n\n", "there"), "hello you"),
+        ("hello<|im_start|> you there", ("u the",), "hello yo"),
+        ("<|im_end|>hello", ("<|im_end|>",), ""),
+        ("hello é<|im_end|>", ("<|im_end|>",), "hello é"),
+        ("hello 😀 you", ("😀",), "hello "),
+        ("hello<|im_end|> you", ("three",), "hello you"),
+    ],
+)
+def test_a_response_is_cut_where_the_first_stop_text_begins(said: str, stop: tuple[str, ...], left: str) -> None:
+    tokenizer = byte_tokenizer()
+    assert text_of(tokenizer, tokenizer(said).input_ids, stop) == left
 
 
 def test_what_is_drawn_follows_from_its_stream(tiny_llama: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from fedsb.app.assembly import corpus_of, model_of, task_of
 from fedsb.app.finished import is_run, left_of
 from fedsb.app.measuring.scoring import LOSS, SCORES, answered, answers, check_scores, test_prompts
+from fedsb.app.opening import dropped_rows
 from fedsb.app.own_factors import made_again
 from fedsb.app.threads import every_core
 from fedsb.config.compose import load
@@ -93,7 +94,8 @@ def evaluation(folder: Path, changes: Sequence[str] = (), tasks: Sequence[str] |
         row.metric: row for row in sorted(rows_of(found[-1][0], based, sides[-1].config.seed), key=lambda row: row.metric == "examples")
     }
     names = (sides[0].name, sides[-1].name)
-    return Evaluation(list(rows.values()), names, [*remarks, *filter(None, [said])], _lines(sides, [each for _, each in found]))
+    told = filter(None, [dropped_rows(sides[-1].config, ["test"]), said])
+    return Evaluation(list(rows.values()), names, [*remarks, *told], _lines(sides, [each for _, each in found]))
 
 
 def _run(folder: Path, changes: Sequence[str]) -> tuple[list[Side], list[str]]:

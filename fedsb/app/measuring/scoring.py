@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsb.app.assembly import task_of, test_examples, test_features, tokenizer_of
+from fedsb.config.derived import line_feeds
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_stream
 from fedsb.data import Continuation, Prompt, continuations, end_ids, prompts_of
+from fedsb.data.instructions import RowError
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.collating import autocast
 from fedsb.models.evaluate import measured
@@ -47,19 +49,19 @@ def predictions(config: Config, found: Sequence[Sample], round_number: int) -> P
 
 def answers(config: Config, adapted: AdaptedModel, round_number: int) -> list[Answer]:
     """Let the model answer the prompts of the test part, and hold what it says against the references."""
-    prompts, tokenizer, network = test_prompts(config), tokenizer_of(config), adapted.model
+    prompts, tokenizer, network, decoding = test_prompts(config), tokenizer_of(config), adapted.model, decoding_of(config)
     adapted.model.eval()
     with torch_stream(config.seed, "eval.generate", round_number), autocast(config.train, adapted.device):
         rows = generate(
             network,
             tokenizer,
             [prompt.ids for prompt in prompts],
-            decoding_of(config),
+            decoding,
             ends=end_ids(prompts, tokenizer, _own_end(network)),
             most=config.train.eval_batch_size,
             tokens=config.train.eval_tokens,
         )
-    said = [text_of(tokenizer, row, config.eval.stop) for row in rows]
+    said = [text_of(tokenizer, row, decoding.stop) for row in rows]
     return judge(rule_of(config, prompts), config.eval.pattern, said, [prompt.reference for prompt in prompts])
 
 
@@ -69,9 +71,9 @@ def test_prompts(config: Config) -> list[Prompt]:
 
 
 def decoding_of(config: Config) -> Decoding:
-    """Return how responses are generated."""
+    r"""Return how responses are generated; ``\n`` in a text of ``eval.stop`` is a line feed."""
     e = config.eval
-    return Decoding(e.max_new_tokens, e.temperature, e.top_p, e.stop)
+    return Decoding(e.max_new_tokens, e.temperature, e.top_p, tuple(map(line_feeds, e.stop)))
 
 
 def rule_of(config: Config, prompts: list[Prompt]) -> str:
@@ -160,9 +162,13 @@ def test_choices(config: Config) -> list[tuple[list[Continuation], int]]:
     """Return the prompts of the test part with their choices, and the index of the right one.
 
     Raises:
-        UserError: a row has none.
+        UserError: a row has none, its response is none of them, or two of them are the same tokens.
     """
-    found = [continuations(row, tokenizer_of(config), config.data) for row in test_examples(config).texts]
+    try:
+        found = [continuations(row, tokenizer_of(config), config.data) for row in test_examples(config).texts]
+    except RowError as error:
+        said = f"a row of the test part holds {error.detail}"
+        raise UserError(f"data.choices={config.data.choices}: {said}; correct it or remove the row") from None
     if lost := sum(not options for options, _ in found):
         raise UserError(
             f"data.choices={config.data.choices}: {lost} of {len(found)} test rows have nothing in that column; name another, or leave "

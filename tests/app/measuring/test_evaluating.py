@@ -105,6 +105,17 @@ def test_what_is_measured_can_be_chosen(run: tuple[Path, list[dict[str, float]]]
     assert model["examples"] == 3
 
 
+def test_rows_that_are_left_out_are_said(run: tuple[Path, list[dict[str, float]]], tmp_path: Path) -> None:
+    folder, _ = run
+    rows = [{"q": "goal " * length, "a": "goal"} for length in (1, 2, 30)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = evaluation(folder, [f"data.test_path='{tmp_path / 'long.jsonl'}'", "train.max_length=24", "eval.max_examples=null"])
+    assert found.remarks[0].startswith(
+        "left out: 1 of 3 test rows, of whose responses 24 tokens (train.max_length, or the model's limit) l"
+    )
+    assert columns(found)[1]["examples"] == 2
+
+
 def test_a_run_that_was_ended_is_measured_as_it_was_left(run: tuple[Path, list[dict[str, float]]]) -> None:
     folder, rounds = run
     (folder / "summary.json").unlink()

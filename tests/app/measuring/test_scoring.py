@@ -9,7 +9,7 @@ import pytest
 
 from fedsb.app.assembly import features_of, model_of, task_of
 from fedsb.app.assembly import test_examples as examples_of
-from fedsb.app.measuring.scoring import answers, check_scores, figures, samples
+from fedsb.app.measuring.scoring import answers, check_scores, decoding_of, figures, samples
 from fedsb.app.measuring.scoring import test_prompts as prompts_in
 from fedsb.config.compose import load
 from fedsb.config.schema import Config
@@ -70,7 +70,16 @@ def test_what_is_sampled_follows_from_seed_and_round(asked: list[str]) -> None:
     assert said[0] == said[1] != said[2]
 
 
+@pytest.mark.parametrize("text", [r"eval.stop=['goal\n',x]", r'eval.stop=["goal\n",x]', "eval.stop=['goal\n',x]"])
+def test_a_line_feed_can_be_typed_as_the_two_characters_that_shells_leave(asked: list[str], text: str) -> None:
+    """As in each option that is a text."""
+    config = configured(asked, text, r"data.system='Be\nbrief.'")
+    assert decoding_of(config).stop == ("goal\n", "x")
+    assert prompts_in(config)[0].text.startswith("System: Be\nbrief.\nUser: ")
+
+
 MISTAKES = {
+    "eval.stop=['']": "eval.stop holds an empty text, which every response begins with; leave it out",
     "eval.scores=[bleu]": "unknown score in eval.scores 'bleu'; choose from choice, exact_match",
     "eval.scorer=last": "unknown eval.scorer 'last' (did you mean 'last_number'?); choose from answer, auto, gsm8k, last_number, regex, ",
     "eval.scorer=regex": "eval.scorer=regex with eval.pattern=null: add eval.pattern=",
