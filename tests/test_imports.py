@@ -14,6 +14,7 @@ PACKAGES = ("fedsb", "strategies", "clients")
 ROOMS = (
     *("cli", "commands", "server_app", "client_stack", "client_app", "federation", "resident"),
     *(
+        "sweep",
         "cost",
         "app",
         "report",

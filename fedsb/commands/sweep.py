@@ -1,96 +1,212 @@
-"""A sweep: the jobs of one grid in one folder. What has finished is skipped, what was cut off goes on, and a table tells of each.
-
-``jobs.jsonl`` in the sweep's folder has a line whenever a job ends, from whatever process it ran in; the last one of a job counts.
-"""
+"""``fedsb run -m``: the jobs of one grid in one folder. What has finished is skipped, and what was cut off goes on."""
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from fedsb.commands.outcome import DONE, FAILED, MISTAKE, by_signal, ended_line, status_of
+import fedsb.commands.run as runs
+from fedsb.app.anchoring import anchored
+from fedsb.app.assembly import peopled
+from fedsb.commands.flags import SHOWING, has_flag
+from fedsb.commands.outcome import DONE, FAILED, MISTAKE, ended_line, status_of
+from fedsb.config.compose import composed_yaml, default_sweep, load
+from fedsb.config.overrides import sweep_jobs
 from fedsb.config.schema import Config
-from fedsb.core.disk import cut_torn, locked
 from fedsb.core.errors import RunError, UserError
-from fedsb.core.logs import say_early, speech
+from fedsb.core.folders import check_makeable, claim
+from fedsb.core.logs import say_early, speaking_to
 from fedsb.core.signals import how_ended
-from fedsb.run.resuming import differences, unsealed
+from fedsb.run.resuming import is_free
+from fedsb.sweep.endings import JOBS, Ending, endings, note
+from fedsb.sweep.jobs import Job, label_jobs
+from fedsb.sweep.manifest import MANIFEST, Manifest, held, manifest_of, read, write
+from fedsb.sweep.standing import CUT, FINISHED, NEW, DamagedJobError, set_aside, state_of
+from fedsb.sweep.telling import tell
 
-JOBS = "jobs.jsonl"
-NEW, CUT, FINISHED = "new", "cut", "finished"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One point of the grid: its overrides, and what of them varies over the sweep."""
-
-    number: int
-    overrides: tuple[str, ...]
-    label: str
+PLACES = ("output=", "hydra.sweep.dir=")
+TOLD = {NEW: "", CUT: ", which goes on", FINISHED: ", which had finished"}
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How a job ended: its exit status, why it failed, and whether it was found finished."""
+class Sweep:
+    """A sweep that is about to run.
 
-    job: int
-    label: str
-    status: int
-    reason: str = ""
-    skipped: bool = False
-    wall_s: float = 0.0
+    Attributes:
+        folder: of the sweep.
+        manifest: what it is.
+        configs: of its jobs.
+        more: overrides for all jobs that decide where they run and what is shown, and nothing of what comes out.
+        launcher: overrides of Hydra's own.
+    """
+
+    folder: Path
+    manifest: Manifest
+    configs: tuple[Config, ...]
+    more: tuple[str, ...] = ()
+    launcher: tuple[str, ...] = ()
+
+    @property
+    def progress(self) -> str:
+        """How its progress is shown."""
+        return self.configs[0].progress
 
 
-def label_jobs(jobs: Sequence[Sequence[str]]) -> tuple[Job, ...]:
-    """Name each job by the overrides that are not the same in all."""
-    varied = [place for place, values in enumerate(zip(*jobs, strict=True)) if len(set(values)) > 1]
-    return tuple(Job(i, tuple(job), " ".join(job[place] for place in varied) or "the only job") for i, job in enumerate(jobs))
-
-
-def state_of(folder: Path, config: Config) -> str:
-    """Return what stands in a job's folder: nothing yet, a run that was cut off, or one that has finished.
-
-    Args:
-        folder: of the job.
-        config: of the job, its paths absolute and its clients named.
+def sweep(flags: Sequence[str], overrides: Sequence[str]) -> int:
+    """Run the jobs of a sweep that have not finished, each in a folder below that of the sweep; all are checked before the first runs.
 
     Raises:
-        UserError: it holds a run of another configuration.
+        UserError: a mistake in one of them, or a folder that holds something else.
     """
-    if not (folder / "config.yaml").is_file():
-        return NEW
-    if differ := differences(config, unsealed(folder / "config.yaml")):
-        shown = ", ".join(f"{key}={there} there, {here} here" for key, (here, there) in list(differ.items())[:3])
-        raise UserError(f"'{folder}' holds a job of another sweep ({shown}); choose another output=…")
-    return FINISHED if (folder / "summary.json").is_file() else CUT
+    own = [text for text in overrides if not text.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    launcher = tuple(text for text in overrides if text not in own and not text.startswith(PLACES))
+    given = {key: value.strip("'\"") for key, _, value in (text.partition("=") for text in overrides) if value}
+    grid = [text for text in own if not text.startswith((*PLACES, "resume="))]
+    if has_flag(flags, SHOWING):
+        return _shown(flags, label_jobs(sweep_jobs(grid)))
+    if "resume" in given:
+        found = _left(Path(given["resume"]), grid, given)
+        return _run(replace(found, launcher=launcher))
+    output = given.get("hydra.sweep.dir", given.get("output"))
+    jobs = label_jobs(sweep_jobs(grid))
+    if output is not None:
+        check_makeable(Path(output).expanduser(), f"output={output}")
+    configs = tuple(checked(job.overrides, Path.cwd()) for job in jobs)
+    manifest = manifest_of(jobs, configs, Path.cwd())
+    folder = Path(output) if output is not None else claim(Path(default_sweep(None)))
+    return _run(Sweep(folder, manifest, configs, launcher=launcher))
 
 
-def going_on(overrides: Sequence[str], folder: Path) -> list[str]:
-    """Return a job's overrides with which it goes on in its folder."""
-    kept = [text for text in overrides if not text.startswith(("output=", "resume="))]
-    return [*kept, f"resume='{folder}'"]
+def _shown(flags: Sequence[str], jobs: Sequence[Job]) -> int:
+    """Print the configuration of each job."""
+    if not has_flag(flags, ("--cfg", "-c")) or not {"job", "--cfg=job"} & set(flags):
+        raise UserError("with -m only --cfg job can be shown; leave -m out for the others")
+    for job in jobs:
+        print(f"# job {job.number + 1} of {len(jobs)}: {job.label}\n{composed_yaml(job.overrides)}")
+    return 0
 
 
-def run_noted(folder: Path, job: Job, of: int, state: str, run: Callable[[], object], *, progress: str) -> Ending:
-    """Run a job, or leave it where it has finished, and note in the sweep's folder how it ended.
+def _left(folder: Path, more: Sequence[str], given: Mapping[str, str]) -> Sweep:
+    """Return the sweep in a folder, to go on with it.
+
+    Raises:
+        UserError: none is there, or what is given beside would change what comes out.
+    """
+    if (folder / "config.yaml").is_file():
+        raise UserError(f"resume={folder}: that is a run, and no sweep; leave -m out")
+    if output := next((given[key] for key in ("output", "hydra.sweep.dir") if key in given), None):
+        raise UserError(f"output={output} with resume={folder}: a sweep goes on in its own folder; leave output out")
+    manifest = read(folder)
+    if other := [text for text in more if not is_free(text.partition("=")[0].lstrip("+~"))]:
+        raise UserError(f"resume={folder}: its grid is its own; leave out {' '.join(other)}, or begin another sweep")
+    place = Path(manifest.place)
+    configs = tuple(checked([*job.overrides, *more], place) for job in manifest.jobs)
+    return Sweep(folder, manifest_of(manifest.jobs, configs, place), configs, tuple(more))
+
+
+def checked(overrides: Sequence[str], place: Path) -> Config:
+    """Return the configuration of a job, its paths absolute and its clients named, once nothing is known that would end it early."""
+    return peopled(anchored(runs.check_job(overrides), place))
+
+
+def _run(sweep: Sweep) -> int:
+    folder, manifest = sweep.folder, sweep.manifest
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder):
+        if (folder / MANIFEST).is_file():
+            read(folder).check_same(folder, manifest)
+        elif (folder / JOBS).is_file():
+            raise UserError(f"'{folder}' holds a sweep without {MANIFEST}, of an earlier version; choose another output=…")
+        write(folder, manifest)
+        left = [job for job, config in zip(manifest.jobs, sweep.configs, strict=True) if not _stands_finished(sweep, job, config)]
+        try:
+            _launch(sweep, left)
+        finally:
+            write(folder, manifest)
+            with speaking_to(people=runs.to_people()):
+                tell(folder, manifest.jobs, progress=sweep.progress)
+    return max((ending.status for ending in endings(folder).values()), default=0)
+
+
+def _stands_finished(sweep: Sweep, job: Job, config: Config) -> bool:
+    """Tell whether a job has finished, and say so; what is damaged is set aside."""
+    folder = sweep.folder / job.name
+    with speaking_to(people=runs.to_people()):
+        try:
+            if state_of(folder, config) != FINISHED:
+                return False
+        except DamagedJobError as error:
+            say_early(set_aside(folder, config, error), progress=sweep.progress)
+            return False
+        say_early(_line(job, len(sweep.manifest.jobs), FINISHED), progress=sweep.progress)
+    before = endings(sweep.folder).get(job.number)
+    note(sweep.folder, Ending(job.number, job.label, DONE, skipped=True, wall_s=before.wall_s if before else 0.0))
+    return True
+
+
+def _line(job: Job, of: int, state: str) -> str:
+    return f"job {job.number + 1} of {of}: {job.label}{TOLD[state]}"
+
+
+def _launch(sweep: Sweep, left: Sequence[Job]) -> None:
+    if not left:
+        return
+    if any(text.lstrip("+").startswith("hydra/launcher=") for text in sweep.launcher):
+        _hand_to_launcher(sweep, left)
+        return
+    for job in left:
+        write(sweep.folder, sweep.manifest, running=[job.number])
+        if run_numbered(sweep.folder, job.number, sweep.more).by_signal:
+            return
+
+
+def _hand_to_launcher(sweep: Sweep, left: Sequence[Job]) -> None:
+    """Let one of Hydra's launchers run the jobs: what it is told of each is a number, by which the job's process finds it."""
+    numbers = [job.number for job in left]
+    one = partial(_launched, str(sweep.folder.absolute()), sweep.more)
+    # Whatever the grid, Hydra sees one key, and makes no folders of its own.
+    grid = f"+sweep_job={','.join(map(str, numbers))}"
+    runs.through_hydra(["-m", *sweep.launcher, f"hydra.sweep.dir='{sweep.folder}'", "hydra.sweep.subdir=.", grid], one)
+
+
+def _launched(folder: str, more: Sequence[str], composed: Any) -> None:
+    ending = run_numbered(Path(folder), int(composed.sweep_job), more)
+    if ending.by_signal:
+        raise SystemExit(ending.status)  # and no other job of the sweep
+
+
+def run_numbered(sweep: Path, number: int, more: Sequence[str] = ()) -> Ending:
+    """Run a job of a sweep, or go on with it; in this process or in a launcher's."""
+    manifest = read(sweep)
+    job, folder = manifest.jobs[number], sweep / manifest.jobs[number].name
+    overrides, place = [*job.overrides, *more], Path(manifest.place)
+    given = peopled(anchored(load(overrides), place))
+    state = CUT if (folder / "config.yaml").is_file() else NEW
+
+    def go() -> None:
+        again = overrides if state == NEW else [*overrides, f"resume='{folder.absolute()}'"]
+        runs.run_job(peopled(anchored(load(again), place)), again, folder)
+
+    with speaking_to(people=runs.to_people()):
+        say_early(_line(job, len(manifest.jobs), state), progress=given.progress)
+        return run_noted(sweep, job, go)
+
+
+def run_noted(folder: Path, job: Job, run: Callable[[], object]) -> Ending:
+    """Run a job, and note in the sweep's folder how it ended.
 
     A job that fails is told of on standard error and does not end the sweep; one that is interrupted does.
     """
-    told = {NEW: "", CUT: ", which goes on", FINISHED: ", which had finished"}[state]
-    say_early(f"job {job.number + 1} of {of}: {job.label}{told}", progress=progress)
     begun = time.monotonic()
-    status, reason = (DONE, "") if state == FINISHED else _outcome(run)
-    ending = Ending(job.number, job.label, status, reason, state == FINISHED, time.monotonic() - begun)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / JOBS) as file:
-        cut_torn(file)
-        file.write(json.dumps(asdict(ending)).encode() + b"\n")
+    status, reason = _outcome(run)
+    ending = Ending(job.number, job.label, status, reason, wall_s=time.monotonic() - begun)
+    note(folder, ending)
     return ending
 
 
@@ -113,52 +229,3 @@ def _outcome(run: Callable[[], object]) -> tuple[int, str]:
 def _told(status: int, line: str, reason: str) -> tuple[int, str]:
     print(line, file=sys.stderr)
     return status, reason
-
-
-def endings(folder: Path) -> dict[int, Ending]:
-    """Return how each job ended last."""
-    path = folder / JOBS
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    return {row["job"]: Ending(**row) for row in rows}
-
-
-def tell(folder: Path, jobs: Sequence[Job], arguments: Sequence[str], *, progress: str) -> None:
-    """Print what became of each job, and how to go on where one is left: a table, or one JSON object."""
-    ended = endings(folder)
-    rows = [_row(job, ended.get(job.number), folder / str(job.number)) for job in jobs]
-    if speech(progress) == "json":
-        print(json.dumps({"sweep": str(folder), "jobs": rows}), flush=True)
-    else:
-        _print(rows, folder)
-    if any(row["state"] != "finished" for row in rows):
-        again = [argument for argument in arguments if not argument.startswith("output=")]
-        print(f"go on with: {shlex.join(['fedsb', 'run', *again, f'output={folder}'])}", file=sys.stderr)
-
-
-def _row(job: Job, ending: Ending | None, folder: Path) -> dict[str, object]:
-    finished = (folder / "summary.json").is_file()
-    state = "finished" if finished else "not run" if ending is None else "interrupted" if by_signal(ending.status) else "failed"
-    metrics = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["metrics"] if finished else {}
-    note = ending.reason if ending and not finished else "finished before" if ending and ending.skipped else ""
-    return {"job": job.number, "varies": job.label, "state": state, "metrics": metrics, "status": ending and ending.status, "note": note}
-
-
-def _print(rows: Sequence[dict[str, object]], folder: Path) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from fedsb.report.table import number
-
-    console = Console()
-    table = Table(box=box.ROUNDED if console.is_terminal else box.ASCII)
-    for name in ("job", "varies", "state", "result", "why"):
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        metrics = row["metrics"] if isinstance(row["metrics"], dict) else {}
-        result = "  ".join(f"{name} {number(float('nan') if value is None else value)}" for name, value in list(metrics.items())[:2])
-        table.add_row(*(Text(str(cell)) for cell in (row["job"], row["varies"], row["state"], result, row["note"])))
-    console.print(table)
-    console.print(Text(f"sweep folder: {folder}"), soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -103,8 +104,11 @@ def runs_in(folder: Path) -> list[Path]:
     """Return the run in a folder, or the runs of the sweep in it, in the order of its jobs; the folder itself where it holds neither."""
     if (folder / "metrics.jsonl").is_file():
         return [folder]
-    jobs = [path.parent for path in folder.glob("*/metrics.jsonl") if path.stat().st_size]
-    return sorted(jobs, key=lambda path: (not path.name.isdecimal(), path.name.zfill(9))) or [folder]
+    jobs = {path.parent.name: path.parent for path in sorted(folder.glob("*/metrics.jsonl")) if path.stat().st_size}
+    if (folder / "manifest.json").is_file():
+        named = [row["name"] for row in json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["jobs"]]
+        return [jobs[name] for name in named if name in jobs] or [folder]
+    return sorted(jobs.values(), key=lambda path: (not path.name.isdecimal(), path.name.zfill(9))) or [folder]
 
 
 def write_report(folder: str | Path, summary: Mapping[str, Any] | None = None, *, plots: bool = True) -> Path:

@@ -104,7 +104,7 @@ class RunFolder:
 
     def cut(self, last: int) -> list[RoundRecord]:
         """Drop the records of rounds after ``last``, which will be run again, and return the others."""
-        kept = [record for record in _read_records(self.metrics) if record.round <= last]
+        kept = [record for record in records_in(self.metrics) if record.round <= last]
         replace_whole(self.metrics, "".join(record.to_json() + "\n" for record in kept))
         return kept
 
@@ -149,7 +149,7 @@ def read_run(folder: str | Path) -> Run:
         UserError: the folder holds no record of a run.
     """
     path = Path(folder)
-    records = _read_records(path / "metrics.jsonl")
+    records = records_in(path / "metrics.jsonl")
     if not records:
         raise UserError(f"'{path}' holds no run (metrics.jsonl is missing or empty); give the output folder of a run")
     config, summary = path / "config.yaml", path / "summary.json"
@@ -170,7 +170,12 @@ def _read_folder(path: Path, config: Path, summary: Path, records: tuple[RoundRe
     )
 
 
-def _read_records(path: Path) -> tuple[RoundRecord, ...]:
+def records_in(path: Path) -> tuple[RoundRecord, ...]:
+    """Read ``metrics.jsonl``, one record a round; none where it is not there.
+
+    Raises:
+        ValueError: a line is not a record; also TypeError, KeyError or AttributeError, as the line has it.
+    """
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     # A run killed while it wrote leaves a last line without its newline: that round did not finish.
     lines = text[: text.rfind("\n") + 1].splitlines()

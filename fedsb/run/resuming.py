@@ -25,6 +25,7 @@ FREE = (
     "federation.wait", "federation.timeout",
 )  # fmt: skip
 PATHS = ("data.path", "data.test_path", "data.public_path", "model.name", "model.tokenizer")  # absolute where the run was begun
+SWEEP = "manifest.json"  # of a sweep, which is no run
 SEAL, BEGUN = "# fingerprint ", "# begun with "
 
 
@@ -43,6 +44,8 @@ def resumed(config: Config, overrides: Sequence[str]) -> Config:
     if config.resume is None:
         return config
     folder = Path(config.resume)
+    if (folder / SWEEP).is_file():
+        raise UserError(f"resume={folder}: that is a sweep; add -m to go on with what is left of it")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"resume={folder}: there is no run (config.yaml is missing); give the output folder of one")
     if (folder / "summary.json").is_file():
@@ -58,7 +61,7 @@ def resumed(config: Config, overrides: Sequence[str]) -> Config:
         shown = ", ".join(f"{key}={differ[key][0]} (that run: {differ[key][1]})" for key in sorted(said or differ)[:3])
         raise UserError(f"resume={folder}: {shown}; leave out what differs, or begin another run")
     own = {key: getattr(config, key) for key in ("keep_checkpoints", "plots", "progress", "log_level") if _leaves({key}, config) & chosen}
-    patience = {key: getattr(config.federation, key) for key in _named("federation", named) if _is_free(f"federation.{key}")}
+    patience = {key: getattr(config.federation, key) for key in _named("federation", named) if is_free(f"federation.{key}")}
     federation = replace(stored.federation, **patience)
     return replace(stored, resume=str(folder), output=str(folder), runtime=_runtime(config, stored, named), federation=federation, **own)
 
@@ -88,7 +91,7 @@ def for_nodes(config: Config, overrides: Sequence[str], compose: Callable[[list[
         Those that the run was begun with, or the given ones; None where neither make the run's configuration: nobody must train with
         defaults for want of them.
     """
-    own = [override for override in overrides if not _is_free(override.split("=")[0].lstrip("+~"))]
+    own = [override for override in overrides if not is_free(override.split("=")[0].lstrip("+~"))]
     begun = _begun_with(Path(config.resume or "") / "config.yaml")
     return next((each for each in (begun, own) if each is not None and _makes(each, config, compose)), None)
 
@@ -111,13 +114,13 @@ def _begun_with(path: Path) -> list[str] | None:
 def differences(config: Config, other: Config, *, only: set[str] | None = None) -> dict[str, tuple[Any, Any]]:
     """Return the dotted keys, of ``only`` or of all that shape a result, at which two configurations differ, with both values."""
     mine, theirs = _flat(as_dict(config)), _flat(as_dict(other))
-    keys = sorted(key for key in mine.keys() | theirs.keys() if not _is_free(key) and (only is None or key in only))
+    keys = sorted(key for key in mine.keys() | theirs.keys() if not is_free(key) and (only is None or key in only))
     return {key: (mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)}
 
 
 def fingerprint(config: Config, *, without: Collection[str] = ()) -> str:
     """Return a hash of all that shapes a result, but for some keys: where :data:`PATHS` lead, say, which is each machine's own matter."""
-    flat = {key: value for key, value in _flat(as_dict(config)).items() if not _is_free(key) and key not in without}
+    flat = {key: value for key, value in _flat(as_dict(config)).items() if not is_free(key) and key not in without}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -139,7 +142,8 @@ def unsealed(path: Path) -> Config:
     return config
 
 
-def _is_free(key: str) -> bool:
+def is_free(key: str) -> bool:
+    """Tell whether a dotted key decides nothing of what comes out; see :data:`FREE`."""
     return key in FREE or key.partition(".")[0] in FREE
 
 

@@ -45,7 +45,7 @@ def stage_app(parent: Path) -> Path:
     target = parent / NAME
     target.mkdir(parents=True)
     for package in PACKAGES:
-        shutil.copytree(_package_folder(package), target / package, ignore=_IGNORED)
+        shutil.copytree(package_folder(package), target / package, ignore=_IGNORED)
     if (app_root() / "pyproject.toml").is_file():
         for name in _BESIDE:
             _copy(app_root() / name, target / name)
@@ -54,7 +54,12 @@ def stage_app(parent: Path) -> Path:
     return target
 
 
-def _package_folder(package: str) -> Path:
+def package_folder(package: str) -> Path:
+    """Return where the sources of a package of this project lie.
+
+    Raises:
+        FileNotFoundError: nowhere.
+    """
     beside = app_root() / package
     if beside.is_dir():
         return beside

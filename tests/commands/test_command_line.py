@@ -35,7 +35,7 @@ def test_a_sweep_leaves_a_folder_a_job(call: Call, quick: list[str], tmp_path: P
     found = {
         path.parent.name: json.loads(path.read_text(encoding="utf-8"))["method"] for path in tmp_path.glob("multirun/*/*/*/summary.json")
     }
-    assert found == {"0": "fedavg_lora", "1": "fedex_lora", "2": "fed_sb"}
+    assert found == {f"method={name}": name for name in ("fedavg_lora", "fedex_lora", "fed_sb")}
 
 
 def test_costs_are_printed(call: Call, quick: list[str]) -> None:
@@ -102,4 +102,4 @@ def test_a_job_that_fails_in_another_process_fails_the_sweep(tmp_path: Path, qui
     assert "Traceback" not in done.stderr
     noted = [json.loads(line) for line in (tmp_path / "sweep" / "jobs.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [job["status"] for job in noted] == [1, 0, 2, 2]
-    assert [path.parent.name for path in (tmp_path / "sweep").glob("*/summary.json")] == ["1"]
+    assert [path.parent.name for path in (tmp_path / "sweep").glob("*/summary.json")] == ["rank=2+timeout=60"]

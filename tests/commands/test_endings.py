@@ -149,7 +149,7 @@ def test_two_starts_in_one_second_get_two_folders(call: Call, small: list[str], 
     assert call("run", "-m", *once, "seed=1,2")[0] == 0
     assert call("run", *once, "data.label=nothing")[0] == 2
     found = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("summary.json"))
-    assert found == [f"multirun/2026-01-02/03-04-05-1/{job}" for job in (0, 1)] + ["outputs/2026-01-02/03-04-05-1"]
+    assert found == [f"multirun/2026-01-02/03-04-05-1/seed={seed}" for seed in (1, 2)] + ["outputs/2026-01-02/03-04-05-1"]
     assert not [path for folder in taken for path in folder.iterdir()]
     assert len(list(taken[0].parent.iterdir())) == 2
 

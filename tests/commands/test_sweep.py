@@ -8,16 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from fedsb.commands.sweep import CUT, FINISHED, JOBS, NEW, endings, going_on, label_jobs, run_noted, tell
+from fedsb.commands.sweep import run_noted
 from fedsb.core.errors import RunError, UserError
 from fedsb.run.folder import read_run
+from fedsb.sweep.endings import JOBS, Ending, endings, note
+from fedsb.sweep.jobs import label_jobs
+from fedsb.sweep.manifest import held
+from fedsb.sweep.telling import tell
 from tests.commands.calls import Call, first_line
 
 GRID = ("seed=0,1", "federation.num_rounds=2", "output=sweep")
 
 
 def bits(folder: Path) -> dict[str, str]:
-    return {path.parent.name: json.loads(path.read_text())["factors_sha256"] for path in folder.glob("*/summary.json")}
+    found = [path for path in folder.glob("*/summary.json") if ".damaged-" not in path.parent.name]
+    return {path.parent.name: json.loads(path.read_text())["factors_sha256"] for path in found}
+
+
+def manifest(folder: Path = Path("sweep")) -> dict:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def states(folder: Path = Path("sweep")) -> dict[str, str]:
+    return {row["name"]: row["state"] for row in manifest(folder)["jobs"]}
 
 
 def cut_off(folder: Path) -> None:
@@ -29,20 +42,25 @@ def cut_off(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_where_it_was_left(call: Call, quick: list[str]) -> None:
+def test_a_sweep_goes_on_where_it_was_left(call: Call, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same command, or by its folder alone, from wherever."""
     status, out, err = call("run", "-m", *quick, *GRID, "progress=lines")
     assert status == 0, err
     assert [line for line in out.splitlines() if line.startswith("job ")] == ["job 1 of 2: seed=0", "job 2 of 2: seed=1"]
-    left_alone, stamp = bits(Path("sweep")), Path("sweep/0/summary.json").stat().st_mtime_ns
-    cut_off(Path("sweep/1"))
-    status, out, err = call("run", "-m", *quick, *GRID, "progress=lines")
-    assert status == 0, err
-    assert "job 1 of 2: seed=0, which had finished" in out
-    assert "job 2 of 2: seed=1, which goes on" in out
-    assert "resumed after round 1" in out
-    assert bits(Path("sweep")) == left_alone
-    assert Path("sweep/0/summary.json").stat().st_mtime_ns == stamp
-    assert {number: ending.skipped for number, ending in endings(Path("sweep")).items()} == {0: True, 1: False}
+    assert states() == {"seed=0": "finished", "seed=1": "finished"}
+    left_alone, stamp = bits(Path("sweep")), Path("sweep/seed=0/summary.json").stat().st_mtime_ns
+    for again in ([*quick, *GRID, "progress=lines"], [f"resume={tmp_path}/sweep", "progress=lines"]):
+        cut_off(tmp_path / "sweep/seed=1")
+        status, out, err = call("run", "-m", *again)
+        assert status == 0, err
+        assert "job 1 of 2: seed=0, which had finished" in out
+        assert "job 2 of 2: seed=1, which goes on" in out
+        assert "resumed after round 1" in out
+        assert bits(tmp_path / "sweep") == left_alone
+        assert (tmp_path / "sweep/seed=0/summary.json").stat().st_mtime_ns == stamp
+        assert {number: ending.skipped for number, ending in endings(tmp_path / "sweep").items()} == {0: True, 1: False}
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "elsewhere")
 
 
 @pytest.mark.slow
@@ -55,27 +73,75 @@ def test_a_job_that_fails_is_told_of_and_the_others_run(call: Call, quick: list[
         ("federation.timeout=60", "finished", 0),
     ]
     assert rows[0]["note"]
-    assert rows[1]["metrics"]["accuracy"] == read_run("sweep/1").summary["metrics"]["accuracy"]
-    assert err.splitlines()[-1].startswith("go on with: fedsb run -m ")
+    assert rows[1]["metrics"]["accuracy"] == read_run("sweep/timeout=60").summary["metrics"]["accuracy"]
+    assert err.splitlines()[-1] == "go on with: fedsb run -m resume=sweep"
+    (failed, _) = manifest()["jobs"]
+    assert (failed["state"], failed["status"], failed["reason"]) == ("failed", 1, rows[0]["note"])
 
 
 @pytest.mark.slow
-def test_another_grid_in_the_same_folder_is_a_mistake_before_anything_runs(call: Call, quick: list[str]) -> None:
-    assert call("run", "-m", *quick, *GRID, "method=head_only")[0] == 0
-    status, _, err = call("run", "-m", *quick, *GRID, "method=head_only", "train.lr=0.5")
-    assert status == 2
-    assert "'sweep/0' holds a job of another sweep (" in first_line(err)
-    assert "train.lr=" in err
+def test_a_folder_takes_no_other_sweep_code_or_data(call: Call, quick: list[str], tiny_csv: Path, tmp_path: Path) -> None:
+    """One line before anything runs, whichever of them is another; and nothing in the folder has changed."""
+    table = shutil.copy(tiny_csv, tmp_path / "own.csv")
+    own = [*(text for text in quick if not text.startswith("data.path=")), f"data.path={table}", "method=head_only"]
+    assert call("run", "-m", *own, *GRID)[0] == 0
+    before = {path: path.read_bytes() for path in Path("sweep").rglob("*") if path.is_file()}
+
+    def refused(*arguments: str) -> str:
+        status, _, err = call("run", "-m", *arguments)
+        assert status == 2
+        assert {path: path.read_bytes() for path in Path("sweep").rglob("*") if path.is_file()} == before
+        return first_line(err)
+
+    assert "holds a sweep of another grid (seed=0,1)" in refused(*own, "seed=0,1,2", "output=sweep")
+    assert "holds another sweep (job seed=0 has other settings there)" in refused(*own, *GRID, "train.lr=0.5")
+    assert "its grid is its own; leave out train.lr=0.5" in refused("resume=sweep", "train.lr=0.5")
+    assert "leave output out" in refused("resume=sweep", "output=sweep")
+    assert "that is a run, and no sweep; leave -m out" in refused("resume=sweep/seed=0")
+    assert "holds no sweep (manifest.json is missing)" in refused("resume=nowhere")
+    with held(Path("sweep")):
+        assert "is under way in another process" in refused("resume=sweep")
+    with table.open("a") as file:
+        file.write("one more,a\n")
+    assert f"was begun with other data ({table}: " in refused("resume=sweep")
+    shutil.copy(tiny_csv, table)
+    told = manifest()
+    for key, value in (("code", "0" * 64), ("versions", {**told["versions"], "torch": "1.0"})):
+        Path("sweep/manifest.json").write_text(json.dumps({**told, key: value}))
+        before[Path("sweep/manifest.json")] = Path("sweep/manifest.json").read_bytes()
+        assert "was begun with other code (" in refused("resume=sweep")
+    Path("sweep/manifest.json").write_text("{")
+    before[Path("sweep/manifest.json")] = b"{"
+    assert "can't be read" in refused("resume=sweep")
+    status, _, err = call("run", "resume=sweep")
+    assert (status, "that is a sweep; add -m" in first_line(err)) == (2, True)
 
 
-def test_a_job_is_named_by_what_varies() -> None:
-    jobs = [["a=1", "b=x", "c=7"], ["a=1", "b=y", "c=7"], ["a=1", "b=x", "c=8"]]
-    assert [job.label for job in label_jobs(jobs)] == ["b=x c=7", "b=y c=7", "b=x c=8"]
-    assert label_jobs([["a=1"]])[0].label == "the only job"
-
-
-def test_a_job_goes_on_with_its_own_overrides() -> None:
-    assert going_on(["rank=8", "output=x", "seed=1"], Path("/a b/1")) == ["rank=8", "seed=1", "resume='/a b/1'"]
+@pytest.mark.slow
+def test_what_is_damaged_is_set_aside_and_runs_again(call: Call, quick: list[str]) -> None:
+    """A configuration that was changed, a summary or records that were cut off, checkpoints of which none can be read: to the same bits."""
+    assert call("run", "-m", *quick, "seed=0,1,2,3", "method=head_only", "output=sweep")[0] == 0
+    sound = bits(Path("sweep"))
+    with Path("sweep/seed=0/config.yaml").open("a") as file:
+        file.write("seed: 7\n")
+    Path("sweep/seed=1/summary.json").write_text('{"rou')
+    lines = Path("sweep/seed=2/metrics.jsonl").read_text().splitlines()
+    Path("sweep/seed=2/metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    Path("sweep/seed=3/summary.json").unlink()
+    for path in Path("sweep/seed=3/checkpoints").glob("round-*"):
+        path.write_bytes(path.read_bytes()[:-3])
+    kept = {path.name: path.read_bytes() for path in Path("sweep/seed=1").iterdir() if path.is_file()}
+    status, out, err = call("run", "-m", "resume=sweep", "progress=lines")
+    assert status == 0, err
+    assert [line for line in out.splitlines() if "is damaged" in line] == [
+        line for line in out.splitlines() if line.endswith("and the job runs again")
+    ]
+    assert sum("is damaged" in line for line in out.splitlines()) == 4
+    assert {path.name for path in Path("sweep").glob("*.damaged-1")} == {f"seed={i}.damaged-1" for i in range(4)}
+    assert {path.name: path.read_bytes() for path in Path("sweep/seed=1.damaged-1").iterdir() if path.is_file()} == kept
+    assert bits(Path("sweep")) == sound
+    assert call("report", "sweep")[0] == 0
+    assert "damaged" not in Path("sweep/comparison.csv").read_text()
 
 
 def raises(error: BaseException):
@@ -96,22 +162,24 @@ def raises(error: BaseException):
 )
 def test_how_a_job_ended_is_on_the_disk(tmp_path: Path, capsys, error: BaseException, status: int, reason: str) -> None:
     job = label_jobs([["a=1"], ["a=2"]])[1]
-    ending = run_noted(tmp_path, job, 2, NEW, raises(error), progress="lines")
+    ending = run_noted(tmp_path, job, raises(error))
     assert endings(tmp_path) == {1: ending}
     assert (ending.status, ending.reason) == (status, reason)
     with (tmp_path / JOBS).open("a") as file:
         file.write('{"job": 0, "la')  # a process that was killed while it wrote
     assert endings(tmp_path) == {1: ending}
-    again = run_noted(tmp_path, job, 2, CUT, lambda: None, progress="lines")
+    again = run_noted(tmp_path, job, lambda: None)
     assert endings(tmp_path) == {1: again}
-    assert not run_noted(tmp_path, job, 2, FINISHED, raises(error), progress="lines").status
 
 
 def test_a_job_that_never_ran_stands_in_the_table_too(tmp_path: Path, capsys) -> None:
-    jobs = label_jobs([["a=1"], ["a=2"]])
-    run_noted(tmp_path, jobs[0], 2, NEW, raises(KeyboardInterrupt()), progress="lines")
-    tell(tmp_path, jobs, ["-m", "a=1,2", "output=x"], progress="lines")
+    jobs = label_jobs([["a=1"], ["a=2"], ["a=3"]])
+    run_noted(tmp_path, jobs[0], raises(KeyboardInterrupt()))
+    note(tmp_path, Ending(2, "a=3", 137, "killed by SIGKILL"))
+    tell(tmp_path, jobs, progress="lines")
     out, err = capsys.readouterr()
     assert "interrupted" in out
-    assert "not run" in out
-    assert err.splitlines()[-1] == f"go on with: fedsb run -m a=1,2 output={tmp_path}"
+    assert "waiting" in out
+    assert "failed" in out
+    assert "137" in out
+    assert err.splitlines()[-1] == f"go on with: fedsb run -m resume={tmp_path}"

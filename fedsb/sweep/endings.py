@@ -1,0 +1,46 @@
+"""How the jobs of a sweep have ended: ``jobs.jsonl`` has a line whenever one does, from whatever process; the last one of a job counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fedsb.core.disk import append_line, cut_torn, locked
+
+JOBS = "jobs.jsonl"
+BY_SIGNAL = (130, 143)  # Ctrl-C and SIGTERM, which end the sweep too; any other that ends a job alone is a failure of that job
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job ended: its exit status, why it failed, and whether it was found finished."""
+
+    job: int
+    label: str
+    status: int
+    reason: str = ""
+    skipped: bool = False
+    wall_s: float = 0.0
+
+    @property
+    def by_signal(self) -> bool:
+        """Whether somebody has ended it."""
+        return self.status in BY_SIGNAL
+
+
+def note(folder: Path, ending: Ending) -> None:
+    """Note how a job ended, in the sweep's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / JOBS) as file:
+        cut_torn(file)
+        append_line(file, asdict(ending))
+
+
+def endings(folder: Path) -> Mapping[int, Ending]:
+    """Return how each job ended last, by its number."""
+    path = folder / JOBS
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return {row["job"]: Ending(**row) for row in rows}
