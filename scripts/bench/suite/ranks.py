@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from fedsb.app.assembly import peopled
 from fedsb.config.compose import load
@@ -21,17 +22,26 @@ def spent(budget: str, overrides: Sequence[str]) -> int:
     return SPENT[budget](cost_of(peopled(load(overrides))))
 
 
-def rank_at(budget: str, contestant: Contestant, shared: Sequence[str]) -> int | None:
-    """Return the rank with which a contestant comes nearest to the reference at its rank; None where it has none to choose."""
-    if not contestant.sized:
-        return None
+@dataclass(frozen=True)
+class Found:
+    """The rank of a contestant, None where it has none to choose, and what it spends of a budget beside the reference, less 1."""
+
+    rank: int | None
+    off: float
+
+
+def rank_at(budget: str, contestant: Contestant, shared: Sequence[str]) -> Found:
+    """Return the rank with which a contestant comes nearest to the reference at its rank."""
     wanted = spent(budget, [*CONTESTANTS[REFERENCE].overrides, *shared, f"rank={REFERENCE_RANK}"])
     given = [*contestant.overrides, *contestant.at.get(budget, ()), *shared]
+    if not contestant.sized:
+        return Found(None, spent(budget, given) / wanted - 1)
     below, above = 1, MOST
     while above - below > 1:
         middle = (below + above) // 2
         below, above = (middle, above) if _spent_or_more(budget, given, middle) <= wanted else (below, middle)
-    return min((below, above), key=lambda rank: abs(_spent_or_more(budget, given, rank) - wanted))
+    rank = min((below, above), key=lambda rank: abs(_spent_or_more(budget, given, rank) - wanted))
+    return Found(rank, _spent_or_more(budget, given, rank) / wanted - 1)
 
 
 def _spent_or_more(budget: str, overrides: Sequence[str], rank: int) -> float:
