@@ -80,10 +80,10 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
     parts_of(config)
     tokenizer_of(config)  # before the weights, which may take long
     adapted = model_of(config, corpus.labels, device)
+    check_abilities(config.train, adapted)
     if config.train.packing:
         check_packing(adapted, task_of(config))
     scores = check_scores(config, adapted)
-    check_abilities(config.train, adapted)
     server_plan = server_plan_of(config) if config.privacy.unit == "client" else None
     if config.privacy.unit == "example":
         refuse_mixing_layers(adapted.model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fedsb.config.derived import KEEPS_APART
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 
@@ -44,6 +45,11 @@ def _packing_has_rows(config: Config) -> None:
     task = config.model.task or config.data.task
     if task != "causal_lm":
         raise UserError(f"train.packing=true with the task '{task}': only a language model's examples share rows; leave train.packing out")
+    if config.model.attn_implementation not in {None, *KEEPS_APART}:
+        raise UserError(
+            f"train.packing=true with model.attn_implementation={config.model.attn_implementation}: it takes no mask, and in a batch of "
+            "several rows reads across examples; use model.attn_implementation=sdpa, or leave train.packing out"
+        )
     if config.privacy.unit == "example":
         raise UserError(
             "train.packing=true with privacy=example: each gradient is clipped by itself, and those of one row are not told apart; "

@@ -70,6 +70,11 @@ ALONE: Mapping[str, Callable[[Config], bool]] = {
 }
 
 
+# What computes attention under the mask that transformers makes of runs of positions. Flash attention takes none: it looks for runs where a
+# batch is one row, and reads across them where it is more; nobody knows what a kernel from a hub does.
+KEEPS_APART = frozenset({"eager", "sdpa", "flex_attention"})
+
+
 def alone_by(config: Config) -> str | None:
     """Return the key for which each client trains by itself; None where they may train side by side."""
     return next((key for key, holds in ALONE.items() if holds(config)), None)

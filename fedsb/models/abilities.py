@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import nn
 
 from fedsb.config.schema import TrainConfig
 from fedsb.core.errors import UserError
@@ -16,9 +17,9 @@ def check_abilities(train: TrainConfig, adapted: AdaptedModel) -> None:
     """Hold training against what is installed here and what the model can do.
 
     Raises:
-        UserError: ``train.optimizer``, ``train.gradient_checkpointing`` or ``train.compile`` asks for more.
+        UserError: ``train.optimizer``, ``train.gradient_checkpointing``, ``train.compile`` or ``model.attn_implementation`` asks for more.
     """
-    for check in (_can_step, _can_recompute, _can_compile):
+    for check in (_can_step, _can_recompute, _can_compile, _can_differentiate):
         for complaint in check(train, adapted):
             raise UserError(complaint)
 
@@ -37,6 +38,17 @@ def _can_recompute(train: TrainConfig, adapted: AdaptedModel) -> Iterator[str]:
 def _can_compile(train: TrainConfig, adapted: AdaptedModel) -> Iterator[str]:
     if train.compile and not COMPILERS[adapted.device.type]():
         yield f"train.compile=true finds no compiler for {adapted.device.type} (C++; Triton for GPUs); install it, or leave it out"
+
+
+def _can_differentiate(train: TrainConfig, adapted: AdaptedModel) -> Iterator[str]:
+    if adapted.device.type == "cpu" and "flex_attention" in attention_of(adapted.model):
+        yield "model.attn_implementation=flex_attention has no gradients on a CPU; use sdpa, or a GPU"
+
+
+def attention_of(model: nn.Module) -> set[str]:
+    """Return by what a network's parts compute attention; transformers has chosen where the configuration says nothing."""
+    configs = [getattr(module, "config", None) for module in model.modules()]
+    return {found for config in configs if (found := getattr(config, "_attn_implementation", None)) is not None}
 
 
 def _compiles_cpp() -> bool:

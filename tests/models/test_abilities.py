@@ -49,6 +49,12 @@ def test_compiling_without_a_compiler_is_refused(bare: AdaptedModel, monkeypatch
         check_abilities(replace(TRAIN, compile=True), bare)
 
 
+def test_an_attention_without_gradients_is_refused(tiny_llama: Path) -> None:
+    adapted = built(tiny_llama, "causal_lm", "lora", "model.attn_implementation=flex_attention")
+    with pytest.raises(UserError, match=r"^model\.attn_implementation=flex_attention has no gradients on a CPU; [^\n]*$"):
+        check_abilities(TRAIN, adapted)
+
+
 def test_an_attention_that_is_not_there_is_one_line(tiny_llama: Path) -> None:
     with pytest.raises(UserError, match=r"cannot load model '[^\n]*attn_implementation[^\n]*$"):
         built(tiny_llama, "causal_lm", "lora", "model.attn_implementation=slow")

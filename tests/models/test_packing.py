@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask
 
 from fedsb.config.compose import load
+from fedsb.config.derived import KEEPS_APART
 from fedsb.core.errors import UserError
 from fedsb.data.packing import rows
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import build_model
 from fedsb.models.collating import collate, collate_packed
 from fedsb.models.fit import Site, fit
-from fedsb.models.packing import check_packing
+from fedsb.models.packing import LENGTHS, check_packing
 from fedsb.tasks.task import TASKS
 from tests.architectures import DECODER, LANGUAGE_MODELS, checkpoint
 
@@ -33,9 +40,11 @@ examples = st.lists(
 )
 
 
-def built(name: str, folder: Path) -> AdaptedModel:
+def built(name: str, folder: Path, *overrides: str) -> AdaptedModel:
     """Return a model whose factors are nowhere zero."""
-    config = load(["model=pretrained", f"model.name='{checkpoint(name, folder, **NO_DROPOUT)}'", "rank=3", "data.task=causal_lm"])
+    config = load(
+        ["model=pretrained", f"model.name='{checkpoint(name, folder, **NO_DROPOUT)}'", "rank=3", "data.task=causal_lm", *overrides]
+    )
     adapted = build_model(config.model, config.adapter, family="lora", task=WORDS, labels=(), seed=0)
     stream = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -101,9 +110,71 @@ def test_a_state_space_is_refused(tmp_path: Path) -> None:
         check_packing(built("mamba", tmp_path), WORDS)
 
 
+def by_rows(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, position_ids: Tensor, **_: Any) -> Any:
+    """Attend causally, and apart where the batch is one row alone: what flash attention makes of positions."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    mask = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool).tril()
+    if len(query) == 1:
+        runs = (position_ids[0] == 0).cumsum(0)
+        mask &= runs[:, None] == runs[None, :]
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2), None
+
+
+@pytest.fixture(scope="module")
+def blind() -> Iterator[str]:
+    """A way to compute attention that takes no mask."""
+    AttentionInterface.register("by_rows", by_rows)
+    AttentionMaskInterface.register("by_rows", ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"])
+    yield "by_rows"
+    for known in (AttentionInterface, AttentionMaskInterface):
+        del known._global_mapping["by_rows"]
+
+
+def test_attention_that_reads_across_examples_where_rows_are_several_is_refused(
+    tmp_path: Path, blind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted = built("llama", tmp_path)
+    adapted.model.set_attn_implementation(blind)  # type: ignore[operator]
+    with pytest.raises(UserError, match=r"^train.packing=true: LlamaForCausalLM computes attention by by_rows, which .*out[^\n]*$"):
+        check_packing(adapted, WORDS)
+    monkeypatch.setattr("fedsb.models.packing.KEEPS_APART", {blind})
+    with pytest.raises(UserError, match=r"lets the examples of a row see each other"):
+        check_packing(adapted, WORDS)
+    monkeypatch.setattr("fedsb.models.packing.WIDTHS", (sum(LENGTHS),))
+    check_packing(adapted, WORDS)  # one row is kept apart, and says nothing of several
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what transformers asks torch for
+@pytest.mark.parametrize("kind", sorted(KEEPS_APART))
+def test_the_mask_of_every_attention_that_may_be_named_keeps_rows_apart(kind: str) -> None:
+    """As transformers makes it of positions, for two rows; the pass itself, of flexible attention, is for GPUs."""
+    ends = [[3, 2, 1], [4, 2]]
+    positions = torch.tensor([[place for size in row for place in range(size)] for row in ends])
+    config = LlamaConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+    config._attn_implementation = kind
+    made = create_causal_mask(config, torch.zeros(2, 6, 8), attention_mask=None, cache=None, position_ids=positions)
+    for b, row in enumerate(ends):
+        owner = [i for i, size in enumerate(row) for _ in range(size)]
+        for q, k in itertools.product(range(6), range(6)):
+            seen = made.mask_mod(b, 0, torch.tensor(q), torch.tensor(k)) if kind == "flex_attention" else made[b, 0, q, k]
+            sees = bool(seen == 0.0) if seen.is_floating_point() else bool(seen)
+            assert sees == (owner[q] == owner[k] and k <= q)
+
+
+@pytest.mark.parametrize("kind", ["eager", "sdpa"])
+def test_every_attention_of_a_cpu_passes(tmp_path: Path, kind: str) -> None:
+    adapted = built("llama", tmp_path)
+    adapted.model.set_attn_implementation(kind)  # type: ignore[operator]
+    check_packing(adapted, WORDS)
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
+        (("data.task=causal_lm", "model.attn_implementation=flash_attention_2"), "attn_implementation=flash_attention_2: it takes no mask"),
+        (("data.task=causal_lm", "model.attn_implementation=flash_attention_3"), "attn_implementation=flash_attention_3: it takes no mask"),
+        (("data.task=causal_lm", "model.attn_implementation=some/kernel"), "use model.attn_implementation=sdpa"),
         ((), "only a language model's examples share rows"),
         (("data.task=causal_lm", "privacy=example", "privacy.epsilon=3"), "with privacy=example"),
         (("data.task=causal_lm", "runtime.stack=4"), "a stack puts several clients into one batch"),
