@@ -2,27 +2,24 @@
 
 Run as ``python scripts/bench/language.py FOLDER [--table gsm8k sums] [--cache FILE] [--minutes M]`` on an installed project with the extra
 ``llm``. Each cell is a run of SmolLM2 in bfloat16, some 10 to 30 minutes of one core. What is in the cache is not run again; a script that
-is ended goes on with the runs in the folder where they were, and several may share both. GSM8K is looked for in ../shared/data/gsm8k; where
-it is not, its cells are those of the cache. Settings are those that each method ships with: none was tuned on these data. Exit status 1 if
-a bound fails.
+is ended goes on with the runs in the folder where they were, and several may share both. A run that lost a reply is no cell: it is said and
+run again. GSM8K is looked for in ../shared/data/gsm8k; where it is not, its cells are those of the cache. Settings are those that each
+method ships with: none was tuned on these data. Exit status 1 if a bound fails.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from answering.cache import keep, kept, key_of, rows_of
+from answering.cells import CONTESTANTS, SEEDS, SHARED, TABLES, Table, cell, fill
+from answering.rows import gains_of, markdown
 from figures import Figure, show
-from language_cells import CONTESTANTS, SEEDS, SHARED, TABLES, Table, cell, fill, finished
-from language_rows import cell_of, gains_of, markdown, row_of
-
-from fedsb.run.folder import read_run
 
 
 def main() -> int:
@@ -48,29 +45,6 @@ def main() -> int:
     return 0 if held else 1
 
 
-def key_of(table: str, contestant: str, seed: int) -> str:
-    """Return the name of a cell in the cache."""
-    return f"{table}/{cell(contestant, seed)}"
-
-
-def keep(cache: Path, table: str, folder: Path) -> None:
-    """Put what runs of a folder have ended with into the cache."""
-    ended = {key_of(table, c, s): folder / cell(c, s) for c in CONTESTANTS for s in SEEDS if finished(folder / cell(c, s))}
-    known = kept(cache)
-    new = {key: cell_of(read_run(path)) for key, path in ended.items() if key not in known}
-    if new:
-        draft = cache.with_name(f"{cache.name}.{os.getpid()}")
-        draft.write_text(json.dumps(dict(sorted((known | new).items())), indent=1) + "\n")
-        draft.replace(cache)
-
-
-def rows_of(table: str, known: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a row for each contestant that has a cell."""
-    for contestant in CONTESTANTS:
-        if cells := [known[key] for seed in SEEDS if (key := key_of(table, contestant, seed)) in known]:
-            yield row_of(contestant, cells)
-
-
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -87,12 +61,6 @@ def bounds(table: Table, rows: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:
     for row in rows:
         if row["contestant"] in table.gains:
             yield Figure(f"{row['contestant']}, nats below untouched", min(gains_of(row)), table.gains[row["contestant"]], at_least=True)
-
-
-def kept(path: Path) -> dict[str, Any]:
-    """Return the cells that a file holds."""
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
 
 
 if __name__ == "__main__":

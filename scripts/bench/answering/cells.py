@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedsb.run.folder import read_run
+
 GSM8K = Path("../shared/data/gsm8k").resolve()
 SEEDS = (0, 1)
 # Who takes part, by what it overrides. All start from the same base and see the same 1,600 examples.
@@ -67,14 +69,27 @@ def finished(folder: Path) -> bool:
     return (folder / "summary.json").exists()
 
 
+def lost(folder: Path) -> str:
+    """Say which replies a run went on without: it trained on less than the others, and is no cell; nothing where it has none."""
+    records = read_run(folder).records if (folder / "metrics.jsonl").exists() else ()
+    failed = [f"round {record.round} had no reply of {name} ({why})" for record in records for name, why in record.failed.items()]
+    return f"{failed[0]}{f', and {len(failed) - 1} more' if failed[1:] else ''}" if failed else ""
+
+
 def fill(folder: Path, overrides: Sequence[str]) -> None:
-    """Run a cell, or take it up where it was ended; one that is finished, or that another process is at, is left alone."""
+    """Run a cell, or take it up where it was ended; one that is finished, or that another process is at, is left alone.
+
+    One that lost replies is moved out of the way and run again.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_suffix(".lock"), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
+        if why := lost(folder):
+            print(f"{folder.name}: no cell, {why}; it is run again", flush=True)
+            fresh(folder)
         if finished(folder):
             return
         begun = (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir())
@@ -88,7 +103,7 @@ def fill(folder: Path, overrides: Sequence[str]) -> None:
 
 
 def fresh(folder: Path) -> Path:
-    """Move what a run left that had no checkpoint yet out of the way."""
+    """Move what a run left that cannot go on, or lost replies, out of the way."""
     if folder.exists():
-        folder.rename(folder.with_name(f"{folder.name}.ended-{int(time.time())}"))
+        folder.rename(folder.with_name(f"{folder.name}.ended-{time.time_ns()}"))
     return folder
