@@ -67,7 +67,7 @@ def private_metrics(
         UserError: the plan has no evaluation after that round, or its delta does not fit the number of held-out examples; likewise.
     """
     key = account.key(round_number, EVALUATE)
-    if (kept := account.ledger.kept(key)) is not None:
+    if (kept := account.kept(key)) is not None:
         return kept[1]
     entry = account.plan.evaluation
     if entry is None or round_number not in account.plan.evaluated:
@@ -80,7 +80,7 @@ def private_metrics(
     found = noised(bounded(task, *_each_alone(adapted, task, features, train), privacy.eval_max_loss), entry.noise_multiplier, generator)
     found["clipped_loss"] *= privacy.eval_max_loss
     metrics = {**found, **account.metrics(account.plan.training if account.plan.rounds else entry)}
-    account.ledger.keep(key, State(), metrics)
+    account.keep(key, State(), metrics)
     return metrics
 
 

@@ -19,7 +19,7 @@ from fedsb.core.state import State
 from fedsb.models.fit import Lesson
 from fedsb.privacy.account import Account
 from fedsb.privacy.accounting import Entry
-from fedsb.privacy.ledger import Key
+from fedsb.privacy.charges import Key
 from fedsb.privacy.randomness import Streams
 from fedsb.tasks.task import Batch
 
@@ -89,7 +89,7 @@ class PrivateRound(Round[PrivateFit]):
             UserError: the plan has no such round, or the clipping's settings do not fit the noise; likewise.
         """
         account, number = self.account, self.site.round
-        if (kept := account.ledger.kept(self._key)) is not None:
+        if (kept := account.kept(self._key)) is not None:
             return Upload(*kept)
         if number not in account.plan.rounds:
             raise UserError(f"round {number} is not among those that '{self.site.client}' was drawn for; its noise does not cover it")
@@ -132,7 +132,7 @@ class PrivateRound(Round[PrivateFit]):
         """Return the upload, and keep it: from then on the same request is answered by it."""
         self.account.note(self._key, result.diagnostics)
         upload = super().close(trained, result)
-        self.account.ledger.keep(self._key, upload.sent, dict(upload.metrics))
+        self.account.keep(self._key, upload.sent, dict(upload.metrics))
         return upload
 
 
@@ -141,4 +141,4 @@ def _went_well(account: Account, round_number: int, turns: int) -> bool:
     mine = account.key(0, TRAIN)
     alike = [key for key, _ in account.ledger.charges() if key._replace(round=0) == mine]
     trained = [key for key in alike if (key.round - round_number) % turns == 0]
-    return bool(trained) and account.ledger.kept(trained[-1]) is not None
+    return bool(trained) and account.ledger.answered(trained[-1])

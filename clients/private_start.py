@@ -66,7 +66,7 @@ def private_evidence(
         UserError: the plan has no private start.
     """
     key = account.key(0, f"evidence-{number}")
-    if (kept := account.ledger.kept(key)) is not None:
+    if (kept := account.kept(key)) is not None:
         return Upload(*kept)
     entry = account.plan.start
     if entry is None or number >= account.plan.exchanges:
@@ -90,7 +90,7 @@ def private_evidence(
     upload = add_noise(total, noise_multiplier=entry.noise_multiplier, max_norm=norm, expected=expected, generator=streams.sampling)
     account.note(key, {"clip_rate": total.num_clipped / max(1, total.num_examples)})
     metrics = account.metrics(entry)
-    account.ledger.keep(key, upload, metrics)
+    account.keep(key, upload, metrics)
     return Upload(upload, metrics)
 
 

@@ -98,6 +98,7 @@ def _serve(config: Config, grid: Grid, output: Path, overrides: Sequence[str] | 
         prepared = planned(prepare(config, device=_device(grid)), grid)
         folder = RunFolder(output)
         folder.write_config(sealed(config, overrides))
+        folder.identity(prepared.strategy.origin)
         with folder.held():
             return _run(prepared, grid, folder)
     folder = RunFolder(output, resumed=True)
@@ -105,8 +106,9 @@ def _serve(config: Config, grid: Grid, output: Path, overrides: Sequence[str] | 
         check_ledgers(config, folder.path)
         snapshot = last_snapshot(config, folder)
         told = for_nodes(config, overrides or [], composed)
-        prepared = planned(prepare(config, snapshot, None if told is None else shlex.join(told), device=_device(grid)), grid)
-        return _run(prepared, grid, folder, snapshot)
+        prepared = prepare(config, snapshot, None if told is None else shlex.join(told), device=_device(grid))
+        prepared.strategy.origin = folder.identity(prepared.strategy.origin)
+        return _run(planned(prepared, grid), grid, folder, snapshot)
 
 
 def _device(grid: Grid) -> str | None:

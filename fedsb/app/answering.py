@@ -27,8 +27,9 @@ from fedsb.node.refusals import code_of, key_of
 from fedsb.node.request import Request
 from fedsb.node.settings import NodeConfig
 from fedsb.privacy.account import LEDGERS, charge_unnoised
+from fedsb.privacy.charges import Key
 from fedsb.privacy.codes import BudgetExceeded, OwnStateLost
-from fedsb.privacy.ledger import Key, Ledger
+from fedsb.privacy.ledger import Ledger
 from fedsb.privacy.naming import name_of_data
 from fedsb.privacy.rows import Hashes
 from fedsb.privacy.shelf import Shelf

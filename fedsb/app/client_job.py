@@ -38,10 +38,11 @@ from fedsb.privacy.ledger import SIMULATION, Ledger
 from fedsb.privacy.naming import client_folder
 from fedsb.privacy.plan import Plan
 from fedsb.privacy.randomness import Streams, secret_streams, simulated_streams
+from fedsb.privacy.replies import KEPT_ROUNDS, MOST_ROUNDS
 from fedsb.privacy.shelf import Shelf
 from fedsb.run.kept_start import KeptStart
 from fedsb.run.own_state import OwnState, forget_old
-from fedsb.run.resuming import fingerprint
+from fedsb.run.resuming import DATA_PATHS, fingerprint
 from fedsb.wire.arrays import quantise
 from fedsb.wire.cache_limits import Limits
 from fedsb.wire.frozen import FrozenView
@@ -211,15 +212,20 @@ class Job:
     @cached_property
     def account(self) -> Account:
         """The client's plan in this run, and its ledger."""
-        privacy, run = self.config.privacy, str(self._context.run_id)
-        most, name = privacy.max_epsilon, self.instruction.client
-        if self.real:
-            plan = self._plan(self.ledger.folder, f"{run}/{name}", self._asked_for())
-            own = self.node.budgets(plan.delta) if self.node else ()
-            return Account(self.ledger, plan, privacy.accountant, most, run, client=name, own=own)
-        return Account(
-            self.ledger, self._plan(self._run_folder() / LEDGERS, name, ""), privacy.accountant, most, SIMULATION, repeatable=True
-        )
+        i, privacy, flower = self.instruction, self.config.privacy, str(self._context.run_id)
+        common: dict[str, Any] = {
+            "ledger": self.ledger,
+            "accountant": privacy.accountant,
+            "max_epsilon": privacy.max_epsilon,
+            "request": i.asked,
+            "rounds": min(max(KEPT_ROUNDS, self.config.keep_checkpoints), MOST_ROUNDS),
+        }
+        if not self.real:
+            return Account(plan=self._plan(self._run_folder() / LEDGERS, i.client, ""), run=SIMULATION, repeatable=True, **common)
+        run = i.origin or flower  # a run that goes on has another number of Flower's
+        plan = self._plan(self.ledger.folder, f"{run}/{i.client}", self._asked_for())
+        own = self.node.budgets(plan.delta) if self.node else ()
+        return Account(plan=plan, run=run, names=(flower,), client=i.client, own=own, **common)
 
     def _run_folder(self) -> Path:
         return folder_of_run(self._context, self.config)
@@ -227,7 +233,8 @@ class Job:
     def _asked_for(self) -> str:
         """Return a hash of what the server asks for, labels included: all messages of a run ask for the same."""
         labels = hashlib.sha256(json.dumps(self.instruction.labels).encode()).hexdigest()[:8]
-        return f"/{fingerprint(asked_in(self._context))}-{labels}"
+        # Data are the node's own, and relative paths begin where it was started: elsewhere, perhaps, when the run goes on.
+        return f"/{fingerprint(asked_in(self._context), without=DATA_PATHS)}-{labels}"
 
     def _plan(self, folder: Path, name: str, asked: str) -> Plan:
         """Return the plan that lies in ``folder``; a message may have a process of its own, and calibrating takes seconds."""

@@ -17,10 +17,11 @@ from fedsb.core.disk import make_folder, replace_whole
 from fedsb.core.errors import UserError
 from fedsb.core.logs import say_early
 from fedsb.privacy.account import LEDGERS, charged_account
+from fedsb.privacy.charges import Key
 from fedsb.privacy.claim import Claim
 from fedsb.privacy.entries import Entry
 from fedsb.privacy.forecast import forecast_snr
-from fedsb.privacy.ledger import SIMULATION, Key, Ledger, read_header
+from fedsb.privacy.ledger import SIMULATION, Ledger, read_header
 from fedsb.privacy.notices import forecast_line, privacy_lines
 from fedsb.privacy.plan import Plan, ServerPlan, make_plan, make_server_plan, unnoised_start
 from fedsb.run.resuming import fingerprint

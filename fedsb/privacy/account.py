@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from fedsb.core.disk import cut_torn, locked
+from fedsb.core.state import State
 from fedsb.privacy.accounting import epsilon_of
+from fedsb.privacy.charges import Key
 from fedsb.privacy.codes import BudgetExceeded
 from fedsb.privacy.entries import UNNOISED, Entry
-from fedsb.privacy.ledger import Key, Ledger, read_entries
+from fedsb.privacy.ledger import Ledger, read_entries
 from fedsb.privacy.limit import Limit
 from fedsb.privacy.naming import client_folder
 from fedsb.privacy.plan import Plan
+from fedsb.privacy.replies import KEPT_ROUNDS
 
 LEDGERS = "ledgers"
 DIAGNOSTICS = "diagnostics.jsonl"
@@ -40,6 +43,9 @@ class Account:
         repeatable: the noise of a key comes from the seed, as in a simulation: what is computed again is the same release.
         client: named in the keys of a ledger that several clients may share, as a real node's; empty in a simulation.
         own: the budgets of the node's operator, held beside the run's.
+        names: of the run, beside ``run``; by any of them a budget of one run knows what it has released.
+        request: digest of what the message at hand asks for, beside the key; a reply that was kept is an answer to that alone.
+        rounds: so many of a run's last rounds have their replies kept.
     """
 
     ledger: Ledger
@@ -50,6 +56,9 @@ class Account:
     repeatable: bool = False
     client: str = ""
     own: tuple[Limit, ...] = ()
+    names: tuple[str, ...] = ()
+    request: str = ""
+    rounds: int = KEPT_ROUNDS
 
     def key(self, round_number: int, exchange: str) -> Key:
         """Name a release of this run."""
@@ -58,6 +67,14 @@ class Account:
     def charged(self, key: Key) -> Entry:
         """Return what the ledger holds for a release, read back from the disk: what is done is held against it."""
         return next(entries[-1] for charged, entries in reversed(self.ledger.charges()) if charged == key)
+
+    def kept(self, key: Key) -> tuple[State, dict[str, float]] | None:
+        """Return the reply that was kept for a release where the same was asked for; None where it was not."""
+        return self.ledger.kept(key, self.request)
+
+    def keep(self, key: Key, state: State, metrics: Mapping[str, float]) -> None:
+        """Keep the finished reply to a release."""
+        self.ledger.keep(key, state, metrics, self.request, self.rounds)
 
     def charge(self, key: Key, entry: Entry) -> None:
         """Enter a release before it is computed; one that was entered before is not entered again where it is ``repeatable``.
@@ -70,7 +87,7 @@ class Account:
             return
         whole, of_run = ([limit for limit in self._limits() if limit.of_run == own] for own in (False, True))
         try:
-            self.ledger.charge(key, (entry,), limit=self._within(whole), run_limit=self._within(of_run))
+            self.ledger.charge(key, (entry,), limit=self._within(whole), run_limit=self._within(of_run), names=self.names)
         except BudgetExceeded:
             raise BudgetExceeded(self._overspent(key, entry)) from None
 
@@ -85,7 +102,7 @@ class Account:
     def _overspent(self, key: Key, entry: Entry) -> str:
         """Say which limit a release would exceed, and by how much."""
         limits = self._limits()
-        spent = {limit: self.ledger.entries(key.run if limit.of_run else None) for limit in limits}
+        spent = {limit: self.ledger.entries({key.run, *self.names} if limit.of_run else None) for limit in limits}
         broken = next((each for each in limits if self._epsilon((*spent[each], entry), each.delta) > each.epsilon), limits[0])
         before, after = (self._epsilon(entries, broken.delta) for entries in (spent[broken], (*spent[broken], entry)))
         of = "of this run " if broken.of_run else ""

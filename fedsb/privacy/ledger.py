@@ -2,7 +2,8 @@
 
 Every noisy release is charged before it is computed, so a crash can only make the account too high. ``ledger.jsonl`` holds a header
 and one line a charge; it is only ever appended to, under an exclusive lock, and flushed to the disk before :meth:`Ledger.charge`
-returns. Beside it lie the last finished replies: a repeated request is answered with the bytes that were already paid for.
+returns. Beside it lie the last finished replies: a repeated request is answered with the bytes that were already paid for, and what asks
+for something else under the same key is not.
 
 A last line without its line feed is a charge whose writer died before ``charge`` returned. Nothing was trained on it, so it is not
 counted, and the next charge cuts it off. Any other line that cannot be read is an error: an account with a hole is no account.
@@ -10,45 +11,25 @@ counted, and the next charge cuts it off. Any other line that cannot be read is 
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-
-from fedsb.core.disk import append_line, cut_torn, locked, make_folder, replace_whole, sync_folder
+from fedsb.core.disk import append_line, cut_torn, locked, make_folder, sync_folder
 from fedsb.core.errors import UserError
-from fedsb.core.state import Name, State, sha256
+from fedsb.core.state import State
+from fedsb.privacy import replies
+from fedsb.privacy.charges import Charge, Key, entries_in, of_one_run
 from fedsb.privacy.codes import BudgetExceeded
 from fedsb.privacy.entries import Entry, read_entry
+from fedsb.privacy.replies import KEPT_ROUNDS, Reply
 
 FORMAT = 1
 LEDGER = "ledger.jsonl"
-KEPT_REPLIES = 4
 # The run in a simulation's keys. Its ledgers are its own: a resumed run has another id, and may lie in another folder.
 SIMULATION = "simulation"
-
-
-class Key(NamedTuple):
-    """What a charge was made for: the run, the round (0 is the start), the exchange within it, and the client.
-
-    The client is empty where a ledger has one only, and in ledgers of earlier versions.
-    """
-
-    run: str
-    round: int
-    exchange: str
-    client: str = ""
-
-    @property
-    def written(self) -> tuple[str | int, ...]:
-        """The key as files hold it."""
-        key = (self.run, self.round, self.exchange)
-        return (*key, self.client) if self.client else key
 
 
 class Ledger:
@@ -82,6 +63,8 @@ class Ledger:
         limit: Callable[[tuple[Entry, ...]], bool] | None = None,
         run_limit: Callable[[tuple[Entry, ...]], bool] | None = None,
         clients: Sequence[str] | None = None,
+        names: Collection[str] = (),
+        beside: Sequence[Charge] = (),
     ) -> None:
         """Enter releases that are about to be computed; when this returns they are on the disk.
 
@@ -90,8 +73,10 @@ class Ledger:
             entries: the releases.
             limit: gets all releases, the new ones last, and says whether they are allowed. It runs under the lock, so two
                 processes cannot both take what is left; for the same reason it must not ask the ledger for anything.
-            run_limit: likewise, of the releases of the key's run alone.
+            run_limit: likewise, of the releases of the key's run alone, as :func:`of_one_run` tells it.
             clients: whom the releases cover, in a ledger of several clients; all where it is not given.
+            names: of the run, beside that of the key.
+            beside: charges of other ledgers that count in the account.
 
         Raises:
             BudgetExceeded: ``limit`` or ``run_limit`` returned False.
@@ -100,12 +85,13 @@ class Ledger:
         with locked(self.path) as file:
             cut_torn(file)
             charges = self._read(file)
-            of_run = [charge for charge in charges if charge[0].run == key.run]
-            held = ((limit, charges), (run_limit, of_run))
-            if any(holds is not None and not holds((*_flat(each), *entries)) for holds, each in held):
+            whole = (*beside, *charges)
+            held = ((limit, whole), (run_limit, of_one_run(whole, {key.run, *names})))
+            if any(holds is not None and not holds((*entries_in(each), *entries)) for holds, each in held):
                 raise BudgetExceeded(f"the budget of '{self.folder}' does not allow exchange '{key.exchange}' of round {key.round}")
-            attempt = 1 + sum(earlier == key for earlier, _ in charges)
-            covered = {} if clients is None else {"clients": list(clients)}
+            attempt = 1 + sum(charge.key == key for charge in charges)
+            covered: dict[str, Any] = {} if clients is None else {"clients": list(clients)}
+            covered |= {"names": more} if (more := sorted({*names} - {key.run})) else {}
             append_line(file, {"key": key.written, "attempt": attempt, "entries": [asdict(entry) for entry in entries], **covered})
 
     def holds(self, key: Key, entries: Sequence[Entry]) -> bool:
@@ -125,12 +111,16 @@ class Ledger:
         Raises:
             UserError: a line cannot be read.
         """
+        return [(charge.key, charge.entries) for charge in self.lines()]
+
+    def lines(self) -> list[Charge]:
+        """Return what is on the disk, line by line; see :meth:`charges`."""
         with locked(self.path) as file:
             return self._read(file)
 
-    def entries(self, run: str | None = None) -> tuple[Entry, ...]:
-        """Return the releases of all charges in order, or of those of one run."""
-        return _flat([charge for charge in self.charges() if run in (None, charge[0].run)])
+    def entries(self, run: Collection[str] | None = None) -> tuple[Entry, ...]:
+        """Return the releases of all charges in order, or of those of one run, by its names."""
+        return entries_in(self.lines(), run)
 
     def entries_of(self, client: str) -> tuple[Entry, ...]:
         """Return the releases that cover one client, in a ledger of several."""
@@ -140,34 +130,22 @@ class Ledger:
         covering = [record for record in records if client in record.get("clients", [client])]
         return tuple(read_entry(entry) for record in covering for entry in record["entries"])
 
-    def keep(self, key: Key, state: State, metrics: Mapping[str, float]) -> None:
-        """Keep the finished reply to ``key``, atomically, in place of an earlier one.
-
-        Only the last ``KEPT_REPLIES`` stay on the disk. A request for an older one has to be recomputed, as a new charge.
-        """
+    def keep(self, key: Key, state: State, metrics: Mapping[str, float], request: str = "", rounds: int = KEPT_ROUNDS) -> None:
+        """Keep the finished reply to ``key``; see :func:`fedsb.privacy.replies.keep`."""
         with locked(self.path):
-            # What another writer left half written; the lock says that none is at work.
-            for leftover in self.folder.glob("reply-*.part"):
-                leftover.unlink()
-            number = 1 + max((int(path.name.split("-")[1]) for path in self._replies()), default=0)
-            replace_whole(self.folder / f"reply-{number:010d}-{_digest(key)}.safetensors", _encode(key, state, metrics))
-            earlier = self._replies()[:-1]
-            others = [path for path in earlier if path not in self._replies(key)]
-            for path in earlier:
-                if path not in others[-KEPT_REPLIES + 1 :]:
-                    path.unlink()
+            replies.keep(self.folder, Reply(key, request), state, metrics, rounds)
 
-    def kept(self, key: Key) -> tuple[State, dict[str, float]] | None:
-        """Return the reply that was kept for ``key`` with its metrics, bit for bit; None where there is none or it is damaged."""
+    def kept(self, key: Key, request: str = "") -> tuple[State, dict[str, float]] | None:
+        """Return the reply that was kept for ``key`` and that request, with its metrics, bit for bit; None where there is none whole."""
         with locked(self.path):
-            found = (_decode(path, key) for path in reversed(self._replies(key)))
-            return next((reply for reply in found if reply is not None), None)
+            return replies.kept(self.folder, Reply(key, request))
 
-    def _replies(self, key: Key | None = None) -> list[Path]:
-        """The replies on the disk, oldest first; of one key, or of all."""
-        return sorted(self.folder.glob(f"reply-*-{_digest(key) if key else '*'}.safetensors"))
+    def answered(self, key: Key) -> bool:
+        """Tell whether a whole reply to ``key`` is here, whatever was asked for."""
+        with locked(self.path):
+            return replies.kept(self.folder, Reply(key, None)) is not None
 
-    def _read(self, file: BinaryIO) -> list[tuple[Key, tuple[Entry, ...]]]:
+    def _read(self, file: BinaryIO) -> list[Charge]:
         file.seek(0)
         lines = file.read().split(b"\n")[:-1]
         charges = []
@@ -177,7 +155,8 @@ class Ledger:
                 if number == 1:
                     self._compare(dict(record))
                 else:
-                    charges.append((Key(*record["key"]), tuple(read_entry(entry) for entry in record["entries"])))
+                    key, entries = Key(*record["key"]), tuple(read_entry(entry) for entry in record["entries"])
+                    charges.append(Charge(key, entries, frozenset((key.run, *map(str, record.get("names", ()))))))
             except UserError:
                 raise
             except (ValueError, KeyError, TypeError) as error:
@@ -191,18 +170,19 @@ class Ledger:
                 raise UserError(f"the ledger '{self.path}' was kept with {name} = {held}, not {asked}; give the same, or another folder")
 
 
-def read_entries(folder: Path, run: str | None = None) -> tuple[Entry, ...]:
-    """Return the releases that a ledger holds, whatever its header says; none where there is no ledger, or it has no first line yet.
-
-    Args:
-        folder: of the ledger.
-        run: whose releases alone are asked for; None: those of all.
+def read_charges(folder: Path) -> list[Charge]:
+    """Return what a ledger holds, whatever its header says; nothing where there is no ledger, or it has no first line yet.
 
     Raises:
         UserError: a line cannot be read.
     """
     header = read_header(folder) if (folder / LEDGER).is_file() else {}
-    return Ledger(folder, header).entries(run) if header else ()
+    return Ledger(folder, header).lines() if header else []
+
+
+def read_entries(folder: Path) -> tuple[Entry, ...]:
+    """Return the releases that a ledger holds; see :func:`read_charges`."""
+    return entries_in(read_charges(folder))
 
 
 def read_header(folder: Path) -> dict[str, Any]:
@@ -219,30 +199,3 @@ def read_header(folder: Path) -> dict[str, Any]:
         return {key: value for key, value in header.items() if key != "format"}
     except (ValueError, AttributeError) as error:
         raise UserError(f"'{path}', line 1 is no header of a privacy ledger; restore the file") from error
-
-
-def _flat(charges: Sequence[tuple[Key, tuple[Entry, ...]]]) -> tuple[Entry, ...]:
-    return tuple(entry for _, entries in charges for entry in entries)
-
-
-def _digest(key: Key) -> str:
-    """A name for ``key`` that any file system takes: what a run is called is the sender's choice."""
-    return hashlib.sha256(json.dumps(key.written).encode()).hexdigest()[:32]
-
-
-def _encode(key: Key, state: State, metrics: Mapping[str, float]) -> bytes:
-    # Copied, as safetensors refuses tensors that share memory.
-    tensors = {f"{name.role}|{name.module}": t.detach().cpu().contiguous().clone() for name, t in state.items()}
-    return save(tensors, {"key": json.dumps(key.written), "metrics": json.dumps(dict(metrics)), "sha256": sha256(state)})
-
-
-def _decode(path: Path, key: Key) -> tuple[State, dict[str, float]] | None:
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            state = State({Name(*reversed(name.split("|", 1))): file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        if (metadata["key"], metadata["sha256"]) != (json.dumps(key.written), sha256(state)):
-            return None
-        return state, json.loads(metadata["metrics"])
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
-        return None

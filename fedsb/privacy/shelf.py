@@ -17,8 +17,9 @@ import numpy as np
 
 from fedsb.core.disk import append_line, cut_torn, locked, make_folder, sync_folder
 from fedsb.core.errors import UserError
+from fedsb.privacy.charges import Charge, Key, entries_in
 from fedsb.privacy.entries import Entry
-from fedsb.privacy.ledger import LEDGER, Key, Ledger, read_entries
+from fedsb.privacy.ledger import LEDGER, Ledger, read_charges
 from fedsb.privacy.naming import DataName
 from fedsb.privacy.rows import Hashes, add_hashes, read_hashes, read_salt
 
@@ -94,10 +95,10 @@ class Shelf:
                 LOG.warning("rows of '%s' are in the data of ledger '%s' too: from now on the two are one account", name.readable, other)
             append_line(file, {"ledgers": [name.folder, other]})
 
-    def beside(self, file: BinaryIO, folder: str, run: str | None = None) -> tuple[Entry, ...]:
-        """Return the releases, or those of one run, of all ledgers that one is joined to; ``file`` is the shelf's lock."""
+    def beside(self, file: BinaryIO, folder: str) -> list[Charge]:
+        """Return the charges of all ledgers that one is joined to; ``file`` is the shelf's lock."""
         others = sorted(self._group(file, folder) - {folder})
-        return tuple(entry for other in others for entry in read_entries(self.folder / other, run))
+        return [charge for other in others for charge in read_charges(self.folder / other)]
 
     def _group(self, file: BinaryIO, folder: str) -> set[str]:
         """Return a ledger and all that are joined to it, however far."""
@@ -137,15 +138,15 @@ class NodeLedger(Ledger):
         limit: Callable[[tuple[Entry, ...]], bool] | None = None,
         run_limit: Callable[[tuple[Entry, ...]], bool] | None = None,
         clients: Sequence[str] | None = None,
+        names: Collection[str] = (),
+        beside: Sequence[Charge] = (),
     ) -> None:
         """Enter releases; ``limit`` and ``run_limit`` get those of the whole account."""
         with locked(self._shelf.joined) as file:
-            beside, of_run = (self._shelf.beside(file, self.folder.name, run) for run in (None, key.run))
-            allowed = None if limit is None else (lambda own: limit((*beside, *own)))
-            run_allowed = None if run_limit is None else (lambda own: run_limit((*of_run, *own)))
-            super().charge(key, entries, limit=allowed, run_limit=run_allowed, clients=clients)
+            joined = (*beside, *self._shelf.beside(file, self.folder.name))
+            super().charge(key, entries, limit=limit, run_limit=run_limit, clients=clients, names=names, beside=joined)
 
-    def entries(self, run: str | None = None) -> tuple[Entry, ...]:
+    def entries(self, run: Collection[str] | None = None) -> tuple[Entry, ...]:
         """Return the releases of the whole account, or of it those of one run."""
         with locked(self._shelf.joined) as file:
-            return (*self._shelf.beside(file, self.folder.name, run), *super().entries(run))
+            return entries_in((*self._shelf.beside(file, self.folder.name), *super().lines()), run)

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,15 @@ class RunFolder:
             create_whole(self.config, text)
         except FileExistsError as error:
             raise UserError(f"output '{self.path}' already holds a run (config.yaml); choose another output=…") from error
+
+    def identity(self, fresh: str) -> str:
+        """Return what nodes know the run by, over all processes that go on with it; ``fresh``, which is kept then, where nothing is yet."""
+        path = self.path / "identity"
+        with suppress(FileExistsError):
+            create_whole(path, fresh + "\n")
+        if not (known := path.read_text(encoding="utf-8").strip()):  # killed at it, on a file system without hard links
+            replace_whole(path, fresh + "\n")
+        return known or fresh
 
     @contextmanager
     def held(self) -> Iterator[None]:

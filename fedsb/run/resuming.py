@@ -24,7 +24,8 @@ FREE = (
     "federation.min_replies", "federation.replace_nodes", "federation.node_keys", "federation.lost_state",
     "federation.wait", "federation.timeout",
 )  # fmt: skip
-PATHS = ("data.path", "data.test_path", "data.public_path", "model.name", "model.tokenizer")  # absolute where the run was begun
+DATA_PATHS = ("data.path", "data.test_path", "data.public_path")
+PATHS = (*DATA_PATHS, "model.name", "model.tokenizer")  # absolute where the run was begun
 SWEEP = "manifest.json"  # of a sweep, which is no run
 SEAL, BEGUN = "# fingerprint ", "# begun with "
 

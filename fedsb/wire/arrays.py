@@ -6,6 +6,8 @@ bfloat16 goes as an int16 view; int8 as :mod:`fedsb.wire.blocks8` encodes it, wh
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -99,6 +101,15 @@ def decode_arrays(record: ArrayRecord) -> dict[str, Tensor]:
         LayoutError: an array that is not of a wire dtype, or that cannot be read.
     """
     return dict(_decode_flat(key, array) for key, array in record.items())
+
+
+def digest_of(said: Sequence[object], flats: Mapping[str, Tensor]) -> bytes:
+    """Return the SHA-256 of what a message says, in JSON's own types, and of its packed state as received, by group."""
+    digest = hashlib.sha256(json.dumps(said).encode())
+    for group in sorted(flats):
+        digest.update(f"{group}:{flats[group].dtype}:{flats[group].numel()}:".encode())
+        digest.update(flats[group].numpy().tobytes())
+    return digest.digest()
 
 
 def encode_flat(group: str, flat: Tensor, dtype: str, sizes: Sequence[int]) -> dict[str, Array]:

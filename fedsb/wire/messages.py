@@ -20,7 +20,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedsb.core.state import SEALED, Layout, Name, State
-from fedsb.wire.arrays import FROZEN, LayoutError, decode_arrays, encode_arrays, encode_pieces, unpack_coded
+from fedsb.wire.arrays import FROZEN, LayoutError, decode_arrays, digest_of, encode_arrays, encode_pieces, unpack_coded
 from fedsb.wire.frozen import ROOT, FrozenBundle
 from fedsb.wire.secured import Secured, read_secured, told_of
 
@@ -68,6 +68,15 @@ class Instruction:
     ranks: tuple[int, ...] = ()
     made_in: int = 0
     secured: Secured | None = None
+
+    @property
+    def asked(self) -> str:
+        """A digest of what a reply follows from, but for the run's configuration, its classes, and what the client keeps itself.
+
+        It is the same where a run asks again that was ended: under another number of an exchange, say, or to a client that lacks more.
+        """
+        said = (self.client, self.round, self.stage, self.frozen, self.digest, self.own, self.carried, self.rank, self.ranks, self.made_in)
+        return digest_of(said, self.flats).hex()
 
     def state(self, layout: Layout) -> State:
         """Unpack the state.

@@ -6,8 +6,6 @@ or values are there, in sorted order) and sends the number of the exchange, with
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from fedsb.secure.masks import WORD, Words
 from fedsb.secure.party import ADVERTISED
 from fedsb.secure.session import ID, SecureError
 from fedsb.secure.shamir import SHARE
-from fedsb.wire.arrays import encode_arrays
+from fedsb.wire.arrays import digest_of, encode_arrays
 
 TERMS = 32  # bytes of a digest
 
@@ -69,11 +67,7 @@ class Secured:
             more: what a message says beside, in words.
             flats: the packed state, by group.
         """
-        digest = hashlib.sha256(json.dumps([self.members, self.weights, self.bound, *more]).encode())
-        for group in sorted(flats):
-            digest.update(f"{group}:{flats[group].numel()}:".encode())
-            digest.update(flats[group].numpy().tobytes())
-        return digest.digest()
+        return digest_of((self.members, self.weights, self.bound, *more), flats)
 
     def parts(self, names: Sequence[str], size: int) -> dict[str, bytes]:
         """Return what belongs to each of ``names``, so many bytes a name.

@@ -11,8 +11,8 @@ import yaml
 from fedsb.federation.certificates import node_key
 from fedsb.models.content import content_hash
 from fedsb.privacy.accounting import epsilon_of
+from fedsb.privacy.charges import Key
 from fedsb.privacy.entries import Entry
-from fedsb.privacy.ledger import Key
 from fedsb.privacy.naming import name_of_data
 from fedsb.privacy.rows import hash_rows
 from fedsb.privacy.shelf import Shelf

@@ -19,7 +19,9 @@ from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import HEAD, Name, State
 from fedsb.privacy.accounting import Entry
-from fedsb.privacy.ledger import KEPT_REPLIES, BudgetExceeded, Key, Ledger
+from fedsb.privacy.charges import Key
+from fedsb.privacy.ledger import BudgetExceeded, Ledger
+from fedsb.privacy.replies import KEPT_ROUNDS, KEPT_RUNS
 
 HEADER = {"client": "hospital-3", "data": "sha256:ab", "unit": "example", "delta": 1e-5, "examples": 150}
 TRAIN = Entry("gaussian", 16 / 150, 1.2372837, 5)
@@ -214,23 +216,60 @@ def test_an_empty_reply_is_a_reply(tmp_path: Path) -> None:
     assert ledger.kept(key(1)) == (State(), {})
 
 
-def test_the_last_replies_stay_and_the_newest_of_a_key_counts(tmp_path: Path) -> None:
+def test_the_replies_of_the_last_rounds_stay_and_the_newest_of_a_key_counts(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, HEADER)
     (tmp_path / "reply-0000000001-dead.part").write_bytes(b"half")
     for number in range(10):
         state = State({Name("a", "R"): torch.randn(4, generator=torch_generator(number, "test"))})
-        ledger.keep(key(number), state, {"steps": number})
-        ledger.keep(key(number), state, {"steps": number + 0.5})
-    held = [reply[1]["steps"] for number in range(10) if (reply := ledger.kept(key(number))) is not None]
-    assert held == [6.5, 7.5, 8.5, 9.5]
-    assert len(list(tmp_path.iterdir())) == KEPT_REPLIES + 1
+        for exchange in ("train", "evaluate"):
+            ledger.keep(key(number, exchange), state, {"steps": number})
+            ledger.keep(key(number, exchange), state, {"steps": number + 0.5})
+    held = [reply[1]["steps"] for number in range(10) for kind in ("train", "evaluate") if (reply := ledger.kept(key(number, kind)))]
+    assert held == [number + 0.5 for number in range(10 - KEPT_ROUNDS, 10) for _ in range(2)]
+    assert len(list(tmp_path.iterdir())) == 2 * KEPT_ROUNDS + 1
+
+
+def test_all_exchanges_of_a_start_stay_and_runs_push_out_none_of_each_other(tmp_path: Path) -> None:
+    ledger, runs = Ledger(tmp_path, HEADER), [f"run-{number}" for number in range(KEPT_RUNS)]
+    for number in range(12):
+        for run in runs:
+            ledger.keep(Key(run, 0, f"evidence-{number}"), State(), {"number": number})
+    assert all(ledger.kept(Key(run, 0, f"evidence-{number}")) for run in runs for number in range(12))
+    ledger.keep(Key("another", 1, "train"), State(), {})
+    assert [bool(ledger.kept(Key(run, 0, "evidence-0"))) for run in runs] == [False, *[True] * (KEPT_RUNS - 1)]
+
+
+def test_replies_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, HEADER)
+    ledger.keep(key(1), State(), {"steps": 1})
+    [path] = tmp_path.glob("reply-*")
+    first, number, _, _, last = path.name.split("-")
+    path.rename(tmp_path / f"{first}-{number}-{last}")
+    assert ledger.kept(key(1)) == (State(), {"steps": 1})
+    ledger.keep(key(2), State(), {})
+    assert ledger.kept(key(1)) is not None
+    ledger.keep(key(1), State(), {"steps": 2})
+    assert ledger.kept(key(1)) == (State(), {"steps": 2})
+    assert len(list(tmp_path.glob("reply-*"))) == 2
+
+
+def test_a_reply_answers_what_it_was_kept_for_and_nothing_else(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, HEADER)
+    ledger.keep(key(1), State(), {"steps": 1}, "one")
+    assert ledger.kept(key(1), "one") == (State(), {"steps": 1})
+    assert ledger.kept(key(1), "another") is None
+    assert ledger.kept(key(1)) is None
+    assert ledger.answered(key(1))
+    ledger.keep(key(1), State(), {"steps": 2}, "another")
+    assert ledger.kept(key(1), "one") is None
+    assert not ledger.answered(key(2))
 
 
 def test_keeping_a_reply_again_drops_no_other(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, HEADER)
-    for number in [*range(KEPT_REPLIES), 0, 0, 2]:
+    for number in [*range(KEPT_ROUNDS), 0, 0, 2]:
         ledger.keep(key(number), State(), {"round": number})
-    assert all(ledger.kept(key(number)) == (State(), {"round": number}) for number in range(KEPT_REPLIES))
+    assert all(ledger.kept(key(number)) == (State(), {"round": number}) for number in range(KEPT_ROUNDS))
 
 
 def test_a_damaged_reply_is_no_reply(tmp_path: Path) -> None:

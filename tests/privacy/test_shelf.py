@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsb.core.errors import UserError
+from fedsb.privacy.charges import Key
 from fedsb.privacy.codes import BudgetExceeded
 from fedsb.privacy.entries import UNNOISED, Entry
-from fedsb.privacy.ledger import Key, Ledger
+from fedsb.privacy.ledger import Ledger
 from fedsb.privacy.naming import name_of_data
 from fedsb.privacy.rows import HASH_BYTES, add_hashes, hash_rows, read_hashes
 from fedsb.privacy.shelf import JOINED, ROWS, SALT, NodeLedger, Shelf
@@ -247,3 +248,37 @@ def test_processes_that_are_killed_lose_no_charge(tmp_path: Path) -> None:
     done = sum(len(path.read_text().splitlines()) for path in tmp_path.glob("done-*"))
     charged = sum(len(path.read_text().splitlines()) - 1 for path in tmp_path.glob("*/ledger.jsonl"))
     assert 0 < done <= charged == len(opened(tmp_path, "elsewhere", ("shared",)).entries())
+
+
+names = st.frozensets(st.sampled_from("123456"), min_size=1, max_size=2)
+
+
+@given(st.lists(st.tuples(st.sampled_from("pq"), names), max_size=7), names)
+@settings(max_examples=40, deadline=None)
+def test_a_run_is_all_that_was_charged_under_names_that_hang_together(
+    charged: list[tuple[str, frozenset[str]]], asked: frozenset[str]
+) -> None:
+    """Over both ledgers of one account; against an oracle that walks from name to name."""
+
+    def reached(name: str, seen: set[str]) -> set[str]:
+        seen.add(name)
+        for _, others in charged:
+            for other in others if name in others else ():
+                if other not in seen:
+                    reached(other, seen)
+        return seen
+
+    known: set[str] = set().union(*(reached(name, set()) for name in asked))
+    expected = sum(number for number, (_, of) in enumerate(charged, start=1) if of & known)
+    with TemporaryDirectory() as folder:
+        for number, (place, of) in enumerate(charged, start=1):
+            first, *more = sorted(of)
+            opened(Path(folder), place, ("a",)).charge(Key(first, 1, "train"), [entry(number)], names=more)
+        ledger = opened(Path(folder), "q", ("a",))
+        assert sum(each.steps for each in ledger.entries(asked)) == expected
+        seen: list[int] = []
+        first, *more = sorted(asked)
+        ledger.charge(
+            Key(first, 2, "train"), [entry(1)], run_limit=lambda all_of: not seen.append(sum(e.steps for e in all_of)), names=more
+        )
+        assert seen == [expected + 1]

@@ -54,8 +54,12 @@ class Crossing:
     """The ClientApp that the server ships, with all that goes in and comes out."""
 
     seen: list[tuple[Message, Message]] = field(default_factory=list)
+    run: str | None = None  # what all runs are said to be, where they are to be one
 
     def __call__(self, message: Message, context: Context) -> Message:
+        told = message.content.config_records.get("config") or {}
+        if self.run is not None and "origin" in told:
+            told["origin"] = self.run  # type: ignore[index]
         reply = client_app(message, context)
         self.seen.append((message, reply))
         return reply

@@ -192,7 +192,7 @@ def test_a_worker_that_dies_is_told_by_a_code_and_comes_again(strict: Hand, over
 
 def train(hand: Hand, overrides: list[str], *, fails: bool = True, crossing: Crossing | None = None) -> Reply:
     """Send a first training message as the server does, and return the reply; the run ends where there is none that counts."""
-    noting = Crossing() if crossing is None else crossing
+    noting = Crossing(run="ab" * 16) if crossing is None else crossing
     alone = ["federation.names=[client-1]", "federation.num_clients=1", "federation.num_rounds=1", "federation.min_replies=1"]
     with pytest.raises(RunError) if fails else nullcontext():
         relayed([*overrides, *alone], {1: hand}, app=noting)
@@ -252,7 +252,7 @@ def test_a_run_asks_for_the_same_in_all_its_messages_and_a_private_one_says_what
 ) -> None:
     """Its first one was checked and planned: a later one of another model or with other steps would go by what was found then."""
     noised = [*PRIVATE, "privacy.noise_multiplier=50", *EVALUATED, "privacy.eval_fraction=0.2"]
-    first, crossing = [*overrides, *noised, "init.kind=random", "method=ffa_lora"], Crossing()
+    first, crossing = [*overrides, *noised, "init.kind=random", "method=ffa_lora"], Crossing(run="ab" * 16)
     said = {"client": "client-1", "data": {"path": str(data["client-1"])}, "device": "cpu", "privacy": {"unit": "example"}}
     with worker(tmp_path / "c", said) as hand:
         assert train(hand, first, fails=False, crossing=crossing).code == 0

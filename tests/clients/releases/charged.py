@@ -17,7 +17,8 @@ from fedsb.config.schema import PrivacyConfig
 from fedsb.core.state import State
 from fedsb.privacy.account import Account
 from fedsb.privacy.accounting import Entry
-from fedsb.privacy.ledger import Key, Ledger
+from fedsb.privacy.charges import Key
+from fedsb.privacy.ledger import Ledger
 from fedsb.privacy.plan import Plan
 from fedsb.privacy.randomness import simulated_streams
 from fedsb.wire.frozen import FrozenMissing, FrozenView

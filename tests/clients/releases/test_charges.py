@@ -16,8 +16,9 @@ from fedsb.config.schema import PrivacyConfig
 from fedsb.core.errors import UserError
 from fedsb.core.state import State, sha256
 from fedsb.privacy.accounting import Entry, epsilon_of
+from fedsb.privacy.charges import Key
 from fedsb.privacy.codes import SelfCheckFailed
-from fedsb.privacy.ledger import BudgetExceeded, Key
+from fedsb.privacy.ledger import BudgetExceeded
 from fedsb.wire.frozen import FrozenMissing
 from tests.clients.private_cases import Case
 from tests.clients.releases.charged import ENTRY, account, fail, give, keys, train

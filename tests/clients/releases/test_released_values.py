@@ -13,7 +13,7 @@ from fedsb.config.schema import PrivacyConfig
 from fedsb.core.state import Name, sha256, squared_norm, subtract
 from fedsb.privacy.account import ALLOWED, DIAGNOSTICS, read_diagnostics
 from fedsb.privacy.accounting import epsilon_of
-from fedsb.privacy.ledger import Key
+from fedsb.privacy.charges import Key
 from tests.clients.private_cases import Case
 from tests.clients.releases.charged import ENTRY, START, account, give, keys, train
 

@@ -91,7 +91,8 @@ def test_a_budget_of_a_run_is_held_over_its_rounds_and_anew_in_the_next(
 
 def charges(folder: Path) -> list[list[Any]]:
     [ledger] = folder.glob("*/ledger.jsonl")
-    return [json.loads(line)["key"] for line in ledger.read_text(encoding="utf-8").splitlines()[1:]]
+    lines = [json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines()[1:]]
+    return [[*line["names"], *line["key"][1:]] for line in lines]
 
 
 def test_what_was_charged_stays_charged_where_the_time_is_over(tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
