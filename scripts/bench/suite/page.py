@@ -24,6 +24,7 @@ HEADS = {
     ("docstrings", VALUES): "Docstrings by package, equal trained values",
     ("docstrings", BYTES): "Docstrings by package, equal bytes",
 }
+TARGET = "Equal quality is FedIT's own at the end."
 TUNED = f"chosen of {len(RATES)} rates each, on a validation part, by {len(TUNING_SEEDS)} seeds"
 LEAD = f"""# Methods compared
 
