@@ -24,6 +24,7 @@ from fedsb.adapters.low_rank import ROUNDING, singular
 from fedsb.adapters.redrawn import Redrawn
 from fedsb.core.errors import UserError
 from fedsb.core.state import Name, State
+from strategies.options import number
 from strategies.products import Stacks
 from strategies.reducers import Aggregate
 
@@ -62,9 +63,9 @@ class Cut:
     split: str = "left"
 
     def __post_init__(self) -> None:
-        number = isinstance(self.energy, int | float) and not isinstance(self.energy, bool)
-        if self.energy is not None and not (number and 0 < self.energy <= 1):
-            raise UserError(f"method.options.energy={self.energy} must be a share above 0 and up to 1, or null for the server's rank")
+        if self.energy is not None:
+            said = f"method.options.energy={self.energy} must be a share above 0 and up to 1, or null for the server's rank"
+            number(self.energy, lambda value: 0 < value <= 1, said)
         if self.split not in SPLITS:
             raise UserError(f"method.options.split={self.split} is unknown; choose from {', '.join(SPLITS)}")
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsb.core.errors import UserError
 from fedsb.core.state import Name, State
 from strategies.base import LowRankStrategy
+from strategies.options import number
 from strategies.reducers import Aggregate, PlainMean, Reducer
 
 
@@ -91,13 +91,11 @@ class FedRotLoRA(LowRankStrategy):
 
     def __init__(self, *, strength: float = 0.5, **options: Any) -> None:
         super().__init__(**options)
-        number = isinstance(strength, int | float) and not isinstance(strength, bool)
-        if not (number and 0 <= strength <= 1):
-            raise UserError(f"method.options.strength={strength} must be a number from 0, which is FedIT, to 1")
-        self._strength = strength
+        said = f"method.options.strength={strength} must be a number from 0, which is FedIT, to 1"
+        self._strength = number(strength, lambda value: 0 <= value <= 1, said)
 
     def over_uploads(self) -> Reducer:
         """Return the mean, of rotated factors from round 2 on."""
         assert self._round is not None
-        number = self._round.number
-        return Aligned("B" if number % 2 else "A", self._strength) if number > 1 and self._strength else PlainMean()
+        current = self._round.number
+        return Aligned("B" if current % 2 else "A", self._strength) if current > 1 and self._strength else PlainMean()

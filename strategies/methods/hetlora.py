@@ -25,9 +25,9 @@ from fedsb.adapters import AdapterSpec
 from fedsb.adapters.low_rank import low_rank_squared_norm
 from fedsb.adapters.tails import kept_rank, tail_norm
 from fedsb.core.blocks import embedded
-from fedsb.core.errors import UserError
 from fedsb.core.state import HEAD, Name, State, WeightedSum
 from strategies.base import LowRankStrategy
+from strategies.options import number
 from strategies.reducers import Aggregate, Reducer
 
 
@@ -94,8 +94,9 @@ class HetLoRA(LowRankStrategy):
 
     def __init__(self, *, prune: float | None = None, **options: Any) -> None:
         super().__init__(**options)
-        if prune is not None and not (isinstance(prune, float) and 0 < prune < 1):
-            raise UserError(f"method.options.prune={prune} must be a share of the rank between 0 and 1, or null")
+        if prune is not None:
+            said = f"method.options.prune={prune} must be a share of the rank between 0 and 1, or null"
+            number(prune, lambda value: 0 < value < 1, said)
         self._prune = prune
 
     @property

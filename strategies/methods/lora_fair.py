@@ -21,9 +21,9 @@ from torch import Tensor
 
 from fedsb.adapters import AdapterSpec
 from fedsb.adapters.low_rank import low_rank_squared_norm
-from fedsb.core.errors import UserError
 from fedsb.core.state import Name, State, squared_norm, subtract
 from strategies.base import LowRankStrategy
+from strategies.options import number
 from strategies.products import Stacks
 from strategies.reducers import Aggregate, PlainMean, Reducer
 
@@ -160,10 +160,8 @@ class LoRAFAIR(LowRankStrategy):
 
     def __init__(self, *, strength: float = 0.01, **options: Any) -> None:
         super().__init__(**options)
-        number = isinstance(strength, int | float) and not isinstance(strength, bool)
-        if not (number and 0 <= strength < math.inf):
-            raise UserError(f"method.options.strength={strength} must be a number of at least 0, at which B is not held to its mean")
-        self._strength = float(strength)
+        said = f"method.options.strength={strength} must be a number of at least 0, at which B is not held to its mean"
+        self._strength = number(strength, lambda value: 0 <= value < math.inf, said)
 
     def over_uploads(self) -> Reducer:
         """Return the means and the correction."""
