@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 from fedsb.commands.completion import ASKED, answer, completion
-from fedsb.commands.flags import SHOWING, flags_in, has_flag, without_flags
+from fedsb.commands.flags import SHOWING, SWEEP, flags_in, has_flag, without_flags
 from fedsb.commands.outcome import MISTAKE, guarded
 from fedsb.commands.pages import USAGE, page
 from fedsb.core.collector import uncollected
@@ -15,6 +15,7 @@ from fedsb.core.errors import unknown
 from fedsb.core.signals import heeding_sigterm
 from fedsb.core.streams import hand_on, spell_out
 from fedsb.runtime.early import begin
+from fedsb.sweep.crew import begin_early
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,8 +48,11 @@ def _dispatch(arguments: list[str]) -> int:
 def run(arguments: list[str]) -> int:
     """Run a federation, or a sweep of them."""
     # A flag that nobody knows is told before anything is begun.
-    if not has_flag(flags_in(arguments), SHOWING):
+    flags = flags_in(arguments)
+    if not has_flag(flags, SHOWING):
         begin(arguments)
+        if has_flag(flags, SWEEP) and any(text.startswith("sweep.jobs=") and text != "sweep.jobs=1" for text in arguments):
+            begin_early()
     with uncollected(for_good=True):
         from fedsb.commands.run import run as run_command
 

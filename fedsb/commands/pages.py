@@ -45,11 +45,14 @@ Run a federation in this process, and leave its records, checkpoints, adapter an
   fedsb run -m method=fedavg_lora,fed_sb seed=0,1              a sweep: one run for each combination
   fedsb run resume=outputs/…                                   go on with a run that was ended
   fedsb run -m resume=multirun/…                               go on with what is left of a sweep
+  fedsb run -m sweep=rates method=fed_sb,fedavg_lora sweep.jobs=auto
 
 {OVERRIDES}
 
   output=FOLDER     where to write; by default outputs/DATE/TIME (a sweep: multirun/DATE/TIME)
   -m, --multirun    take values that commas set apart for a sweep; resume=FOLDER goes on with what is left of one
+  sweep.jobs=N      of a sweep, so many jobs side by side; auto: as many as CPUs, GPUs and memory allow
+  sweep.samples=N   of a sweep, so many points drawn from keys given as interval(a,b), tag(log,interval(a,b)) or shuffle(a,b,…)
   -c, --cfg job     show the configuration, or with -m that of each job, and run nothing; hydra or all: that of Hydra
   -p, --package KEY with --cfg, without -m: what stands below KEY, as in -p train
   --resolve         with --cfg, without -m: values in place of references to other keys

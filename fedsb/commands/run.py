@@ -31,6 +31,8 @@ def run(arguments: list[str]) -> int:
         from fedsb.commands.sweep import sweep
 
         return sweep(flags, overrides)
+    if lone := next((text for text in overrides if text.startswith(("sweep=", "sweep."))), None):
+        raise UserError(f"{lone} is of a sweep: add -m, or leave it out")
     config = check_job(overrides)
     statuses: list[int] = []
 

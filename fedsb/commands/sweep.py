@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import traceback
@@ -17,19 +18,23 @@ from fedsb.app.assembly import peopled
 from fedsb.commands.flags import SHOWING, has_flag
 from fedsb.commands.outcome import DONE, FAILED, MISTAKE, ended_line, status_of
 from fedsb.config.compose import composed_yaml, default_sweep, load
-from fedsb.config.overrides import sweep_jobs
 from fedsb.config.schema import Config
 from fedsb.core.errors import RunError, UserError
 from fedsb.core.folders import check_makeable, claim
 from fedsb.core.logs import say_early, speaking_to
 from fedsb.core.signals import how_ended
 from fedsb.run.resuming import is_free
+from fedsb.sweep.abreast import abreast, cores
+from fedsb.sweep.board import Board
+from fedsb.sweep.crew import Crew, Task
 from fedsb.sweep.endings import JOBS, Ending, endings, note
-from fedsb.sweep.jobs import Job, label_jobs
+from fedsb.sweep.grid import resolved
+from fedsb.sweep.jobs import Job
 from fedsb.sweep.manifest import MANIFEST, Manifest, held, manifest_of, read, write
 from fedsb.sweep.standing import CUT, FINISHED, NEW, DamagedJobError, set_aside, state_of
 from fedsb.sweep.telling import tell
 
+PRINTED = "printed"  # what jobs side by side print, a file each
 PLACES = ("output=", "hydra.sweep.dir=")
 TOLD = {NEW: "", CUT: ", which goes on", FINISHED: ", which had finished"}
 
@@ -44,6 +49,7 @@ class Sweep:
         configs: of its jobs.
         more: overrides for all jobs that decide where they run and what is shown, and nothing of what comes out.
         launcher: overrides of Hydra's own.
+        wanted: jobs side by side, as asked for.
     """
 
     folder: Path
@@ -51,6 +57,7 @@ class Sweep:
     configs: tuple[Config, ...]
     more: tuple[str, ...] = ()
     launcher: tuple[str, ...] = ()
+    wanted: int | str = 1
 
     @property
     def progress(self) -> str:
@@ -64,23 +71,26 @@ def sweep(flags: Sequence[str], overrides: Sequence[str]) -> int:
     Raises:
         UserError: a mistake in one of them, or a folder that holds something else.
     """
-    own = [text for text in overrides if not text.lstrip("+~").startswith(("hydra.", "hydra/"))]
-    launcher = tuple(text for text in overrides if text not in own and not text.startswith(PLACES))
+    launcher = tuple(text for text in overrides if text.lstrip("+~").startswith(("hydra.", "hydra/")) and not text.startswith(PLACES))
+    if foreign := next((text for text in launcher if text.lstrip("+~").startswith(("hydra/sweeper=", "hydra.sweep.subdir="))), None):
+        raise UserError(f"{foreign}: a sweep is laid out here; name the values, draw them (sweep.samples=N), or write conf/sweep/NAME.yaml")
+    own = [text for text in overrides if text.lstrip("+~").startswith(("sweep.", "sweep="))]
     given = {key: value.strip("'\"") for key, _, value in (text.partition("=") for text in overrides) if value}
-    grid = [text for text in own if not text.startswith((*PLACES, "resume="))]
-    if has_flag(flags, SHOWING):
-        return _shown(flags, label_jobs(sweep_jobs(grid)))
+    grid = [text for text in overrides if text not in (*launcher, *own) and not text.startswith((*PLACES, "resume="))]
+    settings = load(own).sweep
     if "resume" in given:
-        found = _left(Path(given["resume"]), grid, given)
-        return _run(replace(found, launcher=launcher))
+        found = _left(Path(given["resume"]), [*grid, *(text for text in own if not text.startswith("sweep.jobs="))], given)
+        return _run(replace(found, launcher=launcher, wanted=settings.jobs))
+    jobs = resolved(grid, settings)
+    if has_flag(flags, SHOWING):
+        return _shown(flags, jobs)
     output = given.get("hydra.sweep.dir", given.get("output"))
-    jobs = label_jobs(sweep_jobs(grid))
     if output is not None:
         check_makeable(Path(output).expanduser(), f"output={output}")
     configs = tuple(checked(job.overrides, Path.cwd()) for job in jobs)
     manifest = manifest_of(jobs, configs, Path.cwd())
     folder = Path(output) if output is not None else claim(Path(default_sweep(None)))
-    return _run(Sweep(folder, manifest, configs, launcher=launcher))
+    return _run(Sweep(folder, manifest, configs, launcher=launcher, wanted=settings.jobs))
 
 
 def _shown(flags: Sequence[str], jobs: Sequence[Job]) -> int:
@@ -103,7 +113,7 @@ def _left(folder: Path, more: Sequence[str], given: Mapping[str, str]) -> Sweep:
     if output := next((given[key] for key in ("output", "hydra.sweep.dir") if key in given), None):
         raise UserError(f"output={output} with resume={folder}: a sweep goes on in its own folder; leave output out")
     manifest = read(folder)
-    if other := [text for text in more if not is_free(text.partition("=")[0].lstrip("+~"))]:
+    if other := [text for text in more if text.startswith("sweep") or not is_free(text.partition("=")[0].lstrip("+~"))]:
         raise UserError(f"resume={folder}: its grid is its own; leave out {' '.join(other)}, or begin another sweep")
     place = Path(manifest.place)
     configs = tuple(checked([*job.overrides, *more], place) for job in manifest.jobs)
@@ -160,10 +170,43 @@ def _launch(sweep: Sweep, left: Sequence[Job]) -> None:
     if any(text.lstrip("+").startswith("hydra/launcher=") for text in sweep.launcher):
         _hand_to_launcher(sweep, left)
         return
+    size, cards = abreast(sweep.wanted, [sweep.configs[job.number] for job in left])
+    if size > 1:
+        _side_by_side(sweep, left, size, cards)
+        return
     for job in left:
         write(sweep.folder, sweep.manifest, running=[job.number])
         if run_numbered(sweep.folder, job.number, sweep.more).by_signal:
             return
+
+
+def _side_by_side(sweep: Sweep, left: Sequence[Job], size: int, cards: int) -> None:
+    """Run jobs in worker processes, and show how they get on."""
+    folder, jobs = sweep.folder.absolute(), {job.number: job for job in left}
+    printed = {number: folder / PRINTED / f"{job.name}.txt" for number, job in jobs.items()}
+    task = Task(partial(_status, str(folder), sweep.more), printed, Path.cwd(), dict(os.environ))
+    running: set[int] = set()
+    rounds = {number: sweep.configs[number].federation.num_rounds for number in jobs}
+    with speaking_to(people=runs.to_people()):
+        board = Board(folder, sweep.manifest.jobs, rounds, size, progress=sweep.progress)
+        with board, Crew(size, task, cards=cards, cores=max(1, cores() // size)) as crew:
+            for event in crew.run(list(jobs)):
+                if event.job is None:
+                    board.look()
+                elif event.status is None:
+                    running.add(event.job)
+                    board.begun(event.job)
+                else:
+                    running.discard(event.job)
+                    if event.killed_by and not (folder / jobs[event.job].name / "summary.json").is_file():
+                        note(folder, Ending(event.job, jobs[event.job].label, event.status, event.killed_by, wall_s=event.wall_s))
+                    board.ended(event.job, event.status)
+                if event.job is not None:
+                    write(folder, sweep.manifest, running)
+
+
+def _status(folder: str, more: Sequence[str], number: int) -> int:
+    return run_numbered(Path(folder), number, more).status
 
 
 def _hand_to_launcher(sweep: Sweep, left: Sequence[Job]) -> None:

@@ -119,6 +119,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "frozen.cache_days": (lambda v: v is None or v > 0, "above 0, or null"),
     "frozen.cache_gb": (lambda v: v is None or v > 0, "above 0, or null"),
     "runtime.threads": (lambda v: v >= 1, "at least 1"),
+    "sweep.jobs": (lambda v: v == "auto" or v >= 1, "auto, or at least 1"),
+    "sweep.samples": (lambda v: v is None or v >= 1, "at least 1, or null"),
     "runtime.stack": (lambda v: v == "auto" or v >= 1, "auto, or at least 1"),
     "runtime.workers": (lambda v: v >= 1, "at least 1"),
     "runtime.cpus": (lambda v: v > 0, "above 0"),

@@ -228,6 +228,16 @@ class CostConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class SweepConfig:
+    """How a sweep runs; see the comments in ``conf/sweep/none.yaml``."""
+
+    jobs: int | Literal["auto"]
+    samples: int | None
+    seed: int
+    grid: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, config=STRICT)
 class Config:
     """The whole of a run's configuration."""
 
@@ -244,6 +254,7 @@ class Config:
     federation: FederationConfig
     faults: FaultConfig
     runtime: RuntimeConfig
+    sweep: SweepConfig
     frozen: FrozenConfig
     cost: CostConfig
     device: str

@@ -18,7 +18,7 @@ from fedsb.core.errors import UserError
 
 # What may differ: where things lie and run, not what comes out. The rest of `runtime`, its threads and its stack, decides the last bits.
 FREE = (
-    "resume", "output", "keep_checkpoints", "plots", "progress", "log_level", "cost", "frozen.cache_days", "frozen.cache_gb",
+    "resume", "output", "sweep", "keep_checkpoints", "plots", "progress", "log_level", "cost", "frozen.cache_days", "frozen.cache_gb",
     "runtime.kind", "runtime.workers", "runtime.cpus",
     "runtime.gpus", "runtime.address", "runtime.max_retries", "runtime.client_timeout",
     "federation.min_replies", "federation.replace_nodes", "federation.node_keys", "federation.lost_state",
