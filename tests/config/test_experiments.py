@@ -49,3 +49,33 @@ def test_the_challenges_have_their_sizes_and_stay_below_their_budget(name: str) 
     values = 32 * 32 * (2 * 4096 + 1024 + 4096)
     assert (found.up, found.down) == (values, values)
     assert found.payload == 2 * 4 * values * drawn * 200 < BUDGET
+
+
+# The columns of README's table: the first two challenges move the same.
+COSTED = (("general", "medical"), ("code",), ("finance",))
+GROWING = ("fedex_lora", "flora")  # what 200 rounds of them move takes seconds to count
+
+
+def stated() -> tuple[str, list[str], dict[str, list[str]]]:
+    """Return README's section on published set-ups, the head of its table, and its lines by method."""
+    section = Path("README.md").read_text(encoding="utf-8").split("### Published set-ups")[1].split("\n### ")[0]
+    head, clients, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:2] == "| "]
+    assert clients[1:] == ["{}, {}".format(*CHALLENGES[names[0]]) for names in COSTED]
+    return " ".join(section.split()), head[1:], {line[0].split("`")[1]: line[1:] for line in lines}
+
+
+def test_the_readme_names_the_budget_and_the_methods_that_it_costs() -> None:
+    section, head, lines = stated()
+    assert f"allow {BUDGET / 1e9:.0f} GB over a run" in section
+    assert head == [", ".join(names) for names in COSTED]
+    assert sorted(lines) == sorted(["fed_sb", "ffa_lora", "fedavg_lora", *GROWING])
+    general, medical = (load([f"experiment=flowertune_{name}", "model=mistral_7b"]) for name in COSTED[0])
+    assert (general.federation, general.adapter, general.train) == (medical.federation, medical.adapter, medical.train)
+
+
+@pytest.mark.parametrize("method", ["fed_sb", "ffa_lora", "fedavg_lora", *(pytest.param(name, marks=pytest.mark.slow) for name in GROWING)])
+def test_the_readme_states_what_a_method_moves_in_each_challenge(method: str) -> None:
+    """As ``fedsb cost`` has it."""
+    for (challenge, *_), gigabytes in zip(COSTED, stated()[2][method], strict=True):
+        config = load([f"method={method}", f"experiment=flowertune_{challenge}", "model=mistral_7b"])
+        assert f"{cost_of(config).payload / 1e9:,.1f}" == gigabytes, challenge

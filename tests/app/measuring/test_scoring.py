@@ -39,6 +39,19 @@ def test_a_run_says_what_its_model_answers_before_and_after(asked: list[str], tm
     assert "exact_match 0.750  parse_failures 0.000  chance 0.750  examples 8  " in log
 
 
+def test_what_is_cut_and_left_out_is_said_before_the_first_round(asked: list[str], tmp_path: Path) -> None:
+    rows = [{"q": "goal " * length, "a": "goal bank goal"} for length in (*[1] * 6, *[12] * 3, 30)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    own = [text for text in asked if not text.startswith(("data.path", "federation.", "train.max_length"))]
+    more = [f"data.path='{tmp_path / 'long.jsonl'}'", f"data.test_path='{tmp_path / 'long.jsonl'}'", "train.max_length=18"]
+    federated(tmp_path / "run", [*own, *more, "federation.num_clients=2", "federation.num_rounds=1", "eval.scores=[]"])
+    said = (tmp_path / "run" / "run.log").read_text().splitlines()
+    first = next(i for i, line in enumerate(said) if "round 0/1" in line)
+    assert any("left out: 1 of 10 train rows, 1 of 10 test rows, of whose responses 18 tokens" in line for line in said[:first])
+    cut = "33% of the training texts are longer than train.max_length=18 tokens: the ends of their responses are cut off"
+    assert any(cut in line for line in said[:first]), said[:first]
+
+
 def test_a_run_keeps_what_its_model_answers_to_each_row(asked: list[str], tmp_path: Path) -> None:
     """The metrics of the last round are means of what is kept, the loss's one over tokens."""
     summary, _ = federated(tmp_path / "run", [*asked, "eval.max_examples=8"])
