@@ -65,7 +65,16 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return the cells of the table, its head first."""
     scored, most = any("exact_match" in row["trained"] for row in rows), max((len(row["seeds"]) for row in rows), default=0)
-    head = ["", "loss", "below untouched", *(["exact match", "no answer"] if scored else []), "bytes", "one-off", "gap", "CPU min"]
+    head = [
+        "",
+        "loss",
+        "below untouched",
+        *(["exact match", "no answer", "chance"] if scored else []),
+        "bytes",
+        "one-off",
+        "gap",
+        "CPU min",
+    ]
     lines = [list(untouched(rows, scored))] if rows else []
     lines += [list(written(row, scored, most)) for row in sorted(rows, key=lambda row: -mean(gains_of(row)))]
     return [head, ["---"] * len(head), *lines]
@@ -76,7 +85,7 @@ def untouched(rows: Sequence[Mapping[str, Any]], scored: bool) -> Iterator[str]:
     row = max(rows, key=lambda row: len(row["bytes"]))
     yield from ("untouched base", several(row["untouched"]["loss"]), "")
     if scored:
-        yield from (share(row["untouched"], "exact_match"), share(row["untouched"], "parse_failures"))
+        yield from (share(row["untouched"], "exact_match"), share(row["untouched"], "parse_failures"), several(row["untouched"]["chance"]))
     yield from ("0", "0", "", "")
 
 
@@ -86,7 +95,11 @@ def written(row: Mapping[str, Any], scored: bool, most: int) -> Iterator[str]:
     yield from (row["contestant"], several(row["trained"]["loss"], some), several(gains_of(row), some))
     if scored:
         of_tasks = "".join(f"; {task} {mean(values):.3f}" for task, values in row["by_task"].items())
-        yield from (share(row["trained"], "exact_match") + of_tasks, share(row["trained"], "parse_failures"))
+        yield from (
+            share(row["trained"], "exact_match") + of_tasks,
+            share(row["trained"], "parse_failures"),
+            several(row["trained"]["chance"]),
+        )
     yield human_bytes(round(mean(row["bytes"])))
     yield human_bytes(round(mean(row["one_off"])))
     yield gaps(row)
