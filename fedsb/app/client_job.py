@@ -282,7 +282,7 @@ class Job:
 
     def _masked(self, sent: State) -> State:
         begun, desk = self.frozen.basis.merge(self.sent_down), desk_for(self._context, self.instruction)
-        return desk.mask(sent, begun, len(self.train), self._log.factors_sha256)
+        return desk.mask(sent, begun, len(self.train), self._log.content(self.adapted.held_as_factors))
 
 
 def _plain_round(job: Job, **common: Any) -> Round[Any]:

@@ -17,8 +17,8 @@ from fedsb.app.first_factors import first_factors
 from fedsb.app.measuring.scoring import check_scores
 from fedsb.app.own_factors import made_again, made_factors
 from fedsb.app.private_run import client_plans, server_plan_of
+from fedsb.app.secured_terms import bound_of
 from fedsb.config.derived import client_names, family, ranks_of
-from fedsb.config.largest_change import largest_change
 from fedsb.config.schema import Config
 from fedsb.config.settings import POOLED
 from fedsb.core.cohort import evaluated_rounds
@@ -154,14 +154,9 @@ def check_method(config: Config) -> None:
 
 def secure_sum(config: Config) -> SecureSum | None:
     """Return how the uploads of a run are summed where the server is to see none."""
-    federation = config.federation
-
-    def bound(examples: int) -> float:
-        found = federation.secure_bound or largest_change(config.train, config.privacy, examples)
-        assert found is not None  # by fedsb.config.checks_secure
-        return found
-
-    return SecureSum(federation.secure_dropout, bound, fingerprint(config, without=PATHS)) if federation.secure_sum else None
+    if not config.federation.secure_sum:
+        return None
+    return SecureSum(config.federation.secure_dropout, partial(bound_of, config), fingerprint(config, without=PATHS))
 
 
 def options_of(method: type[LowRankStrategy]) -> set[str]:

@@ -15,6 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
+from fedsb.app.secured_terms import hold_bound, hold_weights
 from fedsb.config.derived import client_names
 from fedsb.config.schema import Config
 from fedsb.core.cohort import cohort_size
@@ -35,8 +36,6 @@ from fedsb.wire.secured import Secured, joined, masked_state, sealed_state
 
 FOLDER = "secure"  # of what clients keep of an exchange, beside what else is their own
 Read = TypeVar("Read")
-# What a client knows of its own weight, by federation.weighting; None: nothing.
-OWN_WEIGHTS: Mapping[str, Callable[[int], float | None]] = {"examples": float, "uniform": lambda count: 1.0, "fedau": lambda count: None}
 EXCHANGE, ANSWERED, LOCK = "exchange.json", "answered.json", "lock"
 Given = ParamSpec("Given")
 Step = Callable[Concatenate["Desk", Given], State]
@@ -119,24 +118,25 @@ class Desk:
             upload: what was trained.
             begun: what the client was sent of that, and of more.
             count: its training examples.
-            held: names the factors that the server had sent before.
+            held: digest of all that the client holds of the frozen part that the server has sent.
 
         Raises:
-            SecureError: the weight is not its own, the upload is not finite, which nobody could see in the sum, or
+            SecureError: the weights or the bound are none of this run, the upload is not finite, which nobody could see in the sum, or
                 :meth:`fedsb.secure.party.Party.mask`.
         """
         if broken := non_finite(upload):
             raise SecureError(f"{broken.role} of '{broken.module}' holds NaN or infinity; lower train.lr")
         told, party, i = self._told, self._party, self._instruction
         share = told.share(self._client)
-        own = OWN_WEIGHTS[self._config.federation.weighting](count)
-        if own is not None and told.weights[told.members.index(self._client)] != own:
-            raise SecureError(f"the server gives '{self._client}' another weight than {own:g}, which is its own")
+        hold_weights(self._config.federation, told, self._client, count)
+        hold_bound(self._config, told.bound, count)
         moved = [(t.double() - begun[name].double() if name in begun else t.double()).reshape(-1) for name, t in upload.items()]
         words = FixedPoint(told.bound, len(told.members)).encode(torch.cat(moved).numpy(), share)
         others = [name for name in told.members if name != self._client]
-        terms = told.terms(self._overrides, *i.labels, i.frozen, held, f"{i.digest:x}", flats=i.flats)
-        masked = party.mask(words, told.parts(others, SEALED), terms)
+        more = (i.stage, i.carried, i.rank, i.ranks, i.made_in)
+        work = told.terms(i.labels, i.frozen, held, i.digest, *more, flats=i.flats)
+        masked = party.mask(words, told.parts(others, SEALED), hashlib.sha256(work + self._overrides.encode()).digest())
+        party.work = work
         self._keep(party)
         return masked_state(masked, Layout.of(upload))
 
@@ -157,16 +157,16 @@ class Desk:
         """Return the shares that unmask the sum of those whose uploads have arrived.
 
         Raises:
-            SecureError: shares of this round were given for a sum over others, perhaps before the run was resumed, or
+            SecureError: shares of this round were given for another sum, perhaps before the run was resumed, or
                 :meth:`fedsb.secure.party.Party.answer`.
         """
         party, number = self._party, str(self._session.round)
-        over = hashlib.sha256(json.dumps(sorted(self._told.members)).encode()).hexdigest()[:32]
+        over = hashlib.sha256(json.dumps([party.work.hex(), sorted(self._told.members)]).encode()).hexdigest()[:32]
         answered = (self._read(ANSWERED) or {}).get(self._session.run, {})
         if answered.get(number, over) != over:
             raise SecureError(
-                f"shares for a sum of round {number} over other clients were given before, and of the two sums the difference would stand "
-                "open; begin another run, or go on with the same clients"
+                f"shares for another sum of round {number} were given before (over others, or weighted, bounded or trained otherwise), and "
+                "of the two sums the difference would stand open; begin another run, or go on with the same clients"
             )
         others = [name for name in self._told.members if name != self._client]
         said = party.answer(self._told.members, self._told.parts(others, CONFIRMED))
@@ -242,7 +242,7 @@ def _party_of(found: dict[str, Any]) -> Party:
             **found,
             "session": Session(session["run"], session["round"], bytes.fromhex(session["id"]), session.get("settings", "")),
             "secrets": Secrets(**of_bytes(found["secrets"])),
-            **{key: bytes.fromhex(found[key]) for key in ("advertised", "terms")},
+            **{key: bytes.fromhex(found.get(key, "")) for key in ("advertised", "terms", "work")},
             "survivors": tuple(found["survivors"]),
             **{each.name: of_bytes(found[each.name]) for each in fields(Party) if each.name in ("peers", "sealed", "shares", "said")},
         }

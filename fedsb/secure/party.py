@@ -45,6 +45,7 @@ class Party:
             first, and those of the others once they have come.
         masked: digest of what it has sent.
         terms: digest of what it was told of the round then.
+        work: likewise, but for what two processes of one run may say otherwise and mean the same by.
         survivors: whose values have arrived, once it has confirmed them to the others.
         said: that answer; what it was made of is gone then, so that nobody who gets at this disk later can unmask more.
     """
@@ -59,6 +60,7 @@ class Party:
     shares: dict[str, bytes] = field(default_factory=dict)
     masked: str = ""
     terms: bytes = b""
+    work: bytes = b""
     survivors: tuple[str, ...] = ()
     said: dict[str, bytes] = field(default_factory=dict)
 

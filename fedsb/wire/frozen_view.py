@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
 
 from fedsb.adapters.residual import Residual
-from fedsb.core.state import Name, State, sha256
+from fedsb.core.state import Layout, Name, State, sha256
 
 ROOT = "0" * 32
 ADDED = ("U", "V", "D", "P", "Q")  # roles of what is added to the frozen weights; every other one is a factor
@@ -39,17 +44,31 @@ class FrozenView:
 
     basis: State = field(default_factory=State)
     residuals: dict[str, Residual] = field(default_factory=dict)
-    _hashed: tuple[State, str] | None = field(default=None, init=False, repr=False, compare=False)
+    _applied: int = field(default=0, init=False, repr=False, compare=False)
+    _hashed: tuple[tuple[State, int], str] | None = field(default=None, init=False, repr=False, compare=False)
 
-    @property
-    def factors_sha256(self) -> str:
-        """Hash the basis, once for each that this view has had: it may weigh more than a round's work on it."""
-        if self._hashed is None or self._hashed[0] is not self.basis:
-            self._hashed = (self.basis, sha256(self.basis))
+    def content(self, as_factors: Collection[str] = ()) -> str:
+        """Hash all that is held, names and shapes included: the same whatever bundles it came in, and whatever they are called.
+
+        Once for each content that this view has had: it may weigh more than a round's work on it.
+
+        Args:
+            as_factors: modules whose additions are held as factors.
+        """
+        if self._hashed is None or self._hashed[0][0] is not self.basis or self._hashed[0][1] != self._applied:
+            digest = hashlib.sha256(f"{json.dumps(Layout.of(self.basis).shapes)}{sha256(self.basis)}".encode())
+            for module, residual in sorted(self.residuals.items()):
+                held = residual.apart(as_factors=True) if module in as_factors else None
+                values = (residual.matrix(),) if held is None else (*([] if held.dense is None else [held.dense]), *chain(*held.pairs))
+                digest.update(json.dumps([module, *(list(value.shape) for value in values)]).encode())
+                for value in values:
+                    digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False).data)
+            self._hashed = (self.basis, self._applied), digest.hexdigest()
         return self._hashed[1]
 
     def apply(self, bundle: FrozenBundle) -> None:
         """Bring this view from ``bundle.parent`` to ``bundle.head``, in version order."""
+        self._applied += 1
         versioned = sorted(bundle.state.items(), key=lambda item: (int(item[0].role.split("@")[1]), item[0]))
         for (module, role), tensor in versioned:
             kind, version = role.split("@")

@@ -60,11 +60,11 @@ class Secured:
             raise SecureError(f"{len(self.weights)} weights of {len(self.members)} clients give '{client}' none")
         return self.weights[self.members.index(client)] / total
 
-    def terms(self, *more: str, flats: Mapping[str, torch.Tensor]) -> bytes:
+    def terms(self, *more: object, flats: Mapping[str, torch.Tensor]) -> bytes:
         """Return the digest of what all clients of a round must have been told alike.
 
         Args:
-            more: what a message says beside, in words.
+            more: what a message says beside, in JSON's own types.
             flats: the packed state, by group.
         """
         return digest_of((self.members, self.weights, self.bound, *more), flats)

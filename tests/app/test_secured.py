@@ -47,9 +47,11 @@ class Clients:
     confirmed: dict[str, dict[str, bytes]] = field(default_factory=dict)
     make: type[Desk] = Desk
     config: Config = CONFIG
+    weights: tuple[float, ...] = (20.0,) * 4
+    bound: float = 0.05
 
     def desk(self, client: str, members: Collection[str] = (), sealed: bytes = b"") -> Desk:
-        told = Secured(tuple(sorted(members)), (20.0,) * len(members), 0.01, self.session + sealed)
+        told = Secured(tuple(sorted(members)), self.weights[: len(members)], self.bound, self.session + sealed)
         instruction = Instruction(client, self.number, origin="f" * 32, secured=told)
         return self.make(self.config, instruction, self.folder / FOLDER / client, self.nodes.get(client))
 
@@ -118,12 +120,12 @@ def test_a_sum_over_others_is_refused_also_when_the_round_begins_again(tmp_path:
     clients = Clients(tmp_path).begin()
     clients.confirm(*FOUR)
     clients.answer("client-0", FOUR)
-    with pytest.raises(SecureError, match="of round 1 over other clients were given before"):
+    with pytest.raises(SecureError, match="for another sum of round 1 were given before"):
         clients.answer("client-0", THREE)
     again = Clients(tmp_path).begin()
     assert again.advertised.keys() == clients.advertised.keys()
     assert not {*again.advertised.values()} & {*clients.advertised.values()}
-    with pytest.raises(SecureError, match="of round 1 over other clients were given before"):
+    with pytest.raises(SecureError, match="for another sum of round 1 were given before"):
         again.answer("client-0", THREE)
     again.confirm(*FOUR)
     again.answer("client-0", FOUR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -161,6 +162,14 @@ def test_an_upload_is_never_sent_without_masks(options: Options) -> None:
         federate(options("tiny_bert", "fed_sb", *SECURE, *ALL), app=call)
 
 
+def added(told: Any, arrays: ArrayRecord) -> ArrayRecord:
+    """Add to a bundle what sets a frozen weight to zero: behind it no example has a gradient that tells of it."""
+    layout = json.loads(told["bundle"])
+    [(module, _), (_, m)], [(_, _), (n, _)] = (next(each for each in layout if each[0][1].startswith(role)) for role in "AB")
+    told["bundle"] = json.dumps([*layout, [[module, "D@1"], [n, m]]])
+    return ArrayRecord({**arrays, "frozen": Array(np.concatenate([arrays["frozen"].numpy(), np.full(n * m, -0.5, np.float32)]))})
+
+
 def telling(client: str, key: str, change: Callable[[Any], Any]) -> ClientCall:
     """Return the ClientApp behind a server that tells one client something else of the round; each client has a disk of its own."""
     homes = home()
@@ -168,7 +177,9 @@ def telling(client: str, key: str, change: Callable[[Any], Any]) -> ClientCall:
     def call(message: Message, context: Context) -> Message:
         told = message.content["config"]
         if message.metadata.message_type == "train" and told["client"] == client:
-            if key == "weights":
+            if key == "added":  # whatever it is called: the head of the log stays the same
+                message.content["arrays"] = added(told, message.content["arrays"])
+            elif key in ("weights", "bound"):
                 told[key] = change(told[key])
             else:
                 arrays = message.content["arrays"]
@@ -186,8 +197,16 @@ def telling(client: str, key: str, change: Callable[[Any], Any]) -> ClientCall:
         ("weights", lambda weights: [weights[0], *(0.0 for _ in weights[1:])]),
         ("trained", lambda values: values + 1),
         ("frozen", lambda values: 0 * values),
+        ("added", None),
+        ("bound", lambda bound: 2 * bound),
     ],
-    ids=["that the others weigh nothing", "another model to train from", "factors by which it learns nothing"],
+    ids=[
+        "that the others weigh nothing",
+        "another model to train from",
+        "factors by which it learns nothing",
+        "another frozen weight",
+        "another bound",
+    ],
 )
 def test_a_client_that_is_told_otherwise_is_in_no_sum(key: str, change: Callable[[Any], Any], options: Options) -> None:
     """A sum to which the others' parts are known would be the upload of the one."""

@@ -47,6 +47,7 @@ def assert_holds(found: FrozenView, log: FrozenLog) -> None:
     assert all(torch.equal(t, wanted.basis[name]) for name, t in found.basis.items())
     assert found.residuals.keys() == wanted.residuals.keys()
     assert all(torch.equal(added.matrix(), wanted.residuals[name].matrix()) for name, added in found.residuals.items())
+    assert found.content() == wanted.content()
 
 
 def asked(store: FrozenCache, log: FrozenLog, held: int) -> int:

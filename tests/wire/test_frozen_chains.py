@@ -47,6 +47,7 @@ def test_any_chain_of_bundles_leads_to_the_same_bits(versions: list[dict[str, in
         if bundle := log.bundle(held):
             store.receive(over_the_wire(bundle))
         assert_holds(store.load(log.head), log, log.version)
+        assert store.load(log.head).content() == log.view().content()
         held = log.version
     assert_holds(log.view(), log, log.version)
     shutil.rmtree(cache, ignore_errors=True)
@@ -68,8 +69,54 @@ def test_catching_up_from_any_version(versions: list[dict[str, int]], with_basis
     if rest := log.bundle(since):
         store.receive(rest)
     assert_holds(store.load(log.head), log, log.version)
+    assert store.load(log.head).content() == log.view().content()
     assert_holds(store.load(early.head), log, since)  # and back again
+    assert store.load(early.head).content() == early.view().content()
     shutil.rmtree(cache, ignore_errors=True)
+
+
+@law
+@given(ranks, st.lists(st.booleans(), min_size=6, max_size=6))
+def test_what_is_held_as_factors_has_one_digest_too(versions: list[dict[str, int]], here: list[bool]) -> None:
+    """Of a client that was there in some rounds, of one that comes last, and of the server's."""
+    log, cache, held = FrozenLog(), fresh_folder(), 0
+    log.as_factors = {*SHAPES}
+    store = FrozenCache(cache / "one", as_factors=True)
+    for number, (version, takes_part) in enumerate(zip(versions, here, strict=False)):
+        log.append(delta(version, 10 * number))
+        if takes_part and (bundle := log.bundle(held)):
+            store.receive(over_the_wire(bundle))
+            assert store.load(log.head).content(SHAPES) == log.view().content(SHAPES)
+            held = log.version
+    late = FrozenCache(cache / "other", as_factors=True)
+    if bundle := log.bundle(0):
+        late.receive(over_the_wire(bundle))
+    assert late.load(log.head).content(SHAPES) == log.view().content(SHAPES)
+    shutil.rmtree(cache, ignore_errors=True)
+
+
+ONE = {Name("x", "B"): torch.ones(2, 2), Name("x", "U"): torch.ones(3, 1), Name("x", "V"): torch.ones(1, 3)}
+OTHERS = {
+    "a value of a factor": ONE | {Name("x", "B"): torch.tensor([[1.0, 1], [1, 2]])},
+    "a factor of another name": {name: t for name, t in ONE.items() if name.role != "B"} | {Name("x", "A"): torch.ones(2, 2)},
+    "a factor of another shape": ONE | {Name("x", "B"): torch.ones(4, 1)},
+    "another addition": ONE | {Name("x", "V"): torch.full((1, 3), 0.5)},
+    "no addition": {Name("x", "B"): torch.ones(2, 2)},
+    "an addition of nothing to another module": ONE | {Name("y", "U"): torch.zeros(3, 1), Name("y", "V"): torch.zeros(1, 3)},
+}
+
+
+@pytest.mark.parametrize("as_factors", [(), ("x", "y")])
+@pytest.mark.parametrize("how", OTHERS)
+def test_a_digest_is_of_all_that_is_held_whatever_it_is_called(how: str, as_factors: tuple[str, ...]) -> None:
+    digests = []
+    for content in (ONE, OTHERS[how]):
+        view = FrozenView()
+        view.apply(FrozenBundle(ROOT, "a" * 32, State({Name(name.module, f"{name.role}@1"): t for name, t in content.items()})))
+        digests.append(view.content(as_factors))
+    assert digests[0] != digests[1]
+    view.apply(FrozenBundle("a" * 32, "a" * 32, State({Name("x", "D@2"): torch.full((3, 3), 2.0)})))
+    assert view.content(as_factors) != digests[1]
 
 
 def test_an_unknown_head_is_missing_and_leaves_the_view_as_it_was(folder: Path) -> None:
