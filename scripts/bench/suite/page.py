@@ -36,10 +36,10 @@ The plan, fixed before the first run of it. (A pilot with constant rates, no cli
 which four other seeds ended at an accuracy of 0.06 to 0.73; three further ones under this plan's schedule at 0.84 to 0.92. No run of the
 pilot counts.)
 
-- **Model**: MiniLM-L6 (22.7 million weights), all linear layers adapted, texts cut to 32 tokens, passes in
-  bfloat16 and adapters in float32, AdamW, its rate
-  rising over the first tenth of the run and falling by a cosine over the rest, gradients clipped to norm 1. 10 clients, 5 a round, 8
-  rounds of 4 steps of 8 texts; the head learns at the same rate as the adapters. Short runs: what is compared is how far methods come with few examples and few bytes, not where they end.
+- **Model**: MiniLM-L6 (22.7 million weights), all linear layers adapted, texts cut to 32 tokens, passes in bfloat16 and adapters in
+  float32, AdamW, its rate (of the head too) rising over the first tenth of the run and falling by a cosine over the rest, gradients
+  clipped to norm 1. 10 clients, 5 a round, 8 rounds of 4 steps of 8 texts. Short runs: what is compared is how far methods come with few
+  examples and few bytes, not where they end.
 - **Scale**: all of LoRA, Fed-SB and RAVAN at s = {SCALE:g}, whatever the rank. ({", ".join(f"`{name}`" for name in OWN_SCALE)} keep the s
   of their papers: √(r₁r₂), and 16 / √rank with γ = 128.)
 - **Data**: *bbc*, BBC News by topic, a Dirichlet(0.5) split. *docstrings*, what {len(PACKAGES)} installed packages say of their classes,
@@ -58,6 +58,8 @@ pilot counts.)
   fails has an infinite loss.
 - **Seeds**: {", ".join(map(str, SEEDS))}: split, draws of clients, batches and starts vary together, and are the same for all methods.
 - At one rank for all clients {" and ".join(f"`{one}` is `{other}`" for one, other in THE_SAME.items())} to the bit: they do not
-  stand here. In `local_only` a client trains in the rounds that draw it, as elsewhere. `fedsa_lora` and `local_only` have no one model: their accuracy is that of each client on what it holds out (their rate is
-  chosen by these under the two other seeds, whose held-out rows may be test rows here), and is not held against the others but against
-  {" and ".join(f"*{name}*" for name in AT_CLIENTS)}: the same runs again, measured there too."""
+  stand here. In `local_only` a client trains in the rounds that draw it, as elsewhere. `fedsa_lora` and `local_only` have no one model:
+  their accuracy is that of each client on what it holds out (their rate is chosen by these under the two other seeds, whose held-out rows
+  may be test rows here), and is not held against the others but
+  against {" and ".join(f"*{name}*" for name in AT_CLIENTS)}: the same runs again,
+  measured there too."""
