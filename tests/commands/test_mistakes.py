@@ -122,6 +122,12 @@ def test_an_output_on_a_file_is_a_mistake(call: Call, quick: list[str], output: 
         (("report", "--foo"), "unknown flag '--foo' (did you mean '--out'?); choose from --against, --metric, --out, --target, --tuned"),
         (("report", "run", "--target", "much"), "--target much is no number; give a value of the metric, as in --target 0.9"),
         (("export", "run", "--foo"), "unknown flag '--foo'"),
+        (("run", "sweep.jobs=2"), "sweep.jobs=2 is of a sweep: add -m, or leave it out"),
+        (("run", "-m", "seed=0,1", "sweep.jobs=0"), "sweep.jobs=0 is out of range; it must be auto, or at least 1"),
+        (("run", "-m", "seed=0,1", "sweep=rate"), "unknown sweep 'rate' (did you mean 'rates'?); choose from none, rates"),
+        (("run", "-m", "method=full", "sweep=rates"), "the grid of the sweep has nothing for method=full; leave that out, or add it to "),
+        (("run", "-m", "rank=interval(1,4)"), "'rank=interval(1,4)' is to be drawn from: add sweep.samples=N, or name the values"),
+        (("run", "-m", "seed=0,1", "hydra/sweeper=basic"), "hydra/sweeper=basic: a sweep is laid out here; name the values, draw them"),
         (("export", "run", "out", "more"), "fedsb export takes 2 arguments at most, and 'more' is one more"),
     ],
 )
