@@ -26,10 +26,10 @@ LIMITS = {"max_local_epochs": 100, "max_seconds": 300}
 
 
 @contextmanager
-def side(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run ``fedsb federation`` for the length of a block; its lines go to ``out.log`` in its folder."""
+def side(folder: Path, *arguments: str, within: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
+    """Run ``fedsb federation``, perhaps by another command, for the length of a block; its lines go to ``out.log`` in its folder."""
     with (folder / "out.log").open("a", encoding="utf-8") as out:
-        process = subprocess.Popen([*FEDSB, "federation", *arguments], env=HERE, text=True, stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([*within, *FEDSB, "federation", *arguments], env=HERE, text=True, stdout=out, stderr=subprocess.STDOUT)
     try:
         yield process
     finally:
@@ -43,13 +43,14 @@ class Sides:
     Args:
         folder: for all of them.
         overrides: of the simulation whose data are dealt out.
+        host: where the SuperLink listens.
     """
 
-    def __init__(self, folder: Path, overrides: Sequence[str]) -> None:
-        self.folder, self.data, self.server = folder, folder / "data", folder / "server"
+    def __init__(self, folder: Path, overrides: Sequence[str], host: str = "127.0.0.1") -> None:
+        self.folder, self.data, self.server, self.host = folder, folder / "data", folder / "server", host
         split = [sys.executable, str(ROOT / "scripts" / "split_data.py"), str(self.data), *overrides]
         subprocess.run(split, check=True, env=HERE)
-        certify(self.server, [])
+        certify(self.server, [host])
         (self.server / "nodes").mkdir()
         self.port = str(free_port())
         self.test_part = f"data.test_path={self.data / 'server' / 'test.jsonl'}"
@@ -74,13 +75,13 @@ class Sides:
     def serving(self) -> Iterator[subprocess.Popen[str]]:
         """Run the server's side for the length of a block."""
         before = self.said(self.server).count("SuperLink at")
-        with side(self.server, "server", str(self.server), "--port", self.port) as process:
+        with side(self.server, "server", str(self.server), "--host", self.host, "--port", self.port) as process:
             assert eventually(lambda: self.said(self.server).count("SuperLink at") > before, 100), self.said(self.server)
             yield process
 
-    def joining(self, node: Path) -> AbstractContextManager[subprocess.Popen[str]]:
+    def joining(self, node: Path, within: Sequence[str] = ()) -> AbstractContextManager[subprocess.Popen[str]]:
         """Run a node's side for the length of a block."""
-        return side(node, "node", str(node), "--link", f"127.0.0.1:{self.port}")
+        return side(node, "node", str(node), "--link", f"{self.host}:{self.port}", within=within)
 
     def knocking(self, node: Path) -> AbstractContextManager[subprocess.Popen[str]]:
         """Run a node's side that does not get as far as to need its worker."""
