@@ -33,6 +33,7 @@ from fedsb.privacy.ledger import Ledger
 from fedsb.privacy.naming import name_of_data
 from fedsb.privacy.rows import Hashes
 from fedsb.privacy.shelf import Shelf
+from fedsb.wire.arrays import LayoutDiffers
 from fedsb.wire.frozen import FrozenMissing
 from fedsb.wire.messages import encode_code, encode_missing
 
@@ -58,7 +59,7 @@ def coded(message: Message, context: Context, answer: Callable[[], Message]) -> 
             if not is_real(context) and config_in(context).privacy.unit == "none" and not isinstance(error, OwnStateLost):
                 raise
             # Expected refusals are a line, faults of ours a traceback; neither leaves this machine.
-            expected = isinstance(error, (BudgetExceeded, OwnStateLost, TimeOver, UserError))
+            expected = isinstance(error, (BudgetExceeded, LayoutDiffers, OwnStateLost, TimeOver, UserError))
             if isinstance(error, TimeOver) or not expected:
                 forget()  # a model was in the midst of something
             LOG.warning("%s: %s", _asked(message, context), printable(str(error)), exc_info=not expected)

@@ -13,6 +13,7 @@ from fedsb.node.settings import NodeConfig
 from fedsb.node.values import NodeConfigError
 from fedsb.privacy.codes import BY_NUMBER, CODES, UNKNOWN, BudgetExceeded, Code, OwnStateLost, SelfCheckFailed, StartDiffers
 from fedsb.secure.session import SecureError, UnsignedError
+from fedsb.wire.arrays import LayoutDiffers
 
 # The closed list of what a reply may name beside its code.
 KEYS = frozenset({*known_keys(), *known_keys(NodeConfig), *PAIRS, FILE})
@@ -38,6 +39,7 @@ _NAMED: tuple[tuple[type[BaseException], str], ...] = (
     (StartDiffers, "start"),
     (UnsignedError, "unsigned"),
     (SecureError, "secure"),
+    (LayoutDiffers, "layout"),
     (UserError, "refused"),
 )
 

@@ -63,6 +63,11 @@ CODES: dict[str, Code] = {
     "version": Code(21, "the node's worker is of another version of fedsb than the app that came from here; install one on both sides"),
     "secure": Code(22, "refused: what is asked for does not fit the secure sum that the client has begun; its own log says why"),
     "unsigned": Code(23, "refused: the keys of another client are not signed by the key that the node knows for it (secure.peers)"),
+    "layout": Code(
+        24,
+        "the client's model, adapter.targets or rank is not the server's, or its fedsb of another version: what came is of another layout; "
+        "its own log says which it has",
+    ),
 }
 BY_NUMBER: dict[int, Code] = {code.number: code for code in CODES.values()}
 UNKNOWN = Code(0, "the client answered with a code that this version does not know")

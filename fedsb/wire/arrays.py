@@ -41,6 +41,10 @@ class LayoutError(ValueError):
     """A message does not fit the layout that the receiver expects."""
 
 
+class LayoutDiffers(LayoutError):
+    """A whole state came, of another layout than the receiver's: the two sides have other models, adapters or ranks."""
+
+
 def encode_arrays(state: State, dtype: str = "float32") -> ArrayRecord:
     """Pack a state into an ``ArrayRecord``, one flat array a group."""
     arrays, sizes = {}, tensor_sizes(Layout.of(state))

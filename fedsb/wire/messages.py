@@ -20,9 +20,11 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedsb.core.state import SEALED, Layout, Name, State
-from fedsb.wire.arrays import FROZEN, LayoutError, decode_arrays, digest_of, encode_arrays, encode_pieces, unpack_coded
+from fedsb.wire.arrays import FROZEN, LayoutDiffers, LayoutError, decode_arrays, digest_of, encode_arrays, encode_pieces, unpack_coded
 from fedsb.wire.frozen import ROOT, FrozenBundle
 from fedsb.wire.secured import Secured, read_secured, told_of
+
+ALIKE = "model, adapter.targets and rank must be the same on both sides"
 
 
 @dataclass(frozen=True)
@@ -125,11 +127,11 @@ def _unpack(flats: Mapping[str, Tensor], digest: int, layout: Layout) -> State:
     try:
         state = unpack_coded(flats, layout)
     except ValueError as error:
-        raise LayoutError(str(error)) from None
+        raise LayoutDiffers(f"{error}, of {_ends(layout)}; {ALIKE}") from None
     if digest != layout.digest:
-        raise LayoutError(
+        raise LayoutDiffers(
             f"layout {digest:012x} has as many values as the expected {layout.digest:012x}, but other names or shapes "
-            f"than {_ends(layout)}; model, adapter.targets and rank must be the same on both sides"
+            f"than {_ends(layout)}; {ALIKE}"
         )
     return state
 

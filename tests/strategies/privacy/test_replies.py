@@ -217,6 +217,7 @@ def test_the_numbers_of_the_codes_are_fixed() -> None:
         "version": 21,
         "secure": 22,
         "unsigned": 23,
+        "layout": 24,
         **checks,
     }
     assert set(CHECKS) <= set(FIXED)
