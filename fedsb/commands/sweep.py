@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,13 +13,13 @@ import fedsb.commands.run as runs
 from fedsb.app.anchoring import anchored
 from fedsb.app.assembly import peopled
 from fedsb.commands.flags import SHOWING, has_flag
-from fedsb.commands.outcome import DONE, FAILED, MISTAKE, ended_line, status_of
+from fedsb.commands.job import line_of, run_numbered, status_of_job
+from fedsb.commands.outcome import DONE
 from fedsb.config.compose import composed_yaml, default_sweep, load
 from fedsb.config.schema import Config
-from fedsb.core.errors import RunError, UserError
+from fedsb.core.errors import UserError
 from fedsb.core.folders import check_makeable, claim
 from fedsb.core.logs import say_early, speaking_to
-from fedsb.core.signals import how_ended
 from fedsb.run.resuming import is_free
 from fedsb.sweep.abreast import abreast, cores
 from fedsb.sweep.board import Board
@@ -31,12 +28,11 @@ from fedsb.sweep.endings import JOBS, Ending, endings, note
 from fedsb.sweep.grid import resolved
 from fedsb.sweep.jobs import Job
 from fedsb.sweep.manifest import MANIFEST, Manifest, held, manifest_of, read, write
-from fedsb.sweep.standing import CUT, FINISHED, NEW, DamagedJobError, set_aside, state_of
+from fedsb.sweep.standing import FINISHED, DamagedJobError, set_aside, state_of
 from fedsb.sweep.telling import tell
 
 PRINTED = "printed"  # what jobs side by side print, a file each
 PLACES = ("output=", "hydra.sweep.dir=")
-TOLD = {NEW: "", CUT: ", which goes on", FINISHED: ", which had finished"}
 
 
 @dataclass(frozen=True)
@@ -154,14 +150,10 @@ def _stands_finished(sweep: Sweep, job: Job, config: Config) -> bool:
         except DamagedJobError as error:
             say_early(set_aside(folder, config, error), progress=sweep.progress)
             return False
-        say_early(_line(job, len(sweep.manifest.jobs), FINISHED), progress=sweep.progress)
+        say_early(line_of(job, len(sweep.manifest.jobs), FINISHED), progress=sweep.progress)
     before = endings(sweep.folder).get(job.number)
     note(sweep.folder, Ending(job.number, job.label, DONE, skipped=True, wall_s=before.wall_s if before else 0.0))
     return True
-
-
-def _line(job: Job, of: int, state: str) -> str:
-    return f"job {job.number + 1} of {of}: {job.label}{TOLD[state]}"
 
 
 def _launch(sweep: Sweep, left: Sequence[Job]) -> None:
@@ -184,7 +176,7 @@ def _side_by_side(sweep: Sweep, left: Sequence[Job], size: int, cards: int) -> N
     """Run jobs in worker processes, and show how they get on."""
     folder, jobs = sweep.folder.absolute(), {job.number: job for job in left}
     printed = {number: folder / PRINTED / f"{job.name}.txt" for number, job in jobs.items()}
-    task = Task(partial(_status, str(folder), sweep.more), printed, Path.cwd(), dict(os.environ))
+    task = Task(partial(status_of_job, str(folder), sweep.more), printed, Path.cwd(), dict(os.environ))
     running: set[int] = set()
     rounds = {number: sweep.configs[number].federation.num_rounds for number in jobs}
     with speaking_to(people=runs.to_people()):
@@ -205,10 +197,6 @@ def _side_by_side(sweep: Sweep, left: Sequence[Job], size: int, cards: int) -> N
                     write(folder, sweep.manifest, running)
 
 
-def _status(folder: str, more: Sequence[str], number: int) -> int:
-    return run_numbered(Path(folder), number, more).status
-
-
 def _hand_to_launcher(sweep: Sweep, left: Sequence[Job]) -> None:
     """Let one of Hydra's launchers run the jobs: what it is told of each is a number, by which the job's process finds it."""
     numbers = [job.number for job in left]
@@ -222,53 +210,3 @@ def _launched(folder: str, more: Sequence[str], composed: Any) -> None:
     ending = run_numbered(Path(folder), int(composed.sweep_job), more)
     if ending.by_signal:
         raise SystemExit(ending.status)  # and no other job of the sweep
-
-
-def run_numbered(sweep: Path, number: int, more: Sequence[str] = ()) -> Ending:
-    """Run a job of a sweep, or go on with it; in this process or in a launcher's."""
-    manifest = read(sweep)
-    job, folder = manifest.jobs[number], sweep / manifest.jobs[number].name
-    overrides, place = [*job.overrides, *more], Path(manifest.place)
-    given = peopled(anchored(load(overrides), place))
-    state = CUT if (folder / "config.yaml").is_file() else NEW
-
-    def go() -> None:
-        again = overrides if state == NEW else [*overrides, f"resume='{folder.absolute()}'"]
-        runs.run_job(peopled(anchored(load(again), place)), again, folder)
-
-    with speaking_to(people=runs.to_people()):
-        say_early(_line(job, len(manifest.jobs), state), progress=given.progress)
-        return run_noted(sweep, job, go)
-
-
-def run_noted(folder: Path, job: Job, run: Callable[[], object]) -> Ending:
-    """Run a job, and note in the sweep's folder how it ended.
-
-    A job that fails is told of on standard error and does not end the sweep; one that is interrupted does.
-    """
-    begun = time.monotonic()
-    status, reason = _outcome(run)
-    ending = Ending(job.number, job.label, status, reason, wall_s=time.monotonic() - begun)
-    note(folder, ending)
-    return ending
-
-
-def _outcome(run: Callable[[], object]) -> tuple[int, str]:
-    try:
-        run()
-    except UserError as error:
-        return _told(MISTAKE, f"error: {error}", str(error))
-    except RunError as error:
-        return _told(FAILED, f"error: the run stopped: {error}", str(error))
-    except KeyboardInterrupt as error:
-        return _told(status_of(error), ended_line(error), how_ended(error))
-    except BrokenPipeError:  # nobody reads of this job or the next
-        raise
-    except Exception as error:  # a fault of ours: the other jobs go on
-        return _told(FAILED, traceback.format_exc(), f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    return DONE, ""
-
-
-def _told(status: int, line: str, reason: str) -> tuple[int, str]:
-    print(line, file=sys.stderr)
-    return status, reason

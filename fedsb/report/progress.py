@@ -20,7 +20,9 @@ from fedsb.report.table import human_bytes, human_seconds, print_summary, round_
 from fedsb.run.records import RoundRecord
 
 
-class _Console(Console):
+class Screen(Console):
+    """Standard output, of which rich is not to say that nobody reads it any more."""
+
     def on_broken_pipe(self) -> None:
         """Let the command line end it, in place of rich."""
         raise BrokenPipeError
@@ -38,7 +40,7 @@ class Progress:
     def __init__(self, num_rounds: int, console: Console | None = None, examples: float | None = None) -> None:
         self.num_rounds = num_rounds
         self.pace = Pace(num_rounds, examples)
-        self._console = console or _Console()
+        self._console = console or Screen()
         self._bar: Bar | None = None
         self._task = TaskID(0)
         self._failed = 0

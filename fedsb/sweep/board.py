@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsb.core.logs import speech
+from fedsb.report.progress import Screen
 from fedsb.report.table import human_seconds
 from fedsb.sweep.jobs import Job
 
@@ -36,7 +37,7 @@ class Board:
     ) -> None:
         self._folder, self._jobs, self._rounds, self._size = folder, jobs, rounds, size
         self._json = speech(progress) == "json"
-        self._console = console or Console()
+        self._console = console or Screen()
         self._running: dict[int, float] = {}
         self._took: list[float] = []
         self._failed: list[int] = []

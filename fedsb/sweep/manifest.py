@@ -132,8 +132,7 @@ def write(folder: Path, manifest: Manifest, running: Collection[int] = ()) -> No
     rows = []
     for job, config in zip(manifest.jobs, manifest.configs, strict=True):
         ending = ended.get(job.number)
-        finished = (folder / job.name / "summary.json").is_file()
-        state = RUNNING if job.number in running else state_told(finished, ending)
+        state = RUNNING if job.number in running else state_told(folder / job.name, ending)
         told = {"status": ending.status, "reason": ending.reason, "wall_s": ending.wall_s} if ending else {}
         rows.append({**asdict(job), "config": config, "state": state, **({} if state == RUNNING else told)})
     head = {"format": FORMAT, "place": manifest.place, "grid": grid_of(manifest.jobs)}
@@ -141,11 +140,13 @@ def write(folder: Path, manifest: Manifest, running: Collection[int] = ()) -> No
     replace_whole(folder / MANIFEST, json.dumps(whole, indent=1) + "\n")
 
 
-def state_told(finished: bool, ending: Ending | None) -> str:
-    """Return the state of a job that is not under way, by whether it has a summary and how it ended last."""
-    if finished:
+def state_told(folder: Path, ending: Ending | None) -> str:
+    """Return the state of a job that is not under way, by what stands in its folder and how it ended last."""
+    if (folder / "summary.json").is_file():
         return DONE
-    return WAITING if ending is None else INTERRUPTED if ending.by_signal else FAILED
+    if ending is None:  # killed, where it has begun
+        return INTERRUPTED if (folder / "config.yaml").is_file() else WAITING
+    return INTERRUPTED if ending.by_signal else FAILED
 
 
 def read(folder: Path) -> Manifest:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fedsb.core.logs import speech
+from fedsb.report.progress import Screen
 from fedsb.report.table import number
 from fedsb.sweep.endings import Ending, endings
 from fedsb.sweep.jobs import Job
@@ -42,7 +42,7 @@ def _row(job: Job, ending: Ending | None, folder: Path) -> dict[str, object]:
         "job": job.number,
         "folder": job.name,
         "varies": job.label,
-        "state": state_told(finished, ending),
+        "state": state_told(folder, ending),
         "metrics": metrics_of(folder) if finished else {},
         "status": ending and ending.status,
         "note": note,
@@ -50,7 +50,7 @@ def _row(job: Job, ending: Ending | None, folder: Path) -> dict[str, object]:
 
 
 def _print(rows: Sequence[Mapping[str, object]], folder: Path) -> None:
-    console = Console()
+    console = Screen()
     table = Table(box=box.ROUNDED if console.is_terminal else box.ASCII)
     for name in COLUMNS:
         table.add_column(name, overflow="fold")

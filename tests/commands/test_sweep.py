@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsb.commands.sweep import run_noted
+from fedsb.commands.job import run_noted
 from fedsb.core.errors import RunError, UserError
 from fedsb.run.folder import read_run
 from fedsb.sweep.endings import JOBS, Ending, endings, note

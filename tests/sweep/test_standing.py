@@ -9,6 +9,8 @@ import pytest
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
 from fedsb.run.resuming import sealed
+from fedsb.sweep.endings import Ending
+from fedsb.sweep.manifest import state_told
 from fedsb.sweep.standing import CUT, NEW, DamagedJobError, set_aside, state_of
 
 PRIVATE = ("privacy=example", "privacy.epsilon=3")
@@ -69,3 +71,15 @@ def test_what_a_ledger_was_charged_for_is_not_run_again_unasked(tmp_path: Path) 
     with pytest.raises(UserError, match="and its ledger counts: restore it, or move it away"):
         set_aside(folder, load(list(PRIVATE)), damage.value)
     assert (folder / "summary.json").read_text() == "{"
+
+
+def test_the_state_of_a_job_is_what_stands_there_and_how_it_ended(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert state_told(folder, None) == "waiting"
+    assert state_told(folder, Ending(0, "", 2, "a mistake")) == "failed"
+    laid(folder)
+    assert state_told(folder, None) == "interrupted"  # killed, and could say nothing
+    assert state_told(folder, Ending(0, "", 143)) == state_told(folder, Ending(0, "", 130)) == "interrupted"
+    assert state_told(folder, Ending(0, "", 137)) == "failed"
+    (folder / "summary.json").write_text("{}")
+    assert state_told(folder, Ending(0, "", 1)) == "finished"
