@@ -90,9 +90,10 @@ def _told_apart(runs: Sequence[Run]) -> str:
     apart = dict.fromkeys(run.method for run in runs if by_clients(run))
     if not apart or all(run.method in apart for run in runs):
         return ""
+    verb, whose = ("is", "its") if len(apart) == 1 else ("are", "their")
     return (
-        f"Not to be held against the others: {', '.join(apart)} is measured by its clients, each on the part that it holds out, with "
-        "factors of its own, and the rest by the server on the test part."
+        f"Not to be held against the others: {', '.join(apart)} {verb} measured by {whose} clients, each on the part that it holds out, "
+        "with factors of its own, and the rest by the server on the test part."
     )
 
 
