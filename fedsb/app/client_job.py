@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +14,10 @@ from fedsb.app.answering import data_path_of, hold, leave_unnoised, open_ledger
 from fedsb.app.asked import asked_in, config_in, folder_of_run, is_real, own_folder
 from fedsb.app.assembly import model_of, task_of
 from fedsb.app.client_data import client_features
+from fedsb.app.client_plans import asked_for, planned, planned_as_before
 from fedsb.app.frozen_stores import store
 from fedsb.app.ledger_rows import rows_of
 from fedsb.app.own_factors import fresh_factors, made_factors, own_start
-from fedsb.app.private_run import add_plan, plan_of, saved_plan
 from fedsb.app.secure_desk import desk_for
 from fedsb.app.threads import CORES, use_threads
 from fedsb.config.compose import as_dict
@@ -33,16 +31,14 @@ from fedsb.node.policy import admit_noise
 from fedsb.node.reading import read_node
 from fedsb.privacy.account import LEDGERS, Account, allowed
 from fedsb.privacy.codes import StartDiffers
-from fedsb.privacy.first_asked import asks_as_before
 from fedsb.privacy.ledger import SIMULATION, Ledger
 from fedsb.privacy.naming import client_folder
-from fedsb.privacy.plan import Plan
 from fedsb.privacy.randomness import Streams, secret_streams, simulated_streams
 from fedsb.privacy.replies import KEPT_ROUNDS, MOST_ROUNDS
 from fedsb.privacy.shelf import Shelf
 from fedsb.run.kept_start import KeptStart
 from fedsb.run.own_state import OwnState, forget_old
-from fedsb.run.resuming import DATA_PATHS, fingerprint
+from fedsb.run.resuming import fingerprint
 from fedsb.wire.arrays import quantise
 from fedsb.wire.cache_limits import Limits
 from fedsb.wire.frozen import FrozenView
@@ -220,36 +216,20 @@ class Job:
             "request": i.asked,
             "rounds": min(max(KEPT_ROUNDS, self.config.keep_checkpoints), MOST_ROUNDS),
         }
+        count = len(self.train)
         if not self.real:
-            return Account(plan=self._plan(self._run_folder() / LEDGERS, i.client, ""), run=SIMULATION, repeatable=True, **common)
+            plan = planned(self.config, self._run_folder() / LEDGERS, i.client, count)
+            return Account(plan=plan, run=SIMULATION, repeatable=True, **common)
         run = i.origin or flower  # a run that goes on has another number of Flower's
-        plan = self._plan(self.ledger.folder, f"{run}/{i.client}", self._asked_for())
+        asked = asked_for(asked_in(self._context), i.labels)
+        plan = planned_as_before(self.config, self.ledger.folder, f"{run}/{i.client}", asked, i.client, count)
+        if self.node is not None:
+            admit_noise(self.node, *plan.multipliers)
         own = self.node.budgets(plan.delta) if self.node else ()
         return Account(plan=plan, run=run, names=(flower,), client=i.client, own=own, **common)
 
     def _run_folder(self) -> Path:
         return folder_of_run(self._context, self.config)
-
-    def _asked_for(self) -> str:
-        """Return a hash of what the server asks for, labels included: all messages of a run ask for the same."""
-        labels = hashlib.sha256(json.dumps(self.instruction.labels).encode()).hexdigest()[:8]
-        # Data are the node's own, and relative paths begin where it was started: elsewhere, perhaps, when the run goes on.
-        return f"/{fingerprint(asked_in(self._context), without=DATA_PATHS)}-{labels}"
-
-    def _plan(self, folder: Path, name: str, asked: str) -> Plan:
-        """Return the plan that lies in ``folder``; a message may have a process of its own, and calibrating takes seconds."""
-        client, count = self.instruction.client, len(self.train)
-        if asked and not asks_as_before(folder, name, asked):
-            # Its first messages were checked, planned and held against the limits, and these were not.
-            raise UserError("the configuration or the labels of this run are not those of its earlier messages; submit another run")
-        plan = saved_plan(folder, name + asked)
-        if plan is None or plan.num_examples != count:
-            plan = plan_of(self.config, client, count)
-            if self.real:
-                add_plan(folder, name + asked, plan)
-        if self.node is not None:
-            admit_noise(self.node, *plan.multipliers)
-        return plan
 
     def streams(self, exchange: str) -> Streams:
         """Return the generators of noise and samples: nobody but a real node may be able to repeat them."""
