@@ -93,13 +93,12 @@ def _of_matrix(layer: LowRankLayer, product: Term) -> Term:
 
 
 def _rounding_noise(layer: LowRankLayer) -> float:
-    """Bound the spectral norm of the rounding of ``W0 + residual``, which would pass for a residual of full rank."""
-    if layer.frozen.rule != MERGE:
-        return 0.0
+    """Bound the spectral norm of the rounding of ``W0 + residual``, or of a residual beside W0: it would pass for one of full rank."""
     weight: Tensor = layer.base.weight  # type: ignore[assignment]
-    m, n = layer.shape
-    rms = float(weight.double().square().mean().sqrt())
-    return torch.finfo(weight.dtype).eps * rms * (math.sqrt(m) + math.sqrt(n))
+    merges, (m, n) = layer.frozen.rule == MERGE, layer.shape
+    rounded, dtype = (weight, weight.dtype) if merges else (layer.residual, torch.float32)
+    assert rounded is not None
+    return torch.finfo(dtype).eps * float(rounded.double().square().mean().sqrt()) * (math.sqrt(m) + math.sqrt(n))
 
 
 def _with_ties(model: nn.Module, head: State) -> State:

@@ -2,7 +2,8 @@
 
 ``factors``: ``y = W0 x + U (V x)`` beside the base; where factors became too heavy (:mod:`fedsb.adapters.residual`), ``y = W0 x + D x``.
 ``dense``: ``y = W0 x + D x`` from the first on. ``merge``: ``y = fl(W0 + D) x`` in the base's own dtype, which rounds; W0 is kept beside.
-``auto``: a merge where it is exact to 1e-5 (float32), and factors elsewhere: a merge into bfloat16 loses nearly all of a small residual.
+``auto`` is ``factors``: a merge into bfloat16 loses nearly all of a small residual, and one into float32 more than 1e-5 of what is below
+some 1/400 of its weight in norm, as residuals of first rounds are.
 
 What stands beside a base is float32 and computes in float32 whatever surrounds it: rounded to bfloat16 once a step it would be a weight
 that nobody has trained. W0 is always there to go back to: it is never written to, and only a merge needs a second matrix.
@@ -11,6 +12,8 @@ that nobody has trained. W0 is always there to go back to: it is never written t
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +21,14 @@ from torch.nn import functional as F
 
 from fedsb.adapters.linear import OUT_IN, out_in, shape_of
 from fedsb.adapters.low_rank import Term, joined
+from fedsb.adapters.opaque import registered, through
 from fedsb.adapters.quantised import dequantised, is_quantised
 from fedsb.adapters.residual import Residual
+from fedsb.adapters.rounding import WIDE, rounded
 from fedsb.core.errors import UserError
 
 MERGE, FACTORS, DENSE, AUTO = "merge", "factors", "dense", "auto"
-EXACT = (torch.float32, torch.float64)  # dtypes into which a merge is exact to 1e-5
+BLOCK = 2**20  # values in float64 at a time
 
 
 def rule_for(hold: str, weight: Tensor) -> str:
@@ -35,12 +40,18 @@ def rule_for(hold: str, weight: Tensor) -> str:
     plain = not is_quantised(weight) and weight.is_floating_point()
     if hold == MERGE and not plain:
         raise UserError("frozen.hold=merge needs a base whose weights are floats, and this one is quantised; use frozen.hold=auto")
-    return hold if hold != AUTO else MERGE if plain and weight.dtype in EXACT else FACTORS
+    return FACTORS if hold == AUTO else hold
 
 
 def merged(weight: Tensor, residual: Tensor) -> Tensor:
-    """Return the sum in the dtype of the weight, which rounds it."""
-    return weight + residual.to(weight)
+    """Return the sum of two matrices of one shape in the dtype of the weight, each value rounded once from the whole of both."""
+    if weight.dtype in WIDE:
+        return weight + residual.to(weight)
+    made, step = torch.empty_like(weight), max(1, BLOCK // weight.shape[1])
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
+        made[rows] = rounded(weight[rows].double() + residual[rows].to(weight.device, torch.float64), weight.dtype)
+    return made
 
 
 class FrozenPart:
@@ -65,6 +76,20 @@ class FrozenPart:
         self._beside: tuple[Tensor, ...] = ()  # (D,), or (U, V)
         self._terms: tuple[Term, ...] | None = ()
         self._token: str | None = None
+        self._key: str | None = None  # of what compiled code goes through
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the key: a copy is another part."""
+        return {**vars(self), "_key": None}
+
+    @property
+    def beside(self) -> tuple[Tensor, ...]:
+        """What stands beside the base: float32 matrices whose product is (m, n), one or two; none where nothing does."""
+        return self._beside
+
+    def expect_growth(self, grows: bool = True) -> None:
+        """Let compiled code ask at every pass what stands beside the base, where rounds will add to it."""
+        self._key = (self._key or registered(self)) if grows and self.rule != MERGE else None
 
     @property
     def weight(self) -> nn.Parameter:
@@ -90,19 +115,34 @@ class FrozenPart:
 
     @property
     def matrix(self) -> Tensor | None:
-        """The weight (m, n) that the layer computes with, where that is one float32 matrix and a plain product; None elsewhere."""
-        plain = type(self.base) in OUT_IN and self.weight.dtype == torch.float32 and not self._beside
-        return out_in(self.base, self.weight) if plain and not (self.base._forward_hooks or self.base._backward_hooks) else None
+        """The weight (m, n) and what stands beside it in one float32 matrix, for who adds another one to it anyway, which rounds as much.
+
+        None where the layer is no plain product in float32.
+        """
+        plain = type(self.base) in OUT_IN and self.weight.dtype == torch.float32
+        if not plain or self._asks() or self.base._forward_hooks or self.base._backward_hooks:
+            return None
+        weight = out_in(self.base, self.weight)
+        return JOINED[len(self._beside)](weight, *self._beside)
 
     def added(self, x: Tensor) -> Tensor | None:
         """Return what stands beside the base makes of x, in float32; None where nothing does."""
-        if not self._beside:
+        asks = self._asks()
+        # In this order: what code that is compiled looks at, it is compiled for.
+        if not asks and not self._beside:
             return None
-        with torch.autocast(x.device.type, enabled=False):
+        # Shapes alone have no autocast that could be left.
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             wide = x.to(torch.float32)
+            if asks:
+                passed: Tensor = through(wide, self._key, self.shape[0], False)
+                return passed
             for weight in reversed(self._beside):
                 wide = F.linear(wide, weight)
             return wide
+
+    def _asks(self) -> bool:
+        return self._key is not None and torch.compiler.is_compiling()
 
     def set(self, residual: Residual | None) -> None:
         """Compute with W0 and a residual; None goes back to W0, bit for bit."""
@@ -140,7 +180,7 @@ class FrozenPart:
     @property
     def terms(self) -> tuple[Term, ...] | None:
         """What was added as factors (m, ρ), (ρ, n), to 1e-5 of it; nothing at W0, and None where it is a matrix, see :attr:`residual`."""
-        rounded = self.rule == MERGE and self.weight.dtype not in EXACT
+        rounded = self.rule == MERGE and self.weight.dtype not in WIDE
         return None if rounded and self.residual is not None else self._terms
 
     @property
@@ -164,6 +204,8 @@ class FrozenPart:
             self.rule = rule_for(self._hold, self.weight)
 
 
+# By how many matrices stand beside it.
+JOINED: dict[int, Callable[..., Tensor]] = {0: lambda weight: weight, 1: torch.add, 2: torch.addmm}
 RULES: dict[str, Callable[[FrozenPart, Residual], None]] = {
     MERGE: FrozenPart._merge,
     DENSE: FrozenPart._stand_dense,

@@ -1,7 +1,7 @@
 """How far the weights that clients *compute* with after a round are from the mean of what they trained.
 
-What is added to W0 is merged into it in its own dtype, which takes 1e-5 of a small residual away in float32 and nearly all in bfloat16, or
-stands beside it, as :mod:`fedsb.adapters.frozen_part` says; no comparison of factors sees that. Here
+What is added to W0 is merged into it in its own dtype, which may take 1e-4 of a small residual in float32 and nearly all of it in
+bfloat16, or stands beside it, as :mod:`fedsb.adapters.frozen_part` says; no comparison of factors sees that. Here
 ``‖(W + ΔW) − (W' + Σ w_i ΔW_i)‖_F / ‖Σ w_i ΔW_i‖_F`` is taken, with W' and W the frozen part before and after the round as the layer
 computes with it, and float64 for the rest; the head as in :mod:`fedsb.adapters.exactness`. All m x n values of a module are looked at, a
 few rows at a time, unless the round has only put factors beside others; of a large model a sample of the modules is measured, and both

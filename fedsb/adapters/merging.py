@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsb.adapters.frozen_part import EXACT
 from fedsb.adapters.layer import LowRankLayer, layers
 from fedsb.adapters.linear import out_in
 from fedsb.adapters.quantised import QuantisedLinear
+from fedsb.adapters.rounding import WIDE, rounded
 
 
 def merged_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -38,11 +38,11 @@ def rounded_away(model: nn.Module, dtype: torch.dtype | None = None) -> float:
     lost = whole = 0.0
     for layer in layers(model).values():
         kept = dtype or _plain(layer).weight.dtype
-        if kept in EXACT:
+        if kept in WIDE:
             continue
         change = change_of(layer)
         start = layer.pristine.double()
-        lost += float(((start + change).to(kept).double() - start.to(kept).double() - change).square().sum())
+        lost += float((rounded(start + change, kept).double() - rounded(start, kept).double() - change).square().sum())
         whole += float(change.square().sum())
     return (lost / whole) ** 0.5 if whole else 0.0
 
@@ -66,7 +66,7 @@ def _merged(layer: LowRankLayer, dtype: torch.dtype | None) -> nn.Module:
     weight: Tensor = base.weight
     dense = out_in(layer.base, layer.pristine.double() + change_of(layer))
     # A parameter of its own: the base's may be tied to an embedding, which must not change.
-    merged = nn.Parameter(dense.to(dtype or weight.dtype).contiguous(), requires_grad=False)
+    merged = nn.Parameter(rounded(dense, dtype or weight.dtype).contiguous(), requires_grad=False)
     made: nn.Module = copy.deepcopy(base, {id(weight): merged})
     return made
 

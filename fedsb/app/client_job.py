@@ -65,6 +65,10 @@ class Job:
         leave_unnoised(context, self.config, self.instruction.labels)
         self.task = task_of(self.config)
         self.adapted = model_of(self.config, self.instruction.labels)
+        if self.config.train.compile:
+            from strategies import STRATEGIES  # and what servers need, for compiled training alone
+
+            self.adapted.expect_growth(STRATEGIES[self.config.method.name].adds_to_weights())
         self.train, self.held_out = client_features(self.config, self.instruction.client, self.data_path, self.labels)
         hold(message, context, len(self.train))
 

@@ -71,6 +71,11 @@ class AdaptedModel:
         """The network compiled by torch, for batches of any size: one compilation serves all rounds of a process."""
         return cast(nn.Module, torch.compile(self.model, dynamic=True))
 
+    def expect_growth(self, grows: bool) -> None:
+        """Say whether rounds will add to frozen weights: what is compiled then is compiled for all that they may add."""
+        for part in self.frozen_parts().values():
+            part.expect_growth(grows)
+
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(m, n) of every adapted layer."""

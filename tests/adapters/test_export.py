@@ -195,7 +195,7 @@ def test_a_residual_that_cancels_the_product_leaves_rank_one() -> None:
 
 @pytest.mark.parametrize("size", [0.0, 1e-30])
 def test_a_matrix_that_a_merge_rounds_away_adds_nothing(size: float) -> None:
-    _, model, _ = build("llama", "lora", residual=False)
+    _, model, _ = build("llama", "lora", residual=False, hold="merge")
     before = effective_factors(model)
     set_residuals(model, {name: size * low_rank(layer.shape, 6) for name, layer in layers(model).items()})
     for name, pair in effective_factors(model).items():

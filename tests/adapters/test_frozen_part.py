@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsb.adapters.frozen_part import FrozenPart
 from fedsb.adapters.residual import Residual
+from fedsb.adapters.rounding import rounded
 from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import Name, State
@@ -88,6 +89,53 @@ def test_a_narrow_base_keeps_its_bits_and_a_merge_loses_most(dtype: torch.dtype,
         lost[hold] = float((held - oracle(pairs)).norm() / oracle(pairs).norm())
     assert max(lost[hold] for hold in ("factors", "dense", "auto")) < 1e-5
     assert lost["merge"] > 0.1
+
+
+@pytest.mark.parametrize("small", [1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("ranks", [[4], [8, 8, 8]], ids=["light", "heavy"])
+def test_auto_is_exact_to_1e_5_in_float32_however_small_a_residual_is(small: float, ranks: list[int]) -> None:
+    """A merge into float32 is not: it rounds by the weight's spacing, whatever is added."""
+    pairs, lost = [(small * u, v) for u, v in pairs_of(ranks)], {}
+    for hold in ("auto", "merge"):
+        part = part_of("linear", hold)
+        part.set(grown(pairs))
+        assert part.residual is not None
+        lost[hold] = float((part.residual - oracle(pairs)).norm() / oracle(pairs).norm())
+    assert lost["auto"] < 1e-6
+    assert (lost["merge"] > 1e-5) == (small < 1e-1)
+
+
+def nearest(wide: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the value of a dtype that is nearest to each of float64; where two are, the one whose last bit is 0."""
+    guess = wide.to(dtype)
+    steps = [guess.view(torch.int16) + step for step in (-1, 0, 1)]
+    all_of = torch.stack([bits.view(dtype) for bits in steps])
+    apart = (all_of.double() - wide).abs()
+    odd = torch.stack(steps) & 1
+    best = torch.where(apart == apart.amin(0), odd, 2).argmin(0, keepdim=True)
+    return all_of.gather(0, best)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", BASES)
+def test_a_merge_rounds_once_from_all_that_was_added(kind: str, dtype: torch.dtype) -> None:
+    """Over rounds: neither the residual nor an earlier round's sum is rounded on the way."""
+    part, pairs = part_of(kind, "merge", dtype), pairs_of([3] * 6)
+    residual, pristine = Residual(M, N), part.pristine.clone()
+    for version, pair in enumerate(pairs, start=1):
+        residual.add(version, *pair)
+        part.set(residual)
+        held = part.weight if kind == "linear" else part.weight.T
+        assert torch.equal(held, nearest(pristine.double() + residual.matrix().double(), dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("side", [-1, 0, 1], ids=["below", "tie", "above"])
+def test_what_lies_beside_a_tie_goes_to_its_own_side(dtype: torch.dtype, side: int) -> None:
+    """By less than float32 tells, for each value of the last bit and both signs."""
+    unit = torch.finfo(dtype).eps
+    values = torch.tensor([[sign * (1 + i * unit + unit / 2 + side * 2.0**-40) for i in range(8)] for sign in (1, -1)], dtype=torch.float64)
+    assert torch.equal(rounded(values, dtype), nearest(values, dtype))
 
 
 def test_beside_a_narrow_base_autocast_rounds_nothing() -> None:

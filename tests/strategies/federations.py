@@ -13,7 +13,6 @@ import torch
 from flwr.app import Context, Message
 from torch import Tensor
 
-from fedsb.adapters.linear import out_in
 from fedsb.app.asked import config_of as client_config
 from fedsb.app.own_factors import made_factors
 from fedsb.app.prepare import Prepared, prepare
@@ -263,7 +262,9 @@ def held_by(federation: Federation, exchange: Exchange, store: FrozenCache, mode
     state = received(exchange.instruction, down, down, federation.config.seed)
     model.install(state, frozen)
     inner = product(federation, state, frozen.basis)
-    weights = {name: out_in(layer.base, layer.base.weight).double() + inner[name] for name, layer in model.layers.items()}
+    # Of a part that stands beside W0, which no float32 sum has rounded.
+    added = {name: torch.zeros(()) if (found := layer.residual) is None else found for name, layer in model.layers.items()}
+    weights = {name: layer.pristine.double() + added[name] + inner[name] for name, layer in model.layers.items()}
     residuals = {
         module: added_of(model.spec.name, t.matrix(), {name.role: value for name, value in frozen.basis.items() if name.module == module})
         for module, t in frozen.residuals.items()
@@ -281,7 +282,7 @@ def next_instructions(federation: Federation, folder: Path) -> Iterator[tuple[li
         after = []
         for exchange in rounds[number]:
             client = exchange.instruction.client
-            after.append(held_by(federation, exchange, stores.setdefault(client, FrozenCache(folder / client)), model))
+            after.append(held_by(federation, exchange, stores.setdefault(client, FrozenCache(folder / client, as_factors=True)), model))
         if before is not None:
             yield rounds[number - 1], before, after
         before = after[0]

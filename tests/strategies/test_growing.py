@@ -59,16 +59,17 @@ def logits(adapted: AdaptedModel) -> Tensor:
 @pytest.mark.parametrize("method", GROWING)
 def test_in_float32_every_rule_is_the_same_run(run: Run, method: str) -> None:
     runs = {hold: run(method, "float32", hold) for hold in ("auto", "merge", "factors", "dense")}
-    assert runs["auto"].sha256 == runs["merge"].sha256
+    assert runs["auto"].sha256 == runs["factors"].sha256
     start = runs["auto"].kept.states[0]
-    for other in ("factors", "dense"):
+    for other in ("merge", "dense"):
         states = [runs[hold].kept.states[-1] for hold in ("auto", other)]
         assert squared_norm(subtract(*states)) <= 1e-8 * max(squared_norm(subtract(states[0], start)) if states[0] else 1.0, 1e-3)
         for a, b in zip(runs["auto"].records, runs[other].records, strict=True):
             assert a.metrics == pytest.approx(b.metrics, rel=1e-4)
             assert (a.payload_up, a.payload_down, a.payload_one_off) == (b.payload_up, b.payload_down, b.payload_one_off)
-        if runs[other].prepared.strategy.is_exact:
-            assert max(record.held_gap or 0.0 for record in runs[other].records) < 1e-5
+    for hold in ("auto", "dense"):
+        if runs[hold].prepared.strategy.is_exact:
+            assert max(record.held_gap or 0.0 for record in runs[hold].records) < 1e-5
 
 
 @pytest.mark.parametrize("method", GROWING)

@@ -159,8 +159,8 @@ def test_ten_rounds_leave_a_few_files(tiny_bert: Path, tiny_csv: Path, tmp_path:
     # The last round's factor is sent to nobody.
     head = log.heads[-2]
     assert files(folder) < log.version - 1
-    held = FrozenCache(folder).load(head)
-    late = FrozenCache(tmp_path / "late")
+    held = FrozenCache(folder, as_factors=True).load(head)
+    late = FrozenCache(tmp_path / "late", as_factors=True)
     late.receive(log.bundle(0))  # type: ignore[arg-type]
     assert_holds(late.load(log.head), log)
     role = next(iter(log.deltas()[log.version - 1])).role
