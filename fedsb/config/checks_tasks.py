@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fedsb.config.derived import KEEPS_APART
 from fedsb.config.schema import Config
-from fedsb.core.errors import UserError
+from fedsb.core.errors import UserError, nearest
 
 WAYS = ("text", "prompt", "messages", "template")  # keys of `data`, of which one says what an example is made of
 
@@ -45,10 +45,13 @@ def _packing_has_rows(config: Config) -> None:
     task = config.model.task or config.data.task
     if task != "causal_lm":
         raise UserError(f"train.packing=true with the task '{task}': only a language model's examples share rows; leave train.packing out")
-    if config.model.attn_implementation not in {None, *KEEPS_APART}:
+    attention = config.model.attn_implementation
+    if attention is not None and attention not in KEEPS_APART:
+        blind = attention.startswith("flash_attention")
+        why = "takes no mask, and in a batch of several rows reads across examples" if blind else "is not known to keep examples apart"
         raise UserError(
-            f"train.packing=true with model.attn_implementation={config.model.attn_implementation}: it takes no mask, and in a batch of "
-            "several rows reads across examples; use model.attn_implementation=sdpa, or leave train.packing out"
+            f"train.packing=true with model.attn_implementation={attention}, which {why}{nearest(attention, KEEPS_APART)}; "
+            "use model.attn_implementation=sdpa, or leave train.packing out"
         )
     if config.privacy.unit == "example":
         raise UserError(

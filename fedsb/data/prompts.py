@@ -76,7 +76,7 @@ def continuations(row: str, tokenizer: PreTrainedTokenizerBase, cfg: DataConfig)
     joins the end of the prompt to some answers and not to others, likelihoods of all are then given the same tokens.
 
     Raises:
-        RowError: the response is none of the choices, or two choices are the same tokens.
+        RowError: the response is none of the choices, two choices are the same tokens, or one is no token at all.
     """
     if not (choices := choices_of(cfg, row)):
         return [], 0
@@ -92,12 +92,16 @@ def continuations(row: str, tokenizer: PreTrainedTokenizerBase, cfg: DataConfig)
     begin = min(_parting(tokens), *(_answer_at(text, row) for text, row in zip(texts, tokens, strict=True)))
     # A model cannot go on from nothing.
     before = () if begin else (start_id(tokenizer),)
-    return [_continued(text, row, begin, before) for text, row in zip(texts, tokens, strict=True)], right
+    found = [_continued(text, row, begin, before) for text, row in zip(texts, tokens, strict=True)]
+    if silent := [choice for choice, each in zip(choices, found, strict=True) if not any(each.answer)]:
+        raise RowError("a choice without a token of its own", f"the choice {shown(silent[0])}, of which the tokenizer makes nothing")
+    return found, right
 
 
 def start_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the id of what an answer without a prompt is given to go on from."""
-    return int(tokenizer.bos_token_id or pad_id(tokenizer))
+    begins = tokenizer.bos_token_id
+    return int(begins) if begins is not None else pad_id(tokenizer)
 
 
 def _alike(tokens: Sequence[Sequence[Token]]) -> tuple[int, int] | None:
@@ -115,8 +119,13 @@ def _parting(tokens: Sequence[Sequence[Token]]) -> int:
 
 
 def _answer_at(text: Written, tokens: Sequence[Token]) -> int:
-    """Return the number of the first token that holds some of the answer, or of the spaces before it and nothing else."""
-    start, (first, last) = text.learnt[-1][0], text.contents[-1]
+    """Return the number of the first token that holds some of the answer, or of the spaces right before it and nothing else.
+
+    What else a chat template writes into a response (an empty ``<think>``) is the same before each choice, and no part of one.
+    """
+    first, last = text.contents[-1]
+    frame = text.text[text.learnt[-1][0] : first]
+    start = first - (len(frame) - len(frame.rstrip(" ")))
     held = (not t.framing and (start <= t.start <= t.end <= last or (t.end > first and t.start < last)) for t in tokens)
     return next((i for i, each in enumerate(held) if each), len(tokens))
 

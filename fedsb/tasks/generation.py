@@ -70,14 +70,23 @@ def generate(
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
     """Return a response as a text: without special tokens, and cut where the first of the ``stop`` texts begins.
 
-    Those are looked for where special tokens still stand as they are written, so that ``</s>`` and the like end it too.
+    One that holds a special token as it is written (``</s>``) is looked for where these still stand, any other in what users see.
     """
-    text = _as_written(tokenizer, ids)
-    if (end := _stop_in(text, stop)) is None:
-        return _said(tokenizer, ids)
-    whole, before = _tokens_before(tokenizer, ids, text, end)
-    cut = ids[whole] in special_texts(tokenizer).values()
-    return _said(tokenizer, ids[:whole]) + ("" if cut else text[before:end])
+    said, (spelt, plain) = _said(tokenizer, ids), _by_sight(tokenizer, stop)
+    found = [said] if (place := _stop_in(said, plain)) is None else [said[:place]]
+    text = _as_written(tokenizer, ids) if spelt else ""
+    if (end := _stop_in(text, spelt)) is not None:
+        whole, before = _tokens_before(tokenizer, ids, text, end)
+        cut = ids[whole] in special_texts(tokenizer).values()
+        found.append(_said(tokenizer, ids[:whole]) + ("" if cut else text[before:end]))
+    return min(found, key=len)
+
+
+def _by_sight(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part the texts in which a whole special token is written from those without."""
+    special = special_texts(tokenizer)
+    spelt = [each for each in stop if any(name in each for name in special)]
+    return spelt, [each for each in stop if each not in spelt]
 
 
 def _tokens_before(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str, end: int) -> tuple[int, int]:
@@ -118,11 +127,17 @@ class _Stop:
     """A criterion that ends a response which holds a stop text; transformers' own looks at how tokens are spelt, and knows few of them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], begins: int) -> None:
-        self._tokenizer, self._stop, self._begins = tokenizer, stop, begins
+        self._tokenizer, self._begins = tokenizer, begins
+        self._spelt, self._plain = _by_sight(tokenizer, stop)
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        texts = [_as_written(self._tokenizer, row) for row in input_ids[:, self._begins :].tolist()]
-        return torch.tensor([_stop_in(text, self._stop) is not None for text in texts], device=input_ids.device)
+        rows = input_ids[:, self._begins :].tolist()
+        return torch.tensor([self._holds(row) for row in rows], device=input_ids.device)
+
+    def _holds(self, ids: Sequence[int]) -> bool:
+        written = _as_written(self._tokenizer, ids) if self._spelt else ""
+        seen = _said(self._tokenizer, ids) if self._plain else ""
+        return _stop_in(written, self._spelt) is not None or _stop_in(seen, self._plain) is not None
 
 
 def _settings(decoding: Decoding, ends: Sequence[int], fill: int) -> GenerationConfig:

@@ -172,9 +172,16 @@ def test_every_attention_of_a_cpu_passes(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("data.task=causal_lm", "model.attn_implementation=flash_attention_2"), "attn_implementation=flash_attention_2: it takes no mask"),
-        (("data.task=causal_lm", "model.attn_implementation=flash_attention_3"), "attn_implementation=flash_attention_3: it takes no mask"),
-        (("data.task=causal_lm", "model.attn_implementation=some/kernel"), "use model.attn_implementation=sdpa"),
+        (
+            ("data.task=causal_lm", "model.attn_implementation=flash_attention_2"),
+            "attn_implementation=flash_attention_2, which takes no mask",
+        ),
+        (
+            ("data.task=causal_lm", "model.attn_implementation=flash_attention_3"),
+            "attn_implementation=flash_attention_3, which takes no mask",
+        ),
+        (("data.task=causal_lm", "model.attn_implementation=some/kernel"), "which is not known to keep examples apart; use .*=sdpa"),
+        (("data.task=causal_lm", "model.attn_implementation=sdap"), r"not known to keep examples apart \(did you mean 'sdpa'\?\)"),
         ((), "only a language model's examples share rows"),
         (("data.task=causal_lm", "privacy=example", "privacy.epsilon=3"), "with privacy=example"),
         (("data.task=causal_lm", "runtime.stack=4"), "a stack puts several clients into one batch"),

@@ -26,6 +26,8 @@ def test_a_trained_embedding_that_is_the_projection_too_is_averaged_and_stays_on
     federation = federate([*METHODS[method], *language_model(model, tiny_csv), *ROUNDS, *few])
     assert not any(record.failed for record in federation.records)
     assert undrawn(federation) == foretold(federation)
+    network = federation.prepared.adapted.model
+    assert network.get_input_embeddings().weight is network.get_output_embeddings().weight
     if method not in WHOLE:
         return
     exchanges, during, after = next(next_instructions(federation, tmp_path / "caches"))
@@ -36,6 +38,3 @@ def test_a_trained_embedding_that_is_the_projection_too_is_averaged_and_stays_on
     for held in after:
         (kept,) = held.head.values()
         assert torch.allclose(kept.double(), wanted, rtol=1e-6, atol=1e-7)
-    network = federation.prepared.adapted.model
-    inside, outside = network.get_input_embeddings(), network.get_output_embeddings()
-    assert inside.weight is outside.weight

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import normalizers
 from transformers import PreTrainedTokenizerBase
 
 from fedsb.app.assembly import model_of, tokenizer_of
@@ -18,8 +19,9 @@ from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 from fedsb.data import continuations, load_corpus
 from fedsb.data.instructions import RowError, columns_of, row_text
+from fedsb.data.prompts import start_id
 from fedsb.tasks.choice import Choice, choice_metrics
-from tests.data.chats import data, joining_tokenizer
+from tests.data.chats import CHATML, END, START, byte_tokenizer, data, joining_tokenizer
 
 ROWS = [
     {"q": "goal match", "a": "team", "c": ["team", "bank market price", "tax"]},
@@ -108,6 +110,33 @@ def test_no_letter_of_an_answer_is_left_out_where_a_token_joins_it_to_what_stand
     assert counted("{q}: {a}!", {"q": "q", "a": "s", "c": ["s", "t"]}) == ([[" ", "s!"], [" ", "t"]], 0)
     assert counted("{q}{a}", {"q": "q", "a": "ab", "c": ["ab", "b"]}) == ([["qa", "b"], ["q", "b"]], 0)
     assert counted("{a}", {"a": "b", "c": ["ab", "b"]}) == ([["a", "b"], ["b"]], 1)
+
+
+def test_what_a_chat_template_writes_before_each_answer_counts_for_none() -> None:
+    """It is the same for all, and would be held against the shorter ones where lengths count."""
+    own = "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim"
+    thought = own.replace(
+        "message['content']", "('<think>\\n\\n</think>\\n\\n' if message['role'] == 'assistant' else '') + message['content']"
+    )
+    tokenizer, cfg = byte_tokenizer(CHATML.replace(own, thought)), data("data.prompt=q", "data.response=a", "data.choices=c")
+    assert "think" in tokenizer.chat_template
+    found, _ = continuations(row_text(cfg, {"q": "one", "a": "no", "c": ["no", "hello there"]}), tokenizer, cfg)
+    kept = [[i for i, counts in zip(each.ids, each.answer, strict=True) if counts] for each in found]
+    assert [tokenizer.decode(ids) for ids in kept] == ["no", "hello there"]
+
+
+def test_a_choice_of_which_a_tokenizer_makes_nothing_is_not_scored() -> None:
+    tokenizer, cfg = byte_tokenizer(), data("data.template='{q}:{a}'", "data.choices=c")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    with pytest.raises(RowError, match="a choice without a token of its own"):
+        continuations(row_text(cfg, {"q": "one", "a": "two", "c": ["\u200b", "two"]}), tokenizer, cfg)
+
+
+def test_an_answer_without_a_prompt_goes_on_from_the_token_that_begins_texts() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token, tokenizer.pad_token = END, START
+    assert tokenizer.bos_token_id == 0
+    assert start_id(tokenizer) == 0
 
 
 @pytest.mark.parametrize(

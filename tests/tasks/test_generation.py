@@ -109,8 +109,10 @@ def test_a_special_token_ends_a_response_where_it_is_a_stop_text(tiny_llama: Pat
     ("said", "stop", "left"),
     [
         ("hello you<|im_end|>there", ("<|im_end|>",), "hello you"),
-        ("hello you<|im_end|>there", ("<|im",), "hello you"),
-        ("hello you<|im_end|>there", ("im_end",), "hello you"),
+        ("hello you<|im_end|>there", ("im_end",), "hello youthere"),
+        ("hello<|im_start|>: you", ("|",), "hello: you"),
+        ("hello<|im_start|>\n<|im_start|>\nthere", ("\n\n",), "hello"),
+        ("one<|im_start|> two<|im_end|>", ("<|im_end|>", "one two"), ""),
         ("hello<|im_start|> you<|im_end|>\nthere", ("<|im_end|>\n",), "hello you"),
         ("hello<|im_start|> you\n\nthere", ("\n\n", "there"), "hello you"),
         ("hello<|im_start|> you there", ("u the",), "hello yo"),
