@@ -115,15 +115,22 @@ class FrozenPart:
 
     @property
     def matrix(self) -> Tensor | None:
-        """The weight (m, n) and what stands beside it in one float32 matrix, for who adds another one to it anyway, which rounds as much.
+        """The float32 matrix (m, n) to which who adds another one can add it: what stands beside the weight, the weight where nothing does.
 
-        None where the layer is no plain product in float32.
+        None where factors stand beside it, and where the layer is no plain product in float32. W0 and what is beside it are never summed,
+        which would round as much as a merge.
         """
         plain = type(self.base) in OUT_IN and self.weight.dtype == torch.float32
-        if not plain or self._asks() or self.base._forward_hooks or self.base._backward_hooks:
+        if not plain or self._asks() or len(self._beside) > 1 or self.base._forward_hooks or self.base._backward_hooks:
             return None
-        weight = out_in(self.base, self.weight)
-        return JOINED[len(self._beside)](weight, *self._beside)
+        return self._beside[0] if self._beside else out_in(self.base, self.weight)
+
+    def with_matrix(self, x: Tensor, whole: Tensor) -> Tensor:
+        """Map (…, n) to (…, m) with another matrix (m, n) in the place of :attr:`matrix`."""
+        if not self._beside:
+            return F.linear(x, whole, self.base.bias)  # type: ignore[arg-type]
+        y: Tensor = self.base(x)
+        return y + F.linear(x, whole)
 
     def added(self, x: Tensor) -> Tensor | None:
         """Return what stands beside the base makes of x, in float32; None where nothing does."""
@@ -204,8 +211,6 @@ class FrozenPart:
             self.rule = rule_for(self._hold, self.weight)
 
 
-# By how many matrices stand beside it.
-JOINED: dict[int, Callable[..., Tensor]] = {0: lambda weight: weight, 1: torch.add, 2: torch.addmm}
 RULES: dict[str, Callable[[FrozenPart, Residual], None]] = {
     MERGE: FrozenPart._merge,
     DENSE: FrozenPart._stand_dense,

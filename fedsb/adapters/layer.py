@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fedsb.adapters.frozen_part import FrozenPart
 from fedsb.adapters.linear import shape_of
@@ -148,7 +147,7 @@ class LowRankLayer(nn.Module):
         """Map (…, n) to (…, m)."""
         whole = self._whole()
         if whole is not None:
-            return F.linear(x, whole, self.base.bias)  # type: ignore[arg-type]
+            return self.frozen.with_matrix(x, whole)
         y = self.frozen(x)
         if not self.active:
             return y
@@ -159,7 +158,7 @@ class LowRankLayer(nn.Module):
             return self._add(x, y)
 
     def _whole(self) -> Tensor | None:
-        """Return the layer's weight (m, n) where its product is a matrix anyway and nobody has to see it apart: one pass instead of two."""
+        """Return the product (m, n) and the frozen part's matrix in one, where that is one anyway and nobody has to see it: a pass less."""
         if self.spec.is_chain or not self.active or not isinstance(self.dropout, nn.Identity) or is_watched(self.product):
             return None
         product: Any = self.product

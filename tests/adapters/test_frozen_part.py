@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
+import fedsb.adapters.rounding
 from fedsb.adapters.frozen_part import FrozenPart
 from fedsb.adapters.residual import Residual
 from fedsb.adapters.rounding import rounded
@@ -136,6 +139,35 @@ def test_what_lies_beside_a_tie_goes_to_its_own_side(dtype: torch.dtype, side: i
     unit = torch.finfo(dtype).eps
     values = torch.tensor([[sign * (1 + i * unit + unit / 2 + side * 2.0**-40) for i in range(8)] for sign in (1, -1)], dtype=torch.float64)
     assert torch.equal(rounded(values, dtype), nearest(values, dtype))
+
+
+class Sizes(TorchDispatchMode):
+    """Notes how many bytes the tensors have that operations return which lie in none that they were given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in args if isinstance(t, Tensor)}
+        if isinstance(found, Tensor) and found.untyped_storage().data_ptr() not in given:
+            self.seen.add(found.nbytes)
+        return found
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(600, 70), (70, 600), (42000,), (20, 30, 70), ()], ids=str)
+def test_rounding_makes_one_tensor_of_the_whole_size(dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks that need not end where the tensor does; transposed, as a Conv1D's weight is, too."""
+    monkeypatch.setattr(fedsb.adapters.rounding, "BLOCK", 4096)
+    wide = torch.randn(shape, dtype=torch.float64, generator=torch_generator(3, "test"))
+    for matrix in (wide, wide.T) if len(shape) == 2 else (wide,):
+        with Sizes() as sizes:
+            made = rounded(matrix, dtype)
+        assert torch.equal(made, nearest(matrix, dtype))
+        assert made.stride() == matrix.stride()
+        assert max(sizes.seen - {made.nbytes}) <= 8 * 4096
 
 
 def test_beside_a_narrow_base_autocast_rounds_nothing() -> None:

@@ -15,6 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from fedsb.adapters import SPECS, attach, layers
 from fedsb.adapters.khatri_rao import Hadamard, pair_ranks
 from fedsb.adapters.layer import LowRankLayer
+from fedsb.adapters.linear import out_in
+from fedsb.adapters.residual import Residual
 from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import Name
@@ -154,12 +156,12 @@ def test_options_of_another_kind_are_refused(family: str, options: dict[str, obj
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
-@pytest.mark.parametrize("added", [False, True], ids=["at W0", "beside W0"])
-def test_a_layer_of_one_matrix_is_the_layer_of_two(kind: str, added: bool) -> None:
-    """In one pass where nobody looks, in two where a hook does: the same output, and the same gradients of all factors and of the input."""
+@pytest.mark.parametrize(("added", "hold"), [(False, "auto"), (True, "auto"), (True, "merge")], ids=["at W0", "beside W0", "merged"])
+def test_a_layer_of_one_matrix_is_the_layer_of_two(kind: str, added: bool, hold: str) -> None:
+    """With a pass less where nobody looks than where a hook does: the same output, the same gradients of all factors and of the input."""
     m, n = 9, 7
     base = nn.Linear(n, m) if kind == "linear" else Conv1D(m, n)
-    layer = LowRankLayer(base, SPECS["abba"], 6, 1.5)
+    layer = LowRankLayer(base, SPECS["abba"], 6, 1.5, hold=hold)
     draw = torch_generator(0, "one pass")
     for parameter in layer.product.parameters():
         parameter.data.normal_(generator=draw)
@@ -194,3 +196,29 @@ def test_what_has_to_be_seen_apart_is_not_made_one_matrix() -> None:
         LowRankLayer(nn.Linear(7, 9), SPECS["lora"], 2, 1.5),
     ):
         assert layer._whole() is None
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+@pytest.mark.parametrize("form", ["factors", "matrix"])
+@pytest.mark.parametrize("family", ["abba", "abba_masked"])
+def test_what_stands_beside_a_weight_is_not_rounded_by_it(kind: str, form: str, family: str) -> None:
+    """Seen by inputs that W0 maps to exact zeros, where its own products hide nothing: its columns come in equal pairs."""
+    m, n, rank, draw = 9, 14, 6, torch_generator(0, "beside")
+    base = nn.Linear(n, m, bias=False) if kind == "linear" else Conv1D(m, n)
+    layer = LowRankLayer(base, SPECS[family], rank, 1.5)
+    columns = torch.randn(m, n // 2, generator=draw)
+    base.weight.data = out_in(base, columns.repeat_interleave(2, dim=1)).contiguous()
+    for role in SPECS[family].factors:
+        layer.weight_of(role).data = 0.01 * torch.randn(layer.weight_of(role).shape, generator=draw)
+    u, v = 1e-4 * torch.randn(m, 2, generator=draw), torch.randn(2, n, generator=draw)
+    residual = Residual.of(u @ v)
+    if form == "factors":
+        residual = Residual(m, n)
+        residual.add(1, u, v)
+    layer.set_residual(residual)
+    apart = torch.eye(n)[0::2] - torch.eye(n)[1::2]
+    b1, a1, b2, a2 = (layer.weight_of(role).detach().double() for role in ("B1", "A1", "B2", "A2"))
+    wanted = apart.double() @ (u.double() @ v.double() + 1.5 * (b1 @ a1) * (b2 @ a2)).T
+    found = layer(apart).detach().double()
+    assert layer.product.joins
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-5
