@@ -12,7 +12,6 @@ that nobody has trained. W0 is always there to go back to: it is never written t
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from fedsb.adapters.quantised import dequantised, is_quantised
 from fedsb.adapters.residual import Residual
 from fedsb.adapters.rounding import WIDE, rounded
 from fedsb.core.errors import UserError
+from fedsb.core.precision import as_it_is
 
 MERGE, FACTORS, DENSE, AUTO = "merge", "factors", "dense", "auto"
 BLOCK = 2**20  # values in float64 at a time
@@ -76,11 +76,16 @@ class FrozenPart:
         self._beside: tuple[Tensor, ...] = ()  # (D,), or (U, V)
         self._terms: tuple[Term, ...] | None = ()
         self._token: str | None = None
-        self._key: str | None = None  # of what compiled code goes through
+        self._grows = False
+        self._key = registered(self)  # of what compiled code goes through
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the key: a copy is another part."""
-        return {**vars(self), "_key": None}
+        return {name: value for name, value in vars(self).items() if name != "_key"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a key of its own."""
+        vars(self).update(state, _key=registered(self))
 
     @property
     def beside(self) -> tuple[Tensor, ...]:
@@ -89,7 +94,7 @@ class FrozenPart:
 
     def expect_growth(self, grows: bool = True) -> None:
         """Let compiled code ask at every pass what stands beside the base, where rounds will add to it."""
-        self._key = (self._key or registered(self)) if grows and self.rule != MERGE else None
+        self._grows = grows and self.rule != MERGE
 
     @property
     def weight(self) -> nn.Parameter:
@@ -138,8 +143,7 @@ class FrozenPart:
         # In this order: what code that is compiled looks at, it is compiled for.
         if not asks and not self._beside:
             return None
-        # Shapes alone have no autocast that could be left.
-        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+        with as_it_is(x):
             wide = x.to(torch.float32)
             if asks:
                 passed: Tensor = through(wide, self._key, self.shape[0], False)
@@ -149,7 +153,7 @@ class FrozenPart:
             return wide
 
     def _asks(self) -> bool:
-        return self._key is not None and torch.compiler.is_compiling()
+        return self._grows and torch.compiler.is_compiling()
 
     def set(self, residual: Residual | None) -> None:
         """Compute with W0 and a residual; None goes back to W0, bit for bit."""

@@ -21,6 +21,7 @@ from fedsb.adapters.residual import Residual
 from fedsb.adapters.spec import AdapterSpec
 from fedsb.core.devices import on_host
 from fedsb.core.errors import UserError
+from fedsb.core.precision import is_mixed
 from fedsb.core.state import HEAD, Name, State, laid_out
 
 # Of a base: factors stay float32, and compute in these by autocast.
@@ -151,8 +152,10 @@ class LowRankLayer(nn.Module):
         y = self.frozen(x)
         if not self.active:
             return y
-        if y.dtype not in NARROW or torch.is_autocast_enabled(y.device.type):
+        if y.dtype not in NARROW or is_mixed(y):
             return self._add(x, y)
+        if y.is_meta:  # in float32, as the factors are: shapes have no autocast
+            return self._add(x.to(torch.float32), y).to(y.dtype)
         # Here and not around the model, whose own operations keep the types that they have without adapters.
         with torch.autocast(y.device.type, y.dtype):
             return self._add(x, y)
@@ -163,7 +166,7 @@ class LowRankLayer(nn.Module):
             return None
         product: Any = self.product
         frozen = self.frozen.matrix if getattr(product, "joins", False) else None
-        if frozen is None or torch.is_autocast_enabled(frozen.device.type):
+        if frozen is None or is_mixed(frozen):
             return None
         whole: Tensor = product.onto(frozen, self.scale)
         return whole

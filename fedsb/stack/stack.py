@@ -21,10 +21,11 @@ from torch.overrides import TorchFunctionMode
 
 from fedsb.adapters.layer import NARROW, LowRankLayer
 from fedsb.core.errors import UserError
+from fedsb.core.precision import is_mixed
 from fedsb.core.rng import Turns, generator_states
 from fedsb.core.state import HEAD, Name, State
 from fedsb.models.adapted import AdaptedModel
-from fedsb.stack.batched import batched_linear, batched_lora, is_mixed
+from fedsb.stack.batched import batched_linear, batched_lora
 from fedsb.stack.dropout import fill_noise, is_off
 
 # Which dimensions of an activation run over tokens, by the number of its dimensions: hidden states (b, l, d), attention (b, heads, l, l).

@@ -15,6 +15,7 @@ from clients.private import sampled_gradients
 from fedsb.adapters import SPECS, LowRankLayer, attach, write
 from fedsb.adapters.linear import out_in
 from fedsb.adapters.merging import merged_copy
+from fedsb.adapters.residual import Residual
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
 from fedsb.core.rng import torch_generator
@@ -209,3 +210,21 @@ def test_a_factor_takes_the_shape_that_comes() -> None:
     write(model, State({Name("0", role): t for role, t in narrow.items()}))
     expected = SCALE * (narrow["B1"] @ narrow["A1"]) * (narrow["B2"] @ narrow["A2"])
     torch.testing.assert_close(layer.delta(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["lora", "lora_sb", "abba", "abba_masked", "abba_core"])
+@pytest.mark.parametrize("form", ["nothing", "factors", "matrix"])
+def test_a_layer_without_values_gives_the_shape_and_the_type_of_one_with_values(dtype: torch.dtype, family: str, form: str) -> None:
+    """As spreading a base over devices is tried on; with every form of what stands beside W0."""
+    outs = []
+    for device in ("cpu", "meta"):
+        layer = LowRankLayer(nn.Linear(14, 12, bias=False, dtype=dtype), SPECS[family], 4, 1.0)
+        residual = Residual(12, 14)
+        residual.add(1, torch.ones(12, 2), torch.ones(2, 14))
+        if form != "nothing":
+            layer.set_residual(residual if form == "factors" else residual.matrix())
+        layer.to(device)
+        outs.append(layer(torch.ones(3, 14, dtype=dtype, device=device)))
+    assert (outs[0].shape, outs[0].dtype) == (outs[1].shape, outs[1].dtype)
+    assert outs[1].is_meta

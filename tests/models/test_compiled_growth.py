@@ -45,18 +45,20 @@ def compiled(adapted: AdaptedModel) -> None:
     vars(adapted)["compiled"] = torch.compile(adapted.model, dynamic=True, backend="aot_eager")
 
 
-def rounds(adapted: AdaptedModel, start: dict[object, Tensor], *, compile: bool) -> tuple[list[Tensor], list[int]]:
+def rounds(
+    adapted: AdaptedModel, start: dict[object, Tensor], *, compile: bool, ranks: tuple[int, ...] = RANKS
+) -> tuple[list[Tensor], list[int]]:
     """Train over rounds that add to every weight; return what was trained, and how many graphs there were after each round."""
     for name, p in adapted.trainable().items():
         p.data.copy_(start[name])
     residuals, train = {n: Residual(*layer.shape) for n, layer in adapted.layers.items()}, replace(TRAIN, batch_size=4, compile=compile)
     found, graphs, draw = [], [], torch_generator(0, "growth")
-    for number, rank in enumerate(RANKS, start=1):
+    for number, rank in enumerate(ranks, start=1):
         for name, layer in adapted.layers.items():
             m, n = layer.shape
             residuals[name].add(number, 0.02 * torch.randn(m, rank, generator=draw), torch.randn(rank, n, generator=draw))
             layer.set_residual(residuals[name] if rank else None)
-        fit(adapted, TASKS["causal_lm"], texts(7), train=train, site=Site(seed=3, client="client-1", round=number, num_rounds=len(RANKS)))
+        fit(adapted, TASKS["causal_lm"], texts(7), train=train, site=Site(seed=3, client="client-1", round=number, num_rounds=len(ranks)))
         found += [p.detach().clone() for p in adapted.trainable().values()]
         graphs.append(counters["stats"]["unique_graphs"])
     return found, graphs
@@ -79,6 +81,28 @@ def test_what_is_added_compiles_nothing_anew_and_trains_alike(tiny_llama: Path, 
         torch.testing.assert_close(a, b, rtol=rough, atol=rough / 10)
 
 
+@pytest.mark.slow
+def test_what_was_compiled_for_a_model_serves_others_of_its_shape(tiny_llama: Path) -> None:
+    """Of other seeds, each beside what its own rounds add; and one of them that was trained without growth in between."""
+    graphs = []
+    for seed in range(3):
+        adapted = built(tiny_llama, "causal_lm", "lora", dtype="float32", seed=seed)
+        compiled(adapted)
+        start = {name: p.detach().clone() for name, p in adapted.trainable().items()}
+        adapted.expect_growth(True)
+        ours, seen = rounds(adapted, start, compile=True, ranks=(0, 2))
+        graphs += seen
+        plain, _ = rounds(adapted, start, compile=False, ranks=(0, 2))
+        for a, b in zip(ours, plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert graphs == [graphs[0]] * 6
+    counts = []
+    for grows in (False, True, False, True):
+        adapted.expect_growth(grows)
+        counts.append(rounds(adapted, start, compile=True, ranks=(2,))[1][-1])
+    assert counts == [counts[0]] * 4
+
+
 def test_a_copy_of_a_part_goes_through_what_is_its_own() -> None:
     part = FrozenPart(nn.Linear(5, 4, bias=False), "factors")
     part.expect_growth()
@@ -86,8 +110,7 @@ def test_a_copy_of_a_part_goes_through_what_is_its_own() -> None:
     for each, scale in ((part, 1.0), (other, 2.0), (third, 3.0)):
         each.expect_growth()
         each.set(Residual.of(scale * torch.ones(4, 5)))
-    keys = {each._key for each in (part, other, third)}
-    assert len(keys) == 3
+    assert len({int(each._key) for each in (part, other, third)}) == 3
     x = torch.randn(3, 5)
     for each, scale in ((part, 1.0), (other, 2.0), (third, 3.0)):
         passed = torch.ops.fedsb.through(x, each._key, 4, False)

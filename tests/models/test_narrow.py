@@ -28,9 +28,9 @@ SITE = Site(seed=3, client="client-1", round=1, num_rounds=2)
 CASES = [("tiny_llama", "causal_lm"), ("tiny_gpt2", "causal_lm"), ("tiny_bert", "classification"), ("tiny_llama", "classification")]
 
 
-def built(folder: Path, task: str, family: str = "lora", *more: str, dtype: str = "bfloat16") -> AdaptedModel:
+def built(folder: Path, task: str, family: str = "lora", *more: str, dtype: str = "bfloat16", seed: int = 0) -> AdaptedModel:
     config = load(["model=pretrained", f"model.name='{folder}'", "rank=2", f"model.dtype={dtype}", *more])
-    adapted = build_model(config.model, config.adapter, family=family, task=TASKS[task], labels=("a", "b", "c"), seed=0)
+    adapted = build_model(config.model, config.adapter, family=family, task=TASKS[task], labels=("a", "b", "c"), seed=seed)
     brought = {n: torch.zeros(shape) for n, shape in adapted.layouts.down.shapes}
     state = State(brought).merge(adapted.initial).items()
     start = State({n: t + 0.1 * torch.randn(t.shape, generator=torch_generator(0, "test", *n)) for n, t in state})
