@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from fedsb.core.collector import uncollected
+from fedsb.core.counting import Counter, counted_by
 from fedsb.runtime.fab import launch_folder, prefer_submitted_code
 
 prefer_submitted_code()
@@ -138,7 +139,8 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot |
         first = encode_arrays(prepared.initial, config.federation.wire_dtype)
         rounds, timeout = config.federation.num_rounds, config.federation.timeout
         try:
-            result = prepared.strategy.start(grid, first, num_rounds=rounds, timeout=timeout, evaluate_fn=evaluator(prepared, folder.path))
+            measure = evaluator(prepared, folder.path, progress.count)
+            result = prepared.strategy.start(grid, first, num_rounds=rounds, timeout=timeout, evaluate_fn=measure)
         except RunError:
             listener.stopped(prepared.strategy.unfinished())
             raise
@@ -162,10 +164,10 @@ def last_snapshot(config: Config, folder: RunFolder) -> Snapshot | None:
         return None
 
 
-def evaluator(prepared: Prepared, folder: Path | None = None) -> Any:
+def evaluator(prepared: Prepared, folder: Path | None = None, counter: Counter | None = None) -> Any:
     """Return Flower's ``evaluate_fn``: the server's test split under the current state, in rounds that are to be evaluated.
 
-    What is made of each item after the last round is kept in ``folder``.
+    What is made of each item after the last round is kept in ``folder``; ``counter`` is told how far each evaluation is.
     """
     config = prepared.config
     due = evaluated_rounds(config.eval.every, config.federation.num_rounds)
@@ -175,7 +177,7 @@ def evaluator(prepared: Prepared, folder: Path | None = None) -> Any:
             return None
         adapted = prepared.adapted
         adapted.install(decode_state(arrays, adapted.layouts.down), prepared.strategy.frozen.view())
-        with every_core():
+        with every_core(), counted_by(counter):
             found = samples(config, adapted, server_round)
         # Before the record: a run that has one of its last round, and is resumed, does not measure it again.
         if folder is not None and server_round == config.federation.num_rounds:

@@ -22,7 +22,10 @@ class Asked:
 
 def evaluate(arguments: Sequence[str]) -> int:
     """Measure, and print a table; or hand the model over to lm-eval."""
+    from rich.console import Console
+
     from fedsb.app.measuring.evaluating import evaluation
+    from fedsb.report.counting import Count
     from fedsb.report.evaluation import print_evaluation
 
     asked = read(arguments)
@@ -32,7 +35,8 @@ def evaluate(arguments: Sequence[str]) -> int:
         print(harness(asked.folder, asked.flags["--lm-eval"]))
         return 0
     tasks = asked.flags["--tasks"].split(",") if "--tasks" in asked.flags else None
-    found = evaluation(asked.folder, asked.changes, tasks)
+    with Count(Console(stderr=True)) as counts:
+        found = evaluation(asked.folder, asked.changes, tasks, counts.beginning)
     for remark in found.remarks:
         print(remark, file=sys.stderr)
     print_evaluation(found.rows, found.names)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsb.config.schema import TrainConfig
+from fedsb.core.counting import count
 from fedsb.data import packed
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.collating import autocast, collate
@@ -29,7 +30,11 @@ def measured(adapted: AdaptedModel, task: Task, features: Sequence[dict[str, Any
     batches = packed([len(f["input_ids"]) for f in features], most=train.eval_batch_size, tokens=train.eval_tokens)
     adapted.model.eval()
     with torch.inference_mode(), autocast(train, adapted.device):
-        found = [_recorded(adapted, task, [features[i] for i in batch]) for batch in batches]
+        found = []
+        count("examples", 0, len(features))
+        for batch in batches:
+            found.append(_recorded(adapted, task, [features[i] for i in batch]))
+            count("examples", sum(len(records) for records, _ in found), len(features))
     back = torch.tensor([i for batch in batches for i in batch]).argsort()
     targets = [each for _, each in found if each is not None]
     return torch.cat([records for records, _ in found])[back], torch.cat(targets)[back] if targets else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
 from fedsb.adapters import NARROW
 from fedsb.config.derived import KEEPS_APART
 from fedsb.core.errors import UserError
+from fedsb.core.logs import speaking_from
 from fedsb.data import made_row
 from fedsb.data.packing import rows
 from fedsb.models.abilities import attention_of
@@ -32,7 +35,8 @@ def check_packing(adapted: AdaptedModel, task: Task) -> None:
         raise _refused(adapted, f"computes attention by {unknown[0]}, which is not known to keep the examples of several rows apart")
     texts = [{"input_ids": made_row(adapted.tokenizer, length)} for length in LENGTHS]
     adapted.model.eval()
-    with torch.inference_mode():
+    # Which kernels a model that is refused would like better is no news.
+    with torch.inference_mode(), speaking_from(logging.ERROR, "transformers"):
         alone = [task.forward(adapted.model, collate([text], adapted, task))[0] for text in texts]
         gap = max(_gap(adapted, task, texts, alone, width) for width in WIDTHS)
     rough = any(p.dtype in NARROW for p in adapted.model.parameters())

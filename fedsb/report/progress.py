@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from fedsb.report.counting import Count, counted
 from fedsb.report.pace import Pace
 from fedsb.report.table import human_bytes, human_seconds, print_summary, round_line
 from fedsb.run.records import RoundRecord
@@ -45,6 +46,7 @@ class Progress:
         self._task = TaskID(0)
         self._failed = 0
         self._last_failed = ""
+        self._count = Count(self._console, self._counted)
 
     def __enter__(self) -> Progress:
         return self
@@ -83,6 +85,16 @@ class Progress:
         ]
         return "  ".join(filter(None, parts))
 
+    def count(self, what: str, done: int, total: int) -> None:
+        """Show how far the server's evaluation is, where it takes long."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        self._count(what, done, total)
+
+    def _counted(self, what: str, done: int, total: int, left: float | None) -> None:
+        self.say(f"evaluating: {counted(what, done, total, left)}")
+
     def end(self, record: RoundRecord) -> None:
         """Finish a round with its line."""
         self.close()
@@ -101,6 +113,7 @@ class Progress:
 
     def close(self) -> None:
         """Take the bar away; harmless where there is none."""
+        self._count.close()
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -148,6 +161,9 @@ class JsonProgress(Progress):
     def say(self, line: str) -> None:
         """Print a remark."""
         self._write({"remark": line})
+
+    def _counted(self, what: str, done: int, total: int, left: float | None) -> None:
+        self._write({"evaluating": what, "done": done, "of": total, "eta_s": left})
 
     def finish(self, summary: Mapping[str, Any], folder: Path) -> None:
         """Print the summary."""

@@ -11,11 +11,16 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteriaList
 
+from fedsb.core.counting import count
 from fedsb.data import packed, pad_id
 from fedsb.data.framing import special_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+RESPONSES = "responses"  # what is counted
+LOOKS = 16  # tokens between two counts inside a batch
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,13 @@ def generate(
     """
     batches = packed([len(prompt) + decoding.max_new_tokens for prompt in prompts], most=most, tokens=tokens)
     found: dict[int, list[int]] = {}
+    count(RESPONSES, 0, len(prompts))
     with torch.inference_mode(), _own_settings(network):
         for batch in batches:
-            rows = _batch(network, tokenizer, [prompts[i] for i in batch], decoding, ends)
+            so_far = _Counting(ends, len(found), len(prompts))
+            rows = _batch(network, tokenizer, [prompts[i] for i in batch], decoding, ends, so_far)
             found |= zip(batch, (_until(row, ends) for row in rows.tolist()), strict=True)
+            count(RESPONSES, len(found), len(prompts))
     return [found[i] for i in range(len(prompts))]
 
 
@@ -91,10 +99,10 @@ def _by_sight(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> tuple[
 
 def _tokens_before(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str, end: int) -> tuple[int, int]:
     """Return how many tokens make up a text before a place in it, the one across that place not among them, and the length of theirs."""
-    for count in range(len(ids) - 1, 0, -1):
-        before = _as_written(tokenizer, ids[:count])
+    for whole in range(len(ids) - 1, 0, -1):
+        before = _as_written(tokenizer, ids[:whole])
         if len(before) <= end and text.startswith(before):
-            return count, len(before)
+            return whole, len(before)
     return 0, 0
 
 
@@ -111,16 +119,36 @@ def _said(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def _batch(
-    network: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], decoding: Decoding, ends: Sequence[int]
+    network: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    ends: Sequence[int],
+    so_far: _Counting,
 ) -> Tensor:
     longest, fill = max(map(len, prompts)), pad_id(tokenizer)
+    so_far.begins = longest
     device = next(network.parameters()).device
     ids = torch.tensor([[fill] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     config = _settings(decoding, ends, fill)
-    stops = StoppingCriteriaList([_Stop(tokenizer, decoding.stop, longest)] if decoding.stop else [])
+    stops = StoppingCriteriaList([so_far, *([_Stop(tokenizer, decoding.stop, longest)] if decoding.stop else [])])
     out: Tensor = network.generate(input_ids=ids, attention_mask=mask, generation_config=config, stopping_criteria=stops)
     return out[:, longest:]
+
+
+class _Counting:
+    """Ends nothing: counts the responses that have ended, now and then, since a batch of long ones takes minutes."""
+
+    def __init__(self, ends: Sequence[int], before: int, total: int) -> None:
+        self._ends, self._before, self._total = ends, before, total
+        self.begins = 0
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        if (input_ids.shape[1] - self.begins) % LOOKS == 0:
+            over = torch.isin(input_ids[:, self.begins :], torch.tensor(self._ends, device=input_ids.device)).any(dim=1)
+            count(RESPONSES, self._before + int(over.sum()), self._total)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class _Stop:

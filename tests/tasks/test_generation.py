@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fedsb.config.compose import load
+from fedsb.core.counting import counted_by
 from fedsb.core.rng import numpy_generator, torch_stream
 from fedsb.models.build import build_model
-from fedsb.tasks.generation import Decoding, generate, text_of
+from fedsb.tasks.generation import LOOKS, RESPONSES, Decoding, generate, text_of
 from fedsb.tasks.task import TASKS
 from tests.architectures import checkpoint
 from tests.conftest import decoder_tokenizer
@@ -154,3 +155,16 @@ def test_a_base_in_bfloat16_answers_too(tiny_llama: Path) -> None:
     config = load(["model=pretrained", f"model.name='{tiny_llama}'", "model.dtype=bfloat16", "rank=2", "data.task=causal_lm"])
     adapted = build_model(config.model, config.adapter, family="lora", task=TASKS["causal_lm"], labels=(), seed=0)
     assert {len(row) for row in generate(adapted.model, TOKENIZER, prompts(3, 5), GREEDY, ends=[], most=3, tokens=99)} == {12}
+
+
+def test_how_far_it_is_is_told_in_the_middle_of_a_batch_too(tmp_path: Path) -> None:
+    adapted, told = spirited(checkpoint("llama", tmp_path)), []
+    with counted_by(lambda *each: told.append(each)):
+        rows = asked(adapted, prompts(7, 1), Decoding(3 * LOOKS), most=3)
+    done = [count for _, count, _ in told]
+    assert {(what, total) for what, _, total in told} == {(RESPONSES, 7)}
+    assert done == sorted(done)
+    assert (done[0], done[-1]) == (0, 7)
+    assert {3, 6} <= set(done)
+    assert len(told) > 1 + 3  # beyond the start and a batch's end
+    assert len(rows) == 7

@@ -16,6 +16,7 @@ from fedsb.app.own_factors import made_again
 from fedsb.app.threads import every_core
 from fedsb.config.compose import load
 from fedsb.config.schema import Config
+from fedsb.core.counting import Counter, counted_by
 from fedsb.core.errors import UserError, unknown
 from fedsb.data import way_of
 from fedsb.models.adapted import AdaptedModel
@@ -67,13 +68,16 @@ class Evaluation:
     answers: Sequence[str] = field(default=())
 
 
-def evaluation(folder: Path, changes: Sequence[str] = (), tasks: Sequence[str] | None = None) -> Evaluation:
+def evaluation(
+    folder: Path, changes: Sequence[str] = (), tasks: Sequence[str] | None = None, counter: Callable[[str], Counter] | None = None
+) -> Evaluation:
     """Measure the model of a run, or an exported one, and its untouched base.
 
     Args:
         folder: of the run, finished or not, or of an exported model.
         changes: to the run's configuration, of :data:`CHANGEABLE`; all of it for an exported model that does not lie in its run's folder.
         tasks: of :data:`TASKS`; None for the loss and what the run was scored by, exact match where the data have responses.
+        counter: given the name of the model that is measured next, returns who is told how far that is; None tells nobody.
 
     Raises:
         UserError: nothing is there to be measured, or it cannot be measured so.
@@ -88,7 +92,8 @@ def evaluation(folder: Path, changes: Sequence[str] = (), tasks: Sequence[str] |
             wanted = _wanted(side.config, tasks)
             adapted = side.model()
             said = check_scores(side.config, adapted, wanted)
-            found.append(_measured(side, adapted, wanted))
+            with counted_by(counter(side.name) if counter else None):
+                found.append(_measured(side, adapted, wanted))
     based = found[0][0] if len(found) == 2 else None
     rows = {
         row.metric: row for row in sorted(rows_of(found[-1][0], based, sides[-1].config.seed), key=lambda row: row.metric == "examples")
