@@ -38,7 +38,7 @@ with uncollected(for_good=True):
     from fedsb.config.schema import Config
     from fedsb.core.cohort import evaluated_rounds
     from fedsb.core.errors import RunError, UserError
-    from fedsb.core.logs import run_log
+    from fedsb.core.logs import EarlyLines, early_lines, run_log
     from fedsb.core.streams import spell_out
     from fedsb.run.checkpoint import Snapshot, load_checkpoint
     from fedsb.run.folder import RunFolder
@@ -90,18 +90,18 @@ def serve(config: Config, grid: Grid, output: Path, *, overrides: Sequence[str] 
         RunError: too few clients answered, or what the run writes can't be written.
     """
     use_threads(config)
-    with ending_in_one_line(output):
-        return _serve(config, grid, output, overrides)
+    with ending_in_one_line(output), early_lines(config.log_level) as early:
+        return _serve(config, grid, output, overrides, early)
 
 
-def _serve(config: Config, grid: Grid, output: Path, overrides: Sequence[str] | None) -> dict[str, Any]:
+def _serve(config: Config, grid: Grid, output: Path, overrides: Sequence[str] | None, early: EarlyLines) -> dict[str, Any]:
     if config.resume is None:
         prepared = planned(prepare(config, device=_device(grid)), grid)
         folder = RunFolder(output)
         folder.write_config(sealed(config, overrides))
         folder.identity(prepared.strategy.origin)
         with folder.held():
-            return _run(prepared, grid, folder)
+            return _run(prepared, grid, folder, early)
     folder = RunFolder(output, resumed=True)
     with folder.held():
         check_ledgers(config, folder.path)
@@ -109,7 +109,7 @@ def _serve(config: Config, grid: Grid, output: Path, overrides: Sequence[str] | 
         told = for_nodes(config, overrides or [], composed)
         prepared = prepare(config, snapshot, None if told is None else shlex.join(told), device=_device(grid))
         prepared.strategy.origin = folder.identity(prepared.strategy.origin)
-        return _run(planned(prepared, grid), grid, folder, snapshot)
+        return _run(planned(prepared, grid), grid, folder, early, snapshot)
 
 
 def _device(grid: Grid) -> str | None:
@@ -117,11 +117,11 @@ def _device(grid: Grid) -> str | None:
     return grid.device if isinstance(grid, SimulationGrid) else None
 
 
-def _run(prepared: Prepared, grid: Grid, folder: RunFolder, snapshot: Snapshot | None = None) -> dict[str, Any]:
+def _run(prepared: Prepared, grid: Grid, folder: RunFolder, early: EarlyLines, snapshot: Snapshot | None = None) -> dict[str, Any]:
     """Run what is left of a federation: all of it without a ``snapshot``."""
     begun, config = time.monotonic(), prepared.config
     records = folder.cut(snapshot.round if snapshot else -1)
-    with run_log(folder.log, config.log_level) as log, told(config, folder.path), progress_of(config) as progress:
+    with run_log(folder.log, config.log_level, early) as log, told(config, folder.path), progress_of(config) as progress:
         listener = listener_of(prepared, folder, progress, lambda: remember(prepared.strategy))
         if snapshot is not None:
             listener.resume(records, snapshot.carried)

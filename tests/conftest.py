@@ -6,7 +6,7 @@ import csv
 import gc
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from tests.schemas import faults_below
 
 # The same examples on every machine, so that a red run can be repeated; others with --hypothesis-profile=exploring.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -60,6 +62,22 @@ def _process_left_as_found() -> Iterator[None]:
     before = _of_process()
     yield
     assert _of_process() == before
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _records_by_their_schemas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What runs that tests share have recorded, and whatever is left at the end, is as the published schemas say."""
+    yield
+    assert faults_below(tmp_path_factory.getbasetemp()) == []
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """Hold what a test has recorded in its own folder against the schemas, before the folder goes."""
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    found = faults_below(folder) if folder else []
+    yield
+    assert found == []
 
 
 def _of_process() -> dict[str, object]:

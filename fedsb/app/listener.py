@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fedsb.core.logs import IN_FILE_ALONE
 from fedsb.core.state import State
 from fedsb.privacy.account import LEDGERS, read_diagnostics
 from fedsb.privacy.claim import Claim
@@ -103,13 +104,14 @@ class RunListener:
         """Log a round, and why each of its failures was none of its replies."""
         LOG.info(round_line(record, self._progress.num_rounds))
         for client, reason in record.failed.items():
-            LOG.info("round %d: %s failed: %s", record.round, client, reason)
+            LOG.warning("round %d: %s failed: %s", record.round, client, reason, extra=IN_FILE_ALONE)
 
     def _save(self, number: int, state: State, frozen: FrozenLog) -> None:
         carried = self._carried()
         facts = {**carried.facts, ACCOUNTS: self.claim.accounts, SILENT: sorted(self.claim.silent)}
         snapshot = Snapshot(number, state, frozen, Carried(carried.states, facts))
         save_checkpoint(self._folder.checkpoints, snapshot, run=self._run, keep=self._keep)
+        LOG.debug("checkpoint of round %d is on disk", number)
 
     def _with_privacy(self, record: RoundRecord) -> RoundRecord:
         """Add epsilon so far, and keep what no noise covers to simulations."""

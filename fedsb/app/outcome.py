@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedsb.app.assembly import skew_in
@@ -14,9 +15,12 @@ from fedsb.core.state import State
 from fedsb.report.progress import Progress
 from fedsb.report.report import write_report
 from fedsb.report.summary import build_summary
+from fedsb.report.table import human_bytes, metric_text, plural
 from fedsb.run.checkpoint import Carried
 from fedsb.run.folder import RunFolder
 from fedsb.run.resuming import fingerprint
+
+LOG = logging.getLogger(__name__)
 
 
 def listener_of(prepared: Prepared, folder: RunFolder, progress: Progress, carried: Callable[[], Carried]) -> RunListener:
@@ -62,7 +66,15 @@ def finish(prepared: Prepared, folder: RunFolder, listener: RunListener, state: 
     )
     write_report(folder.path, summary, plots=config.plots)
     folder.write_summary(summary)
+    LOG.info(closing_line(summary))
     return summary
+
+
+def closing_line(summary: Mapping[str, Any]) -> str:
+    """Return what a run came to, in one line that tells no time: a private run of real nodes must not."""
+    found = "  ".join(f"{name} {metric_text(name, value)}" for name, value in summary["metrics"].items())
+    moved = f"{human_bytes(summary['payload_total'])} moved, {human_bytes(summary['payload_one_off'])} of it once"
+    return f"after round {summary['rounds_done']}: {found or 'nothing measured'}; {plural(summary['failures'], 'failure')}; {moved}"
 
 
 def _partition(prepared: Prepared) -> dict[str, object] | None:

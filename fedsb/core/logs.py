@@ -93,11 +93,40 @@ def log_to_screen() -> None:
     root.addHandler(screen)
 
 
+class EarlyLines(logging.Handler):
+    """Keeps what is logged before a run has a log, until there is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: list[logging.LogRecord] | None = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record."""
+        if self._kept is not None:
+            self._kept.append(record)
+
+    def hand_on(self, log: logging.Handler) -> None:
+        """Write into a log, once, what was kept; what comes from now on goes there by itself."""
+        kept, self._kept = self._kept or [], None
+        for record in kept:
+            log.handle(record)
+
+
 @contextmanager
-def run_log(path: Path, level: str = "info") -> Iterator[RunLog]:
-    """Append what the project's packages log, from a level on, to ``path`` while the block runs."""
+def early_lines(level: str) -> Iterator[EarlyLines]:
+    """Keep what the project's packages log, from a level on, while the block runs, until it is handed on."""
+    handler = EarlyLines()
+    with _handling(handler), speaking_from(logging.getLevelNamesMapping()[level.upper()], *PACKAGES):
+        yield handler
+
+
+@contextmanager
+def run_log(path: Path, level: str = "info", early: EarlyLines | None = None) -> Iterator[RunLog]:
+    """Append what the project's packages log, from a level on, to ``path`` while the block runs, and before it what was kept earlier."""
     handler = RunLog(path, encoding="utf-8", errors="backslashreplace")
     with _handling(handler), speaking_from(logging.getLevelNamesMapping()[level.upper()], *PACKAGES):
+        if early:
+            early.hand_on(handler)
         yield handler
 
 

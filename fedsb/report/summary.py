@@ -13,6 +13,7 @@ from fedsb.privacy.claim import NO_MECHANISM
 from fedsb.report.clients import client_spread
 from fedsb.report.series import final_metrics, largest_extra, largest_gap, total_or_none, totals
 from fedsb.run.records import RoundRecord
+from fedsb.run.schema_files import KEY, SUMMARY
 
 PACKAGES = ("torch", "flwr", "transformers", "datasets", "opacus", "peft", "safetensors", "numpy", "ray")
 
@@ -63,6 +64,7 @@ def build_summary(
     if epsilon is None and not epsilon_reason:
         raise ValueError("a run without epsilon must say why: give epsilon_reason")
     return {
+        KEY: SUMMARY,
         "method": method,
         "rounds": rounds,
         "rounds_done": max((record.round for record in records), default=0),

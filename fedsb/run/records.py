@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from fedsb.run.schema_files import KEY, METRICS
+
 SERVER, CLIENTS = "server", "clients"
 SHARED = "shared_"  # begins the names of a client's metrics of what is shared alone, its own part as the start has it
 
@@ -65,8 +67,8 @@ class RoundRecord:
     cpu_s: float | None = 0.0
 
     def to_json(self) -> str:
-        """Return one line of JSON; NaN and infinity, which JSON lacks, become null."""
-        return json.dumps(finite(asdict(self)), allow_nan=False)
+        """Return one line of JSON, by the schema that it names; NaN and infinity, which JSON lacks, become null."""
+        return json.dumps({KEY: METRICS, **finite(asdict(self))}, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> RoundRecord:

@@ -20,12 +20,13 @@ from fedsb.data.sources import PATHLESS
 from fedsb.models.content import content_hash
 from fedsb.report.summary import versions
 from fedsb.run.resuming import fingerprint
+from fedsb.run.schema_files import KEY
+from fedsb.run.schema_files import MANIFEST as SCHEMA
 from fedsb.runtime.staging import PACKAGES, package_folder
 from fedsb.sweep.endings import Ending, endings
 from fedsb.sweep.jobs import Job, varying
 
 MANIFEST, LOCK = "manifest.json", "sweep.lock"
-FORMAT = 1
 MISSING = "missing"
 WAITING, RUNNING, DONE, FAILED, INTERRUPTED = "waiting", "running", "finished", "failed", "interrupted"
 
@@ -135,7 +136,7 @@ def write(folder: Path, manifest: Manifest, running: Collection[int] = ()) -> No
         state = RUNNING if job.number in running else state_told(folder / job.name, ending)
         told = {"status": ending.status, "reason": ending.reason, "wall_s": ending.wall_s} if ending else {}
         rows.append({**asdict(job), "config": config, "state": state, **({} if state == RUNNING else told)})
-    head = {"format": FORMAT, "place": manifest.place, "grid": grid_of(manifest.jobs)}
+    head = {KEY: SCHEMA, "place": manifest.place, "grid": grid_of(manifest.jobs)}
     whole = {**head, "code": manifest.code, "versions": manifest.versions, "data": manifest.data, "jobs": rows}
     replace_whole(folder / MANIFEST, json.dumps(whole, indent=1) + "\n")
 
@@ -160,13 +161,13 @@ def read(folder: Path) -> Manifest:
         raise UserError(f"'{folder}' holds no sweep ({MANIFEST} is missing); give the folder of one")
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] != FORMAT:
-            raise UserError(f"'{path}' is of another version of fedsb ({found['format']} there, {FORMAT} here); go on with that one")
+        if found.get(KEY) != SCHEMA:
+            raise UserError(f"'{path}' is of another version of fedsb ({found.get(KEY)} there, {SCHEMA} here); go on with that one")
         rows = found["jobs"]
         jobs = tuple(Job(row["number"], tuple(row["overrides"]), row["label"], row["name"]) for row in rows)
         configs = tuple(row["config"] for row in rows)
         return Manifest(found["place"], found["code"], found["versions"], found["data"], configs, jobs)
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"'{path}' can't be read ({' '.join(str(error).split())[:80]}); restore it") from None
 
 

@@ -42,6 +42,32 @@ def test_a_run_leaves_its_folder_and_another_one_does_not_touch_it(call: Call, q
     assert contents(folder) == before
 
 
+STORY = [
+    " INFO run on ", " INFO method fed_sb, rank 2", " INFO 3 clients, fraction 1, 2 rounds", " INFO privacy none", " INFO round 0/2 ",
+    " INFO round 1/2 ", " WARNING round 1: client-0 failed: ", " INFO round 2/2 ", " INFO after round 2: loss ", " INFO finished: ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("level", ["info", "warning"])
+def test_the_log_tells_the_story_of_a_run_from_start_to_end_or_its_failures_alone(
+    level: str, call: Call, quick: list[str], tmp_path: Path
+) -> None:
+    faults = ("faults.dropout=0.6", "federation.min_replies=1", "init.kind=weight_svd")
+    status, _, err = call("run", *quick, *faults, f"log_level={level}", "output=run")
+    assert status == 0
+    assert " failed: " not in err  # each round's line on the screen says so
+    lines = (tmp_path / "run" / "run.log").read_text(encoding="utf-8").splitlines()
+    wanted = [part for part in STORY if level == "info" or " WARNING " in part]
+    places = [next((i for i, line in enumerate(lines) if part in line), -1) for part in wanted]
+    assert -1 not in places
+    assert places == sorted(places)
+    if level == "warning":
+        assert all(" WARNING " in line and "stayed away (faults.dropout)" in line for line in lines)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    failures = [f"round {row['round']}: {who} failed: {why}" for row in records for who, why in row["failed"].items()]
+    assert [line.partition(" WARNING ")[2] for line in lines if " failed: " in line and " WARNING " in line] == failures
+
+
 @pytest.mark.parametrize(("tokens", "told"), [(6, True), (16, False)])
 def test_a_run_says_how_many_texts_it_cuts(call: Call, quick: list[str], tokens: int, told: bool) -> None:
     status, out, _ = call("run", *quick, "federation.num_rounds=1", f"train.max_length={tokens}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedsb.core.logs import IN_FILE_ALONE, MOST_LINES, log_to_screen, overheard, retell, run_log
+from fedsb.core.logs import IN_FILE_ALONE, MOST_LINES, early_lines, log_to_screen, overheard, retell, run_log
 from fedsb.report.progress import Progress
 
 LOG = logging.getLogger("fedsb.tests")
@@ -93,3 +93,15 @@ def test_an_answer_brings_along_no_flood_of_lines() -> None:
         for _ in range(MOST_LINES + 5):
             LOG.info("again")
     assert len(lines) == MOST_LINES
+
+
+def test_what_is_logged_before_there_is_a_log_comes_into_it_once_and_in_its_place(tmp_path: Path) -> None:
+    with early_lines("info") as early:
+        LOG.debug("not asked for")
+        LOG.warning("early")
+        with run_log(tmp_path / "run.log", early=early):
+            LOG.info("later")
+        with run_log(tmp_path / "run.log", early=early):
+            LOG.info("again")
+    told = [line.split(" ", 2)[2] for line in (tmp_path / "run.log").read_text(encoding="utf-8").splitlines()]
+    assert told == ["WARNING early", "INFO later", "INFO again"]

@@ -6,6 +6,7 @@ import zipfile
 
 import pytest
 
+from fedsb.run.schema_files import SCHEMAS
 from tests.flower.harness import ROOT, command, run_here, summary
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -27,6 +28,7 @@ def test_the_wheel_holds_packages_and_configuration_and_names_its_dependencies(w
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"fedsb", "strategies", "clients"}
     shipped = {name.removeprefix("fedsb/conf/") for name in names if name.startswith("fedsb/conf/")}
     assert shipped == {str(path.relative_to(ROOT / "conf")) for path in (ROOT / "conf").rglob("*.yaml")}
+    assert {name for name in names if "/schemas/" in name} == {f"fedsb/run/schemas/{name}.json" for name in SCHEMAS}
     assert "Requires-Dist: torch" in metadata
     assert "Provides-Extra: demo" in metadata
 

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from fedsb.core.errors import UserError
+from fedsb.privacy.claim import Claim
 from fedsb.report.labels import run_labels
 from fedsb.report.plots import compare, plot_run
 from fedsb.report.report import report_text, write_comparison, write_report, write_reports
@@ -117,8 +118,10 @@ def test_an_unfinished_run_is_reported_as_such(make_run: Maker) -> None:
 @pytest.mark.parametrize("simulated", [True, False])
 def test_an_epsilon_is_told_with_what_it_leaves_out(simulated: bool, make_run: Maker) -> None:
     folder = make_run(finished=False)
-    epsilon = {"unit": "example", "delta": 1e-5, "max": 3.0, "min": 2.5, "accountant": "prv", "simulated": simulated}
-    (folder / "summary.json").write_text(json.dumps(make_summary(make_records()) | {"epsilon": epsilon}))
+    accounts = {"a": account(3.0), "b": account(2.5)}
+    epsilon = Claim("example", "prv", None, accounts=accounts).final(simulated=simulated)
+    summary = make_summary(make_records()) | {"epsilon": epsilon, "epsilon_reason": None}
+    (folder / "summary.json").write_text(json.dumps(summary))
     text = report_text(read_run(folder))
     assert "Epsilon is **at most 3.00, at least 2.50 per example at delta 1.0e-05" in text
     assert "Not covered: a person with several examples" in text
@@ -193,7 +196,7 @@ def private_records(clients: int = 3, rounds: int = 2, **more: float) -> list[Ro
     """Make the records of a private simulation."""
     accounts = {f"client-{i:02d}": account(1 + i / 100, **more) for i in range(clients)}
     spread = {"delta": 1e-5, "max": 1 + (clients - 1) / 100, "min": 1.0, "noise_multiplier": {"max": 1.25, "min": 1.25}}
-    epsilon = {"unit": "example", "accountant": "prv", "simulated": True, "clients": accounts, "silent": [], **spread}
+    epsilon = {"unit": "example", "target": None, "accountant": "prv", "simulated": True, "clients": accounts, "silent": [], **spread}
     noted = {"clip_rate": 0.5, "signal_to_noise": 0.1}
     return [
         RoundRecord(n, metrics={"loss": 1.0}, epsilon=epsilon if n else None, simulation_only=noted if n else {}) for n in range(rounds)
