@@ -1,4 +1,4 @@
-"""The command line: ``fedsb run | submit | report | eval | export | cost | node | worker | federation | completion``."""
+"""The command line: ``fedsb run | submit | report | eval | export | cost | node | worker | federation | doctor | completion``."""
 
 from __future__ import annotations
 
@@ -123,6 +123,13 @@ def federation(arguments: list[str]) -> int:
     return federation_command(arguments)
 
 
+def doctor(arguments: list[str]) -> int:
+    """Try what a run needs of this machine."""
+    from fedsb.commands.doctor import doctor as doctor_command
+
+    return doctor_command(arguments)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": run,
     "submit": submit,
@@ -133,6 +140,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "node": node,
     "worker": worker,
     "federation": federation,
+    "doctor": doctor,
     "completion": completion,
 }
 

@@ -170,5 +170,6 @@ AFTER: Mapping[str, Callable[[Words, str], Iterable[str]]] = {
     "node": _node,
     "worker": _nothing,
     "federation": _sides,
+    "doctor": _nothing,
     "completion": lambda before, word: () if before else SHELLS,
 }

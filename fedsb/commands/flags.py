@@ -69,6 +69,7 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
     "federation node": (Flag(("--link",), "HOST:PORT"), Flag(("--worker",), "FOLDER"), Flag(("--worker-user",), "NAME")),
     "federation status": (),
     "federation stop": (),
+    "doctor": (Flag(("--output",), "FOLDER"), Flag(("--port",), "PORT")),
     "completion": (),
 }
 

@@ -21,6 +21,7 @@ USAGE = """usage: fedsb COMMAND …
   fedsb node check FILE [key=value …]        try what the operator of a node has said, before anything is connected
   fedsb worker --node FILE [--supervise]     answer for a node in one process, which alone can read its data and ledger
   fedsb federation init|server|node|… PATH   both sides of a federation over TLS: certificates, keys, SuperLink, nodes
+  fedsb doctor                               what of this machine would make a run fail, and how to mend it
   fedsb completion bash|zsh|fish             what makes a shell complete commands, flags, groups, keys and folders of runs
 
   fedsb run experiment=quick                                      a first look: a minute
@@ -189,6 +190,18 @@ On a node's machine:
 
 The authority is made once (ten years); the SuperLink's certificate (825 days) anew each time, of the same key. No key is overwritten.
 Exit status: 1 the SuperLink does not answer, refuses the node, or ended; 2 a file is missing, or the authority is not the SuperLink's.""",
+    "doctor": """usage: fedsb doctor [--output FOLDER] [--port PORT]
+
+Try what a run needs of this machine, and print one line a check: what was found, and where it would fail how to mend it. Versions and
+packages, GPU, memory, shared memory (Ray's), folders and disk, the hub's offline variables, a SuperLink's port, and a run of seconds.
+
+  fedsb doctor
+  fedsb doctor --output /data/runs --port 18001
+
+  --output FOLDER   that runs are to be written below; by default outputs/ here
+  --port PORT       that a SuperLink is to listen on; by default 18000. One that runs already holds it
+
+Exit status: 0 all is well, 1 something would fail.""",
     "completion": """usage: fedsb completion bash|zsh|fish
 
 Print what makes a shell complete commands, flags, GROUP=OPTION, keys of the configuration, folders of runs and federations.
