@@ -9,6 +9,7 @@ from fedsb.config.schema import Config
 from fedsb.core.errors import UserError, nearest
 
 WAYS = ("text", "prompt", "messages", "template")  # keys of `data`, of which one says what an example is made of
+BLIND = "takes no mask, and in a batch of several rows reads across examples"  # flash attention
 
 
 def _examples_are_made_in_one_way(config: Config) -> None:
@@ -48,9 +49,9 @@ def _packing_has_rows(config: Config) -> None:
     attention = config.model.attn_implementation
     if attention is not None and attention not in KEEPS_APART:
         blind = attention.startswith("flash_attention")
-        why = "takes no mask, and in a batch of several rows reads across examples" if blind else "is not known to keep examples apart"
+        why = BLIND if blind else f"is not known to keep examples apart{nearest(attention, KEEPS_APART)}"
         raise UserError(
-            f"train.packing=true with model.attn_implementation={attention}, which {why}{nearest(attention, KEEPS_APART)}; "
+            f"train.packing=true with model.attn_implementation={attention}, which {why}; "
             "use model.attn_implementation=sdpa, or leave train.packing out"
         )
     if config.privacy.unit == "example":

@@ -174,11 +174,11 @@ def test_every_attention_of_a_cpu_passes(tmp_path: Path, kind: str) -> None:
     [
         (
             ("data.task=causal_lm", "model.attn_implementation=flash_attention_2"),
-            "attn_implementation=flash_attention_2, which takes no mask",
+            "attn_implementation=flash_attention_2, which takes no mask, and in a batch of several rows reads across examples; use",
         ),
         (
             ("data.task=causal_lm", "model.attn_implementation=flash_attention_3"),
-            "attn_implementation=flash_attention_3, which takes no mask",
+            "attn_implementation=flash_attention_3, which takes no mask, and in a batch of several rows reads across examples; use",
         ),
         (("data.task=causal_lm", "model.attn_implementation=some/kernel"), "which is not known to keep examples apart; use .*=sdpa"),
         (("data.task=causal_lm", "model.attn_implementation=sdap"), r"not known to keep examples apart \(did you mean 'sdpa'\?\)"),

@@ -106,6 +106,25 @@ def test_a_special_token_ends_a_response_where_it_is_a_stop_text(tiny_llama: Pat
     assert len(found) == free[alone].index(special) + 1
 
 
+def test_any_other_stop_text_ends_generation_where_it_is_read(tiny_llama: Path) -> None:
+    """Not where a special token is spelt like it, and past one that readers do not see."""
+    adapted, rows = spirited(tiny_llama), prompts(12, 2)
+
+    def said(row: list[int], *stop: str) -> list[int]:
+        return generate(adapted.model, TOKENIZER, [row], Decoding(12, stop=stop), ends=[], most=1, tokens=99)[0]
+
+    free = [said(row) for row in rows]
+    special = set(TOKENIZER.all_special_ids)
+    number, place = next((i, place) for i, row in enumerate(free) for place in range(1, 11) if row[place] in special)
+    whole = free[number]
+    spelt = TOKENIZER.convert_ids_to_tokens(whole[place])[1:-1]
+    assert spelt not in text_of(TOKENIZER, whole)
+    assert said(rows[number], spelt) == whole
+    around = text_of(TOKENIZER, whole[place - 1 : place + 2])
+    assert around not in TOKENIZER.decode(whole)
+    assert said(rows[number], around) == whole[: place + 2]
+
+
 @pytest.mark.parametrize(
     ("said", "stop", "left"),
     [
