@@ -26,6 +26,7 @@ from fedsb.adapters.frozen_part import FACTORS, FrozenPart
 from fedsb.adapters.masked import seen
 from fedsb.core.devices import on_devices, on_host
 from fedsb.core.state import HEAD, Layout, Name, State, squared_norm, subtract
+from fedsb.models.compiling import compiled
 from fedsb.wire.frozen import FrozenView
 
 Made = TypeVar("Made")
@@ -68,8 +69,8 @@ class AdaptedModel:
 
     @cached_property
     def compiled(self) -> nn.Module:
-        """The network compiled by torch, for batches of any size: one compilation serves all rounds of a process."""
-        return cast(nn.Module, torch.compile(self.model, dynamic=True))
+        """The network compiled by torch, for batches of any size."""
+        return compiled(self.model)
 
     def expect_growth(self, grows: bool) -> None:
         """Say whether rounds will add to frozen weights: what is compiled then is compiled for all that they may add."""

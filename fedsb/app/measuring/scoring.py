@@ -162,7 +162,7 @@ def test_choices(config: Config) -> list[tuple[list[Continuation], int]]:
     """Return the prompts of the test part with their choices, and the index of the right one.
 
     Raises:
-        UserError: a row has none, its response is none of them, or two of them are the same tokens.
+        UserError: a row has none, its response is none of them, two of them are the same tokens, or one is no token at all.
     """
     try:
         found = [continuations(row, tokenizer_of(config), config.data) for row in test_examples(config).texts]
