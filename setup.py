@@ -7,5 +7,10 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["fedsb", "fedsb.*", "strategies", "strategies.*", "clients", "clients.*"]), "fedsb.conf"],
     package_dir={"fedsb.conf": "conf"},
-    package_data={"*": ["py.typed"], "fedsb.conf": ["*.yaml", "**/*.yaml"], "fedsb.run": ["schemas/*.json"]},
+    package_data={
+        "*": ["py.typed"],
+        "fedsb.report.page": ["page.*", "library/*"],
+        "fedsb.conf": ["*.yaml", "**/*.yaml"],
+        "fedsb.run": ["schemas/*.json"],
+    },
 )

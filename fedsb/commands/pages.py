@@ -92,7 +92,8 @@ Show what every method would train and move, for a model's configuration alone: 
     "report": """usage: fedsb report FOLDER [FOLDER …] [--against METHOD] [--metric NAME] [--target VALUE] [--tuned TEXT] [--out FOLDER]
 
 Write report.md and plots into the folder of a run, finished or not. Several runs, or the folder of a sweep, are compared: comparison.md,
-.csv and plots, into the folder above the first run. Runs that differ in their seed alone are taken together as a method.
+.csv, plots and a page, comparison.html, that needs no network, into the folder above the first run. Runs that differ in their seed alone
+are taken together as a method; those over different data are shown apart.
 
   fedsb report outputs/2026-11-22/10-00-00
   fedsb report multirun/2026-11-22/10-00-00

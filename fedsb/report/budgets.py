@@ -25,7 +25,7 @@ def budgets_text(groups: Sequence[Group]) -> str:
             "–" if math.isnan(rank := _rank(group)) else f"{rank:.0f}",
             f"{_trained(group):,.0f}",
             group.first.setting("train.lr"),
-            *(human_bytes(_bytes(group, *keys)) for keys in (("payload_up", "payload_down"), ("payload_one_off",), ("payload_total",))),
+            *(human_bytes(mean_bytes(group, *keys)) for keys in (("payload_up", "payload_down"), ("payload_one_off",), ("payload_total",))),
         ]
         for group in groups
     ]
@@ -42,14 +42,15 @@ def _trained(group: Group) -> float:
     return float((group.first.summary or {})["trained_params"])
 
 
-def _bytes(group: Group, *keys: str) -> float:
+def mean_bytes(group: Group, *keys: str) -> float:
+    """Return what a run of a group moves of some payloads, the mean over seeds."""
     return statistics.fmean(sum(totals(run.records)[key] for key in keys) for run in group.runs.values())
 
 
 WAYS: dict[str, Callable[[Group], float]] = {
     "rank": _rank,
     "trained values": _trained,
-    "bytes": lambda group: _bytes(group, "payload_total"),
+    "bytes": lambda group: mean_bytes(group, "payload_total"),
 }
 
 

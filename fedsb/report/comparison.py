@@ -1,4 +1,4 @@
-"""``comparison.md`` of several runs or of a sweep, with ``comparison.csv``, and methods held against each other."""
+"""``comparison.md`` of several runs or of a sweep, with ``comparison.csv``, a page, and methods held against each other."""
 
 from __future__ import annotations
 
@@ -9,39 +9,47 @@ from pathlib import Path
 from fedsb.core.folders import filled_whole
 from fedsb.report.budgets import budgets_text, clients_text
 from fedsb.report.clients import by_clients, measured_where
+from fedsb.report.comparing import Comparison, comparisons
+from fedsb.report.datasets import apart_text
 from fedsb.report.groups import Group, grouped
 from fedsb.report.labels import flatten, run_labels, varying
 from fedsb.report.markdown import document, or_dash, table, write
 from fedsb.report.method_plots import draw_differences, draw_until
-from fedsb.report.methods import Asked, differences_text, metric_of, seeds_text, until_text
-from fedsb.report.pairing import against_reference
+from fedsb.report.methods import Asked, differences_text, seeds_text, until_text
+from fedsb.report.page.page import write_page
 from fedsb.report.plots import compare
-from fedsb.report.sanity import Table, remarks
 from fedsb.report.series import final_metrics, largest_gap, metric_names, total_or_none, totals
 from fedsb.report.table import epsilon_text, gap_text, human_bytes, human_seconds, plural
-from fedsb.report.until import usual_target
 from fedsb.run.folder import Run, read_run
 
+PAGE = "comparison.html"
 MOST = 24  # runs that one figure and one table of settings can show side by side
 PAYLOADS = ("payload_up", "payload_down", "payload_one_off", "payload_total")
 
 
 def write_comparison(folders: Sequence[str | Path], out: str | Path | None = None, asked: Asked | None = None) -> Path:
-    """Write ``comparison.md``, ``.csv`` and plots into ``out``, or into the first run's parent folder.
+    """Write ``comparison.md``, ``.csv``, ``.html`` and plots into ``out``, or into the first run's parent folder.
 
     Raises:
         UserError: one of the folders holds no run, or no run is of what is asked for.
     """
     runs = [read_run(folder) for folder in folders]
     where = runs[0].path.parent if out is None else Path(out)
+    found = comparisons(runs, asked or Asked())
     with filled_whole(where) as scratch:
         write_csv(runs, scratch / "comparison.csv")
-        written = write(scratch / "comparison.md", comparison_text(runs, asked or Asked(), scratch))
+        write_page(scratch / PAGE, found, where)
+        written = write(scratch / "comparison.md", comparison_text(runs, found, scratch))
     return where / written.name
 
 
-def comparison_text(runs: Sequence[Run], asked: Asked, plots: Path | None = None) -> str:
+def comparison_text(runs: Sequence[Run], found: Sequence[Comparison], plots: Path | None = None) -> str:
     """Return a comparison in Markdown, and draw its plots into a folder; without one there are none.
+
+    Args:
+        runs: all of them.
+        found: what :func:`fedsb.report.comparing.comparisons` makes of them.
+        plots: where plots go.
 
     Raises:
         UserError: no run is of what is asked for.
@@ -51,34 +59,35 @@ def comparison_text(runs: Sequence[Run], asked: Asked, plots: Path | None = None
     sections = {
         "Results": "\n\n".join(filter(None, [_results(runs), _told_apart(runs), _image(plot, "The runs side by side")])),
         "Over seeds": seeds_text(groups),
-        **_of_methods(groups, asked, plots),
+        **{title: text for number, part in enumerate(found) for title, text in _of_methods(part, plots, number, len(found)).items()},
         "Settings that differ": _differences(runs, groups),
     }
     lead = f"{plural(len(runs), 'run')}; bytes are summed over clients and rounds. The same figures are in `comparison.csv`."
+    lead = "\n\n".join(filter(None, [lead, apart_text({part.data: part.runs for part in found})]))
     return document("Comparison of runs", lead, {title: text for title, text in sections.items() if text})
 
 
-def _of_methods(groups: Sequence[Group], asked: Asked, plots: Path | None) -> dict[str, str]:
+def _of_methods(part: Comparison, plots: Path | None, number: int, parts: int) -> dict[str, str]:
     """Return the sections that hold methods against each other; none where there is one alone, or nothing was measured."""
-    metric = metric_of(groups, asked.metric) if len(groups) > 1 else None
-    if metric is None:
+    groups, metric = part.groups, part.metric
+    if metric is None or len(groups) < 2:
         return {}
-    rows = against_reference(groups, metric, asked.against)
-    target = usual_target(groups, metric) if asked.target is None else asked.target
-    until = "" if target is None else until_text(groups, metric, target, chosen=asked.target is None)
+    chosen = part.asked.target is None
+    until = "" if part.target is None else until_text(groups, metric, part.target, chosen=chosen)
     forest = curves = ""
     if plots is not None:
-        forest = _image(draw_differences(plots / "differences.png", rows, metric), "Paired differences with their intervals")
-        drawn = draw_until(plots / "quality_against_bytes.png", groups, metric, target)
+        plus = f"-{number + 1}" if number else ""
+        forest = _image(draw_differences(plots / f"differences{plus}.png", part.rows, metric), "Paired differences with their intervals")
+        drawn = draw_until(plots / f"quality_against_bytes{plus}.png", groups, metric, part.target)
         curves = _image(drawn, "Quality against bytes, one-off included")
-    said = [f"- {line}" for line in remarks(Table(groups, metric, asked.tuned))]
-    return {
-        "Differences": "\n\n".join(filter(None, [differences_text(rows, metric), forest])),
-        "Read with care": "\n".join(said),
+    sections = {
+        "Differences": "\n\n".join(filter(None, [differences_text(part.rows, metric), forest])),
+        "Read with care": "\n".join(f"- {line}" for line in part.remarks),
         "Bytes to equal quality": "\n\n".join(filter(None, [until, curves])),
         "Budgets": budgets_text(groups),
         "Clients": clients_text(groups, metric),
     }
+    return {f"{title}: {part.data}" if parts > 1 else title: text for title, text in sections.items()}
 
 
 def _image(plot: Path | None, said: str) -> str:

@@ -13,7 +13,7 @@ from fedsb.config.settings import FEDERATED
 from fedsb.core.errors import UserError
 from fedsb.report.clients import by_clients
 from fedsb.report.labels import run_labels
-from fedsb.report.series import final_metrics
+from fedsb.report.series import final_metrics, totals
 from fedsb.run.folder import Run
 from fedsb.run.predictions import Predictions, read_predictions
 
@@ -53,7 +53,7 @@ class Group:
     def moves(self) -> bool:
         """Whether it is a federation in which anything travels: not the untouched base, nor pooled data."""
         federated = self.first.setting("method.setting") in (None, FEDERATED)
-        return federated and any((run.summary or {})["payload_total"] for run in self.runs.values())
+        return federated and any(totals(run.records)["payload_total"] for run in self.runs.values())
 
     @cached_property
     def predictions(self) -> Mapping[object, Predictions]:
@@ -72,11 +72,11 @@ class Group:
         return statistics.fmean(values) if values else math.nan
 
 
-def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Return the finished runs by method and settings, in the order in which they first appear."""
+def grouped(runs: Sequence[Run], *, finished: bool = True) -> list[Group]:
+    """Return the finished runs, or those that are not, by method and settings, in the order in which they first appear."""
     found: dict[str, dict[object, Run]] = {}
     for run, label in zip(runs, run_labels(runs, without=("seed",)), strict=True):
-        if run.summary is not None:
+        if (run.summary is not None) is finished:
             # Two runs of one seed are one measurement: counted twice they would narrow the error.
             found.setdefault(label, {})[run.setting("seed")] = run
     groups = [

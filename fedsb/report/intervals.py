@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,11 @@ Z = 1.959964  # 95% of a normal distribution lie within as many standard deviati
 DRAWS = 1000
 Interval = tuple[float, float]
 Metrics = Callable[[NDArray[np.int64]], Mapping[str, float]]
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Return the standard error of a mean: the sample's standard deviation over √n; None of a single value."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def wilson(share: float, count: int) -> Interval:

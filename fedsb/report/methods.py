@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fedsb.core.errors import UserError
 from fedsb.report.groups import Group
+from fedsb.report.intervals import standard_error
 from fedsb.report.markdown import table
 from fedsb.report.pairing import Compared
 from fedsb.report.resampling import DRAWS, Difference
@@ -77,23 +78,28 @@ def seeds_text(groups: Sequence[Group]) -> str:
 def _mean_row(group: Group, metrics: Sequence[str]) -> list[object]:
     runs = list(group.runs.values())
     final = [final_metrics(run.records) for run in runs]
-    epsilons = [found["max"] for run in runs if (found := (run.summary or {}).get("epsilon"))]
+    epsilon = largest_epsilon(group)
     return [
         group.label,
         len(runs),
         *(mean_text([row[name] for row in final if name in row]) for name in metrics),
         human_bytes(statistics.fmean(totals(run.records)["payload_total"] for run in runs)),
-        bound(max(epsilons)) if epsilons and None not in epsilons else "–",
+        "–" if epsilon is None else bound(epsilon),
     ]
 
 
+def largest_epsilon(group: Group) -> float | None:
+    """Return the largest epsilon that a run of a group claims; None where one claims none that is finite."""
+    epsilons = [found["max"] for run in group.runs.values() if (found := (run.summary or {}).get("epsilon"))]
+    return max(epsilons) if epsilons and None not in epsilons else None
+
+
 def mean_text(values: Sequence[float]) -> str:
-    """Write a mean with its standard error, the sample's standard deviation over √n; no error is known of a single value."""
+    """Write a mean with its standard error; none is known of a single value."""
     if not values or any(map(math.isnan, values)):
         return "–"
-    if len(values) == 1:
-        return number(values[0])
-    return f"{number(statistics.fmean(values))} ± {number(statistics.stdev(values) / math.sqrt(len(values)))}"
+    error = standard_error(values)
+    return number(values[0]) if error is None else f"{number(statistics.fmean(values))} ± {number(error)}"
 
 
 def differences_text(rows: Sequence[Compared], metric: str) -> str:

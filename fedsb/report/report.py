@@ -11,7 +11,7 @@ from typing import Any
 from fedsb.core.errors import UserError
 from fedsb.core.folders import filled_whole
 from fedsb.report.clients import UNMEASURED, by_clients, client_rows, partition_text, spread_rows, spread_text
-from fedsb.report.comparison import write_comparison
+from fedsb.report.comparison import PAGE, write_comparison
 from fedsb.report.markdown import document, or_dash, table, write
 from fedsb.report.methods import Asked
 from fedsb.report.plots import plot_run
@@ -75,7 +75,7 @@ OWN = (
 
 
 def write_reports(folders: Sequence[str | Path], out: str | Path | None = None, asked: Asked | None = None) -> list[Path]:
-    """Write a run's report into its folder or, for several runs, their comparison; return the files, the comparison last.
+    """Write a run's report into its folder or, for several runs, their comparison; return the files, the comparison and its page last.
 
     Of several runs, those that have finished keep the report that they wrote. A folder of a sweep stands for the runs in it, and is where
     their comparison goes if it is the only one.
@@ -93,7 +93,9 @@ def write_reports(folders: Sequence[str | Path], out: str | Path | None = None, 
         if asked not in (None, Asked()):
             raise UserError("--against, --metric, --target and --tuned are for several runs; give the folders of more")
         return [write_report(found[0])]
-    return [*(write_report(folder) for folder in found if not _is_reported(folder)), write_comparison(found, out, asked)]
+    reports = [write_report(folder) for folder in found if not _is_reported(folder)]
+    comparison = write_comparison(found, out, asked)
+    return [*reports, comparison, comparison.with_name(PAGE)]
 
 
 def _is_reported(folder: Path) -> bool:

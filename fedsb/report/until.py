@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedsb.report.groups import Group
+from fedsb.report.intervals import standard_error
 from fedsb.report.series import LOWER_IS_BETTER, PAYLOADS, cumulative
 from fedsb.run.folder import Run
 
@@ -23,12 +24,14 @@ class Point:
         bytes: moved until then, summed over clients, of the start and of all rounds.
         one_off: what of them is moved once.
         value: of the metric.
+        error: its standard error; None of a single seed.
     """
 
     round: int
     bytes: float
     one_off: float
     value: float
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,4 +79,4 @@ def _curve(run: Run, metric: str) -> Mapping[int, Point]:
 
 def _mean(points: Sequence[Point]) -> Point:
     mean = {name: statistics.fmean(getattr(point, name) for point in points) for name in ("bytes", "one_off", "value")}
-    return Point(points[0].round, **mean)
+    return Point(points[0].round, **mean, error=standard_error([point.value for point in points]))

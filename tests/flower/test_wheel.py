@@ -29,6 +29,8 @@ def test_the_wheel_holds_packages_and_configuration_and_names_its_dependencies(w
     shipped = {name.removeprefix("fedsb/conf/") for name in names if name.startswith("fedsb/conf/")}
     assert shipped == {str(path.relative_to(ROOT / "conf")) for path in (ROOT / "conf").rglob("*.yaml")}
     assert {name for name in names if "/schemas/" in name} == {f"fedsb/run/schemas/{name}.json" for name in SCHEMAS}
+    page = {name.removeprefix("fedsb/report/page/") for name in names if name.startswith("fedsb/report/page/")}
+    assert page >= {"page.html", "page.css", "page.js", "library/plotly-basic.min.js", "library/LICENSE", "library/VERSION"}
     assert "Requires-Dist: torch" in metadata
     assert "Provides-Extra: demo" in metadata
 

@@ -69,8 +69,8 @@ def test_a_sweep_is_reported_whole_from_its_folder(make_run: Maker, tmp_path: Pa
     few = [RoundRecord(0)]
     folders = [make_run(f"sweep/{name}", rank=rank, records=few) for name, rank in (("10", 4), ("9", 8))]
     found = write_reports([tmp_path / "sweep"])
-    assert [path.parent.name for path in found[:-1]] == ["9", "10"]
-    assert found[-1] == tmp_path / "sweep" / "comparison.md"
+    assert [path.parent.name for path in found[:-2]] == ["9", "10"]
+    assert found[-2:] == [tmp_path / "sweep" / "comparison.md", tmp_path / "sweep" / "comparison.html"]
     assert runs_in(folders[0]) == [folders[0]]
     with pytest.raises(UserError, match="holds no run"):
         write_reports([tmp_path])

@@ -1,0 +1,100 @@
+"""``comparison.html``: template, style, script, library and data in one file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import fedsb
+from fedsb.report.comparing import Comparison
+from fedsb.report.datasets import apart_text
+from fedsb.report.drawing import COLOURS, MARKERS, STYLES
+from fedsb.report.markdown import write
+from fedsb.report.page.charts import charts
+from fedsb.report.page.skew import skew_html
+from fedsb.report.page.tables import methods_table, runs_table
+from fedsb.report.page.view import View, numbered, points_a_line
+from fedsb.report.table import plural
+
+HERE = Path(__file__).parent
+LIBRARY = HERE / "library" / "plotly-basic.min.js"
+
+
+def write_page(path: Path, parts: Sequence[Comparison], where: Path) -> Path:
+    """Write the page of a comparison.
+
+    Args:
+        path: of the file.
+        parts: runs over the same data, each with its figures.
+        where: the folder that the file ends up in, which links to runs lead from.
+    """
+    numbers = numbered(run for part in parts for run in part.runs)
+    views = [View(part, numbers) for part in parts]
+    most = points_a_line(sum(len(view.groups) for view in views))
+    views = [View(part, numbers, most) for part in parts]
+    made = {
+        "style": _file("page.css"),
+        "library": LIBRARY.read_text(encoding="utf-8"),
+        "script": _file("page.js"),
+        "data": _json([_data(view) for view in views]),
+        "title": escape(f"Comparison of {plural(len(numbers), 'run')}"),
+        "lead": _lead(parts),
+        "parts": "".join(_part(view, place, where) for place, view in enumerate(views)),
+        "version": escape(fedsb.__version__),
+    }
+    return write(path, re.sub(r"\{\{(\w+)\}\}", lambda match: made[match[1]], _file("page.html")))
+
+
+@cache
+def _file(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _json(value: Any) -> str:
+    """Return JSON that may stand in a script element: no text in it ends that."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _data(view: View) -> dict[str, Any]:
+    """Return what the script draws: groups with their look, which is the same in all charts, and the charts."""
+    return {"groups": [_look(place, view) for place in range(len(view.groups))], "charts": charts(view)}
+
+
+def _look(place: int, view: View) -> dict[str, Any]:
+    lap, colour = divmod(place, len(COLOURS))
+    group = view.groups[place]
+    look = {"colour": COLOURS[colour], "marker": (place + lap) % len(MARKERS), "dash": lap % len(STYLES)}
+    return {"label": group.label, "runs": view.runs_of(group), **look}
+
+
+def _lead(parts: Sequence[Comparison]) -> str:
+    runs = [run for part in parts for run in part.runs]
+    cut = sum(run.summary is None for run in runs)
+    lines = ["Bytes are summed over clients and rounds." + (f" {plural(cut, 'run')} did not finish." if cut else "")]
+    if warning := apart_text({part.data: part.runs for part in parts}):
+        lines.append(warning)
+    return "".join(f"<p{' class=warning' if '**' in line else ''}>{_marked(line)}</p>" for line in lines)
+
+
+def _marked(text: str) -> str:
+    """Return Markdown of one line as HTML: what is bold in it, and what is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(text)))
+
+
+def _part(view: View, place: int, where: Path) -> str:
+    title = f"<h2>Data: {escape(view.comparison.data)}</h2>"
+    care = "".join(f"<li>{_marked(line)}</li>" for line in view.comparison.remarks)
+    sections = {
+        "Methods": methods_table(view),
+        "Read with care": f"<ul>{care}</ul>" if care else "",
+        "Charts": f'<div class="legend" data-part="{place}"></div><div class="charts" data-part="{place}"></div>',
+        "How examples are dealt out": skew_html(view),
+        "Runs": runs_table(view, where),
+    }
+    shown = "".join(f"<section><h3>{name}</h3>{html}</section>" for name, html in sections.items() if html)
+    return f'<div class="part" id="part-{place}">{title}{shown}</div>'
