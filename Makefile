@@ -25,7 +25,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: setup browser demo demo-llm demo-federation check lint style types test all-tests bench clean
 .DEFAULT_GOAL := demo
 
-setup: $(VENV)/installed-dev $(VENV)/installed-quant browser
+setup: $(VENV)/installed-dev $(VENV)/installed-quant $(VENV)/installed-trackers browser
 
 # For the tests of a report's page, which are skipped where there is none: not everybody may install packages.
 BROWSER := chromium chromium-driver fonts-dejavu-core
@@ -56,7 +56,7 @@ check: lint
 test: style
 	$(MAKE) --no-print-directory --jobs 2 types all-tests
 
-all-tests: $(VENV)/installed-dev $(VENV)/installed-quant browser
+all-tests: $(VENV)/installed-dev $(VENV)/installed-quant $(VENV)/installed-trackers browser
 	$(PYTEST) -p scripts.skipped_groups -rs --fail-if-group-skipped
 
 lint: style types
@@ -82,6 +82,12 @@ $(VENV)/installed-dev $(VENV)/installed-demo $(VENV)/installed-llm: $(VENV)/inst
 # Beside the environment: transformers imports torchao wherever it is, which takes seconds a process. Byte-compiled here: Python warns of it.
 $(VENV)/installed-quant: requirements-quant.txt constraints.txt | $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/quant -c constraints.txt -r requirements-quant.txt
+	touch $@
+
+# Beside the environment too: what they bring along is many packages that nothing else here needs, and that transformers would import.
+TRACKERS := requirements-tensorboard.txt requirements-mlflow.txt requirements-wandb.txt requirements-trackers-bare.txt
+$(VENV)/installed-trackers: $(TRACKERS) constraints.txt | $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/trackers -c constraints.txt $(TRACKERS:%=-r %)
 	touch $@
 
 $(VENV)/bin/python:

@@ -46,6 +46,7 @@ with uncollected(for_good=True):
     from fedsb.run.resuming import fingerprint, for_nodes, resumed, sealed
     from fedsb.run.story import ending_in_one_line, told
     from fedsb.runtime.grid import SimulationGrid
+    from fedsb.trackers import TRACKERS, Feed
     from fedsb.wire.arrays import decode_state, encode_arrays
     from strategies.carried import remember
 
@@ -121,8 +122,9 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, early: EarlyLines, s
     """Run what is left of a federation: all of it without a ``snapshot``."""
     begun, config = time.monotonic(), prepared.config
     records = folder.cut(snapshot.round if snapshot else -1)
-    with run_log(folder.log, config.log_level, early) as log, told(config, folder.path), progress_of(config) as progress:
-        listener = listener_of(prepared, folder, progress, lambda: remember(prepared.strategy))
+    feed = Feed({name: TRACKERS[name] for name in config.trackers}, folder.path)
+    with run_log(folder.log, config.log_level, early) as log, told(config, folder.path), progress_of(config) as progress, feed:
+        listener = listener_of(prepared, folder, progress, lambda: remember(prepared.strategy), feed)
         if snapshot is not None:
             listener.resume(records, snapshot.carried)
         if config.resume:
@@ -135,6 +137,7 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, early: EarlyLines, s
         lines = (*([skew.line()] if skew else []), *more)
         for line in opening_remarks(config, grid, prepared.labels, lines, counts=prepared.strategy.counts):
             listener.say(line)
+        feed.begin(records)
         prepared.strategy.listener = listener
         first = encode_arrays(prepared.initial, config.federation.wire_dtype)
         rounds, timeout = config.federation.num_rounds, config.federation.timeout
@@ -148,6 +151,7 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, early: EarlyLines, s
         state = decode_state(result.arrays, prepared.adapted.layouts.down)
         wall_s = time.monotonic() - begun + sum(record.wall_s or 0.0 for record in records)
         summary = finish(prepared, folder, listener, state, wall_s)
+        feed.finish(summary)
         progress.finish(summary, folder.path)
     return summary
 

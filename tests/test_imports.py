@@ -18,6 +18,7 @@ ROOMS = (
         "cost",
         "app",
         "report",
+        "trackers",
         "runtime",
         "stack",
         "node",

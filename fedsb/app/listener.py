@@ -16,6 +16,7 @@ from fedsb.report.table import round_line
 from fedsb.run.checkpoint import Carried, Snapshot, save_checkpoint
 from fedsb.run.folder import RunFolder
 from fedsb.run.records import RoundRecord
+from fedsb.trackers import Feed
 from fedsb.wire.frozen import FrozenLog
 
 LOG = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class RunListener:
         carried: gives what the strategy carries on; checkpoints hold it.
         run: fingerprint of the configuration.
         keep: number of checkpoints to keep.
+        feed: of the trackers; None where there are none.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class RunListener:
         carried: Callable[[], Carried] = Carried,
         run: str = "",
         keep: int = 1,
+        feed: Feed | None = None,
     ) -> None:
         self.records: list[RoundRecord] = []
         self.claim = claim
@@ -59,6 +62,7 @@ class RunListener:
         self._carried = carried
         self._run = run
         self._keep = keep
+        self._feed = feed or Feed({}, folder.path)
 
     def resume(self, records: Sequence[RoundRecord], carried: Carried) -> None:
         """Go on after the rounds of ``records``, with what was known of the clients' accounts."""
@@ -89,16 +93,20 @@ class RunListener:
         if record is not None:
             record = self._with_privacy(record)
             self._tell(record)
-            self._folder.append(record)
+            self._keep_record(record)
 
     def end(self, record: RoundRecord, state: State, frozen: FrozenLog) -> None:
         """Append the record, save a checkpoint, print the round's line."""
         record = self._with_privacy(record)
         self.records.append(record)
         self._tell(record)
-        self._folder.append(record)
+        self._keep_record(record)
         self._save(record.round, state, frozen)
         self._progress.end(record)
+
+    def _keep_record(self, record: RoundRecord) -> None:
+        self._folder.append(record)
+        self._feed.record(record)
 
     def _tell(self, record: RoundRecord) -> None:
         """Log a round, and why each of its failures was none of its replies."""

@@ -19,12 +19,23 @@ from fedsb.report.table import human_bytes, metric_text, plural
 from fedsb.run.checkpoint import Carried
 from fedsb.run.folder import RunFolder
 from fedsb.run.resuming import fingerprint
+from fedsb.trackers import Feed
 
 LOG = logging.getLogger(__name__)
 
 
-def listener_of(prepared: Prepared, folder: RunFolder, progress: Progress, carried: Callable[[], Carried]) -> RunListener:
-    """Return the listener of a run, whose checkpoints hold ``carried``; under client-level privacy the server's ledger is charged by it."""
+def listener_of(
+    prepared: Prepared, folder: RunFolder, progress: Progress, carried: Callable[[], Carried], feed: Feed | None = None
+) -> RunListener:
+    """Return the listener of a run; under client-level privacy the server's ledger is charged by it.
+
+    Args:
+        prepared: the run.
+        folder: its folder.
+        progress: shows it.
+        carried: gives what its checkpoints hold.
+        feed: gets its records too.
+    """
     claim, books = open_accounts(prepared.config, folder.path, prepared.plans, prepared.server_plan)
     if books is not None and prepared.strategy.participation.client_unit is not None:
         books.simulated = lambda: prepared.strategy.simulated
@@ -39,6 +50,7 @@ def listener_of(prepared: Prepared, folder: RunFolder, progress: Progress, carri
         carried=carried,
         run=fingerprint(prepared.config),
         keep=prepared.config.keep_checkpoints,
+        feed=feed,
     )
 
 

@@ -129,6 +129,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "runtime.client_timeout": (lambda v: v > 0, "above 0"),
 }
 
+TRACKERS = ("tensorboard", "mlflow", "wandb")
+
 
 def check(config: Config) -> None:
     """Hold a configuration against the tables and the joint rules.
@@ -200,6 +202,12 @@ def _device_is_known(config: Config) -> None:
         raise unknown("device", config.device, ["auto", "cpu", "cuda"])
 
 
+def _trackers_are_known(config: Config) -> None:
+    for name in config.trackers:
+        if name not in TRACKERS:
+            raise unknown("tracker in trackers", name, TRACKERS)
+
+
 def _fraction_has_a_start(config: Config) -> None:
     if config.privacy.init_fraction and (start_kind(config) != "gradient" or config.init.evidence != "clients"):
         raise UserError(
@@ -216,6 +224,7 @@ JOINT_RULES: tuple[Callable[[Config], None], ...] = (
     _public_needs_text,
     _device_is_known,
     _fraction_has_a_start,
+    _trackers_are_known,
     *FEDERATION_RULES,
     *PRIVACY_RULES,
     *SECURE_RULES,

@@ -264,3 +264,4 @@ class Config:
     plots: bool
     progress: str
     log_level: Literal["debug", "info", "warning"]
+    trackers: tuple[str, ...]

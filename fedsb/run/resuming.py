@@ -18,12 +18,14 @@ from fedsb.core.errors import UserError
 
 # What may differ: where things lie and run, not what comes out. The rest of `runtime`, its threads and its stack, decides the last bits.
 FREE = (
-    "resume", "output", "sweep", "keep_checkpoints", "plots", "progress", "log_level", "cost", "frozen.cache_days", "frozen.cache_gb",
+    "resume", "output", "sweep", "keep_checkpoints", "plots", "progress", "log_level", "trackers", "cost",
+    "frozen.cache_days", "frozen.cache_gb",
     "runtime.kind", "runtime.workers", "runtime.cpus",
     "runtime.gpus", "runtime.address", "runtime.max_retries", "runtime.client_timeout",
     "federation.min_replies", "federation.replace_nodes", "federation.node_keys", "federation.lost_state",
     "federation.wait", "federation.timeout",
 )  # fmt: skip
+OWN = ("keep_checkpoints", "plots", "progress", "log_level", "trackers")  # of the whole, that a run that goes on may be given anew
 DATA_PATHS = ("data.path", "data.test_path", "data.public_path")
 PATHS = (*DATA_PATHS, "model.name", "model.tokenizer")  # absolute where the run was begun
 SWEEP = "manifest.json"  # of a sweep, which is no run
@@ -61,7 +63,7 @@ def resumed(config: Config, overrides: Sequence[str]) -> Config:
         said = chosen & differ.keys()
         shown = ", ".join(f"{key}={differ[key][0]} (that run: {differ[key][1]})" for key in sorted(said or differ)[:3])
         raise UserError(f"resume={folder}: {shown}; leave out what differs, or begin another run")
-    own = {key: getattr(config, key) for key in ("keep_checkpoints", "plots", "progress", "log_level") if _leaves({key}, config) & chosen}
+    own = {key: getattr(config, key) for key in OWN if _leaves({key}, config) & chosen}
     patience = {key: getattr(config.federation, key) for key in _named("federation", named) if is_free(f"federation.{key}")}
     federation = replace(stored.federation, **patience)
     return replace(stored, resume=str(folder), output=str(folder), runtime=_runtime(config, stored, named), federation=federation, **own)
