@@ -18,7 +18,7 @@ from fedsb.report.markdown import write
 from fedsb.report.page.charts import charts
 from fedsb.report.page.skew import skew_html
 from fedsb.report.page.tables import methods_table, runs_table
-from fedsb.report.page.view import View, numbered, points_a_line
+from fedsb.report.page.view import View, views_of
 from fedsb.report.table import plural
 
 HERE = Path(__file__).parent
@@ -33,16 +33,13 @@ def write_page(path: Path, parts: Sequence[Comparison], where: Path) -> Path:
         parts: runs over the same data, each with its figures.
         where: the folder that the file ends up in, which links to runs lead from.
     """
-    numbers = numbered(run for part in parts for run in part.runs)
-    views = [View(part, numbers) for part in parts]
-    most = points_a_line(sum(len(view.groups) for view in views))
-    views = [View(part, numbers, most) for part in parts]
+    views = views_of(parts)
     made = {
         "style": _file("page.css"),
         "library": LIBRARY.read_text(encoding="utf-8"),
         "script": _file("page.js"),
         "data": _json([_data(view) for view in views]),
-        "title": escape(f"Comparison of {plural(len(numbers), 'run')}"),
+        "title": escape(f"Comparison of {plural(len({run.path for part in parts for run in part.runs}), 'run')}"),
         "lead": _lead(parts),
         "parts": "".join(_part(view, place, where) for place, view in enumerate(views)),
         "version": escape(fedsb.__version__),

@@ -13,7 +13,6 @@ from typing import TypeVar
 from fedsb.report.comparing import Comparison
 from fedsb.report.groups import Group, grouped
 from fedsb.report.series import UNDRAWN, metric_names, primary_metric
-from fedsb.run.folder import Run
 
 T = TypeVar("T")
 UNFINISHED = " (not finished)"
@@ -29,18 +28,14 @@ class View:
     Attributes:
         comparison: of them.
         numbers: of all runs of the page, by folder.
+        groups: of the comparison, and behind them runs that have not finished, by method and settings.
         most: points that a line may have.
     """
 
     comparison: Comparison
     numbers: Mapping[Path, int]
+    groups: Sequence[Group]
     most: int = MOST
-
-    @cached_property
-    def groups(self) -> list[Group]:
-        """The groups of the comparison, and behind them runs that have not finished, by method and settings."""
-        cut = [replace(group, label=group.label + UNFINISHED) for group in grouped(self.comparison.runs, finished=False)]
-        return [*self.comparison.groups, *cut]
 
     @cached_property
     def metric(self) -> str | None:
@@ -58,9 +53,18 @@ class View:
         return [self.numbers[run.path] for run in group.runs.values()]
 
 
-def numbered(runs: Iterable[Run]) -> dict[Path, int]:
-    """Number runs from 1, in their order."""
-    return {path: number for number, path in enumerate(dict.fromkeys(run.path for run in runs), 1)}
+def views_of(parts: Sequence[Comparison]) -> list[View]:
+    """Return what a page shows of comparisons, a view for each, with one number for each run of all."""
+    numbers = {path: number for number, path in enumerate(dict.fromkeys(run.path for part in parts for run in part.runs), 1)}
+    groups = [_groups(part) for part in parts]
+    most = points_a_line(sum(map(len, groups)))
+    return [View(part, numbers, found, most) for part, found in zip(parts, groups, strict=True)]
+
+
+def _groups(part: Comparison) -> list[Group]:
+    if all(run.summary is not None for run in part.runs):
+        return part.groups
+    return [*part.groups, *(replace(group, label=group.label + UNFINISHED) for group in grouped(part.runs, finished=False))]
 
 
 def points_a_line(groups: int) -> int:
