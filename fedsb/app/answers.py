@@ -134,7 +134,9 @@ def train(message: Message, context: Context) -> Message:
     """Train one round and upload the factors and the head."""
     job = Job(message, context)
     keep_large_blocks(job.adapted.device)
-    return Message(job.reply(job.round.alone(job.state())), reply_to=message)
+    with job.turn():
+        upload = job.round.alone(job.state())
+    return Message(job.reply(upload), reply_to=message)
 
 
 def _secured(answer: Callable[[Desk], State]) -> Handler:
@@ -191,20 +193,21 @@ def _refuse_open(config: Config) -> None:
 def _give_privately(job: Job, sketch: Sketch, stage: str, number: int, probes: State) -> RecordDict:
     from clients.private_start import private_evidence
 
-    answer = private_evidence(
-        job.adapted,
-        job.task,
-        job.train,
-        sketch=sketch,
-        stage=stage,
-        number=number,
-        probes=probes,
-        train=job.config.train,
-        privacy=job.config.privacy,
-        micro_batch=job.config.init.micro_batch,
-        account=job.account,
-        streams=job.streams(job.instruction.stage),
-    )
+    with job.turn():
+        answer = private_evidence(
+            job.adapted,
+            job.task,
+            job.train,
+            sketch=sketch,
+            stage=stage,
+            number=number,
+            probes=probes,
+            train=job.config.train,
+            privacy=job.config.privacy,
+            micro_batch=job.config.init.micro_batch,
+            account=job.account,
+            streams=job.streams(job.instruction.stage),
+        )
     return job.reply(answer, wire_dtype="float32")
 
 
@@ -241,7 +244,8 @@ def evaluate(message: Message, context: Context) -> Message:
     if not job.held_out:
         return Message(encode_reply(State(), 0, {}), reply_to=message)
     if job.config.privacy.unit == "example":
-        metrics = allowed(_measured_privately(job), evaluation=True)
+        with job.turn():
+            metrics = allowed(_measured_privately(job), evaluation=True)
         return Message(encode_reply(State(), len(job.held_out), metrics), reply_to=message)
 
     def on_held_out(state: State) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,10 @@ class Job:
             admit_noise(self.node, *plan.multipliers)
         own = self.node.budgets(plan.delta) if self.node else ()
         return Account(plan=plan, run=run, names=(flower,), client=i.client, own=own, **common)
+
+    def turn(self) -> AbstractContextManager[object]:
+        """Keep other messages to the client in this run waiting, where its replies are charged for."""
+        return self.account.turn() if self.config.privacy.unit == "example" else nullcontext()
 
     def _run_folder(self) -> Path:
         return folder_of_run(self._context, self.config)

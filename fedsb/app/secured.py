@@ -161,7 +161,7 @@ class Desk:
                 :meth:`fedsb.secure.party.Party.answer`.
         """
         party, number = self._party, str(self._session.round)
-        over = hashlib.sha256(json.dumps([party.work.hex(), sorted(self._told.members)]).encode()).hexdigest()[:32]
+        over = hashlib.sha256(json.dumps([self._session.settings, party.work.hex(), sorted(self._told.members)]).encode()).hexdigest()[:32]
         answered = (self._read(ANSWERED) or {}).get(self._session.run, {})
         if answered.get(number, over) != over:
             raise SecureError(

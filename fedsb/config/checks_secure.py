@@ -12,6 +12,7 @@ from fedsb.core.errors import UserError
 from fedsb.secure.threshold import LEAST
 
 ON = "federation.secure_sum=true"
+MOST_CUTOFF = 50  # of fedau: how many times another a client may count, on the server's word
 Clash = tuple[str, Callable[[Config], bool], str]
 
 # The setting that does not go with it, whether it is set, and why and what to change.
@@ -37,6 +38,12 @@ CLASHES: tuple[Clash, ...] = (
         lambda c: start_kind(c) == "gradient" and c.init.evidence == "clients",
         "the start would show the server each client's mean gradient on some random directions, without a mask; use init.kind=orthogonal, "
         "another start that asks no client, or init.evidence=public",
+    ),
+    (
+        "federation.cutoff",
+        lambda c: c.federation.weighting == "fedau" and c.federation.cutoff > MOST_CUTOFF,
+        f"a client may count that many times another with federation.weighting=fedau, and of a sum nearly all is its upload; give at most "
+        f"{MOST_CUTOFF}",
     ),
     ("faults.nan", lambda c: c.faults.nan > 0, "nobody could see what was broken under its mask; leave faults.nan out"),
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from fedsb.privacy.replies import KEPT_ROUNDS
 
 LEDGERS = "ledgers"
 DIAGNOSTICS = "diagnostics.jsonl"
+TURNS = 16  # files by which messages wait for each other; of a run of its own each, mostly
 # All that a private reply says beside its noised arrays, the number of examples and the layout's digest. Every value follows from the
 # configuration, the number of examples and the ledger; none from what the examples are. ``encoding-error`` is what the wire's dtype took
 # from the noised arrays.
@@ -63,6 +66,16 @@ class Account:
     def key(self, round_number: int, exchange: str) -> Key:
         """Name a release of this run."""
         return Key(self.run, round_number, exchange, self.client)
+
+    def turn(self) -> AbstractContextManager[object]:
+        """Keep other messages to the client in this run waiting inside the block, from looking for a kept reply to keeping one.
+
+        A run that goes on asks again while a process of the node's may still be at work on what it was asked before.
+        """
+        if self.repeatable:
+            return nullcontext()
+        number = hashlib.sha256(json.dumps([self.run, self.client]).encode()).digest()[0] % TURNS
+        return locked(self.ledger.folder / f"turn-{number}")
 
     def charged(self, key: Key) -> Entry:
         """Return what the ledger holds for a release, read back from the disk: what is done is held against it."""

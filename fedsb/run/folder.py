@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from fedsb.run.records import RoundRecord, finite
 
 # libyaml's, where it is there: a tenth of the time, which is most of what reading a run takes.
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+IDENTITY = re.compile("[0-9a-f]{32}")  # of a run
 # A folder with one of these belongs to a run.
 MARKS = ("config.yaml", "summary.json", "ledgers")
 
@@ -93,9 +95,11 @@ class RunFolder:
         path = self.path / "identity"
         with suppress(FileExistsError):
             create_whole(path, fresh + "\n")
-        if not (known := path.read_text(encoding="utf-8").strip()):  # killed at it, on a file system without hard links
-            replace_whole(path, fresh + "\n")
-        return known or fresh
+        known = path.read_text(encoding="utf-8", errors="replace").strip()
+        if IDENTITY.fullmatch(known):
+            return known
+        replace_whole(path, fresh + "\n")  # killed at it, on a file system without hard links, or damaged since: nodes would not take it
+        return fresh
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -57,8 +57,8 @@ class FrozenCache:
         self._used: set[Path] = set()
         self._run = ""
         self._pruned = -math.inf
-        self._head = ROOT
-        self._view = FrozenView()
+        self._told = bool(owner)
+        self._head, self._view = self._empty()
         self._tidied: tuple[str, str] | None = None
 
     def take(self, bundle: FrozenBundle | None, head: str, run: str, *, back: int) -> FrozenView:
@@ -137,16 +137,19 @@ class FrozenCache:
         except FrozenMissing:  # another process may have put one file in place of several meanwhile
             chain, at = self._chain(head)
         if at == ROOT and self._head != ROOT:
-            self._head, self._view = ROOT, FrozenView()
+            self._head, self._view = self._empty()
         try:
             for bundle in reversed(chain):
                 self._view.apply(bundle)
         except BaseException:
             # Half applied: the next load begins at the root again.
-            self._head, self._view = ROOT, FrozenView()
+            self._head, self._view = self._empty()
             raise
         self._head = head
         return self._view
+
+    def _empty(self) -> tuple[str, FrozenView]:
+        return ROOT, FrozenView(by_head=not self._told)
 
     def _chain(self, head: str) -> tuple[list[FrozenBundle], str]:
         """Read the bundles that lead to a head, the last first, and say where they begin: at what is in memory, or at the root."""

@@ -19,15 +19,15 @@ FEDAU = load([*RUN, "federation.weighting=fedau", "federation.cutoff=5"])
 
 @pytest.mark.parametrize(
     ("config", "told"),
-    [(FEDAU, {"weights": (2.0, 1.0, 1.0, 1.0)}), (CONFIG, {"bound": 0.06})],
-    ids=["with other weights", "rounded otherwise"],
+    [(FEDAU, {"weights": (2.0, 1.0, 1.0, 1.0)}), (CONFIG, {"bound": 0.06}), (CONFIG, {"config": load([*RUN, "seed=1"])})],
+    ids=["with other weights", "rounded otherwise", "by other settings"],
 )
 def test_a_second_sum_of_the_same_is_refused(config: Config, told: dict[str, Any], tmp_path: Path) -> None:
-    """By as many sums as there are clients, each weighted or rounded otherwise, a server would know all summands."""
+    """By as many sums as there are clients, each weighted, rounded or trained otherwise, a server would know all summands."""
     first = Clients(tmp_path, config=config, weights=(1.0,) * 4 if config is FEDAU else (20.0,) * 4).begin()
     first.confirm(*FOUR)
     first.answer("client-0", FOUR)
-    again = Clients(tmp_path, config=config, **{"weights": first.weights, **told}).begin()
+    again = Clients(tmp_path, **{"config": config, "weights": first.weights, **told}).begin()
     again.confirm(*FOUR)
     with pytest.raises(SecureError, match="for another sum of round 1 were given before"):
         again.answer("client-0", FOUR)

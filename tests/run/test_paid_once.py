@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from shlex import join
 from typing import Any
@@ -17,8 +20,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fedsb import client_app
 from fedsb.config.compose import load
+from fedsb.core.disk import locked
 from fedsb.core.errors import RunError
 from fedsb.core.folders import home
+from fedsb.privacy.account import TURNS
 from fedsb.privacy.codes import CODES
 from fedsb.run.resuming import resumed
 from fedsb.server_app import serve
@@ -82,6 +87,18 @@ def on_nodes(
     return serve(resumed(load(overrides), overrides), grid, folder, overrides=overrides)
 
 
+@pytest.mark.parametrize("said", ["", "no number\n", "\xff\n"])
+def test_a_number_that_is_damaged_is_that_of_the_last_checkpoint(said: str, tiny_bert: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(Killed):
+        on_nodes(folder, tiny_bert, tmp_path, *TWO, app=Noting(1), life=2 + 3)
+    known = (folder / "identity").read_text()
+    (folder / "identity").write_text(said, encoding="latin-1")
+    on_nodes(folder, tiny_bert, tmp_path, f"resume={folder}", app=Noting(2))
+    assert (folder / "identity").read_text() == known
+    assert charged() == sorted((number, "train", client) for number in (1, 2) for client in "ab")
+
+
 def lines() -> list[dict[str, Any]]:
     ledgers = sorted(home().glob("ledgers/*/ledger.jsonl"))
     return [json.loads(line) for path in ledgers for line in path.read_text(encoding="utf-8").splitlines()[1:]]
@@ -120,16 +137,17 @@ def test_a_run_that_goes_on_has_the_budget_that_was_left(tiny_bert: Path, tmp_pa
 class Liar:
     """A server that has the messages of a run, and sends them again as it likes."""
 
-    def __init__(self, app: Noting) -> None:
-        self._message, self._context, reply = next(each for each in app.seen if each[0].metadata.message_type == "train")
+    def __init__(self, app: Noting, kind: str = "train") -> None:
+        self._kind = kind
+        self._message, self._context, reply = next(each for each in app.seen if each[0].metadata.message_type == kind)
         self.upload = data_of(reply)
 
     def ask(self, flower: int, *, scaled: float = 1.0, **told: Any) -> Message:
-        """Send the run's first training message again, with another state, or with something else told."""
+        """Send the run's first message of a kind again, with another state, or with something else told."""
         content = self._message.content
         arrays = {name: type(array)(array.numpy() * array.numpy().dtype.type(scaled)) for name, array in content["arrays"].items()}
         config = {**content.config_records["config"], **told}
-        message = Message(RecordDict({"arrays": ArrayRecord(arrays), "config": ConfigRecord(config)}), 1, "train")  # type: ignore[arg-type]
+        message = Message(RecordDict({"arrays": ArrayRecord(arrays), "config": ConfigRecord(config)}), 1, self._kind)  # type: ignore[arg-type]
         message.metadata.__dict__["_message_id"] = "asked"
         old = self._context
         return client_app.app(message, Context(flower, old.node_id, old.node_config, old.state, old.run_config))
@@ -181,3 +199,32 @@ def test_over_its_life_a_ledger_is_one_whatever_runs_are_called(liar: Liar, tmp_
     codes = [decode_reply(liar.ask(100 + number, origin=f"{number:032x}").content).code for number in range(12)]
     assert codes[0] == 0
     assert codes[-1] == CODES["budget"].number
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Noting, Path]:
+    """A run with messages of every kind that is charged, and where its nodes live."""
+    app, work = Noting(1), tmp_path_factory.mktemp("measured")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSB_HOME", str(work / "home"))
+        on_nodes(work / "run", tiny_bert, work, *RUN, "federation.num_rounds=1", app=app)
+    return app, work / "home"
+
+
+@pytest.mark.parametrize("kind", ["train", "train.evidence", "evaluate"])
+def test_who_asks_while_another_process_is_at_work_waits(kind: str, measured: tuple[Noting, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed and goes on at once asks again before the node is done with what it was asked: it would be charged for both."""
+    app, homes = measured
+    monkeypatch.setenv("FEDSB_HOME", str(homes))
+    liar, before = Liar(app, kind), len(lines())
+    with ThreadPoolExecutor(1) as threads:
+        with ExitStack() as at_work:
+            for ledger in home().glob("ledgers/*/ledger.jsonl"):
+                for number in range(TURNS):
+                    at_work.enter_context(locked(ledger.with_name(f"turn-{number}")))
+            asked = threads.submit(liar.ask, 2, own=7)
+            time.sleep(0.5)
+            assert not asked.done()
+            assert len(lines()) == before
+        assert decode_reply(asked.result(60).content).code == 0
+    assert len(lines()) == before + 1

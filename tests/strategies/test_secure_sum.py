@@ -252,6 +252,7 @@ def test_a_private_run_is_the_same_with_and_without(tiny_bert: Path, tmp_path: P
         (["privacy=client", "privacy.noise_multiplier=1", "federation.weighting=uniform"], "privacy.unit=client: the server clips each"),
         (["federation.wire_dtype=int8"], "federation.wire_dtype: a masked value takes four bytes"),
         (["init.kind=gradient"], "init.kind=gradient: the start would show the server"),
+        (["federation.weighting=fedau", "federation.cutoff=51"], "federation.cutoff: a client may count that many times another"),
         (["faults.nan=0.1"], "faults.nan: nobody could see"),
         (["federation.num_clients=1"], "a round of 1 client: its sum is its upload"),
         (["train.optimizer=sgd"], "nothing bounds by how much train.optimizer=sgd"),

@@ -12,11 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from fedsb.adapters.frozen_part import FrozenPart
 from fedsb.core.rng import torch_generator
 from fedsb.core.state import Name, State
 from fedsb.cost.table import cost_of
-from fedsb.wire.frozen import FrozenBundle, FrozenLog, FrozenMissing, FrozenView
+from fedsb.wire.frozen import ROOT, FrozenBundle, FrozenLog, FrozenMissing, FrozenView
 from fedsb.wire.frozen_cache import SPARE, FrozenCache
 from tests.strategies.federations import classification, federate
 
@@ -180,3 +182,17 @@ def test_what_one_run_calls_by_a_head_is_nothing_to_another(tmp_path: Path) -> N
         mine.load(log.head)
     assert float(mine.take(bundle, log.head, "b", back=1).basis[Name("m", "B")].max()) == 1
     assert float(FrozenCache(tmp_path, owner="b").load(log.head).basis[Name("m", "B")].max()) == 1
+
+
+@pytest.mark.parametrize("hold", ["auto", "dense", "merge"])
+def test_a_node_trains_with_what_it_was_sent_whatever_another_run_has_called_by_the_same_name(hold: str, tmp_path: Path) -> None:
+    """A layer stays in a worker from run to run, and heads are the servers' word; what is hashed for a secure sum is what this run sent."""
+    base = nn.Linear(6, 6, bias=False)
+    part, x, head = FrozenPart(base, hold), torch.randn(3, 6, generator=torch_generator(0, "x")), "a" * 32
+    for number, left in enumerate((torch.ones(6, 1), torch.full((6, 1), -2.0)), start=1):
+        bundle = FrozenBundle(ROOT, head, State({Name("x", "U@1"): left, Name("x", "V@1"): torch.ones(1, 6)}))
+        run = f"{number:032x}"
+        held = FrozenCache(tmp_path, as_factors=hold == "auto", owner=run).take(bundle, head, run, back=KEEP)
+        part.set(held.residuals["x"])
+        with torch.no_grad():
+            assert torch.allclose(part(x), x @ (part.pristine + left @ torch.ones(1, 6)).T, atol=1e-5)

@@ -101,6 +101,8 @@ OTHERS = {
     "a factor of another name": {name: t for name, t in ONE.items() if name.role != "B"} | {Name("x", "A"): torch.ones(2, 2)},
     "a factor of another shape": ONE | {Name("x", "B"): torch.ones(4, 1)},
     "another addition": ONE | {Name("x", "V"): torch.full((1, 3), 0.5)},
+    "one of the same product, which processors round otherwise": ONE
+    | {Name("x", "U"): 2 * ONE[Name("x", "U")], Name("x", "V"): torch.full((1, 3), 0.5)},
     "no addition": {Name("x", "B"): torch.ones(2, 2)},
     "an addition of nothing to another module": ONE | {Name("y", "U"): torch.zeros(3, 1), Name("y", "V"): torch.zeros(1, 3)},
 }
