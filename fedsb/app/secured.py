@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from fedsb.app.secured_terms import hold_bound, hold_weights
+from fedsb.app.secured_terms import hold_bound, hold_own, hold_weights
 from fedsb.config.derived import client_names
 from fedsb.config.schema import Config
 from fedsb.core.cohort import cohort_size
@@ -121,8 +121,8 @@ class Desk:
             held: digest of all that the client holds of the frozen part that the server has sent.
 
         Raises:
-            SecureError: the weights or the bound are none of this run, the upload is not finite, which nobody could see in the sum, or
-                :meth:`fedsb.secure.party.Party.mask`.
+            SecureError: the weights, the bound or what it is to go on from are none of this run, the upload is not finite, which nobody
+                could see in the sum, or :meth:`fedsb.secure.party.Party.mask`.
         """
         if broken := non_finite(upload):
             raise SecureError(f"{broken.role} of '{broken.module}' holds NaN or infinity; lower train.lr")
@@ -130,6 +130,7 @@ class Desk:
         share = told.share(self._client)
         hold_weights(self._config.federation, told, self._client, count)
         hold_bound(self._config, told.bound, count)
+        hold_own(self._config, i.own, [number for number in map(int, self._answered) if number < i.round], count)
         moved = [(t.double() - begun[name].double() if name in begun else t.double()).reshape(-1) for name, t in upload.items()]
         words = FixedPoint(told.bound, len(told.members)).encode(torch.cat(moved).numpy(), share)
         others = [name for name in told.members if name != self._client]
@@ -162,7 +163,7 @@ class Desk:
         """
         party, number = self._party, str(self._session.round)
         over = hashlib.sha256(json.dumps([self._session.settings, party.work.hex(), sorted(self._told.members)]).encode()).hexdigest()[:32]
-        answered = (self._read(ANSWERED) or {}).get(self._session.run, {})
+        answered = self._answered
         if answered.get(number, over) != over:
             raise SecureError(
                 f"shares for another sum of round {number} were given before (over others, or weighted, bounded or trained otherwise), and "
@@ -174,6 +175,12 @@ class Desk:
         self._write(ANSWERED, {self._session.run: {**answered, number: over}})
         self._keep(party)
         return sealed_state(party.terms + joined(said))
+
+    @property
+    def _answered(self) -> dict[str, str]:
+        """For which sum of each round of this run shares were given."""
+        found: dict[str, str] = (self._read(ANSWERED) or {}).get(self._session.run, {})
+        return found
 
     @property
     def _threshold(self) -> int:

@@ -1,12 +1,15 @@
 """What a client holds the weights and the bound of a secure sum against.
 
-By many sums of the same values, weighted, cut or rounded otherwise, a server could tell one client's from the others'.
+By many sums of the same values, weighted, cut or rounded otherwise, a server could tell one client's from the others', and by one sum in
+which the others' changes are none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 
+from fedsb.config.derived import family
 from fedsb.config.largest_change import largest_change
 from fedsb.config.schema import Config
 from fedsb.config.schema_federation import FederationConfig
@@ -15,6 +18,7 @@ from fedsb.wire.secured import Secured
 
 # What a client knows of its own weight, by federation.weighting; None: nothing.
 OWN_WEIGHTS: Mapping[str, Callable[[int], float | None]] = {"examples": float, "uniform": lambda count: 1.0, "fedau": lambda count: None}
+ONE_STEP = "the first step of who begins anew in a factor of its own changes nothing that it uploads: the sum would be another's upload"
 MOST_BOUND = 1000.0  # times a client's own: of 31 bits some 21 are left to its values, about as many as float32 has
 
 
@@ -49,3 +53,26 @@ def hold_bound(config: Config, told: float, count: int) -> None:
     most = own if config.federation.secure_bound else MOST_BOUND * own
     if not own <= told <= most:
         raise SecureError(f"the server gives {told:g} as the bound of a change, and this client's is {own:g}; give federation.secure_bound")
+
+
+def hold_own(config: Config, own: int, answered: Collection[int], count: int) -> None:
+    """Hold from what of its own a client is to go on, where it keeps a factor for itself: one that is zero lets the other not move.
+
+    Args:
+        config: of the run.
+        own: the round that it kept this in, as the server says; 0: the start.
+        answered: earlier rounds of the run whose sums, in which it was, it has helped to unmask.
+        count: its training examples.
+
+    Raises:
+        SecureError: it has kept something in a round that has counted since, or takes one step in a round.
+    """
+    if not family(config).own:
+        return
+    if own < max(answered, default=0):
+        raise SecureError(
+            f"the server has this client go on from what it kept in round {own}, and it was in the sum of round {max(answered)}"
+        )
+    train = config.train
+    if config.privacy.unit != "example" and train.local_epochs * math.ceil(count / train.batch_size) == 1 and not train.local_steps:
+        raise SecureError(f"{count} examples are one step a round, and {ONE_STEP}; lower train.batch_size")

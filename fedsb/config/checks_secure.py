@@ -45,6 +45,12 @@ CLASHES: tuple[Clash, ...] = (
         f"a client may count that many times another with federation.weighting=fedau, and of a sum nearly all is its upload; give at most "
         f"{MOST_CUTOFF}",
     ),
+    (
+        "train.local_steps=1",
+        lambda c: c.train.local_steps == 1 and c.privacy.unit != "example" and bool(family(c).own),
+        "the first step of a client that begins anew in a factor of its own changes nothing that it uploads, and the sum would be "
+        "another's upload; take two steps, or a method whose clients keep nothing for themselves",
+    ),
     ("faults.nan", lambda c: c.faults.nan > 0, "nobody could see what was broken under its mask; leave faults.nan out"),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,28 @@ def test_a_client_takes_no_weight_but_its_own(options: Options) -> None:
     assert re.search(r"the server gives 'client-0' another weight than \d+, which is its own", federation.records[1].failed["client-0"])
 
 
+def test_a_client_goes_on_from_what_has_counted_and_not_from_the_start(options: Options, caplog: pytest.LogCaptureFixture) -> None:
+    """Who begins anew in a factor of its own moves little of what it uploads: where all but one do, the sum is nearly that one's upload."""
+
+    def call(message: Message, context: Context) -> Message:
+        told = message.content["config"]
+        if message.metadata.message_type == "train" and told["round"] == 2 and told["client"] != "client-0":
+            told.pop("own")
+        return client_app(message, context)
+
+    two = (*ALL, "federation.num_rounds=2")
+    with pytest.raises(RunError, match="round 2: 1 of 5 clients sent an upload"):
+        federate(options("tiny_bert", "fedsa_lora", *SECURE, *two), app=call)
+    assert caplog.text.count("from what it kept in round 0, and it was in the sum of round 1") == 4
+
+
+@pytest.mark.parametrize(("size", "stopped"), [(100, True), (2, False)])
+def test_a_client_of_one_step_is_in_no_sum_where_it_keeps_a_factor(size: int, stopped: bool, options: Options) -> None:
+    steps = ("train.local_steps=null", "train.local_epochs=1", f"train.batch_size={size}")
+    with pytest.raises(RunError, match="examples are one step a round") if stopped else nullcontext():
+        federate(options("tiny_bert", "fedsa_lora", *SECURE, *ALL, *steps))
+
+
 def test_values_beyond_the_bound_are_cut_counted_and_told(options: Options) -> None:
     federation = federate(options("tiny_bert", "fed_sb", *SECURE, *ALL, "federation.secure_bound=0.003"))
     record = federation.records[1]
@@ -253,6 +275,10 @@ def test_a_private_run_is_the_same_with_and_without(tiny_bert: Path, tmp_path: P
         (["federation.wire_dtype=int8"], "federation.wire_dtype: a masked value takes four bytes"),
         (["init.kind=gradient"], "init.kind=gradient: the start would show the server"),
         (["federation.weighting=fedau", "federation.cutoff=51"], "federation.cutoff: a client may count that many times another"),
+        (
+            ["method=fedsa_lora", "init.kind=null", "train.local_steps=1"],
+            "train.local_steps=1: the first step of a client that begins anew",
+        ),
         (["faults.nan=0.1"], "faults.nan: nobody could see"),
         (["federation.num_clients=1"], "a round of 1 client: its sum is its upload"),
         (["train.optimizer=sgd"], "nothing bounds by how much train.optimizer=sgd"),
