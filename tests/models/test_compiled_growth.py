@@ -27,6 +27,7 @@ from tests.strategies.federations import Federation, federate, language_model
 
 RANKS = (0, 1, 2, 5, 60)  # nothing, ranks that grow, and more than a matrix weighs
 pytestmark = [
+    pytest.mark.timeout(1800),  # graphs take half a minute of one core, and several where others work too
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),  # torch's compiler, of what it does itself
 ]
