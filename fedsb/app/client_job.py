@@ -49,6 +49,7 @@ from fedsb.wire.short_states import received
 
 # Folders of what clients keep for their next rounds: factors of their own, and what the wire has left out of their uploads.
 OWN, LEFT = "own", "left"
+NAMELESS = "nameless"  # whose frozen parts are, where a server names no run
 
 
 class Job:
@@ -88,7 +89,9 @@ class Job:
         i = self.instruction
         rank = self.rank if self.adapted.spec.in_log else None
         keeps = Limits(self.config.frozen.cache_days, self.config.frozen.cache_gb)
-        cached = store(self._cache / "frozen", rank, bool(self.adapted.held_as_factors), keeps, i.origin if self.real else "")
+        # Of a run without a name too: a node takes no head for its content.
+        owner = (i.origin or NAMELESS) if self.real else ""
+        cached = store(self._cache / "frozen", rank, bool(self.adapted.held_as_factors), keeps, owner)
         return cached.take(i.bundle, i.frozen, i.origin, back=self.config.keep_checkpoints)
 
     def _made(self) -> State:

@@ -174,6 +174,11 @@ def test_who_says_that_it_is_a_run_gets_of_it_what_that_got_and_pays_for_all_els
     assert len(lines()) == before + count
 
 
+def test_frozen_parts_of_a_run_without_a_name_are_not_taken_for_what_their_heads_say(liar: Liar) -> None:
+    assert decode_reply(liar.ask(78, origin="no name of a run").content).code == 0
+    assert len({path.name.partition("-run-")[2] for path in home().glob("frozen/*.safetensors")} - {""}) == 2
+
+
 NAMES: dict[str, Sequence[tuple[int, str]]] = {
     "one run of Flower's by many names": [(5, f"{number:032x}") for number in range(40)],
     "one name in many runs of Flower's": [(number, "ab" * 16) for number in range(5, 45)],
