@@ -6,8 +6,9 @@ its worker; what a client computes is told by the same run in one process. Kinds
 of their own beside them. Each figure is made of medians; beside it stand the least and the most that any choice of single rounds makes.
 The echo's server looks for replies as fedsb's does: Flower's own ``send_and_receive`` sleeps three seconds between two looks, which is
 most of such a round on the wall, and is measured for itself. Seconds on the wall hold where nothing else runs; the load is printed. The
-overrides make another federation, as ``-- model=smollm2 data.task=causal_lm data.label=null train.max_length=64 train.batch_size=4``. Exit
-status 1 if a bound is missed or a kind of run could not be measured.
+overrides make another federation, as ``-- model=smollm2 data.task=causal_lm data.label=null train.max_length=64 train.batch_size=4``; the
+bound of a whole round over compute and echo is one of language models, whose compute is most of it. Exit status 1 if a bound is
+missed or a kind of run could not be measured.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class Bench(NamedTuple):
 
 def main() -> int:
     """Measure, print, and return 1 where a bound is missed or something could not be measured."""
-    options, found = parse(), Found()
+    options = parse()
+    found = Found(language="data.task=causal_lm" in options.overrides)
     loads = [os.getloadavg()[0]]
     if loads[0] > QUIET:
         print(f"load {loads[0]:.1f}: something else runs, and seconds on the wall are not those of a quiet machine", flush=True)

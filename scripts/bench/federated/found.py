@@ -28,6 +28,7 @@ class Found:
         private: those of runs with it.
         loads: of models, of the node that loaded most, by run.
         missing: what could not be measured, with the reason.
+        language: whether the model is a language model, whose compute is most of a round: the bound of the whole is for these.
     """
 
     rounds: dict[str, list[Round]] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class Found:
     private: list[str] = field(default_factory=list)
     loads: dict[str, int] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    language: bool = False
 
     def add(self, kind: str, rounds: Sequence[Round]) -> None:
         """Take rounds in, and print them."""
@@ -58,7 +60,7 @@ class Found:
                     over = f"{what} of a round {kind}, less its compute, over an echo"
                     yield self._over(over, _share, (kind, "compute", echo), which, bound)
             whole = f"{what} of a round with workers over compute and echo"
-            yield self._over(whole, _whole, ("with workers", "compute", "echo"), which, SECOND_ROUND)
+            yield self._over(whole, _whole, ("with workers", "compute", "echo"), which, SECOND_ROUND if self.language else None)
             for kind, rounds in self.rounds.items():
                 yield Figure(f"{what} s, {kind}", float(median(each[which] for each in rounds)))
         yield Figure("model loads a node, of the run with most", max(self.loads.values()), 1)
