@@ -1,4 +1,4 @@
-"""The command line: ``fedsb run | submit | report | eval | export | cost | node | worker | federation | doctor | completion``."""
+"""The command line: ``fedsb run | submit | watch | report | eval | export | cost | node | worker | federation | doctor | completion``."""
 
 from __future__ import annotations
 
@@ -65,6 +65,14 @@ def submit(arguments: list[str]) -> int:
         from fedsb.commands.submit import submit as submit_command
 
     return submit_command(arguments)
+
+
+def watch(arguments: list[str]) -> int:
+    """Show how a run or a sweep stands."""
+    with uncollected(for_good=True):
+        from fedsb.commands.watch import watch as watch_command
+
+    return watch_command(arguments)
 
 
 def report(arguments: list[str]) -> int:
@@ -134,6 +142,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": run,
     "submit": submit,
     "cost": cost,
+    "watch": watch,
     "report": report,
     "eval": evaluate,
     "export": export,

@@ -164,6 +164,7 @@ AFTER: Mapping[str, Callable[[Words, str], Iterable[str]]] = {
     "run": _overrides,
     "submit": _federation,
     "cost": _overrides,
+    "watch": _folders,
     "report": _folders,
     "eval": _measured,
     "export": _folders,

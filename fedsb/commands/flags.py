@@ -54,6 +54,7 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
         Flag((name,), value)
         for name, value in (("--against", "METHOD"), ("--metric", "NAME"), ("--target", "VALUE"), ("--tuned", "TEXT"), ("--out", "FOLDER"))
     ),
+    "watch": (Flag(("--html",)), Flag(("--every",), "SECONDS"), Flag(("--once",))),
     "eval": (
         Flag(("--max-examples",), "N"),
         Flag(("--tasks",), "TASK,TASK", ("loss", "exact_match", "choice")),

@@ -15,6 +15,7 @@ USAGE = """usage: fedsb COMMAND …
   fedsb run [key=value …] [-m] [--cfg job]   run a federation in this process (Hydra overrides; -m sweeps)
   fedsb submit [FEDERATION] [key=value …]    run a real federation, through a SuperLink of Flower's configuration
   fedsb cost [key=value …]                   parameters and bytes of every method for a model, without its weights
+  fedsb watch FOLDER [--html]                how a run or a sweep stands, from its records alone, until it is over
   fedsb report FOLDER [FOLDER …]             write report.md and plots for a run, or a comparison of several
   fedsb eval FOLDER [--max-examples N]       measure a run's model, or an exported one, beside its untouched base
   fedsb export FOLDER [OUT] [--format F]     write the model of a finished run, merged or as an adapter
@@ -89,6 +90,19 @@ Show what every method would train and move, for a model's configuration alone: 
 {OVERRIDES}
 
   cost.rank.METHOD=N   the rank of one method, where the others take rank=…""",
+    "watch": """usage: fedsb watch FOLDER [--html] [--every SECONDS] [--once]
+
+Show how a run, or the runs of a sweep, stand: state, round, result, gap, epsilon, bytes, time, and when all will be over. It reads records
+alone, holds no lock and writes nothing, so that it may be started and stopped at any time, also of a run on another machine's disk.
+Elsewhere than on a terminal it prints a line for each change. It ends when all is over, or at Ctrl-C.
+
+  fedsb watch outputs/2026-11-22/10-00-00
+  fedsb watch multirun/2026-11-22/10-00-00 --html
+  fedsb watch sweep --once
+
+  --html           keep comparison.html in FOLDER fresh, at most every 15 seconds: that of fedsb report, of what there is so far
+  --every SECONDS  between two looks; by default 2
+  --once           show how it stands now, and end""",
     "report": """usage: fedsb report FOLDER [FOLDER …] [--against METHOD] [--metric NAME] [--target VALUE] [--tuned TEXT] [--out FOLDER]
 
 Write report.md and plots into the folder of a run, finished or not. Several runs, or the folder of a sweep, are compared: comparison.md,

@@ -105,7 +105,7 @@ def test_folders_of_runs_are_offered_and_to_go_on_those_that_were_cut_off(tmp_pa
     laid(tmp_path / "home" / "runs" / "7302", "metrics.jsonl")
     flower = f"{tmp_path}/home/runs/7302"
     sweep = ["multirun/day/sweep", "multirun/day/sweep/0"]
-    for command in ("report", "eval", "export"):
+    for command in ("report", "watch", "eval", "export"):
         assert candidates([command, ""]) == sorted([flower, *sweep, "named", "outputs/day/cut", "outputs/day/done"])
     assert candidates(["run", "resume="]) == sorted([f"resume={flower}", "resume=multirun/day/sweep", "resume=outputs/day/cut"])
 

@@ -156,7 +156,7 @@ def test_a_sweep_with_a_mistake_runs_nothing(call: Call, quick: list[str], tmp_p
         (
             ["cots"],
             "error: unknown command 'cots' (did you mean 'cost'?); "
-            "choose from completion, cost, doctor, eval, export, federation, node, report, run, submit, worker",
+            "choose from completion, cost, doctor, eval, export, federation, node, report, run, submit, watch, worker",
         ),
         (["report"], "error: fedsb report needs the folder of a run"),
         (["export"], "error: fedsb export needs the folder of a run"),

@@ -26,10 +26,14 @@ LIBRARY = HERE / "library" / "plotly-basic.min.js"
 
 
 def write_page(path: Path, parts: Sequence[Comparison], where: Path) -> Path:
-    """Write the page of a comparison.
+    """Write the page of a comparison, which ends up in the folder ``where``, and return where it lies now."""
+    return write(path, page_text(parts, where))
+
+
+def page_text(parts: Sequence[Comparison], where: Path) -> str:
+    """Return the page of a comparison.
 
     Args:
-        path: of the file.
         parts: runs over the same data, each with its figures.
         where: the folder that the file ends up in, which links to runs lead from.
     """
@@ -44,7 +48,7 @@ def write_page(path: Path, parts: Sequence[Comparison], where: Path) -> Path:
         "parts": "".join(_part(view, place, where) for place, view in enumerate(views)),
         "version": escape(fedsb.__version__),
     }
-    return write(path, re.sub(r"\{\{(\w+)\}\}", lambda match: made[match[1]], _file("page.html")))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: made[match[1]], _file("page.html"))
 
 
 @cache
