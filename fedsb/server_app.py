@@ -23,6 +23,7 @@ with uncollected(for_good=True):
 
     from fedsb.app.anchoring import anchored
     from fedsb.app.assembly import (
+        VALIDATION,
         peopled,
         progress_of,
         run_folder,
@@ -121,10 +122,11 @@ def _device(grid: Grid) -> str | None:
 def _run(prepared: Prepared, grid: Grid, folder: RunFolder, early: EarlyLines, snapshot: Snapshot | None = None) -> dict[str, Any]:
     """Run what is left of a federation: all of it without a ``snapshot``."""
     begun, config = time.monotonic(), prepared.config
+    validated: dict[int, dict[str, float]] = {}
     records = folder.cut(snapshot.round if snapshot else -1)
     feed = Feed({name: TRACKERS[name] for name in config.trackers}, folder.path)
     with run_log(folder.log, config.log_level, early) as log, told(config, folder.path), progress_of(config) as progress, feed:
-        listener = listener_of(prepared, folder, progress, lambda: remember(prepared.strategy), feed)
+        listener = listener_of(prepared, folder, progress, lambda: remember(prepared.strategy), feed, validated)
         if snapshot is not None:
             listener.resume(records, snapshot.carried)
         if config.resume:
@@ -138,11 +140,11 @@ def _run(prepared: Prepared, grid: Grid, folder: RunFolder, early: EarlyLines, s
         for line in opening_remarks(config, grid, prepared.labels, lines, counts=prepared.strategy.counts):
             listener.say(line)
         feed.begin(records)
-        prepared.strategy.listener = listener
+        prepared.strategy.listener, prepared.strategy.enough = listener, listener.over
         first = encode_arrays(prepared.initial, config.federation.wire_dtype)
         rounds, timeout = config.federation.num_rounds, config.federation.timeout
         try:
-            measure = evaluator(prepared, folder.path, progress.count)
+            measure = evaluator(prepared, folder.path, progress.count, validated)
             result = prepared.strategy.start(grid, first, num_rounds=rounds, timeout=timeout, evaluate_fn=measure)
         except RunError:
             listener.stopped(prepared.strategy.unfinished())
@@ -168,10 +170,13 @@ def last_snapshot(config: Config, folder: RunFolder) -> Snapshot | None:
         return None
 
 
-def evaluator(prepared: Prepared, folder: Path | None = None, counter: Counter | None = None) -> Any:
+def evaluator(
+    prepared: Prepared, folder: Path | None = None, counter: Counter | None = None, validated: dict[int, dict[str, float]] | None = None
+) -> Any:
     """Return Flower's ``evaluate_fn``: the server's test split under the current state, in rounds that are to be evaluated.
 
-    What is made of each item after the last round is kept in ``folder``; ``counter`` is told how far each evaluation is.
+    What is made of each item after the last round is kept in ``folder``, unless another may be chosen; ``counter`` is told how far each
+    evaluation is. What a run that chooses a round finds on its validation part goes into ``validated``.
     """
     config = prepared.config
     due = evaluated_rounds(config.eval.every, config.federation.num_rounds)
@@ -183,8 +188,10 @@ def evaluator(prepared: Prepared, folder: Path | None = None, counter: Counter |
         adapted.install(decode_state(arrays, adapted.layouts.down), prepared.strategy.frozen.view())
         with every_core(), counted_by(counter):
             found = samples(config, adapted, server_round)
+            if config.eval.select and validated is not None:
+                validated[server_round] = figures(samples(config, adapted, server_round, VALIDATION))
         # Before the record: a run that has one of its last round, and is resumed, does not measure it again.
-        if folder is not None and server_round == config.federation.num_rounds:
+        if folder is not None and server_round == config.federation.num_rounds and not config.eval.select:
             write_predictions(folder, predictions(config, found, server_round))
         return MetricRecord(figures(found))  # type: ignore[arg-type]
 

@@ -32,12 +32,12 @@ def main(overrides: list[str]) -> int:
 
 def show(folder: Path) -> None:
     """Print what the untouched base and the trained model answer to some questions of the test part."""
-    from fedsb.app.assembly import test_examples
+    from fedsb.app.assembly import measured_examples
     from fedsb.app.measuring.evaluating import evaluation
     from fedsb.config.compose import read
 
     few = [f"eval.max_examples={SHOWN}"]
-    questions = test_examples(read(folder / "config.yaml", few)).texts
+    questions = measured_examples(read(folder / "config.yaml", few)).texts
     found = evaluation(folder, few, ["exact_match"])
     for row, line in zip(questions, map(json.loads, found.answers), strict=True):
         print(f"\n{json.loads(row)['prompt']}\n  the answer: {line['reference']}")

@@ -48,6 +48,7 @@ class RoundLoop(Strategy):
         counts: training examples that each client has.
         counted: the last round whose training by a client counted, by client; empty where no client keeps anything for its next round.
         simulated: whether the clients are; known once they are there.
+        enough: tells before each round whether the run is to end without it.
         origin: names the run, over all processes that go on with it.
     """
 
@@ -72,6 +73,7 @@ class RoundLoop(Strategy):
         self.counts: dict[str, int] = {}
         self.counted: dict[str, int] = {}
         self.simulated = True
+        self.enough: Callable[[], bool] = lambda: False
         self.origin = uuid4().hex
         self._round: RoundState | None = None
         self._transport: Transport | None = None
@@ -122,6 +124,8 @@ class RoundLoop(Strategy):
                 self._evaluate(0, grid, arrays, result, evaluate_config)
             self._close(0, arrays, evaluate_fn, result)
         for number in range((self.rounds_done or 0) + 1, num_rounds + 1):
+            if self.enough():
+                break
             arrays = self._run_round(number, grid, arrays, result, train_config, evaluate_config)
             self._close(number, arrays, evaluate_fn, result)
         result.arrays = arrays

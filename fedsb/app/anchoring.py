@@ -22,6 +22,7 @@ def anchored(config: Config, folder: Path) -> Config:
         path=absolute(config.data.path),
         test_path=absolute(config.data.test_path),
         public_path=absolute(config.data.public_path),
+        validation_path=absolute(config.data.validation_path),
     )
     model = replace(config.model, name=absolute(config.model.name) or "") if config.model.kind == "pretrained" else config.model
     model = replace(model, tokenizer=absolute(model.tokenizer))

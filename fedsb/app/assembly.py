@@ -148,15 +148,26 @@ def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def test_examples(config: Config) -> Examples:
-    """Return the test split, or of it what ``eval.max_examples`` leaves."""
+TEST, VALIDATION = "test", "validation"
+
+
+def measured_examples(config: Config, part: str = TEST) -> Examples:
+    """Return what the server measures on: the validation part, or of the test part what ``eval.max_examples`` leaves.
+
+    Raises:
+        UserError: there is no validation part.
+    """
+    if part == VALIDATION:
+        if (found := corpus_of(config).validation) is None or not len(found):
+            raise UserError("eval.select finds no validation part here; set data.validation_path=…")
+        return found
     return thin(corpus_of(config).test, config.eval.max_examples, numpy_generator(config.seed, "eval.max_examples"))
 
 
-def test_features(config: Config) -> Features:
-    """Return the examples of :func:`test_examples`, tokenised."""
+def measured_features(config: Config, part: str = TEST) -> Features:
+    """Return the examples of :func:`measured_examples`, tokenised."""
     key = (config.data, config.model, config.train.max_length, config.seed, config.eval.max_examples)
-    return once("test", key, lambda: features_of(config, test_examples(config)))
+    return once(part, key, lambda: features_of(config, measured_examples(config, part)))
 
 
 def public_features(config: Config) -> Features:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ class Finished:
 
     Attributes:
         config: its configuration, with what was to be otherwise.
-        snapshot: of its last whole checkpoint.
+        snapshot: of its last whole checkpoint, or of the round that it has chosen.
         whole: whether it has finished.
     """
 
@@ -53,10 +54,17 @@ def left_of(folder: Path, remedy: str, changes: Sequence[str] = ()) -> Finished:
             f"nothing to {remedy}"
         )
     try:
-        snapshot = load_checkpoint(folder / "checkpoints")
+        snapshot = load_checkpoint(folder / "checkpoints", number=_chosen(folder))
     except FileNotFoundError:
         raise UserError(f"'{folder}' holds no checkpoint: the run did not finish its start") from None
     return Finished(_of_its_classes(config, snapshot), snapshot, (folder / "summary.json").is_file())
+
+
+def _chosen(folder: Path) -> int | None:
+    """Return the round that a finished run has chosen; None where that is its last one."""
+    path = folder / "summary.json"
+    selected = json.loads(path.read_text(encoding="utf-8")).get("selected") if path.is_file() else None
+    return None if selected is None else int(selected["round"])
 
 
 def _of_its_classes(config: Config, snapshot: Snapshot) -> Config:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from fedsb.core.state import State
 from fedsb.privacy.account import LEDGERS, read_diagnostics
 from fedsb.privacy.claim import Claim
 from fedsb.report.progress import Progress
+from fedsb.report.selection import Selection
 from fedsb.report.table import round_line
 from fedsb.run.checkpoint import Carried, Snapshot, save_checkpoint
 from fedsb.run.folder import RunFolder
@@ -38,6 +39,8 @@ class RunListener:
         run: fingerprint of the configuration.
         keep: number of checkpoints to keep.
         feed: of the trackers; None where there are none.
+        selection: by what a round is chosen; None: the last one is.
+        validated: what each round was measured at on the validation part.
     """
 
     def __init__(
@@ -52,6 +55,8 @@ class RunListener:
         run: str = "",
         keep: int = 1,
         feed: Feed | None = None,
+        selection: Selection | None = None,
+        validated: Mapping[int, Mapping[str, float]] | None = None,
     ) -> None:
         self.records: list[RoundRecord] = []
         self.claim = claim
@@ -63,6 +68,8 @@ class RunListener:
         self._run = run
         self._keep = keep
         self._feed = feed or Feed({}, folder.path)
+        self._selection = selection
+        self._validated = {} if validated is None else validated
 
     def resume(self, records: Sequence[RoundRecord], carried: Carried) -> None:
         """Go on after the rounds of ``records``, with what was known of the clients' accounts."""
@@ -97,12 +104,31 @@ class RunListener:
 
     def end(self, record: RoundRecord, state: State, frozen: FrozenLog) -> None:
         """Append the record, save a checkpoint, print the round's line."""
-        record = self._with_privacy(record)
+        record = replace(self._with_privacy(record), validation=self._validated.get(record.round, {}))
         self.records.append(record)
         self._tell(record)
         self._keep_record(record)
         self._save(record.round, state, frozen)
         self._progress.end(record)
+        if record.round == self.best:
+            LOG.info("round %d is the best so far on the validation part", record.round)
+        if self.selected and self.selected["stopped"]:
+            self.say(f"no gain on the validation part since round {self.best} (eval.patience): no more rounds")
+
+    @property
+    def selected(self) -> dict[str, Any] | None:
+        """The choice of a round so far, as ``summary.json`` has it; None where none is made."""
+        found = self._selection.told(self.records) if self._selection else None
+        return found and {**found, "stopped": self.over() and self.records[-1].round < self._progress.num_rounds}
+
+    @property
+    def best(self) -> int | None:
+        """The round that is chosen so far; None where none is."""
+        return self.selected["round"] if self.selected else None
+
+    def over(self) -> bool:
+        """Tell whether no more rounds are worth their while."""
+        return self._selection is not None and self._selection.over(self.records)
 
     def _keep_record(self, record: RoundRecord) -> None:
         self._folder.append(record)
@@ -118,7 +144,7 @@ class RunListener:
         carried = self._carried()
         facts = {**carried.facts, ACCOUNTS: self.claim.accounts, SILENT: sorted(self.claim.silent)}
         snapshot = Snapshot(number, state, frozen, Carried(carried.states, facts))
-        save_checkpoint(self._folder.checkpoints, snapshot, run=self._run, keep=self._keep)
+        save_checkpoint(self._folder.checkpoints, snapshot, run=self._run, keep=self._keep, spare=self.best)
         LOG.debug("checkpoint of round %d is on disk", number)
 
     def _with_privacy(self, record: RoundRecord) -> RoundRecord:

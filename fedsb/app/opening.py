@@ -64,7 +64,7 @@ def _cut(config: Config, examples: Examples, limit: int) -> int:
     return sum(len(ids) > limit for ids in whole_ids(examples, tokenizer, ends=not task_of(config).has_head))
 
 
-def dropped_rows(config: Config, parts: Sequence[str] = ("train", "test", "public")) -> str:
+def dropped_rows(config: Config, parts: Sequence[str] = ("train", "test", "public", "validation")) -> str:
     """Say how many rows of instruction data are left out of parts of the data; nothing where none is."""
     corpus, limit = corpus_of(config), limit_of(tokenizer_of(config), config.train.max_length)
     dropped = {part: count for part, count in corpus.dropped.items() if part in parts}

@@ -9,23 +9,36 @@ from typing import Any
 from fedsb.app.assembly import skew_in
 from fedsb.app.exports.at_end import export_run
 from fedsb.app.listener import RunListener
+from fedsb.app.measuring.scoring import predictions, samples
+from fedsb.app.own_factors import made_again
 from fedsb.app.prepare import Prepared
 from fedsb.app.private_run import open_accounts
+from fedsb.app.threads import every_core
+from fedsb.config.schema import Config
+from fedsb.core.errors import RunError
 from fedsb.core.state import State
 from fedsb.report.progress import Progress
 from fedsb.report.report import write_report
+from fedsb.report.selection import Selection
 from fedsb.report.summary import build_summary
-from fedsb.report.table import human_bytes, metric_text, plural
-from fedsb.run.checkpoint import Carried
+from fedsb.report.table import human_bytes, metric_text, plural, selected_text
+from fedsb.run.checkpoint import Carried, load_checkpoint
 from fedsb.run.folder import RunFolder
+from fedsb.run.predictions import write_predictions
 from fedsb.run.resuming import fingerprint
 from fedsb.trackers import Feed
+from fedsb.wire.frozen import FrozenLog
 
 LOG = logging.getLogger(__name__)
 
 
 def listener_of(
-    prepared: Prepared, folder: RunFolder, progress: Progress, carried: Callable[[], Carried], feed: Feed | None = None
+    prepared: Prepared,
+    folder: RunFolder,
+    progress: Progress,
+    carried: Callable[[], Carried],
+    feed: Feed | None = None,
+    validated: Mapping[int, Mapping[str, float]] | None = None,
 ) -> RunListener:
     """Return the listener of a run; under client-level privacy the server's ledger is charged by it.
 
@@ -35,6 +48,7 @@ def listener_of(
         progress: shows it.
         carried: gives what its checkpoints hold.
         feed: gets its records too.
+        validated: what each round was measured at on the validation part.
     """
     claim, books = open_accounts(prepared.config, folder.path, prepared.plans, prepared.server_plan)
     if books is not None and prepared.strategy.participation.client_unit is not None:
@@ -51,14 +65,44 @@ def listener_of(
         run=fingerprint(prepared.config),
         keep=prepared.config.keep_checkpoints,
         feed=feed,
+        selection=selection_of(prepared.config),
+        validated=validated,
     )
+
+
+def selection_of(config: Config) -> Selection | None:
+    """Return by what the run chooses a round; None where its last one is what it leaves."""
+    return Selection.of(config.eval.select, config.eval.direction, config.eval.patience)
+
+
+def _left_by(prepared: Prepared, folder: RunFolder, listener: RunListener, state: State) -> tuple[State, FrozenLog]:
+    """Return what the run leaves, of its chosen round or its last: the state, and the frozen log that it stands on.
+
+    Raises:
+        RunError: the checkpoint of the chosen round can't be read.
+    """
+    config, last = prepared.config, max(record.round for record in listener.records)
+    if listener.best in (None, last):
+        return state, prepared.strategy.frozen
+    try:
+        snapshot = load_checkpoint(folder.checkpoints, run=fingerprint(config), number=listener.best)
+    except FileNotFoundError:
+        raise RunError(f"the checkpoint of round {listener.best}, which was chosen, is not there any more") from None
+    snapshot.frozen.bring(made_again(config, prepared.adapted, snapshot))
+    return snapshot.state, snapshot.frozen
 
 
 def finish(prepared: Prepared, folder: RunFolder, listener: RunListener, state: State, wall_s: float) -> dict[str, Any]:
     """Export the adapter, write the report, and last the summary, by which the run has finished."""
     config, adapted, strategy = prepared.config, prepared.adapted, prepared.strategy
-    adapted.install(state, strategy.frozen.view())
+    state, frozen = _left_by(prepared, folder, listener, state)
+    adapted.install(state, frozen.view())
+    if listener.best is not None:
+        with every_core():
+            write_predictions(folder.path, predictions(config, samples(config, adapted, listener.best), listener.best))
     export_run(config, adapted, folder)
+    if listener.selected:
+        listener.say(f"the model that is left is that of {selected_text(listener.selected)}")
     summary = build_summary(
         method=config.method.name,
         rounds=config.federation.num_rounds,
@@ -69,12 +113,13 @@ def finish(prepared: Prepared, folder: RunFolder, listener: RunListener, state: 
         rank=config.adapter.rank if adapted.spec.factors else None,
         trained_params=adapted.layouts.learnt.numel if config.federation.num_rounds else 0,
         records=listener.records,
-        factors_sha256=strategy.frozen.sha256(state),
+        factors_sha256=frozen.sha256(state),
         wall_s=wall_s,
         held_modules=strategy.gap.sample,
         epsilon=listener.claim.final(simulated=strategy.simulated),
         epsilon_reason=listener.claim.why_none(),
         partition=_partition(prepared),
+        selected=listener.selected,
     )
     write_report(folder.path, summary, plots=config.plots)
     folder.write_summary(summary)

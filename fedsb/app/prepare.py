@@ -14,7 +14,7 @@ from fedsb.adapters.held import HeldWeights
 from fedsb.app.assembly import corpus_of, model_of, parts_of, task_of, tokenizer_of
 from fedsb.app.client_data import counts_dealt
 from fedsb.app.first_factors import first_factors
-from fedsb.app.measuring.scoring import check_scores
+from fedsb.app.measuring.scoring import check_scores, check_selection
 from fedsb.app.own_factors import made_again, made_factors
 from fedsb.app.private_run import client_plans, server_plan_of
 from fedsb.app.secured_terms import bound_of
@@ -84,6 +84,7 @@ def prepare(config: Config, snapshot: Snapshot | None = None, told: str | None =
     if config.train.packing:
         check_packing(adapted, task_of(config))
     scores = check_scores(config, adapted)
+    check_selection(config, adapted)
     server_plan = server_plan_of(config) if config.privacy.unit == "client" else None
     if config.privacy.unit == "example":
         refuse_mixing_layers(adapted.model)

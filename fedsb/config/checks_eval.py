@@ -69,6 +69,26 @@ def _stops_say_something(config: Config) -> None:
         raise UserError("eval.stop holds an empty text, which every response begins with; leave it out")
 
 
+def _a_choice_has_a_validation_part(config: Config) -> None:
+    data, wanted = config.data, config.eval.select
+    part = next((f"data.{key}" for key in ("validation_path", "validation_fraction") if getattr(data, key)), None)
+    if wanted is None:
+        key = part or ("eval.patience" if config.eval.patience else "eval.direction" if config.eval.direction != "auto" else None)
+        if key:
+            raise UserError(f"{key} without eval.select, which it is for: add eval.select=accuracy, or another metric, or leave it out")
+        return
+    if not part:
+        raise UserError(
+            f"eval.select={wanted} without a validation part, and the test part chooses nothing; set data.validation_fraction=0.1 or "
+            "data.validation_path=…"
+        )
+    if own := family(config).own:
+        raise UserError(
+            f"eval.select={wanted} with method '{config.method.name}': each client keeps its own {', '.join(own)}, and the server has no "
+            "whole model to choose; leave eval.select=null"
+        )
+
+
 EVAL_RULES: tuple[Callable[[Config], None], ...] = (
     _scores_are_known,
     _responses_are_there,
@@ -76,4 +96,5 @@ EVAL_RULES: tuple[Callable[[Config], None], ...] = (
     _pattern_is_used,
     _drawing_has_a_temperature,
     _stops_say_something,
+    _a_choice_has_a_validation_part,
 )

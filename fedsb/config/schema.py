@@ -105,6 +105,8 @@ class DataConfig:
     label: str | None
     labels: tuple[str | int, ...] | None
     test_fraction: float
+    validation_path: str | None
+    validation_fraction: float
     client_test_fraction: float
     max_examples: int | None
     tasks: tuple[str, ...]
@@ -149,6 +151,9 @@ class EvalConfig:
 
     every: int
     max_examples: int | None
+    select: str | None
+    direction: str
+    patience: int | None
     scores: tuple[str, ...]
     scorer: str
     pattern: str | None

@@ -56,6 +56,7 @@ PARTS: Mapping[str, str] = {
     "train": "the training part",
     "test": "the test part",
     "public": "the public part",
+    "validation": "the validation part",
     "site": "the client's own data",
 }
 _FOREIGN_LABEL: Mapping[str, str] = {
@@ -63,6 +64,7 @@ _FOREIGN_LABEL: Mapping[str, str] = {
     "test": "label '{label}' (row {row}) is seen only in the test part, the labels are {known}; name them all in data.labels=[…], "
     "or drop data.test_path and data.test_split so that data.test_fraction splits the training part",
     "public": "label '{label}' (row {row}) is seen only in the public part, the labels are {known}; name them all in data.labels=[…]",
+    "validation": "label '{label}' (row {row}) is only in the validation part, the labels are {known}; name them all in data.labels=[…]",
     "site": "label '{label}' (row {row} of the client's own data) is not a label of the run, which has {known}; "
     "correct it, or name it in data.labels=[…] for everyone",
 }

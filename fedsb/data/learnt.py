@@ -117,12 +117,13 @@ def answered_corpus(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cfg: Dat
         max_length: tokens that are read of a row.
         every_row: whether each training row keeps its place, with something to learn or not (``privacy.unit=example``).
     """
-    parts = {name: held for name in ("train", "test", "public") if (held := getattr(corpus, name)) is not None}
+    parts = {name: held for name in ("train", "test", "public", "validation") if (held := getattr(corpus, name)) is not None}
     found = {name: answered(held, tokenizer, cfg, max_length, part=name) for name, held in parts.items()}
     if every_row:
         found["train"] = corpus.train
     dropped = {name: len(parts[name]) - len(held) for name, held in found.items() if len(held) < len(parts[name])}
-    return replace(corpus, train=found["train"], test=found["test"], public=found.get("public"), dropped=dropped)
+    public, validation = found.get("public"), found.get("validation")
+    return replace(corpus, train=found["train"], test=found["test"], public=public, validation=validation, dropped=dropped)
 
 
 def tokens_of(texts: Sequence[Written], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[Token]]:

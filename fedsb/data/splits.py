@@ -24,6 +24,7 @@ class Corpus:
         train: what clients share out among themselves.
         test: what the server evaluates on.
         public: what the server may look at for the start, if anything.
+        validation: what the server chooses the best round by, if anything.
         labels: names of the classes in order of their index; empty unless the task is classification.
         dropped: by part how many rows are left out, since what is read of them has nothing to learn.
     """
@@ -33,6 +34,7 @@ class Corpus:
     public: Examples | None
     labels: tuple[str, ...]
     dropped: Mapping[str, int] = field(default_factory=dict)
+    validation: Examples | None = None
 
 
 def load_corpus(cfg: DataConfig, seed: int, owner_column: str | None = None) -> Corpus:
@@ -56,7 +58,9 @@ def load_corpus(cfg: DataConfig, seed: int, owner_column: str | None = None) -> 
     given = _given_test(raw, cfg, labels)
     train, test = (train, given) if given is not None else _split_off(train, cfg.test_fraction, seed, "test")
     train, public = _public(train, cfg, labels, seed)
-    return Corpus(train=train, test=test, public=public, labels=labels)
+    train, validation = _split_off(train, cfg.validation_fraction, seed, "validation") if cfg.validation_fraction else (train, None)
+    validation = _own_file(cfg.validation_path, cfg, labels, "validation") if cfg.validation_path else validation
+    return Corpus(train=train, test=test, public=public, labels=labels, validation=validation)
 
 
 def load_test(cfg: DataConfig) -> Corpus:
@@ -70,7 +74,10 @@ def load_test(cfg: DataConfig) -> Corpus:
     rows = read_path(cfg.test_path, cfg, split="test")
     labels = find_labels(rows, cfg, part="test")
     test = read_examples(rows, cfg, labels, part="test")
-    return Corpus(train=test.take(()), test=test, public=_public_file(cfg, labels), labels=labels)
+    public, validation = (
+        _own_file(path, cfg, labels, part) for part, path in (("public", cfg.public_path), ("validation", cfg.validation_path))
+    )
+    return Corpus(train=test.take(()), test=test, public=public, labels=labels, validation=validation)
 
 
 def load_site(cfg: DataConfig, path: str | Path, labels: tuple[str, ...]) -> Examples:
@@ -169,6 +176,11 @@ def _check(cfg: DataConfig) -> None:
         raise UserError(
             f"data.public_path={cfg.public_path} and data.public_fraction={cfg.public_fraction} both name a public part; give one"
         )
+    if cfg.validation_path and cfg.validation_fraction:
+        raise UserError(
+            f"data.validation_path={cfg.validation_path} and data.validation_fraction={cfg.validation_fraction} both name a validation "
+            "part; give one"
+        )
 
 
 def thin(examples: Examples, most: int | None, generator: np.random.Generator) -> Examples:
@@ -183,16 +195,14 @@ def _given_test(raw: Raw, cfg: DataConfig, labels: tuple[str, ...]) -> Examples 
     return None if rows is None else read_examples(rows, cfg, labels, part="test")
 
 
-def _public_file(cfg: DataConfig, labels: tuple[str, ...]) -> Examples | None:
-    if cfg.public_path is None:
-        return None
-    return read_examples(read_path(cfg.public_path, cfg), cfg, labels, part="public")
+def _own_file(path: str | None, cfg: DataConfig, labels: tuple[str, ...], part: str) -> Examples | None:
+    return None if path is None else read_examples(read_path(path, cfg), cfg, labels, part=part)
 
 
 def _public(train: Examples, cfg: DataConfig, labels: tuple[str, ...], seed: int) -> tuple[Examples, Examples | None]:
     if cfg.public_fraction:
         return _split_off(train, cfg.public_fraction, seed, "public")
-    return train, _public_file(cfg, labels)
+    return train, _own_file(cfg.public_path, cfg, labels, "public")
 
 
 def _split_off(train: Examples, fraction: float, seed: int, part: str) -> tuple[Examples, Examples]:

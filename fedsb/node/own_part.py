@@ -37,7 +37,8 @@ def own_data(data: DataConfig, node: NodeConfig) -> DataConfig:
     own = node.data
     said: dict[str, Any] = {key: getattr(own, key) for key in (*COLUMNS, *WRITTEN, *OF_FILE) if getattr(own, key) is not None}
     asked = {key: value for key, value in said.items() if key in ("label", *OF_FILE) or getattr(data, key) is not None}
-    paths: dict[str, Any] = {} if node.data_path is None else {"path": None, "test_path": own.test_path, "public_path": None}
+    served = {"path": None, "test_path": own.test_path, "public_path": None, "validation_path": None}
+    paths: dict[str, Any] = {} if node.data_path is None else served
     share = 0.0 if own.test_path is not None else own.test_fraction
     return replace(data, **asked, **paths, client_test_fraction=data.client_test_fraction if share is None else share)
 

@@ -27,7 +27,7 @@ def packaged(node: NodeConfig, request: Request) -> str | None:
         return None
     if data.kind != PACKAGED:
         return f"data.kind={data.kind}: the data path of this node is '{PACKAGE}', so it serves data={PACKAGED} alone"
-    key = next((key for key in ("path", "test_path", "public_path") if getattr(data, key) is not None), None)
+    key = next((key for key in ("path", "test_path", "public_path", "validation_path") if getattr(data, key) is not None), None)
     return key and f"data.{key}: the data path of this node is '{PACKAGE}', and it reads no other; leave data.{key} out"
 
 

@@ -18,7 +18,7 @@ from fedsb.report.method_plots import draw_differences, draw_until
 from fedsb.report.methods import Asked, differences_text, seeds_text, until_text
 from fedsb.report.page.page import write_page
 from fedsb.report.plots import compare
-from fedsb.report.series import final_metrics, largest_gap, metric_names, total_or_none, totals
+from fedsb.report.series import largest_gap, metric_names, metrics_of, total_or_none, totals
 from fedsb.report.table import epsilon_text, gap_text, human_bytes, human_seconds, plural
 from fedsb.run.folder import Run, read_run
 
@@ -119,7 +119,7 @@ def write_csv(runs: Sequence[Run], path: Path) -> Path:
 
 
 def _csv_row(run: Run, keys: Sequence[str], metrics: Sequence[str]) -> list[object]:
-    final, sums, epsilon = final_metrics(run.records), totals(run.records), (run.summary or {}).get("epsilon") or {}
+    final, sums, epsilon = metrics_of(run.records, run.summary), totals(run.records), (run.summary or {}).get("epsilon") or {}
     return [
         run.method, *(run.setting(key) for key in keys), run.summary is not None, run.records[-1].round,
         *(final.get(name) for name in metrics), *(sums[key] for key in PAYLOADS), largest_gap(run.records), epsilon.get("max"),
@@ -134,7 +134,7 @@ def _results(runs: Sequence[Run]) -> str:
 
 
 def _result(run: Run, label: str, metrics: Sequence[str]) -> list[object]:
-    summary, final, sums = run.summary or {}, final_metrics(run.records), totals(run.records)
+    summary, final, sums = run.summary or {}, metrics_of(run.records, run.summary), totals(run.records)
     gap = largest_gap(run.records)
     return [
         label if run.summary else f"{label} (did not finish)",

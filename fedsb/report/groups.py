@@ -13,7 +13,7 @@ from fedsb.config.settings import FEDERATED
 from fedsb.core.errors import UserError
 from fedsb.report.clients import by_clients
 from fedsb.report.labels import run_labels
-from fedsb.report.series import final_metrics, totals
+from fedsb.report.series import metrics_of, totals
 from fedsb.run.folder import Run
 from fedsb.run.predictions import Predictions, read_predictions
 
@@ -63,7 +63,7 @@ class Group:
 
     def finals(self, metric: str) -> list[float]:
         """Return the last value of a metric in each run that has it, NaN left out."""
-        values = [final_metrics(run.records).get(metric, math.nan) for run in self.runs.values()]
+        values = [metrics_of(run.records, run.summary).get(metric, math.nan) for run in self.runs.values()]
         return [value for value in values if not math.isnan(value)]
 
     def mean(self, metric: str) -> float:

@@ -14,7 +14,7 @@ from fedsb.report.markdown import table
 from fedsb.report.pairing import Compared
 from fedsb.report.resampling import DRAWS, Difference
 from fedsb.report.sanity import chance
-from fedsb.report.series import final_metrics, metric_names, primary_metric, totals
+from fedsb.report.series import metric_names, metrics_of, primary_metric, totals
 from fedsb.report.table import bound, human_bytes, number, plural
 from fedsb.report.until import reach
 
@@ -77,7 +77,7 @@ def seeds_text(groups: Sequence[Group]) -> str:
 
 def _mean_row(group: Group, metrics: Sequence[str]) -> list[object]:
     runs = list(group.runs.values())
-    final = [final_metrics(run.records) for run in runs]
+    final = [metrics_of(run.records, run.summary) for run in runs]
     epsilon = largest_epsilon(group)
     return [
         group.label,

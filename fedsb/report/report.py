@@ -17,7 +17,7 @@ from fedsb.report.methods import Asked
 from fedsb.report.plots import plot_run
 from fedsb.report.privacy import account_rows, accounts_of, claim_text
 from fedsb.report.secure import rounding_text, secured_text
-from fedsb.report.series import final_metrics, largest_gap, mean_over_clients, metric_names, totals
+from fedsb.report.series import largest_gap, mean_over_clients, metric_names, metrics_of, totals
 from fedsb.report.table import gap_text, gaps_text, human_bytes, human_seconds, metric_text, plural
 from fedsb.run.folder import Run, read_run
 from fedsb.run.records import RoundRecord, finite
@@ -151,7 +151,9 @@ def report_text(run: Run, plots: Sequence[Path] = ()) -> str:
 
 def _lead(run: Run) -> str:
     last = run.records[-1]
-    result = ", ".join(f"{name} **{metric_text(name, value)}**" for name, value in final_metrics(run.records).items()) or "no metrics"
+    result = (
+        ", ".join(f"{name} **{metric_text(name, value)}**" for name, value in metrics_of(run.records, run.summary).items()) or "no metrics"
+    )
     planned = run.setting("federation.num_rounds") or last.round
     if run.summary is None:
         return f"**This run did not finish**: its folder holds {last.round} of {planned} rounds and no summary. Last: {result}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 from fedsb.run.records import SHARED, RoundRecord
 
@@ -29,6 +30,12 @@ def primary_metric(records: Sequence[RoundRecord]) -> str | None:
 def final_metrics(records: Sequence[RoundRecord]) -> dict[str, float]:
     """Return the metrics of the last record that has any."""
     return next((dict(record.metrics) for record in reversed(records) if record.metrics), {})
+
+
+def metrics_of(records: Sequence[RoundRecord], summary: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the metrics of the round that a run has chosen, as its summary says, else those of the last record that has any."""
+    chosen = (summary or {}).get("selected")
+    return final_metrics([record for record in records if not chosen or record.round == chosen["round"]])
 
 
 def curve(records: Sequence[RoundRecord], metric: str, along: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -50,12 +50,14 @@ def build_summary(
     epsilon: Mapping[str, Any] | None = None,
     epsilon_reason: str | None = NO_MECHANISM,
     partition: Mapping[str, Any] | None = None,
+    selected: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Gather the summary of a run; ``rank`` is None without adapters, ``epsilon_reason`` says why ``epsilon`` is None, else is dropped.
 
     ``held_modules`` are those that the held gap was measured on; None stands for all of them.
 
     ``partition`` is how a simulation's examples are dealt out (:meth:`fedsb.data.skew.Skew.as_dict`), where it may be told.
+    ``selected`` is the round that was chosen (:meth:`fedsb.report.selection.Selection.told`): the metrics are of that one then.
     A run whose rounds do not tell their times does not tell its own.
 
     Raises:
@@ -74,7 +76,8 @@ def build_summary(
         "data": data,
         "rank": rank,
         "trained_params": trained_params,
-        "metrics": final_metrics(records),
+        "metrics": final_metrics([record for record in records if selected is None or record.round == selected["round"]]),
+        "selected": None if selected is None else dict(selected),
         "client_metrics": client_spread(records),
         "partition": None if partition is None else dict(partition),
         **totals(records),

@@ -142,6 +142,13 @@ def _on_clients(summary: Mapping[str, Any]) -> str:
     return f"{name} {number(row['mean'])} ± {number(row['std'])}, worst {number(row['worst'])} ({row['worst_client']})"
 
 
+def selected_text(selected: Mapping[str, Any]) -> str:
+    """Say which round was chosen, by what, and whether the run stopped for want of a better one."""
+    value = metric_text(selected["metric"], selected["value"])
+    early = "; the run ended early, without a gain since" if selected["stopped"] else ""
+    return f"round {selected['round']}, the best by {selected['metric']} on the validation part ({value}){early}"
+
+
 def _rounds(summary: Mapping[str, Any]) -> str:
     done, planned = summary.get("rounds_done", summary["rounds"]), summary["rounds"]
     return plural(planned, "round") if done == planned else f"{done} of {plural(planned, 'round')}"
@@ -159,6 +166,7 @@ ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("data", lambda s: str(s["data"])),
     ("federation", lambda s: f"{plural(s['clients'], 'client')}, {_rounds(s)}, seed {s['seed']}"),
     ("result", lambda s: "  ".join(f"{name} {metric_text(name, v)}" for name, v in s["metrics"].items()) or "not measured"),
+    ("chosen", lambda s: selected_text(s["selected"]) if s.get("selected") else ""),
     ("on clients", _on_clients),
     ("up", lambda s: human_bytes(s["payload_up"])),
     ("down", lambda s: human_bytes(s["payload_down"])),

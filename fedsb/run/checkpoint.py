@@ -49,7 +49,7 @@ class Snapshot:
     carried: Carried = field(default_factory=Carried)
 
 
-def save_checkpoint(folder: Path, snapshot: Snapshot, *, run: str = "", keep: int = 1) -> None:
+def save_checkpoint(folder: Path, snapshot: Snapshot, *, run: str = "", keep: int = 1, spare: int | None = None) -> None:
     """Write ``round-NNNN.safetensors`` and the deltas that are not there whole; drop rounds before the last ``keep``.
 
     Args:
@@ -57,6 +57,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, *, run: str = "", keep: in
         snapshot: what to write. What its log has become is :func:`~fedsb.run.log_files.write_log`'s.
         run: fingerprint of the run's configuration, which a resumed run must share.
         keep: number of rounds to keep.
+        spare: a round that is kept beside them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log = write_log(folder, snapshot.frozen)
@@ -64,7 +65,8 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, *, run: str = "", keep: in
     write_whole(folder / f"round-{snapshot.round:04d}.safetensors", tensors_of({STATE: snapshot.state, **snapshot.carried.states}), facts)
     # A file of a later round is not this run's, or is damaged: it takes no other's place.
     for old in [path for path in _rounds(folder) if _number(path) <= snapshot.round][keep:]:
-        old.unlink()
+        if _number(old) != spare:
+            old.unlink()
     if len(snapshot.frozen.deltas()) < snapshot.frozen.version:
         _drop_superseded(folder)
 
@@ -82,8 +84,10 @@ def _drop_superseded(folder: Path) -> None:
             path.unlink()
 
 
-def load_checkpoint(folder: Path, *, run: str | None = None) -> Snapshot:
-    """Read the last checkpoint that is whole; one that is damaged, or of another ``run``, is named in the log and passed over.
+def load_checkpoint(folder: Path, *, run: str | None = None, number: int | None = None) -> Snapshot:
+    """Read the checkpoint of a round, or where no ``number`` is given the last that is whole.
+
+    One that is damaged, or of another ``run``, is named in the log and passed over.
 
     Raises:
         FileNotFoundError: the folder holds none.
@@ -91,7 +95,7 @@ def load_checkpoint(folder: Path, *, run: str | None = None) -> Snapshot:
         UserError: the last was written by a later version.
     """
     reasons = []
-    for path in _rounds(folder):
+    for path in [path for path in _rounds(folder) if number in (None, _number(path))]:
         try:
             return _load(folder, path, run)
         except Damaged as error:

@@ -24,6 +24,7 @@ class RoundRecord:
         failed: reason by name of those whose reply did not.
         remarks: what happened to the nodes that serve the clients: two that named one, one that came back.
         metrics: on the server's test split, after this round; or the clients' mean, weighted by their examples.
+        validation: the same on the server's validation part, in a run that chooses a round by it.
         measured_by: ``server``, or ``clients`` where each keeps a part of the model.
         client_metrics: on each client's held-out part, by name; none of a client that holds nothing out. Where clients keep a part of the
             model, names that begin with ``shared_`` are, after the last round, of the model without it.
@@ -47,6 +48,7 @@ class RoundRecord:
     failed: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    validation: Mapping[str, float] = field(default_factory=dict)
     measured_by: str = SERVER
     client_metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     held_out: Mapping[str, int] = field(default_factory=dict)
@@ -76,7 +78,7 @@ class RoundRecord:
         known = {f.name for f in fields(cls)}
         values = {key: value for key, value in json.loads(line).items() if key in known}
         values |= {key: tuple(values.get(key, ())) for key in ("clients", "remarks")}
-        for key in ("metrics", "extras", "simulation_only"):
+        for key in ("metrics", "validation", "extras", "simulation_only"):
             values[key] = _numbers(values.get(key, {}))
         values["client_metrics"] = {name: _numbers(row) for name, row in values.get("client_metrics", {}).items()}
         return cls(**values)

@@ -26,7 +26,7 @@ FREE = (
     "federation.wait", "federation.timeout",
 )  # fmt: skip
 OWN = ("keep_checkpoints", "plots", "progress", "log_level", "trackers")  # of the whole, that a run that goes on may be given anew
-DATA_PATHS = ("data.path", "data.test_path", "data.public_path")
+DATA_PATHS = ("data.path", "data.test_path", "data.public_path", "data.validation_path")
 PATHS = (*DATA_PATHS, "model.name", "model.tokenizer")  # absolute where the run was begun
 SWEEP = "manifest.json"  # of a sweep, which is no run
 SEAL, BEGUN = "# fingerprint ", "# begun with "

@@ -100,7 +100,7 @@ def data_hashes(configs: Iterable[Config]) -> dict[str, str]:
     found: dict[str, str] = {}
     for config in configs:
         data = config.data
-        for path in (data.path, data.test_path, data.public_path):
+        for path in (data.path, data.test_path, data.public_path, data.validation_path):
             if path and path not in found:
                 found[path] = _hash_of(path, data.kind)
         if data.kind in PATHLESS:

@@ -50,7 +50,7 @@ def state_of(folder: Path, config: Config) -> str:
 def _finished(run: RunFolder) -> str:
     with _damages():
         summary = json.loads(run.summary.read_text(encoding="utf-8"))
-        if [record.round for record in records_in(run.metrics)][-1:] != [summary["rounds"]]:
+        if [record.round for record in records_in(run.metrics)][-1:] != [summary.get("rounds_done", summary["rounds"])]:
             raise DamagedJobError("metrics.jsonl does not end with the last round")
     return FINISHED
 

@@ -14,7 +14,7 @@ import time
 import torch
 
 from fedsb.app.assembly import task_of, tokenizer_of
-from fedsb.app.measuring.scoring import test_prompts
+from fedsb.app.measuring.scoring import measured_prompts
 from fedsb.config.compose import load
 from fedsb.models.build import plain_model
 from fedsb.tasks.generation import Decoding, generate
@@ -28,7 +28,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config = load(["model=smollm2", "data=reasoning_gym", "data.tasks=[chain_sum,gcd]", f"eval.max_examples={count}", *sys.argv[3:]])
     adapted = plain_model(config.model, task=task_of(config), labels=(), seed=0, device="cpu")
-    prompts, tokenizer = [prompt.ids for prompt in test_prompts(config)], tokenizer_of(config)
+    prompts, tokenizer = [prompt.ids for prompt in measured_prompts(config)], tokenizer_of(config)
     lengths = sorted(map(len, prompts))
     print(f"{len(prompts)} prompts of {lengths[0]} to {lengths[-1]} tokens, {new} new tokens each, {torch.get_num_threads()} thread")
     rates: dict[int, list[float]] = {1: [], BATCH: []}

@@ -26,7 +26,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from frozen_prefix import remember_prefix
 
-from fedsb.app.assembly import public_features, task_of, test_features
+from fedsb.app.assembly import measured_features, public_features, task_of
 from fedsb.app.prepare import planned, prepare
 from fedsb.app.private_run import save_plans
 from fedsb.client_app import app
@@ -174,7 +174,7 @@ def federate(overrides: Sequence[str], part: str) -> float:
         assert result.arrays is not None
         adapted = prepared.adapted
         adapted.install(decode_state(result.arrays, adapted.layouts.down), prepared.strategy.frozen.view())
-        features = test_features(config) if part == "test" else public_features(config)
+        features = measured_features(config) if part == "test" else public_features(config)
         return evaluate(adapted, task_of(config), features, train=config.train)["accuracy"]
 
 

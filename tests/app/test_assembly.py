@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedsb.app.assembly import features_of
-from fedsb.app.assembly import test_features as features_of_test
+from fedsb.app.assembly import measured_features as features_of_test
 from fedsb.app.opening import cut_texts
 from fedsb.config.compose import load
 from fedsb.config.schema import Config

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedsb.app.assembly import corpus_of, model_of, task_of
 from fedsb.app.finished import is_run, left_of
-from fedsb.app.measuring.scoring import LOSS, SCORES, answered, answers, check_scores, test_prompts
+from fedsb.app.measuring.scoring import LOSS, SCORES, answered, answers, check_scores, measured_prompts
 from fedsb.app.opening import dropped_rows
 from fedsb.app.own_factors import made_again
 from fedsb.app.threads import every_core
@@ -181,7 +181,7 @@ def _counted(sample: Sample) -> Sample:
 def _lines(sides: Sequence[Side], said: Sequence[Sequence[Answer]]) -> list[str]:
     if not said[-1]:
         return []
-    prompts = test_prompts(sides[-1].config)
+    prompts = measured_prompts(sides[-1].config)
     heads = [side.name for side in sides]
     return [
         json.dumps(

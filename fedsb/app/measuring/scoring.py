@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsb.app.assembly import task_of, test_examples, test_features, tokenizer_of
+from fedsb.app.assembly import TEST, VALIDATION, measured_examples, measured_features, task_of, tokenizer_of
 from fedsb.config.derived import line_feeds
 from fedsb.config.schema import Config
-from fedsb.core.errors import UserError
+from fedsb.core.errors import UserError, unknown
 from fedsb.core.rng import torch_stream
 from fedsb.data import Continuation, Prompt, continuations, end_ids, prompts_of
 from fedsb.data.instructions import RowError
@@ -19,21 +19,23 @@ from fedsb.models.adapted import AdaptedModel
 from fedsb.models.collating import autocast
 from fedsb.models.evaluate import measured
 from fedsb.report.evaluation import Sample
+from fedsb.report.series import BESIDE
 from fedsb.run.predictions import Predictions
 from fedsb.tasks.answers import Answer, answer_items, answer_metrics, chance_of, expected_answers, judge, scorer_for
 from fedsb.tasks.choice import Choice, choice_items, choice_metrics
 from fedsb.tasks.generation import Decoding, generate, text_of
 
 
-def samples(config: Config, adapted: AdaptedModel, round_number: int) -> list[Sample]:
+def samples(config: Config, adapted: AdaptedModel, round_number: int, part: str = TEST) -> list[Sample]:
     """Measure the task's metrics, its loss first, and the scores.
 
     Args:
         config: of the run.
         adapted: with the state to be measured installed.
         round_number: names the stream that sampled responses are drawn from.
+        part: of the data.
     """
-    return [make(config, adapted, round_number) for make in (LOSS, *(SCORES[score] for score in config.eval.scores))]
+    return [make(config, adapted, round_number, part) for make in (LOSS, *(SCORES[score] for score in config.eval.scores))]
 
 
 def figures(found: Sequence[Sample]) -> dict[str, float]:
@@ -44,12 +46,12 @@ def figures(found: Sequence[Sample]) -> dict[str, float]:
 def predictions(config: Config, found: Sequence[Sample], round_number: int) -> Predictions:
     """Return what was measured of each item of the test part after a round."""
     columns = {name: column for sample in found for name, column in sample.items.items()}
-    return Predictions(round_number, test_examples(config).sha256(), columns)
+    return Predictions(round_number, measured_examples(config).sha256(), columns)
 
 
-def answers(config: Config, adapted: AdaptedModel, round_number: int) -> list[Answer]:
+def answers(config: Config, adapted: AdaptedModel, round_number: int, part: str = TEST) -> list[Answer]:
     """Let the model answer the prompts of the test part, and hold what it says against the references."""
-    prompts, tokenizer, network, decoding = test_prompts(config), tokenizer_of(config), adapted.model, decoding_of(config)
+    prompts, tokenizer, network, decoding = measured_prompts(config, part), tokenizer_of(config), adapted.model, decoding_of(config)
     adapted.model.eval()
     with torch_stream(config.seed, "eval.generate", round_number), autocast(config.train, adapted.device):
         rows = generate(
@@ -65,9 +67,9 @@ def answers(config: Config, adapted: AdaptedModel, round_number: int) -> list[An
     return judge(rule_of(config, prompts), config.eval.pattern, said, [prompt.reference for prompt in prompts])
 
 
-def test_prompts(config: Config) -> list[Prompt]:
+def measured_prompts(config: Config, part: str = TEST) -> list[Prompt]:
     """Return the prompts of the test part, or of what ``eval.max_examples`` leaves of it: of the rows that the loss is measured on."""
-    return prompts_of(test_examples(config), tokenizer_of(config), config.data)
+    return prompts_of(measured_examples(config, part), tokenizer_of(config), config.data)
 
 
 def decoding_of(config: Config) -> Decoding:
@@ -97,7 +99,7 @@ def check_scores(config: Config, adapted: AdaptedModel, scores: Sequence[str] | 
         _check_choices(config, adapted)
     if "exact_match" not in wanted:
         return ""
-    prompts, most = test_prompts(config), config.eval.max_new_tokens
+    prompts, most = measured_prompts(config), config.eval.max_new_tokens
     rule, limit, longest = rule_of(config, prompts), _places(adapted, config), max(len(prompt.ids) for prompt in prompts)
     if longest + most > limit:
         raise UserError(
@@ -111,8 +113,35 @@ def check_scores(config: Config, adapted: AdaptedModel, scores: Sequence[str] | 
     )
 
 
+def check_selection(config: Config, adapted: AdaptedModel) -> None:
+    """Hold that what a round is to be chosen by will be measured on the validation part.
+
+    Raises:
+        UserError: there is no such part, or no such metric.
+    """
+    if config.eval.select is None:
+        return
+    names = [name for name in _metric_names(config, adapted) if name not in BESIDE]
+    if config.eval.select not in names:
+        raise unknown("eval.select", config.eval.select, names)
+
+
+def _metric_names(config: Config, adapted: AdaptedModel) -> list[str]:
+    """Return the names of all that is measured, of a row or two of the validation part."""
+    task, scores = task_of(config), config.eval.scores
+    records, targets = measured(adapted, task, measured_features(config, VALIDATION)[:2], train=config.train)
+    found = [*task.metrics(records, targets)]
+    if "exact_match" in scores:
+        prompt = measured_prompts(config, VALIDATION)[0]
+        found += answer_metrics(judge(rule_of(config, [prompt]), config.eval.pattern, [""], [prompt.reference]))
+    if "choice" in scores:
+        options, right = measured_choices(config, VALIDATION)[0]
+        found += choice_metrics([Choice(tuple(0.0 for _ in options), tuple(each.length for each in options), right)])
+    return found
+
+
 def _check_choices(config: Config, adapted: AdaptedModel) -> None:
-    longest, limit = max(len(each.ids) for options, _ in test_choices(config) for each in options), _places(adapted, config)
+    longest, limit = max(len(each.ids) for options, _ in measured_choices(config) for each in options), _places(adapted, config)
     if longest > limit:
         raise UserError(f"data.choices={config.data.choices}: a prompt with its answer has {longest} tokens, and the model reads {limit}")
 
@@ -138,34 +167,34 @@ def _flags(found: Mapping[str, Sequence[bool]]) -> dict[str, NDArray[np.uint8]]:
     return {name: np.array(values, np.uint8) for name, values in found.items()}
 
 
-def _exact_match(config: Config, adapted: AdaptedModel, round_number: int) -> Sample:
-    return answered(answers(config, adapted, round_number))
+def _exact_match(config: Config, adapted: AdaptedModel, round_number: int, part: str = TEST) -> Sample:
+    return answered(answers(config, adapted, round_number, part))
 
 
-def _loss(config: Config, adapted: AdaptedModel, _: int) -> Sample:
+def _loss(config: Config, adapted: AdaptedModel, _: int, part: str = TEST) -> Sample:
     task = task_of(config)
-    records, targets = measured(adapted, task, test_features(config), train=config.train)
+    records, targets = measured(adapted, task, measured_features(config, part), train=config.train)
     items = {name: column.numpy() for name, column in task.items(records, targets).items()}
     return Sample(len(records), lambda chosen: task.metrics(records[chosen], None if targets is None else targets[chosen]), items)
 
 
-def choices(config: Config, adapted: AdaptedModel) -> list[Choice]:
+def choices(config: Config, adapted: AdaptedModel, part: str = TEST) -> list[Choice]:
     """Return how likely the model finds each of the answers that the test part gives to choose from."""
-    given = test_choices(config)
+    given = measured_choices(config, part)
     features = [{"input_ids": list(each.ids), "learnt": list(each.answer)} for options, _ in given for each in options]
     records, _ = measured(adapted, task_of(config), features, train=config.train)
     likelihoods = iter((-records[:, 0]).tolist())
     return [Choice(tuple(next(likelihoods) for _ in options), tuple(each.length for each in options), right) for options, right in given]
 
 
-def test_choices(config: Config) -> list[tuple[list[Continuation], int]]:
+def measured_choices(config: Config, part: str = TEST) -> list[tuple[list[Continuation], int]]:
     """Return the prompts of the test part with their choices, and the index of the right one.
 
     Raises:
         UserError: a row has none, its response is none of them, two of them are the same tokens, or one is no token at all.
     """
     try:
-        found = [continuations(row, tokenizer_of(config), config.data) for row in test_examples(config).texts]
+        found = [continuations(row, tokenizer_of(config), config.data) for row in measured_examples(config, part).texts]
     except RowError as error:
         said = f"a row of the test part holds {error.detail}"
         raise UserError(f"data.choices={config.data.choices}: {said}; correct it or remove the row") from None
@@ -177,11 +206,17 @@ def test_choices(config: Config) -> list[tuple[list[Continuation], int]]:
     return found
 
 
-def _choice(config: Config, adapted: AdaptedModel, _: int) -> Sample:
-    rows = choices(config, adapted)
+def _choice(config: Config, adapted: AdaptedModel, _: int, part: str = TEST) -> Sample:
+    rows = choices(config, adapted, part)
     return Sample(len(rows), lambda chosen: choice_metrics([rows[i] for i in chosen]), _flags(choice_items(rows)))
 
 
-Score = Callable[[Config, AdaptedModel, int], Sample]
+class Score(Protocol):
+    """Measures a model on a part of the data."""
+
+    def __call__(self, config: Config, adapted: AdaptedModel, round_number: int, /, part: str = TEST) -> Sample:
+        """Return what was found."""
+
+
 LOSS: Score = _loss
 SCORES: Mapping[str, Score] = {"exact_match": _exact_match, "choice": _choice}

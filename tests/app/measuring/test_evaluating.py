@@ -15,7 +15,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedsb.app.assembly import test_features as features_of_test
+from fedsb.app.assembly import measured_features as features_of_test
 from fedsb.app.exports.on_request import export
 from fedsb.app.measuring.evaluating import evaluation
 from fedsb.app.measuring.lm_eval import harness

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fedsb.app.assembly import features_of, model_of, task_of
-from fedsb.app.assembly import test_examples as examples_of
+from fedsb.app.assembly import measured_examples as examples_of
 from fedsb.app.measuring.scoring import answers, check_scores, decoding_of, figures, samples
-from fedsb.app.measuring.scoring import test_prompts as prompts_in
+from fedsb.app.measuring.scoring import measured_prompts as prompts_in
 from fedsb.config.compose import load
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError

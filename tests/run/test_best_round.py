@@ -1,0 +1,120 @@
+"""The round that a run leaves is the best on the validation part, to the bits of a run that ends there, cut off or not."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsb.app.finished import left_of
+from fedsb.config.compose import load
+from fedsb.core.errors import UserError
+from fedsb.report.selection import Selection
+from fedsb.run.predictions import read_predictions
+from fedsb.run.records import RoundRecord
+from tests.run.mortal import Killed, Run
+
+# Rates so high that an early round is the best.
+CHOOSING = ("method=fedex_lora", "data.validation_fraction=0.2", "eval.select=loss", "train.lr=0.2", "keep_checkpoints=1")
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def adapter(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "adapter").iterdir())}
+
+
+@pytest.fixture
+def whole(run: Run, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """A run that ends early, and its summary."""
+    return tmp_path / "whole", run(tmp_path / "whole", *CHOOSING, "federation.num_rounds=4", "eval.patience=2")
+
+
+def test_the_adapter_is_that_of_the_best_round_and_cut_or_not_the_same(
+    whole: tuple[Path, dict[str, Any]], run: Run, tmp_path: Path
+) -> None:
+    folder, summary = whole
+    losses = [row["validation"]["loss"] for row in rows(folder)]
+    best = losses.index(min(losses))
+    assert summary["selected"] == {
+        "round": best, "metric": "loss", "direction": "lower", "value": losses[best], "stopped": len(losses) < 5,
+    }  # fmt: skip
+    assert len(losses) == min(5, best + 3)
+    assert 0 < best < len(losses) - 1  # or nothing is tried here
+    assert summary["metrics"] == rows(folder)[best]["metrics"] != rows(folder)[best]["validation"]
+    assert summary["rounds_done"] == len(losses) - 1
+    assert f"of round {best}, the best by loss on the validation part" in (folder / "run.log").read_text()
+    assert left_of(folder, "export").snapshot.round == best
+    kept = read_predictions(folder)
+    assert kept is not None
+    assert kept.round == best
+
+    short = run(tmp_path / "short", *CHOOSING, f"federation.num_rounds={best}")
+    assert short["factors_sha256"] == summary["factors_sha256"]
+    assert adapter(tmp_path / "short") == adapter(folder)
+
+    cut = tmp_path / "cut"
+    with pytest.raises(Killed):
+        run(cut, *CHOOSING, "federation.num_rounds=4", "eval.patience=2", life=4 * (len(losses) - 1) - 2)
+    again = run(cut, f"resume={cut}")
+    told = ("selected", "metrics", "rounds_done", "factors_sha256", "payload_total")
+    assert {key: again[key] for key in told} == {key: summary[key] for key in told}
+    assert adapter(cut) == adapter(folder)
+
+
+VALUES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, math.nan, None]), min_size=1, max_size=9)
+
+
+@given(VALUES, st.booleans(), st.integers(1, 4))
+def test_the_best_is_the_first_of_the_best_and_patience_counts_what_was_measured(
+    values: list[float | None], lower: bool, patience: int
+) -> None:
+    records = [RoundRecord(n, validation={} if value is None else {"m": value}) for n, value in enumerate(values)]
+    best, since = None, 0
+    for number, value in enumerate(values):
+        if value is None:
+            continue
+        gain = not math.isnan(value) and (best is None or (value < values[best] if lower else value > values[best]))  # type: ignore[operator]
+        best, since = (number, 0) if gain else (best, since + 1)
+    choice = Selection("m", lower, patience)
+    found = choice.best(records)
+    assert (None if found is None else found.round) == best
+    assert choice.over(records) is (since >= patience)
+    assert Selection("m", lower).over(records) is False
+
+
+def test_what_is_better_is_known_of_a_metric_or_said() -> None:
+    assert [Selection.of(name, "auto", None).lower for name in ("loss", "accuracy", "rmse")] == [True, False, True]  # type: ignore[union-attr]
+    assert Selection.of("loss", "higher", 3) == Selection("loss", False, 3)
+    assert Selection.of(None, "auto", None) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["eval.select=accuracy"], "eval.select=accuracy without a validation part, and the test part chooses nothing"),
+        (["data.validation_fraction=0.1"], "data.validation_fraction without eval.select"),
+        (["eval.patience=2"], "eval.patience without eval.select"),
+        (["eval.direction=lower"], "eval.direction without eval.select"),
+        (["eval.select=accuracy", "data.validation_fraction=0.1", "method=fedsa_lora"], "the server has no whole model to choose"),
+        (["eval.select=accuracy", "data.validation_fraction=1"], r"data.validation_fraction=1.0 is out of range; it must be in \[0, 1\)"),
+        (["eval.select=accuracy", "data.validation_fraction=0.1", "eval.patience=0"], "eval.patience=0 is out of range"),
+        (["eval.select=accuracy", "data.validation_fraction=0.1", "eval.direction=up"], "unknown eval.direction 'up'"),
+    ],
+)  # fmt: skip
+def test_a_choice_that_cannot_be_made_is_one_line(given: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load(given)
+
+
+def test_a_metric_that_is_not_measured_is_a_mistake_before_anything_is_written(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^unknown eval.select 'accurac' \(did you mean 'accuracy'\?\); choose from accuracy, loss, "):
+        run(tmp_path / "none", "data.validation_fraction=0.2", "eval.select=accurac")
+    assert not (tmp_path / "none").exists()
