@@ -32,6 +32,8 @@ def split(out: Path, overrides: Sequence[str]) -> None:
         for name, indices in parts.items():
             write_rows(scratch / name / "train.jsonl", corpus.train.take(indices), config.data, labels=corpus.labels)
         write_rows(scratch / "server" / "test.jsonl", corpus.test, config.data, labels=corpus.labels)
+        if corpus.validation is not None:
+            write_rows(scratch / "server" / "validation.jsonl", corpus.validation, config.data, labels=corpus.labels)
         (scratch / "labels.txt").write_text("".join(f"{label}\n" for label in corpus.labels), encoding="utf-8")
 
 

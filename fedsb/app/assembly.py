@@ -33,6 +33,7 @@ from fedsb.data import (
     tokenise_marked,
     way_of,
 )
+from fedsb.data.grouping import Grouping, by_length
 from fedsb.data.skew import Skew, skew_of
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.build import cached_model
@@ -42,6 +43,7 @@ from fedsb.tasks.task import TASKS, Task
 
 Features = list[dict[str, Any]]
 Value = TypeVar("Value")
+BEYOND_LABELS = ("length", "cluster", "quantity")
 _MEMO: dict[str, dict[str, Any]] = {}
 
 
@@ -115,14 +117,35 @@ def parts_of(config: Config) -> dict[str, tuple[int, ...]]:
     corpus = corpus_of(config)
     if not len(corpus.train):
         return {}
-    key = (config.data, config.seed, config.federation.partition, client_names(config), cut_by(config))
-    return once("parts", key, lambda: partition(corpus.train, config.federation.partition, client_names(config), config.seed))
+    key = (config.data, config.seed, config.federation.partition, client_names(config), cut_by(config), _clustered_by(config))
+    dealing, names = config.federation.partition, client_names(config)
+    return once("parts", key, lambda: partition(corpus.train, dealing, names, config.seed, _grouping(config)))
+
+
+def _clustered_by(config: Config) -> object:
+    return (config.model, config.train.max_length) if config.federation.partition.kind == "cluster" else None
+
+
+def _grouping(config: Config) -> Grouping | None:
+    """Return the groups that a simulation's examples are dealt by; None where they are dealt by something else."""
+    train, dealing = corpus_of(config).train, config.federation.partition
+    if dealing.kind == "length":
+        return by_length(train, dealing.groups)
+    if dealing.kind != "cluster":
+        return None
+    from fedsb.app.clusters import clusters  # scikit-learn, for who asks for it
+
+    key = (config.data, config.seed, dealing.groups, cut_by(config), _clustered_by(config))
+    return once("clusters", key, lambda: clusters(config, task_of(config), train, features_of(config, train), corpus_of(config).labels))
 
 
 def skew_in(config: Config) -> Skew | None:
     """Return how a simulation's examples are dealt out; None on a server that holds no training data."""
     corpus, parts = corpus_of(config), parts_of(config)
-    return skew_of(corpus.train, parts, corpus.labels) if parts else None
+    if not parts:
+        return None
+    kind = str(config.federation.partition.kind)
+    return skew_of(corpus.train, parts, corpus.labels, by=kind if kind in BEYOND_LABELS else "", grouping=_grouping(config))
 
 
 def features_of(config: Config, examples: Examples) -> Features:

@@ -17,6 +17,7 @@ class PartitionConfig:
     shards_per_client: int
     column: str | None
     sizes: tuple[float, ...] | None
+    groups: int
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -21,6 +21,7 @@ from fedsb.config.schema_federation import PartitionConfig
 from fedsb.core.errors import UserError, unknown
 from fedsb.core.rng import numpy_generator, stream_seed
 from fedsb.data.examples import Examples, natural_order
+from fedsb.data.grouping import Grouping
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -61,9 +62,12 @@ class _Deal:
     names: tuple[str, ...]
     seed: int
     rows: tuple[int, ...]
+    grouping: Grouping | None = None
 
 
-def partition(train: Examples, cfg: PartitionConfig, names: Sequence[str], seed: int) -> dict[str, tuple[int, ...]]:
+def partition(
+    train: Examples, cfg: PartitionConfig, names: Sequence[str], seed: int, grouping: Grouping | None = None
+) -> dict[str, tuple[int, ...]]:
     """Deal examples out to clients: each goes to exactly one, and no client goes empty.
 
     Args:
@@ -71,6 +75,7 @@ def partition(train: Examples, cfg: PartitionConfig, names: Sequence[str], seed:
         cfg: the kind of partition and its options.
         names: clients, in order.
         seed: seed of the run.
+        grouping: of the examples, for a kind that goes by one.
 
     Returns:
         Sorted indices of ``train`` for every client, in the order of ``names``.
@@ -84,7 +89,7 @@ def partition(train: Examples, cfg: PartitionConfig, names: Sequence[str], seed:
     if len(train) < len(names):
         raise UserError(f"{len(train)} training examples for {len(names)} clients; lower federation.num_clients or bring more data")
     rows = numpy_generator(seed, "partition.shuffle").permutation(len(train)).tolist()
-    parts = PARTITIONERS[kind](_Deal(train, cfg, tuple(names), seed, tuple(rows)))
+    parts = PARTITIONERS[kind](_Deal(train, cfg, tuple(names), seed, tuple(rows), grouping))
     return {name: tuple(sorted(part)) for name, part in zip(names, parts, strict=True)}
 
 
@@ -104,7 +109,18 @@ def _iid(deal: _Deal) -> list[list[int]]:
 
 def _dirichlet(deal: _Deal) -> list[list[int]]:
     """Draw each class's shares from Dirichlet(alpha); the partitioner draws anew, up to eleven times, while a client is empty."""
-    count, keys = len(deal.names), _classes(deal)
+    return _drawn_by(deal, _classes(deal))
+
+
+def _by_group(deal: _Deal) -> list[list[int]]:
+    """Draw each group's shares from Dirichlet(alpha), as a class's."""
+    if deal.grouping is None:
+        raise UserError(f"federation.partition.kind={deal.cfg.kind} goes by groups that are not known here; use another kind")
+    return _drawn_by(deal, [deal.grouping.of[row] for row in deal.rows])
+
+
+def _drawn_by(deal: _Deal, keys: list[int]) -> list[list[int]]:
+    count = len(deal.names)
     drawing = _partitioners().DirichletPartitioner(
         num_partitions=count,
         partition_by="key",
@@ -158,6 +174,16 @@ def _size(deal: _Deal) -> list[list[int]]:
     return [part.tolist() for part in np.split(deal.rows, np.cumsum(counts)[:-1])]
 
 
+def _quantity(deal: _Deal) -> list[list[int]]:
+    """Draw the sizes from Dirichlet(alpha), one example each apart, as Li et al. 2022 (arXiv:2102.02079) do for quantity skew."""
+    count = len(deal.names)
+    shares = numpy_generator(deal.seed, "partition.quantity").dirichlet([deal.cfg.alpha] * count)
+    exact = shares * (len(deal.rows) - count)
+    counts = np.floor(exact).astype(int)
+    counts[np.argsort(counts - exact, kind="stable")[: len(deal.rows) - count - counts.sum()]] += 1
+    return [part.tolist() for part in np.split(deal.rows, np.cumsum(counts + 1)[:-1])]
+
+
 def _natural(deal: _Deal) -> list[list[int]]:
     """Give each client one owner: the one of its own name where names and owners are the same set, else in sorted order."""
     if deal.train.owners is None:
@@ -178,7 +204,7 @@ def _classes(deal: _Deal) -> list[int]:
     targets = deal.train.targets
     if not targets or not isinstance(targets[0], int):
         raise UserError(
-            f"federation.partition.kind={deal.cfg.kind} goes by class labels, which this task has not; use iid, size or natural"
+            f"federation.partition.kind={deal.cfg.kind} goes by class labels, which this task has not; use iid, size or natural, or length"
         )
     return [int(targets[row]) for row in deal.rows]
 
@@ -189,4 +215,7 @@ PARTITIONERS: Mapping[str, Callable[[_Deal], list[list[int]]]] = {
     "shard": _shard,
     "size": _size,
     "natural": _natural,
+    "length": _by_group,
+    "cluster": _by_group,
+    "quantity": _quantity,
 }

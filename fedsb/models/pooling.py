@@ -45,7 +45,7 @@ def _say_the_mean(body: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     if not isinstance(output, ModelOutput) or not _fits(output, mask):
         raise UserError(f"model.pooling=mean can't read what {type(body).__name__} puts out, one vector a token; use model.pooling=own")
     hidden: Tensor = output["last_hidden_state"]
-    mean = _masked_mean(hidden, mask)
+    mean = mean_of_tokens(hidden, mask)
     replaced = {"last_hidden_state": mean.unsqueeze(1).expand_as(hidden), "pooler_output": mean}
     # A new output, for the body's own may be held by someone else.
     return type(output)(**{key: replaced.get(key, value) for key, value in output.items()})
@@ -58,7 +58,7 @@ def _fits(output: ModelOutput, mask: Tensor | None) -> bool:
     return pooled is None or pooled.shape == (hidden.shape[0], hidden.shape[2])
 
 
-def _masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
+def mean_of_tokens(hidden: Tensor, mask: Tensor | None) -> Tensor:
     """Average (batch, tokens, width) over the tokens whose mask isn't 0; in float32, also where autocast made ``hidden`` coarser."""
     if mask is None:
         return hidden.float().mean(1).to(hidden.dtype)

@@ -103,7 +103,11 @@ def partition_text(run: Run) -> str:
     skew = "" if partition["label_skew"] is None else f"; label skew **{partition['label_skew']:.2f}**, from 0 (all alike) to 1"
     held_out = run.setting("data.client_test_fraction")
     of_these = f", of which they hold {held_out:.0%} out to evaluate on" if held_out else ""
-    return f"{plural(len(sizes), 'client')} hold {sum(sizes):,} examples, {min(sizes):,} to {max(sizes):,} each{of_these}{skew}."
+    group = "" if partition.get("group_skew") is None else f"; {partition['dealt_by']} skew **{partition['group_skew']:.2f}**"
+    sized = f"; size skew **{partition['size_skew']:.2f}**" if partition.get("dealt_by") == "quantity" else ""
+    return (
+        f"{plural(len(sizes), 'client')} hold {sum(sizes):,} examples, {min(sizes):,} to {max(sizes):,} each{of_these}{skew}{group}{sized}."
+    )
 
 
 def client_rows(run: Run) -> tuple[list[str], list[list[str]]]:

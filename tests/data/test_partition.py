@@ -17,6 +17,8 @@ from fedsb.config.checks import CHOICES
 from fedsb.core.errors import UserError
 from fedsb.core.rng import numpy_generator
 from fedsb.data import PARTITIONERS, Examples, partition
+from fedsb.data.grouping import Grouping, by_length
+from fedsb.data.skew import skew_of
 
 
 def _train(targets, owners=None):
@@ -38,15 +40,17 @@ def test_a_partition_is_a_disjoint_cover_that_the_seed_fixes(partition_config, d
     owners = tuple(f"o{i % clients}" for i in range(len(targets)))
     sizes = tuple(data.draw(st.lists(st.floats(0.5, 1), min_size=clients, max_size=clients)))
     cfg = partition_config(kind=kind, alpha=1.0, sizes=sizes, column="owner")
+    train = _train(targets, owners)
+    grouping = Grouping("cluster", ("a", "b", "c", "d"), tuple(targets)) if kind in ("length", "cluster") else None
     try:
-        parts = partition(_train(targets, owners), cfg, _names(clients), seed)
+        parts = partition(train, cfg, _names(clients), seed, grouping)
     except UserError:
-        assume(kind not in ("dirichlet", "size"))
+        assume(kind not in ("dirichlet", "size", "length", "cluster"))
         raise
     assert tuple(parts) == _names(clients)
     assert sorted(i for part in parts.values() for i in part) == list(range(len(targets)))
     assert all(part and list(part) == sorted(part) for part in parts.values())
-    assert parts == partition(_train(targets, owners), cfg, _names(clients), seed)
+    assert parts == partition(train, cfg, _names(clients), seed, grouping)
 
 
 @settings(max_examples=30, deadline=None)
@@ -149,9 +153,9 @@ import sys
 from fedsb.data.partition import PARTITIONERS, partition
 from fedsb.data.examples import Examples
 from fedsb.config.schema_federation import PartitionConfig
-partition(Examples(tuple("abcdef"), owners=tuple("ababab")), PartitionConfig("iid", 1.0, 2, None, None), ("a", "b"), 0)
+partition(Examples(tuple("abcdef"), owners=tuple("ababab")), PartitionConfig("iid", 1.0, 2, None, None, 8), ("a", "b"), 0)
 assert not {"datasets", "pandas", "flwr_datasets"} & set(sys.modules)
-config = PartitionConfig("dirichlet", 100.0, 2, None, None)
+config = PartitionConfig("dirichlet", 100.0, 2, None, None, 8)
 partition(Examples(tuple("abcdef"), targets=(0, 1) * 3), config, ("a", "b"), 0)
 assert "flwr_datasets" in sys.modules and not {"seaborn", "matplotlib", "scipy"} & set(sys.modules)
 from flwr_datasets.visualization import plot_label_distributions
@@ -159,3 +163,45 @@ from flwr_datasets import visualization
 assert visualization.plot_label_distributions is plot_label_distributions
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(2, 6))
+def test_groups_by_length_are_bands_of_lengths(lengths, count):
+    grouping = by_length(Examples(tuple("x" * length for length in lengths)), count)
+    assert len(grouping.of) == len(lengths)
+    assert set(grouping.of) == set(range(len(grouping.names)))
+    assert len(grouping.names) <= count
+    for (here, mine), (there, other) in zip(
+        pairs := sorted(zip(lengths, grouping.of, strict=True)), pairs[1:], strict=False
+    ):  # longer texts are in no earlier group, and equal ones in one
+        assert mine <= other
+        assert here != there or mine == other
+
+
+def test_long_and_short_texts_part_where_alpha_is_small(partition_config):
+    train = Examples(tuple("x" * (10 if i % 2 else 500) for i in range(200)))
+    grouping = by_length(train, 2)
+    assert grouping.names == ("10 to 10 characters", "500 to 500 characters")
+    skews = []
+    for alpha in (0.05, 100.0):
+        parts = partition(train, partition_config(kind="length", alpha=alpha), _names(4), 0, grouping)
+        skews.append(skew_of(train, parts, (), by="length", grouping=grouping))
+    assert skews[0].group_figure > 0.3 > 0.15 > skews[1].group_figure
+    assert f"length skew {skews[0].group_figure:.2f} over 2 groups" in skews[0].line()
+
+
+def test_quantity_skews_sizes_alone_and_leaves_nobody_empty(partition_config):
+    train, spread = _train([i % 2 for i in range(400)]), []
+    for alpha in (0.1, 1000.0):
+        parts = partition(train, partition_config(kind="quantity", alpha=alpha), _names(5), 0)
+        spread.append(skew_of(train, parts, ("a", "b"), by="quantity"))
+    assert min(spread[0].sizes.values()) >= 1
+    equal = sum(abs(size / 400 - 1 / 5) for size in spread[0].sizes.values()) / 2
+    assert spread[0].size_figure == pytest.approx(equal)
+    assert spread[0].size_figure > 0.2 > 0.05 > spread[1].size_figure
+    assert f"size skew {equal:.2f}" in spread[0].line()
+
+
+def test_a_kind_that_goes_by_groups_says_where_there_are_none(partition_config):
+    with pytest.raises(UserError, match=r"^federation.partition.kind=cluster goes by groups that are not known here; use another kind$"):
+        partition(_train([0] * 9), partition_config(kind="cluster"), _names(3), 0)

@@ -43,4 +43,7 @@ def test_equal_clients_have_none_and_clients_of_one_label_the_most():
 def test_a_task_without_classes_is_described_by_its_sizes_alone():
     skew = skew_of(Examples(("a", "b", "c"), targets=(0.5, 1.0, 2.0)), {"x": (0,), "y": (1, 2)}, ())
     assert (skew.figure, skew.line()) == (None, "2 clients hold 3 training examples, 1 to 2 each")
-    assert skew.as_dict() == {"label_skew": None, "labels": [], "sizes": {"x": 1, "y": 2}, "label_shares": {}}
+    assert skew.as_dict() == {
+        "label_skew": None, "labels": [], "sizes": {"x": 1, "y": 2}, "label_shares": {}, "dealt_by": None, "group_skew": None, "groups": [],
+        "group_shares": {}, "size_skew": pytest.approx(1 / 6),
+    }  # fmt: skip

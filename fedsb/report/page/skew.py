@@ -18,7 +18,10 @@ UNTOLD = (
     "No run says how its examples are dealt out: one under privacy does not, for sizes and labels are what it protects, nor does one over "
     "real nodes."
 )
-SHADES = "Share of each label among a client's examples; the darker, the larger. Label skew: 0 all alike, 1 each its own labels."
+SHADES = (
+    "Share of each label, or of each group that examples are dealt by, among a client's examples; the darker, the larger. Skew: 0 all "
+    "alike, 1 each its own."
+)
 
 
 def skew_html(view: View) -> str:
@@ -38,21 +41,24 @@ def skew_html(view: View) -> str:
 def _picture(view: View, partition: Mapping[str, Any], runs: Sequence[Run], *, opened: bool) -> str:
     sizes = partition["sizes"]
     seeds = ranges_text(seed for run in runs if isinstance(seed := run.setting("seed"), int))
-    skew = "" if partition["label_skew"] is None else f", label skew {partition['label_skew']:.2f}"
+    figures = {"label": partition["label_skew"], str(partition.get("dealt_by")): partition.get("group_skew")}
+    skew = "".join(f", {kind} skew {figure:.2f}" for kind, figure in figures.items() if figure is not None)
     numbers = ranges_text(view.numbers[run.path] for run in runs)
     said = f"Seed {seeds or '–'}: {plural(len(sizes), 'client')}, {sum(sizes.values()):,} examples{skew}. From runs {numbers}."
     return f"<details{' open' if opened else ''}><summary>{escape(said)}</summary>{_grid(partition, said)}</details>"
 
 
 def _grid(partition: Mapping[str, Any], said: str) -> str:
-    sizes, shares = partition["sizes"], partition["label_shares"]
-    labels = partition["labels"][:MOST_LABELS]
+    grouped = bool(partition.get("groups"))  # what it is dealt by is what there is to see
+    sizes, shares = partition["sizes"], partition["group_shares" if grouped else "label_shares"]
+    named = partition["groups" if grouped else "labels"]
+    labels = named[:MOST_LABELS]
     most = max(sizes.values())
     heads = "".join(f'<th scope="col" title="{escape(label)}"><span>{escape(label)}</span></th>' for label in labels)
     rows = [_row(client, sizes[client], most, shares.get(client, ())[: len(labels)], labels) for client in list(sizes)[:MOST_CLIENTS]]
     rest = [
         f"{plural(len(sizes) - MOST_CLIENTS, 'more client')}" if len(sizes) > MOST_CLIENTS else "",
-        f"{plural(len(partition['labels']) - MOST_LABELS, 'more label')}" if len(partition["labels"]) > MOST_LABELS else "",
+        f"{plural(len(named) - MOST_LABELS, 'more column')}" if len(named) > MOST_LABELS else "",
     ]
     left_out = ", ".join(filter(None, rest))
     wide = " many" if len(labels) > 12 else ""
