@@ -118,3 +118,11 @@ def test_a_metric_that_is_not_measured_is_a_mistake_before_anything_is_written(r
     with pytest.raises(UserError, match=r"^unknown eval.select 'accurac' \(did you mean 'accuracy'\?\); choose from accuracy, loss, "):
         run(tmp_path / "none", "data.validation_fraction=0.2", "eval.select=accurac")
     assert not (tmp_path / "none").exists()
+
+
+def test_rounds_that_are_not_run_cost_no_epsilon(run: Run, tmp_path: Path) -> None:
+    private = ("privacy=example", "privacy.epsilon=50", "init.kind=weight_svd", *CHOOSING[1:], "federation.num_rounds=4", "eval.patience=1")
+    summary = run(tmp_path / "run", *private)
+    assert summary["selected"]["stopped"] is True
+    assert len(rows(tmp_path / "run")) == summary["rounds_done"] + 1 < 5
+    assert summary["epsilon"]["max"] == rows(tmp_path / "run")[-1]["epsilon"]["max"] < 40
