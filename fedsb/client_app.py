@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 
 from fedsb.core.collector import uncollected
 from fedsb.resident.place import WORKER
+from fedsb.resident.relay import mismatched, relayed
 
 
 class Answering(ClientApp):
@@ -22,9 +23,9 @@ class Answering(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Return the reply: the worker's where ``--node-config`` names one."""
+        if (reply := mismatched(message)) is not None:
+            return reply
         if WORKER in context.node_config:
-            from fedsb.resident.relay import relayed
-
             return relayed(message, context)
         with uncollected(for_good=True):
             from fedsb.app.answers import app as answering

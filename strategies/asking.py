@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from fedsb.core.logs import last_line
 from fedsb.node.refusals import shown
+from fedsb.resident.flower import FLOWER, flower_version
 from fedsb.runtime.grid import is_simulation
 from fedsb.wire.messages import decode_reply
 
@@ -59,7 +60,8 @@ class Questions:
         overrides: str | None = None,
         dealt: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
-        self._told = {"labels": json.dumps(tuple(labels))} | ({} if overrides is None else {"overrides": overrides})
+        self._told = {"labels": json.dumps(tuple(labels)), FLOWER: flower_version()}
+        self._told |= {} if overrides is None else {"overrides": overrides}
         self._timeout = min(timeout, DESCRIBE_S)
         self._dealt = dealt
         self._known: list[tuple[int, Description]] = []  # of simulated nodes, whom nobody need ask

@@ -68,6 +68,7 @@ CODES: dict[str, Code] = {
         "the client's model, adapter.targets or rank is not the server's, or its fedsb of another version: what came is of another layout; "
         "its own log says which it has",
     ),
+    "flower": Code(25, "the node's Flower is of another minor release than the server's; install one on both sides (its own log has both)"),
 }
 BY_NUMBER: dict[int, Code] = {code.number: code for code in CODES.values()}
 UNKNOWN = Code(0, "the client answered with a code that this version does not know")

@@ -12,8 +12,9 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 import fedsb
 from fedsb.core.folders import home
-from fedsb.core.logs import node_log
+from fedsb.core.logs import node_log, printable
 from fedsb.privacy.codes import CODES
+from fedsb.resident.flower import unlike
 from fedsb.resident.frames import TAKEN, BadFrame, Frame, receive, send
 from fedsb.resident.place import OWNER, WORKER, PlaceError, socket_path, token_at
 from fedsb.resident.records import framed, unframed
@@ -21,6 +22,14 @@ from fedsb.resident.records import framed, unframed
 LOG = logging.getLogger(__name__)
 COMING_S = 90.0  # for a worker that its supervisor starts again
 MOST_BYTES = 2**40  # of a reply, whose sender this side trusts
+
+
+def mismatched(message: Message) -> Message | None:
+    """Return the reply of a node whose Flower is not the server's, by a code, and log both versions; None where they go together."""
+    if not (why := unlike(message)):
+        return None
+    with node_log(home() / "node.log"):
+        return _code(message, "flower", printable(why))
 
 
 def relayed(message: Message, context: Context) -> Message:

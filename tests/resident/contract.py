@@ -31,7 +31,7 @@ TOLD: dict[str, tuple[type, ...]] = {
 }
 SUMMED = ("train.keys", "train.shares", "train.survivors", "train.unmask")
 ASKED: dict[str, dict[str, tuple[type, ...]]] = {
-    "query.describe": {"clients": WORDS, "labels": WORDS},
+    "query.describe": {"clients": WORDS, "labels": WORDS, "flwr": WORDS},
     "query.notice": {"notice": WORDS},
     **dict.fromkeys(("train", "train.evidence", "evaluate", *SUMMED), TOLD),
 }
