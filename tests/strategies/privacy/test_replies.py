@@ -218,6 +218,7 @@ def test_the_numbers_of_the_codes_are_fixed() -> None:
         "secure": 22,
         "unsigned": 23,
         "layout": 24,
+        "flower": 25,
         **checks,
     }
     assert set(CHECKS) <= set(FIXED)
