@@ -29,7 +29,7 @@ def test_it_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", OWNER, str(ROOT), str(tmp_path)], text=True, stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
         child = psutil.Process(int(owner.stdout.readline()))
-        assert eventually(lambda: "time.sleep(60)" in " ".join(child.cmdline()))  # it is what was asked for by now; nothing while it becomes that
+        assert eventually(lambda: "time.sleep(60)" in " ".join(child.cmdline()))  # by now, and nothing on the way
         owner.kill()
     assert eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
