@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from fedsb.core.errors import UserError
+from fedsb.core.logs import speaking_from
 from fedsb.data import pad_id
 
 POSITIONS, RELATIVE, TYPES = re.compile(r"pos(ition|_emb)|wpe"), re.compile(r"rel(ative)?_"), re.compile("token_type|segment")
@@ -67,7 +69,8 @@ def try_body(network: nn.Module) -> None:
     body: Any = getattr(network, str(network.base_model_prefix), network)
     tokens = torch.arange(4, device=next(network.parameters()).device).remainder(len(body.get_input_embeddings().weight))[None]
     reads = signature(body.forward).parameters
-    body(input_ids=tokens, **({"decoder_input_ids": tokens} if "decoder_input_ids" in reads else {}))
+    with speaking_from(logging.ERROR, "transformers"):  # which kernels it would like better is no news of what may yet be refused
+        body(input_ids=tokens, **({"decoder_input_ids": tokens} if "decoder_input_ids" in reads else {}))
 
 
 def _usable(table: nn.Embedding) -> int:

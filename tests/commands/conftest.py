@@ -25,6 +25,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
     """Run a command in this process; return its exit status and what it printed."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()  # what the test itself printed, such as the bars of weights that it saved
         with pytest.raises(SystemExit) as done:
             main(arguments)
         out, err = capsys.readouterr()
