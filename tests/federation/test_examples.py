@@ -1,4 +1,4 @@
-"""The examples of scripts/federation/ and the pages say what this project's commands take, and name nothing that is not there."""
+"""The examples of scripts/federation/ and of the README say what this project's commands take, and name nothing that is not there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from fedsb.commands.flags import with_values
-from fedsb.commands.submit import read_arguments
-from fedsb.config.compose import load
 from fedsb.node.file import read_file
+from tests.docs.blocks import blocks_in
+from tests.docs.composed import check_fedsb
 from tests.flower.harness import ROOT
 
 EXAMPLES = ROOT / "scripts" / "federation"
@@ -25,7 +24,6 @@ COMPOSE = yaml.safe_load((EXAMPLES / "compose.yaml").read_text(encoding="utf-8")
 POD = yaml.safe_load((EXAMPLES / "kubernetes.yaml").read_text(encoding="utf-8"))["spec"]
 UNIT = (EXAMPLES / "fedsb-worker@.service").read_text(encoding="utf-8")
 ACROSS = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Across machines\n")[2].partition("\n### ")[0]
-PAGES = {"README": ACROSS, "federation.md": (ROOT / "docs" / "federation.md").read_text(encoding="utf-8")}
 SKIPPED = ("&", "fedsb submit", "fedsb federation status", "fedsb federation stop", "fedsb node check")
 
 
@@ -41,39 +39,17 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     yield "unit", shlex.split(started)
     [submitted] = re.findall(r"exec superlink fedsb (.*)$", (EXAMPLES / "compose.yaml").read_text(encoding="utf-8"), re.MULTILINE)
     yield "compose's submit", shlex.split(submitted)
-    for name, page in PAGES.items():
-        for line in re.findall(r"^(?:[A-Z_]+=\S+ )?fedsb ((?:federation|node|worker|submit) .*)$", page, re.MULTILINE):
-            yield f"{name}: {line.partition('  ')[0]}", [word for word in shlex.split(line, comments=True) if word != "&"]
-
-
-def check(arguments: Sequence[str]) -> None:
-    """Raise where our command line would not take the arguments."""
-    command, *rest = arguments
-    if command == "worker":
-        others, flags = with_values(command, rest)
-        assert not others
-        assert "--node" in flags
-        return
-    if command in ("node", "submit"):
-        _, overrides = read_arguments(rest[rest[0] == "check" :])
-        load([each for each in overrides if not each.startswith("resume=")])
-        return
-    assert command == "federation"
-    what, *rest = rest
-    others, flags = with_values(f"{command} {what}", rest)
-    assert len(others) == 1
-    assert what != "node" or "--link" in flags
 
 
 @pytest.mark.parametrize(("name", "arguments"), list(commands()))
 def test_the_command_line_takes_them(name: str, arguments: list[str]) -> None:
-    check(arguments)
+    check_fedsb(arguments)
 
 
 @pytest.mark.slow
 def test_the_readme_sets_up_two_nodes_with_all_that_they_need(tmp_path: Path) -> None:
     """Its block, but for what runs until a signal comes, or on what does: who is admitted, and whose data each node has."""
-    block = next(block for block in re.findall(r"```\n(.*?)```", ACROSS, re.DOTALL) if "federation init" in block)
+    block = next(block.text for block in blocks_in(ROOT / "README.md", ACROSS) if "federation init" in block.text)
     lines = [line.partition("   #")[0].rstrip() for line in block.splitlines()]
     own = "\n".join(line for line in lines if not any(word in line.replace("&&", "") for word in SKIPPED))
     python = f'"{sys.executable}" -P'
