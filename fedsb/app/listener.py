@@ -112,8 +112,14 @@ class RunListener:
         self._progress.end(record)
         if record.round == self.best:
             LOG.info("round %d is the best so far on the validation part", record.round)
-        if self.selected and self.selected["stopped"]:
-            self.say(f"no gain on the validation part since round {self.best} (eval.patience): no more rounds")
+        if self.over() and record.round < self._progress.num_rounds:
+            since = "in any round" if self.best is None else f"since round {self.best}"
+            self.say(f"no gain on the validation part {since} (eval.patience): no more rounds")
+
+    @property
+    def last(self) -> int:
+        """The last round that there is a record of."""
+        return max(record.round for record in self.records)
 
     @property
     def selected(self) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ def opening_remarks(
     """
     stacks = (stack_remark(config, grid), ranks_remark(config, grid, counts))
     runtime = (*stacks, grid.remark if isinstance(grid, SimulationGrid) else "")
-    texts = (template_remark(config), dropped_rows(config), cut_texts(config))
+    texts = (template_remark(config), dropped_rows(config), cut_texts(config), shared_texts(config))
     lines = (*class_lines(labels), *texts, pooling_remark(config.model.pooling, "this run"), *runtime, *told)
     yield from filter(None, lines)
 
@@ -72,6 +72,16 @@ def dropped_rows(config: Config, parts: Sequence[str] = ("train", "test", "publi
         return ""
     told = ", ".join(f"{count:,} of {count + len(getattr(corpus, part)):,} {part} rows" for part, count in dropped.items())
     return f"left out: {told}, of whose responses {limit} tokens (train.max_length, or the model's limit) leave nothing"
+
+
+def shared_texts(config: Config) -> str:
+    """Say how many rows of a validation part of its own stand in the test part too; nothing where none do."""
+    validation, test = corpus_of(config).validation, corpus_of(config).test
+    if validation is None or config.data.validation_path is None:
+        return ""
+    tested = set(test.whole_texts())
+    shared = sum(text in tested for text in validation.whole_texts())
+    return f"{shared:,} of {len(validation):,} validation rows have texts of the test part, which are to choose nothing" if shared else ""
 
 
 def template_remark(config: Config) -> str:

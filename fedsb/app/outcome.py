@@ -81,8 +81,8 @@ def _left_by(prepared: Prepared, folder: RunFolder, listener: RunListener, state
     Raises:
         RunError: the checkpoint of the chosen round can't be read.
     """
-    config, last = prepared.config, max(record.round for record in listener.records)
-    if listener.best in (None, last):
+    config = prepared.config
+    if listener.best in (None, listener.last):
         return state, prepared.strategy.frozen
     try:
         snapshot = load_checkpoint(folder.checkpoints, run=fingerprint(config), number=listener.best)
@@ -97,12 +97,15 @@ def finish(prepared: Prepared, folder: RunFolder, listener: RunListener, state: 
     config, adapted, strategy = prepared.config, prepared.adapted, prepared.strategy
     state, frozen = _left_by(prepared, folder, listener, state)
     adapted.install(state, frozen.view())
-    if listener.best is not None:
+    if config.eval.select:
+        left = listener.last if listener.best is None else listener.best
         with every_core():
-            write_predictions(folder.path, predictions(config, samples(config, adapted, listener.best), listener.best))
+            write_predictions(folder.path, predictions(config, samples(config, adapted, left), left))
     export_run(config, adapted, folder)
     if listener.selected:
         listener.say(f"the model that is left is that of {selected_text(listener.selected)}")
+    elif config.eval.select:
+        listener.say(f"the model that is left is the last: no round has a finite {config.eval.select} on the validation part")
     summary = build_summary(
         method=config.method.name,
         rounds=config.federation.num_rounds,
@@ -131,7 +134,8 @@ def closing_line(summary: Mapping[str, Any]) -> str:
     """Return what a run came to, in one line that tells no time: a private run of real nodes must not."""
     found = "  ".join(f"{name} {metric_text(name, value)}" for name, value in summary["metrics"].items())
     moved = f"{human_bytes(summary['payload_total'])} moved, {human_bytes(summary['payload_one_off'])} of it once"
-    return f"after round {summary['rounds_done']}: {found or 'nothing measured'}; {plural(summary['failures'], 'failure')}; {moved}"
+    chosen = f", of round {summary['selected']['round']}" if summary["selected"] else ""
+    return f"after round {summary['rounds_done']}{chosen}: {found or 'nothing measured'}; {plural(summary['failures'], 'failure')}; {moved}"
 
 
 def _partition(prepared: Prepared) -> dict[str, object] | None:

@@ -45,6 +45,10 @@ class Examples:
             digest.update(json.dumps(column).encode())
         return digest.hexdigest()
 
+    def whole_texts(self) -> list[tuple[str, ...]]:
+        """Return what is read of each example: a text, or both of a pair."""
+        return list(zip(*(column for column in (self.texts, self.pairs) if column is not None), strict=True))
+
     def take(self, indices: Iterable[int]) -> Examples:
         """Return the examples at ``indices``, in that order."""
         rows = list(indices)

@@ -34,8 +34,8 @@ class Selection:
         return None if metric is None else cls(metric, metric in LOWER_IS_BETTER if direction == AUTO else direction == LOWER, patience)
 
     def best(self, records: Sequence[RoundRecord]) -> RoundRecord | None:
-        """Return the best round that was measured: of equals the first; what is no number is no best one."""
-        measured = [record for record in records if not math.isnan(self._value(record))]
+        """Return the best round that was measured: of equals the first; one whose value is no finite number is none."""
+        measured = [record for record in records if math.isfinite(self._value(record))]
         return min(measured, key=lambda record: (self._value(record) * (1 if self.lower else -1), record.round), default=None)
 
     def over(self, records: Sequence[RoundRecord]) -> bool:

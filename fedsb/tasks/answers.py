@@ -136,8 +136,8 @@ class Answer:
         return self.given == self.expected
 
 
-def expected_answers(scorer: str, pattern: str | None, references: Sequence[str]) -> list[str]:
-    """Return the right answers.
+def expected_answers(scorer: str, pattern: str | None, references: Sequence[str], where: str = "the test part") -> list[str]:
+    """Return the right answers; ``where`` the references stand is named where one has none.
 
     Raises:
         UserError: a reference has none by this rule.
@@ -148,7 +148,7 @@ def expected_answers(scorer: str, pattern: str | None, references: Sequence[str]
     if lost is not None:
         shown = " ".join(lost.split())[-60:]
         others = ", ".join(name for name in SCORERS if name != scorer)
-        raise UserError(f"eval.scorer={scorer} finds no answer in a response of the test part ('{shown}'); choose from {others}")
+        raise UserError(f"eval.scorer={scorer} finds no answer in a response of {where} ('{shown}'); choose from {others}")
     return [key for key in found if key is not None]
 
 

@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsb.app.finished import left_of
+from fedsb.app.measuring.scoring import figures
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
 from fedsb.report.selection import Selection
 from fedsb.run.predictions import read_predictions
 from fedsb.run.records import RoundRecord
+from tests.conftest import TOPICS
 from tests.run.mortal import Killed, Run
 
 # Rates so high that an early round is the best.
@@ -51,6 +53,10 @@ def test_the_adapter_is_that_of_the_best_round_and_cut_or_not_the_same(
     assert summary["metrics"] == rows(folder)[best]["metrics"] != rows(folder)[best]["validation"]
     assert summary["rounds_done"] == len(losses) - 1
     assert f"of round {best}, the best by loss on the validation part" in (folder / "run.log").read_text()
+    assert (
+        f"after round {len(losses) - 1}, of round {best}: loss {rows(folder)[best]['metrics']['loss']:.3f}"
+        in (folder / "run.log").read_text()
+    )
     assert left_of(folder, "export").snapshot.round == best
     kept = read_predictions(folder)
     assert kept is not None
@@ -69,7 +75,20 @@ def test_the_adapter_is_that_of_the_best_round_and_cut_or_not_the_same(
     assert adapter(cut) == adapter(folder)
 
 
-VALUES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, math.nan, None]), min_size=1, max_size=9)
+@pytest.mark.parametrize("method", ["fedsvd", "flora"])
+def test_what_a_method_has_frozen_is_that_of_the_best_round_too(method: str, run: Run, tmp_path: Path) -> None:
+    """Whichever round is chosen: one of a run that ends there, whose frozen log went on meanwhile."""
+    given = (f"method={method}", "data.validation_fraction=0.2", "eval.select=loss", "keep_checkpoints=1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedsb.report.selection.Selection._value", lambda self, record: float(abs(record.round - 1)))
+        summary = run(tmp_path / "run", *given, "federation.num_rounds=3")
+        short = run(tmp_path / "short", *given, "federation.num_rounds=1")
+    assert (summary["selected"]["round"], summary["rounds_done"]) == (1, 3)
+    assert summary["factors_sha256"] == short["factors_sha256"]
+    assert adapter(tmp_path / "run") == adapter(tmp_path / "short")
+
+
+VALUES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, math.nan, math.inf, -math.inf, None]), min_size=1, max_size=9)
 
 
 @given(VALUES, st.booleans(), st.integers(1, 4))
@@ -81,13 +100,17 @@ def test_the_best_is_the_first_of_the_best_and_patience_counts_what_was_measured
     for number, value in enumerate(values):
         if value is None:
             continue
-        gain = not math.isnan(value) and (best is None or (value < values[best] if lower else value > values[best]))  # type: ignore[operator]
+        gain = math.isfinite(value) and (best is None or (value < values[best] if lower else value > values[best]))  # type: ignore[operator]
         best, since = (number, 0) if gain else (best, since + 1)
     choice = Selection("m", lower, patience)
     found = choice.best(records)
     assert (None if found is None else found.round) == best
     assert choice.over(records) is (since >= patience)
     assert Selection("m", lower).over(records) is False
+    # What a run that goes on reads back chooses as what the run itself has seen does.
+    again = [RoundRecord.from_json(record.to_json()) for record in records]
+    assert choice.told(again) == choice.told(records)
+    assert choice.over(again) is choice.over(records)
 
 
 def test_what_is_better_is_known_of_a_metric_or_said() -> None:
@@ -118,6 +141,41 @@ def test_a_metric_that_is_not_measured_is_a_mistake_before_anything_is_written(r
     with pytest.raises(UserError, match=r"^unknown eval.select 'accurac' \(did you mean 'accuracy'\?\); choose from accuracy, loss, "):
         run(tmp_path / "none", "data.validation_fraction=0.2", "eval.select=accurac")
     assert not (tmp_path / "none").exists()
+
+
+def test_where_no_round_can_be_chosen_the_last_one_is_left_and_that_is_said(run: Run, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedsb.server_app.figures", lambda found: {**figures(found), "loss": math.inf})
+        summary = run(tmp_path / "run", *CHOOSING, "federation.num_rounds=3", "eval.patience=2")
+    log, kept = (tmp_path / "run" / "run.log").read_text(), read_predictions(tmp_path / "run")
+    assert (summary["selected"], summary["rounds_done"]) == (None, 1)
+    assert "the model that is left is the last: no round has a finite loss on the validation part" in log
+    assert "no gain on the validation part in any round (eval.patience): no more rounds" in log
+    assert kept is not None
+    assert kept.round == 1
+
+
+def test_a_validation_file_that_is_the_test_part_chooses_nothing(run: Run, tmp_path: Path) -> None:
+    same = ("method=fedavg_lora", f"data.validation_path='{tmp_path / 'test.csv'}'", "eval.select=loss")
+    with pytest.raises(UserError, match=r"^data.validation_path=.*test.csv: every text of it is one of the test part, and that chooses "):
+        run(tmp_path / "same", *same)
+    assert not (tmp_path / "same").exists()
+    lines = (tmp_path / "test.csv").read_text().splitlines()
+    (tmp_path / "some.csv").write_text("\n".join([*lines[:5], "a new text,film", ""]))
+    run(tmp_path / "some", *same[::2], f"data.validation_path='{tmp_path / 'some.csv'}'", "federation.num_rounds=1")
+    assert "4 of 5 validation rows have texts of the test part" in (tmp_path / "some" / "run.log").read_text()
+
+
+def test_the_test_part_has_no_say(run: Run, tmp_path: Path) -> None:
+    """Its labels are turned, so that it and the validation part wish for opposite rounds."""
+    labels = sorted(TOPICS)
+    rows_told = [(" ".join(TOPICS[labels[i % 3]][: 2 + i % 5]), labels[(i + 1) % 3]) for i in range(12)]
+    (tmp_path / "test.csv").write_text("\n".join(["text,label", *(f"{text},{label}" for text, label in rows_told)]) + "\n")
+    given = ("method=fedavg_lora", "train.lr=0.02", "data.validation_fraction=0.2", "eval.select=loss", "federation.num_rounds=2")
+    summary = run(tmp_path / "run", *given)
+    told = rows(tmp_path / "run")
+    by = {part: min(range(3), key=lambda number: told[number][part]["loss"]) for part in ("metrics", "validation")}
+    assert summary["selected"]["round"] == by["validation"] != by["metrics"]
 
 
 def test_rounds_that_are_not_run_cost_no_epsilon(run: Run, tmp_path: Path) -> None:

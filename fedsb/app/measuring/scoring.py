@@ -8,12 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsb.app.assembly import TEST, VALIDATION, measured_examples, measured_features, task_of, tokenizer_of
+from fedsb.app.assembly import TEST, VALIDATION, corpus_of, measured_examples, measured_features, task_of, tokenizer_of
 from fedsb.config.derived import line_feeds
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError, unknown
 from fedsb.core.rng import torch_stream
 from fedsb.data import Continuation, Prompt, continuations, end_ids, prompts_of
+from fedsb.data.examples import PARTS
 from fedsb.data.instructions import RowError
 from fedsb.models.adapted import AdaptedModel
 from fedsb.models.collating import autocast
@@ -83,44 +84,51 @@ def rule_of(config: Config, prompts: list[Prompt]) -> str:
     return scorer_for([prompt.reference for prompt in prompts]) if config.eval.scorer == "auto" else config.eval.scorer
 
 
-def check_scores(config: Config, adapted: AdaptedModel, scores: Sequence[str] | None = None) -> str:
-    """Hold the test part against the scores that are asked for, and say what will be measured; nothing where none are.
+def check_scores(config: Config, adapted: AdaptedModel, scores: Sequence[str] | None = None, part: str = TEST) -> str:
+    """Hold a part of the data against the scores that are asked for, and say what will be measured; nothing where none are.
 
     Args:
         config: of the run.
         adapted: the model.
         scores: None for those of ``eval.scores``.
+        part: of the data.
 
     Raises:
         UserError: a reference has no answer, or a prompt leaves no room for a response.
     """
     wanted = config.eval.scores if scores is None else scores
     if "choice" in wanted:
-        _check_choices(config, adapted)
+        _check_choices(config, adapted, part)
     if "exact_match" not in wanted:
         return ""
-    prompts, most = measured_prompts(config), config.eval.max_new_tokens
+    prompts, most = measured_prompts(config, part), config.eval.max_new_tokens
     rule, limit, longest = rule_of(config, prompts), _places(adapted, config), max(len(prompt.ids) for prompt in prompts)
     if longest + most > limit:
         raise UserError(
-            f"eval.max_new_tokens={most}: the longest prompt of the test part has {longest} tokens, and the model reads {limit} in all; "
+            f"eval.max_new_tokens={most}: the longest prompt of {PARTS[part]} has {longest} tokens, and the model reads {limit} in all; "
             + (f"lower it to {limit - longest} or less" if limit > longest else "leave that row out")
         )
-    chance = chance_of(expected_answers(rule, config.eval.pattern, [prompt.reference for prompt in prompts]))
+    chance = chance_of(expected_answers(rule, config.eval.pattern, [prompt.reference for prompt in prompts], PARTS[part]))
     return (
-        f"exact match on {len(prompts):,} test rows by eval.scorer={rule}, of responses of up to {most} tokens; always giving the "
+        f"exact match on {len(prompts):,} {part} rows by eval.scorer={rule}, of responses of up to {most} tokens; always giving the "
         f"commonest right answer would score {chance:.3f}"
     )
 
 
 def check_selection(config: Config, adapted: AdaptedModel) -> None:
-    """Hold that what a round is to be chosen by will be measured on the validation part.
+    """Hold that what a round is to be chosen by will be measured on the validation part, and not on the test part.
 
     Raises:
-        UserError: there is no such part, or no such metric.
+        UserError: there is no such part, no such metric, it cannot be scored, or it is the test part.
     """
     if config.eval.select is None:
         return
+    if config.data.validation_path and not {*measured_examples(config, VALIDATION).whole_texts()} - {*corpus_of(config).test.whole_texts()}:
+        raise UserError(
+            f"data.validation_path={config.data.validation_path}: every text of it is one of the test part, and that chooses nothing; "
+            "give another file, or data.validation_fraction=0.1 in its place"
+        )
+    check_scores(config, adapted, part=VALIDATION)
     names = [name for name in _metric_names(config, adapted) if name not in BESIDE]
     if config.eval.select not in names:
         raise unknown("eval.select", config.eval.select, names)
@@ -140,8 +148,9 @@ def _metric_names(config: Config, adapted: AdaptedModel) -> list[str]:
     return found
 
 
-def _check_choices(config: Config, adapted: AdaptedModel) -> None:
-    longest, limit = max(len(each.ids) for options, _ in measured_choices(config) for each in options), _places(adapted, config)
+def _check_choices(config: Config, adapted: AdaptedModel, part: str) -> None:
+    given, limit = measured_choices(config, part), _places(adapted, config)
+    longest = max(len(each.ids) for options, _ in given for each in options)
     if longest > limit:
         raise UserError(f"data.choices={config.data.choices}: a prompt with its answer has {longest} tokens, and the model reads {limit}")
 
@@ -196,11 +205,11 @@ def measured_choices(config: Config, part: str = TEST) -> list[tuple[list[Contin
     try:
         found = [continuations(row, tokenizer_of(config), config.data) for row in measured_examples(config, part).texts]
     except RowError as error:
-        said = f"a row of the test part holds {error.detail}"
+        said = f"a row of {PARTS[part]} holds {error.detail}"
         raise UserError(f"data.choices={config.data.choices}: {said}; correct it or remove the row") from None
     if lost := sum(not options for options, _ in found):
         raise UserError(
-            f"data.choices={config.data.choices}: {lost} of {len(found)} test rows have nothing in that column; name another, or leave "
+            f"data.choices={config.data.choices}: {lost} of {len(found)} {part} rows have nothing in that column; name another, or leave "
             "choice out of eval.scores"
         )
     return found

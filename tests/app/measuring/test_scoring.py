@@ -131,3 +131,25 @@ def test_what_cannot_be_scored_ends_a_run_before_anything_is_written(asked: list
     with pytest.raises(UserError, match=said):
         federated(tmp_path / "run", [*asked, more])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "said"),
+    [
+        ([{"q": "goal " * 43, "a": "goal"}], [], r"the longest prompt of the validation part has \d+ tokens, and the model reads 48"),
+        (
+            [{"q": "bank", "a": "#### 1"}, {"q": "team", "a": "goal"}],
+            ["eval.scorer=gsm8k"],
+            r"eval.scorer=gsm8k finds no answer in a response of the validation part \('goal'\)",
+        ),
+    ],
+)
+def test_a_validation_part_that_cannot_be_scored_ends_a_run_before_it_begins(
+    asked: list[str], tmp_path: Path, rows: list[dict[str, str]], more: list[str], said: str
+) -> None:
+    for name, each in (("validation", rows), ("test", [{"q": "goal", "a": "#### 2"}])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in each), encoding="utf-8")
+    paths = [f"data.{name}_path='{tmp_path / name}.jsonl'" for name in ("validation", "test")]
+    with pytest.raises(UserError, match=said):
+        federated(tmp_path / "run", [*asked, *paths, "eval.select=loss", *more])
+    assert not (tmp_path / "run").exists()
