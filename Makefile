@@ -1,5 +1,5 @@
 # make demo: run a federation.  make demo-llm: one of a language model.  make demo-federation: a real one, of three nodes over TLS.
-# make test: everything.  make check: the fast part.  make setup: install only.  make bench: the figures.
+# make test: everything.  make check: the fast part.  make setup: install only.  make bench: the figures.  make docs: the site of docs/.
 
 # A checkout may lie anywhere. But Ray starts its workers by a command line without quotes, and Flower hands Alembic a list of folders
 # joined by spaces: below a path with a space the environment itself lies in the cache folder, and .venv is a link to it.
@@ -22,10 +22,10 @@ export TOKENIZERS_PARALLELISM := false
 # Empty, that is off: images for containers often set it, and then every process compiles torch, Ray and transformers again (10 s each).
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup browser demo demo-llm demo-federation check lint style types test all-tests bench clean
+.PHONY: setup browser demo demo-llm demo-federation check lint style types test all-tests bench docs clean
 .DEFAULT_GOAL := demo
 
-setup: $(VENV)/installed-dev $(VENV)/installed-quant $(VENV)/installed-trackers browser
+setup: $(VENV)/installed-dev $(VENV)/installed-quant $(VENV)/installed-trackers $(VENV)/installed-docs browser
 
 # For the tests of a report's page, which are skipped where there is none: not everybody may install packages.
 BROWSER := chromium chromium-driver fonts-dejavu-core
@@ -56,7 +56,7 @@ check: lint
 test: style
 	$(MAKE) --no-print-directory --jobs 2 types all-tests
 
-all-tests: $(VENV)/installed-dev $(VENV)/installed-quant $(VENV)/installed-trackers browser
+all-tests: $(VENV)/installed-dev $(VENV)/installed-quant $(VENV)/installed-trackers $(VENV)/installed-docs browser
 	$(PYTEST) -p scripts.skipped_groups -rs --fail-if-group-skipped
 
 lint: style types
@@ -67,6 +67,11 @@ style: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
+
+# The site, without a network; a warning, such as of a link that leads nowhere, is an error.
+docs: $(VENV)/installed-docs
+	PYTHONPATH="$(CURDIR):$(VENV)/docs" $(BIN)/python -m sphinx -W --keep-going -q docs build/docs
+	@echo "build/docs/index.html"
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python scripts/bench/core.py
@@ -88,6 +93,12 @@ $(VENV)/installed-quant: requirements-quant.txt constraints.txt | $(VENV)/instal
 TRACKERS := requirements-tensorboard.txt requirements-mlflow.txt requirements-wandb.txt requirements-trackers-bare.txt
 $(VENV)/installed-trackers: $(TRACKERS) constraints.txt | $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/trackers -c constraints.txt $(TRACKERS:%=-r %)
+	touch $@
+
+# And beside it: docutils and the like are of no use to a run.
+DOCS := requirements-docs.txt requirements-docs-bare.txt
+$(VENV)/installed-docs: $(DOCS) constraints.txt | $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/docs -c constraints.txt $(DOCS:%=-r %)
 	touch $@
 
 $(VENV)/bin/python:

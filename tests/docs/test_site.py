@@ -1,0 +1,105 @@
+"""The site: built without a warning, whole, of files of its own alone, and as wide as the window."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docs.blocks import ROOT
+from tests.report.test_page_browser import browser as browser
+
+APART = Path(sys.prefix) / "docs"  # where `make setup` puts Sphinx and what it needs
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not APART.is_dir(), reason="Sphinx is not installed beside the environment; make setup does it"),
+]
+PAGES = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
+WIDTHS = (390, 1280)
+LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "srcset", "object": "data", "video": "src", "audio": "src"}
+KEPT = {"stylesheet", "icon", "preload", "manifest", "prefetch", "modulepreload"}
+
+
+class Read(HTMLParser):
+    """What a page loads by itself, and where it leads."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.leads: set[str] = set()
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        said = {key: value or "" for key, value in attrs}
+        if tag == "a":
+            self.leads.add(said.get("href", "").partition("#")[0])
+        if tag == "link" and KEPT & {*said.get("rel", "").split()}:
+            self.loads.append(said["href"])
+        if said.get(LOADED.get(tag, "")):
+            self.loads.append(said[LOADED[tag]])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the site, built as ``make docs`` does; a warning is an error."""
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-d", str(out / "trees"), "docs", str(out / "html")]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{APART}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return out / "html"
+
+
+def test_it_is_built_as_make_does_it() -> None:
+    said = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "-m sphinx -W --keep-going -q docs build/docs" in said
+    assert "build/" in (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+
+
+def test_each_page_is_reached_from_the_first(site: Path) -> None:
+    seen, ahead = set(), {"index.html"}
+    while ahead:
+        seen |= (now := ahead)
+        ahead = {link for page in now for link in Read(site / page).leads if (site / link).is_file() and link.endswith(".html")} - seen
+    assert seen >= {f"{page}.html" for page in PAGES}
+
+
+def test_a_browser_loads_nothing_from_elsewhere(site: Path) -> None:
+    for page in site.glob("*.html"):
+        for load in Read(page).loads:
+            assert (site / load.partition("?")[0]).is_file(), f"{page.name}: {load}"
+    for style in site.rglob("*.css"):
+        told = style.read_text(encoding="utf-8")
+        assert not re.search(r"@import|url\(\s*['\"]?(https?:)?//", told), style.name
+
+
+def test_what_lies_outside_is_where_its_page_is(site: Path) -> None:
+    assert "trial.html" in Read(site / "federation.html").leads
+    assert not [link for page in site.glob("*.html") for link in Read(page).leads if link.endswith(".md")]
+
+
+def sides(site: Path) -> Iterator[tuple[str, int]]:
+    """Yield pages and widths."""
+    yield from ((page, width) for page in PAGES for width in WIDTHS)
+
+
+@pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason="no chromium with its driver here")
+@pytest.mark.skipif(not find_spec("selenium"), reason="selenium is missing: `make setup` installs it")
+def test_no_page_is_wider_than_the_window_and_its_pictures_are_drawn(site: Path, browser: Any) -> None:
+    wide = "return document.documentElement.scrollWidth"
+    undrawn = "return [...document.images].filter(image => !image.complete || !image.naturalWidth).map(image => image.src)"
+    for page, width in sides(site):
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        browser.get((site / f"{page}.html").as_uri())
+        assert browser.execute_script(wide) <= width, f"{page} at {width}"
+        assert browser.execute_script(undrawn) == [], page
