@@ -16,7 +16,7 @@ USAGE = """usage: fedsb COMMAND …
   fedsb submit [FEDERATION] [key=value …]    run a real federation, through a SuperLink of Flower's configuration
   fedsb cost [key=value …]                   parameters and bytes of every method for a model, without its weights
   fedsb watch FOLDER [--html]                how a run or a sweep stands, from its records alone, until it is over
-  fedsb report FOLDER [FOLDER …]             write report.md and plots for a run, or a comparison of several
+  fedsb report FOLDER [FOLDER …]             write report and page of a run, or a comparison of several
   fedsb eval FOLDER [--max-examples N]       measure a run's model, or an exported one, beside its untouched base
   fedsb export FOLDER [OUT] [--format F]     write the model of a finished run, merged or as an adapter
   fedsb node check FILE [key=value …]        try what the operator of a node has said, before anything is connected
@@ -100,14 +100,14 @@ Elsewhere than on a terminal it prints a line for each change. It ends when all 
   fedsb watch multirun/2026-11-22/10-00-00 --html
   fedsb watch sweep --once
 
-  --html           keep comparison.html in FOLDER fresh, at most every 15 seconds: that of fedsb report, of what there is so far
+  --html           keep the page in FOLDER fresh, at most every 15 seconds: that of fedsb report, of what there is so far
   --every SECONDS  between two looks; by default 2
   --once           show how it stands now, and end""",
     "report": """usage: fedsb report FOLDER [FOLDER …] [--against METHOD] [--metric NAME] [--target VALUE] [--tuned TEXT] [--out FOLDER]
 
-Write report.md and plots into the folder of a run, finished or not. Several runs, or the folder of a sweep, are compared: comparison.md,
-.csv, plots and a page, comparison.html, that needs no network, into the folder above the first run. Runs that differ in their seed alone
-are taken together as a method; those over different data are shown apart.
+Write report.md, plots and a page, report.html, that needs no network, into the folder of a run, finished or not. Several runs, or the
+folder of a sweep, are compared: comparison.md, .csv, plots and comparison.html, into the folder above the first run. Runs that differ in
+their seed alone are taken together as a method; those over different data are shown apart, and what is damaged is left out, with a warning.
 
   fedsb report outputs/2026-11-22/10-00-00
   fedsb report multirun/2026-11-22/10-00-00

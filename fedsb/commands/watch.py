@@ -20,6 +20,7 @@ from fedsb.report.comparison import PAGE
 from fedsb.report.methods import Asked
 from fedsb.report.page.page import page_text
 from fedsb.report.progress import Screen
+from fedsb.report.report import RUN_PAGE
 from fedsb.run.folder import Run, read_run
 from fedsb.sweep.watching import Seen, Watch, board, cells, counts_text, is_over
 
@@ -106,7 +107,8 @@ class Fresh:
         runs = [run for path in self._found.runs() if (run := _readable(path)) is not None]
         marks = tuple((run.path, len(run.records), run.summary is None) for run in runs)
         if runs and marks != self._made:
-            replace_whole(self._found.folder / PAGE, page_text(comparisons(runs, Asked()), self._found.folder))
+            name = RUN_PAGE if self._found.is_run else PAGE
+            replace_whole(self._found.folder / name, page_text(comparisons(runs, Asked()), self._found.folder))
             self._made = marks
         self._at = time.monotonic()
 

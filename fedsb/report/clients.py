@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from fedsb.report.intervals import deviation
 from fedsb.report.series import LOWER_IS_BETTER
 from fedsb.report.table import number, plural
 from fedsb.run.folder import Run
@@ -33,13 +34,25 @@ def measured_where(run: Run) -> str:
     return "the clients' own parts" if by_clients(run) else "the test part"
 
 
+def told_apart(runs: Sequence[Run]) -> str:
+    """Say whose metrics are measured on other examples than the rest; empty where all are measured alike."""
+    apart = dict.fromkeys(run.method for run in runs if by_clients(run))
+    if not apart or all(run.method in apart for run in runs):
+        return ""
+    verb, whose = ("is", "its") if len(apart) == 1 else ("are", "their")
+    return (
+        f"Not to be held against the others: {', '.join(apart)} {verb} measured by {whose} clients, each on the part that it holds out, "
+        "with factors of its own, and the rest by the server on the test part."
+    )
+
+
 def client_spread(records: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
     """Return how each metric of the clients spreads over them, in the last round that has any.
 
     Returns:
         By metric: ``mean`` (each client counts once), ``weighted`` (by the examples that each holds out), ``std`` (of a sample; 0 for one
         client), ``worst``, ``worst_client``, ``worst_tenth`` (the mean of the worst tenth of the clients, at least one), ``clients``. Who
-        holds nothing out counts nowhere.
+        holds nothing out counts nowhere; whose metric is NaN, as a loss may become, counts as the worst, and makes means NaN.
     """
     record = next((record for record in reversed(records) if record.client_metrics), RoundRecord(0))
     last = record.client_metrics
@@ -48,15 +61,21 @@ def client_spread(records: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
 
 
 def _spread(name: str, values: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, Any]:
-    ranked = sorted(sorted(values), key=values.__getitem__, reverse=name.removeprefix(SHARED) in LOWER_IS_BETTER)
+    sign = -1 if name.removeprefix(SHARED) in LOWER_IS_BETTER else 1
+    ranked = sorted(sorted(values), key=lambda client: _badness(sign * values[client]))
     worst, tenth = ranked[0], ranked[: math.ceil(len(ranked) / 10)]
-    std = statistics.stdev(values.values()) if len(values) > 1 else 0.0
     # Records of earlier versions have no counts.
     weighted = statistics.fmean(values.values(), [counts[client] for client in values]) if counts.keys() >= values.keys() else None
     return {
-        "mean": statistics.fmean(values.values()), "weighted": weighted, "std": std, "worst": values[worst], "worst_client": worst,
-        "worst_tenth": statistics.fmean(values[client] for client in tenth), "clients": len(values),
+        "mean": statistics.fmean(values.values()), "weighted": weighted, "std": deviation(values.values()),
+        "worst": values[worst], "worst_client": worst, "worst_tenth": statistics.fmean(values[client] for client in tenth),
+        "clients": len(values),
     }  # fmt: skip
+
+
+def _badness(score: float) -> float:
+    """Return what the worst have least of: what is no number is worse than all."""
+    return -math.inf if math.isnan(score) else score
 
 
 def spread_rows(records: Sequence[RoundRecord]) -> list[tuple[str, ...]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fedsb.core.errors import UserError
 from fedsb.core.folders import filled_whole
 from fedsb.report.budgets import budgets_text, clients_text
-from fedsb.report.clients import by_clients, measured_where
+from fedsb.report.clients import measured_where, told_apart
 from fedsb.report.comparing import Comparison, comparisons
-from fedsb.report.datasets import apart_text
-from fedsb.report.groups import Group, grouped
+from fedsb.report.datasets import apart_text, left_out_text
 from fedsb.report.labels import flatten, run_labels, varying
 from fedsb.report.markdown import document, or_dash, table, write
 from fedsb.report.method_plots import draw_differences, draw_until
@@ -20,54 +21,97 @@ from fedsb.report.page.page import write_page
 from fedsb.report.plots import compare
 from fedsb.report.series import largest_gap, metric_names, metrics_of, total_or_none, totals
 from fedsb.report.table import epsilon_text, gap_text, human_bytes, human_seconds, plural
-from fedsb.run.folder import Run, read_run
+from fedsb.run.folder import DamagedRunError, Run, read_run
 
+log = logging.getLogger(__name__)
 PAGE = "comparison.html"
 MOST = 24  # runs that one figure and one table of settings can show side by side
 PAYLOADS = ("payload_up", "payload_down", "payload_one_off", "payload_total")
 
 
+def sound(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
+    """Return the runs in folders, and a line for each whose folder is damaged.
+
+    Raises:
+        UserError: one of the folders holds no run, or all are damaged.
+    """
+    runs: list[Run] = []
+    damaged: list[str] = []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except DamagedRunError as error:
+            damaged.append(str(error))
+    if not runs:
+        raise UserError("; ".join(damaged[:3]))
+    return runs, damaged
+
+
 def write_comparison(folders: Sequence[str | Path], out: str | Path | None = None, asked: Asked | None = None) -> Path:
     """Write ``comparison.md``, ``.csv``, ``.html`` and plots into ``out``, or into the first run's parent folder.
 
+    A run whose folder is damaged is left out, and told of in a warning and in what is written.
+
     Raises:
-        UserError: one of the folders holds no run, or no run is of what is asked for.
+        UserError: one of the folders holds no run, all are damaged, or no run is of what is asked for.
     """
-    runs = [read_run(folder) for folder in folders]
+    runs, damaged = sound(folders)
+    for line in damaged:
+        log.warning("%s: left out", line)
     where = runs[0].path.parent if out is None else Path(out)
     found = comparisons(runs, asked or Asked())
     with filled_whole(where) as scratch:
         write_csv(runs, scratch / "comparison.csv")
-        write_page(scratch / PAGE, found, where)
-        written = write(scratch / "comparison.md", comparison_text(runs, found, scratch))
+        write_page(scratch / PAGE, found, where, left_out=damaged)
+        written = write(scratch / "comparison.md", comparison_text(runs, found, scratch, left_out=damaged))
     return where / written.name
 
 
-def comparison_text(runs: Sequence[Run], found: Sequence[Comparison], plots: Path | None = None) -> str:
+def comparison_text(runs: Sequence[Run], found: Sequence[Comparison], plots: Path | None = None, left_out: Sequence[str] = ()) -> str:
     """Return a comparison in Markdown, and draw its plots into a folder; without one there are none.
 
     Args:
         runs: all of them.
         found: what :func:`fedsb.report.comparing.comparisons` makes of them.
         plots: where plots go.
+        left_out: a line for each run that could not be read.
 
     Raises:
         UserError: no run is of what is asked for.
     """
-    groups = grouped(runs)
-    plot = compare(runs, plots / "comparison.png") if plots and len(runs) <= MOST else None
+    several = len(found) > 1
+    named = {f"{group.label}, {part.data}" if several else group.label: group.first for part in found for group in part.groups}
     sections = {
-        "Results": "\n\n".join(filter(None, [_results(runs), _told_apart(runs), _image(plot, "The runs side by side")])),
-        "Over seeds": seeds_text(groups),
-        **{title: text for number, part in enumerate(found) for title, text in _of_methods(part, plots, number, len(found)).items()},
-        "Settings that differ": _differences(runs, groups),
+        "Results": "\n\n".join(filter(None, [_results(runs), told_apart(runs), *_side_by_side(found, plots)])),
+        **{title: text for number, part in enumerate(found) for title, text in _of_part(part, plots, number, len(found)).items()},
+        "Settings that differ": _differences(runs, named),
     }
     lead = f"{plural(len(runs), 'run')}; bytes are summed over clients and rounds. The same figures are in `comparison.csv`."
-    lead = "\n\n".join(filter(None, [lead, apart_text({part.data: part.runs for part in found})]))
+    lead = "\n\n".join(filter(None, [lead, apart_text({part.data: part.runs for part in found}), left_out_text(left_out)]))
     return document("Comparison of runs", lead, {title: text for title, text in sections.items() if text})
 
 
-def _of_methods(part: Comparison, plots: Path | None, number: int, parts: int) -> dict[str, str]:
+def _side_by_side(found: Sequence[Comparison], plots: Path | None) -> list[str]:
+    """Draw the runs over each of the data, which nobody is to hold against those over others."""
+    if plots is None:
+        return []
+    shown = {part.data: (plots / f"comparison{_plus(number)}.png", part.runs) for number, part in enumerate(found)}
+    drawn = {data: compare(runs, path) for data, (path, runs) in shown.items() if len(runs) <= MOST}
+    return [_image(path, "The runs side by side" + (f": {data}" if len(found) > 1 else "")) for data, path in drawn.items()]
+
+
+def _plus(number: int) -> str:
+    """Return what sets the files of one of several parts apart."""
+    return f"-{number + 1}" if number else ""
+
+
+def _of_part(part: Comparison, plots: Path | None, number: int, parts: int) -> dict[str, str]:
+    """Return the sections of runs over the same data, named by these where there are others."""
+    sections = {"Over seeds": seeds_text(part.groups), **_of_methods(part, plots, _plus(number))}
+    return {f"{title}: {part.data}" if parts > 1 else title: text for title, text in sections.items()}
+
+
+def _of_methods(part: Comparison, plots: Path | None, plus: str) -> dict[str, str]:
     """Return the sections that hold methods against each other; none where there is one alone, or nothing was measured."""
     groups, metric = part.groups, part.metric
     if metric is None or len(groups) < 2:
@@ -76,34 +120,20 @@ def _of_methods(part: Comparison, plots: Path | None, number: int, parts: int) -
     until = "" if part.target is None else until_text(groups, metric, part.target, chosen=chosen)
     forest = curves = ""
     if plots is not None:
-        plus = f"-{number + 1}" if number else ""
         forest = _image(draw_differences(plots / f"differences{plus}.png", part.rows, metric), "Paired differences with their intervals")
         drawn = draw_until(plots / f"quality_against_bytes{plus}.png", groups, metric, part.target)
         curves = _image(drawn, "Quality against bytes, one-off included")
-    sections = {
+    return {
         "Differences": "\n\n".join(filter(None, [differences_text(part.rows, metric), forest])),
         "Read with care": "\n".join(f"- {line}" for line in part.remarks),
         "Bytes to equal quality": "\n\n".join(filter(None, [until, curves])),
         "Budgets": budgets_text(groups),
         "Clients": clients_text(groups, metric),
     }
-    return {f"{title}: {part.data}" if parts > 1 else title: text for title, text in sections.items()}
 
 
 def _image(plot: Path | None, said: str) -> str:
     return "" if plot is None else f"![{said}]({plot.name})"
-
-
-def _told_apart(runs: Sequence[Run]) -> str:
-    """Say whose metrics are measured on other examples than the rest; empty where all are measured alike."""
-    apart = dict.fromkeys(run.method for run in runs if by_clients(run))
-    if not apart or all(run.method in apart for run in runs):
-        return ""
-    verb, whose = ("is", "its") if len(apart) == 1 else ("are", "their")
-    return (
-        f"Not to be held against the others: {', '.join(apart)} {verb} measured by {whose} clients, each on the part that it holds out, "
-        "with factors of its own, and the rest by the server on the test part."
-    )
 
 
 def write_csv(runs: Sequence[Run], path: Path) -> Path:
@@ -149,11 +179,11 @@ def _result(run: Run, label: str, metrics: Sequence[str]) -> list[object]:
     ]
 
 
-def _differences(runs: Sequence[Run], groups: Sequence[Group]) -> str:
+def _differences(runs: Sequence[Run], groups: Mapping[str, Run]) -> str:
     """Return the table of settings, a column a run; of many runs a column a method, without what differs between its seeds."""
     shown = dict(zip(run_labels(runs), runs, strict=True))
     if len(runs) > MOST:
-        shown = {group.label: group.first for group in groups}
+        shown = dict(groups)
     flat: list[Mapping[str, str]] = [dict(flatten(run.config)) for run in shown.values()]
     keys = [key for key in dict.fromkeys(key for row in flat for key in row) if len({row.get(key, "–") for row in flat}) > 1]
     if not keys:

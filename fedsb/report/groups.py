@@ -57,19 +57,26 @@ class Group:
 
     @cached_property
     def predictions(self) -> Mapping[object, Predictions]:
-        """What was kept of each test item, by seed; of runs that kept it."""
-        found = {seed: read_predictions(run.path) for seed, run in self.runs.items()}
+        """What was kept of each test item, by seed; of runs that kept it, and whose file can be read."""
+        found = {seed: _kept(run) for seed, run in self.runs.items()}
         return {seed: kept for seed, kept in found.items() if kept is not None}
 
     def finals(self, metric: str) -> list[float]:
-        """Return the last value of a metric in each run that has it, NaN left out."""
-        values = [metrics_of(run.records, run.summary).get(metric, math.nan) for run in self.runs.values()]
-        return [value for value in values if not math.isnan(value)]
+        """Return the last value of a metric in each run that has it; NaN where a run has diverged, which is no reason to leave it out."""
+        last = [metrics_of(run.records, run.summary) for run in self.runs.values()]
+        return [row[metric] for row in last if metric in row]
 
     def mean(self, metric: str) -> float:
-        """Return the mean of :meth:`finals`; NaN where there are none."""
+        """Return the mean of :meth:`finals`; NaN where there are none, or one of them is."""
         values = self.finals(metric)
         return statistics.fmean(values) if values else math.nan
+
+
+def _kept(run: Run) -> Predictions | None:
+    try:
+        return read_predictions(run.path)
+    except UserError:
+        return None
 
 
 def grouped(runs: Sequence[Run], *, finished: bool = True) -> list[Group]:

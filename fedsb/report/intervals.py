@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,16 @@ Interval = tuple[float, float]
 Metrics = Callable[[NDArray[np.int64]], Mapping[str, float]]
 
 
+def deviation(values: Collection[float]) -> float:
+    """Return the standard deviation of a sample: 0 of a single value, NaN where one is no finite number, which `statistics` refuses."""
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def standard_error(values: Sequence[float]) -> float | None:
     """Return the standard error of a mean: the sample's standard deviation over √n; None of a single value."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return deviation(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def wilson(share: float, count: int) -> Interval:

@@ -132,6 +132,8 @@ def _difference_row(row: Compared, metric: str, several: bool) -> list[object]:
 
 def difference_text(found: Difference) -> str:
     """Write a difference with its interval; in bold where that leaves zero out and there is more than one seed."""
+    if math.isnan(found.value):
+        return "–"
     low, high = (f"{value:+.3f}" for value in found.interval)
     text = f"{found.value:+.3f} [{low}, {high}]"
     return f"**{text}**" if found.stands_out else text

@@ -85,7 +85,7 @@ def gains(group: Group, other: Group, metric: str) -> list[Gain]:
         raise Unpaired(f"no seed in common with {other.label}")
     for each in (group, other):
         if any(seed not in each.predictions for seed in seeds):
-            raise Unpaired(f"{each.label} has kept no predictions: run it again")
+            raise Unpaired(f"{each.label} has kept no predictions that can be read: run it again")
     return [_gain(seed, group.predictions[seed], other.predictions[seed], metric) for seed in seeds]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from fedsb.report.groups import Group
 from fedsb.report.pairing import compared
 from fedsb.report.series import LOWER_IS_BETTER
-from fedsb.report.table import number
+from fedsb.report.table import number, plural
 
 CHANCES = {"exact_match": "chance", "accuracy_norm": "choice_chance", "accuracy": "choice_chance"}
 BASE, POOLED = "untouched", "centralized"
@@ -58,6 +58,12 @@ def chance(group: Group, metric: str) -> float:
     return statistics.fmean(float(np.bincount(truth).max() / len(truth)) for truth in truths) if truths else math.nan
 
 
+def _no_number(table: Table) -> Iterator[str]:
+    for group in table.measured:
+        if lost := sum(map(math.isnan, group.finals(table.metric))):
+            yield f"{group.label}: {table.metric} is no number in {lost} of {plural(len(group.runs), 'run')}, so that it has no mean."
+
+
 def _below_chance(table: Table) -> Iterator[str]:
     for group in table.measured:
         mean, level = group.mean(table.metric), chance(group, table.metric)
@@ -76,7 +82,7 @@ def _like_the_base(table: Table) -> Iterator[str]:
         yield "No untouched base is among these runs, so that nothing tells what training was worth: add method=untouched."
         return
     for each in compared([(group, base) for group in table.groups if group.method != BASE], table.metric):
-        if each.difference is not None and not each.difference.is_clear:
+        if each.difference is not None and not math.isnan(each.difference.value) and not each.difference.is_clear:
             low, high = map(number, each.difference.interval)
             differs = f"{table.metric} differs by [{low}, {high}]"
             yield f"{each.group.label} equals the untouched base within noise ({differs}): its adapters may not move."
@@ -125,6 +131,7 @@ def _many(table: Table) -> Iterator[str]:
 
 
 RULES: tuple[Callable[[Table], Iterator[str]], ...] = (
+    _no_number,
     _below_chance,
     _like_the_base,
     _better_than_pooled,

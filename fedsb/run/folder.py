@@ -6,11 +6,11 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -21,8 +21,14 @@ from fedsb.run.records import RoundRecord, finite
 # libyaml's, where it is there: a tenth of the time, which is most of what reading a run takes.
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 IDENTITY = re.compile("[0-9a-f]{32}")  # of a run
+TOLD = ("metrics", "rank", "trained_params", "wall_s")  # by every summary, whichever version wrote it
+Read = TypeVar("Read")
 # A folder with one of these belongs to a run.
 MARKS = ("config.yaml", "summary.json", "ledgers")
+
+
+class DamagedRunError(UserError):
+    """A file in a run's folder is not what a run writes."""
 
 
 class RunFolder:
@@ -160,27 +166,45 @@ def read_run(folder: str | Path) -> Run:
 
     Raises:
         UserError: the folder holds no record of a run.
+        DamagedRunError: a file of it is not what a run writes.
     """
     path = Path(folder)
-    records = records_in(path / "metrics.jsonl")
+    records = _whole(path / "metrics.jsonl", records_in)
     if not records:
         raise UserError(f"'{path}' holds no run (metrics.jsonl is missing or empty); give the output folder of a run")
-    config, summary = path / "config.yaml", path / "summary.json"
+    return Run(path, _whole(path / "config.yaml", _config_in), records, _whole(path / "summary.json", _summary_in))
+
+
+def _whole(path: Path, read: Callable[[Path], Read]) -> Read:
+    """Return what a file of a run holds.
+
+    Raises:
+        DamagedRunError: something else.
+    """
     try:
-        return _read_folder(path, config, summary, records)
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(
-            f"'{path}' holds a config.yaml or summary.json that cannot be read ({' '.join(str(error).split())[:120]})"
-        ) from None
+        return read(path)
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DamagedRunError(f"'{path.parent}' holds a {path.name} that cannot be read ({reason})") from None
 
 
-def _read_folder(path: Path, config: Path, summary: Path, records: tuple[RoundRecord, ...]) -> Run:
-    return Run(
-        path=path,
-        config=(yaml.load(config.read_text(encoding="utf-8"), Loader) or {}) if config.is_file() else {},
-        records=records,
-        summary=json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None,
-    )
+def _config_in(path: Path) -> Mapping[str, Any]:
+    return _mapping(yaml.load(path.read_text(encoding="utf-8"), Loader) or {}) if path.is_file() else {}
+
+
+def _summary_in(path: Path) -> Mapping[str, Any] | None:
+    if not path.is_file():
+        return None
+    found = _mapping(json.loads(path.read_text(encoding="utf-8")))
+    if lacking := [key for key in TOLD if key not in found]:
+        raise ValueError(f"{lacking[0]} is missing")
+    return found
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError("it is no table of keys")
+    return value
 
 
 def records_in(path: Path) -> tuple[RoundRecord, ...]:

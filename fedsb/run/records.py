@@ -11,6 +11,7 @@ from typing import Any
 from fedsb.run.schema_files import KEY, METRICS
 
 SERVER, CLIENTS = "server", "clients"
+COUNTS = ("round", "payload_up", "payload_down", "payload_one_off", "overhead")
 SHARED = "shared_"  # begins the names of a client's metrics of what is shared alone, its own part as the start has it
 
 
@@ -74,13 +75,19 @@ class RoundRecord:
 
     @classmethod
     def from_json(cls, line: str) -> RoundRecord:
-        """Read what :meth:`to_json` wrote, ignoring keys of later versions; a null metric comes back as NaN."""
+        """Read what :meth:`to_json` wrote, ignoring keys of later versions; a null metric comes back as NaN.
+
+        Raises:
+            ValueError: the line is no record; also TypeError, KeyError or AttributeError, as the line has it.
+        """
         known = {f.name for f in fields(cls)}
         values = {key: value for key, value in json.loads(line).items() if key in known}
         values |= {key: tuple(values.get(key, ())) for key in ("clients", "remarks")}
         for key in ("metrics", "validation", "extras", "simulation_only"):
             values[key] = _numbers(values.get(key, {}))
         values["client_metrics"] = {name: _numbers(row) for name, row in values.get("client_metrics", {}).items()}
+        if wrong := [key for key in COUNTS if not isinstance(values.get(key, 0), int)]:
+            raise TypeError(f"{wrong[0]} is no whole number")
         return cls(**values)
 
 
@@ -94,4 +101,6 @@ def finite(value: Any) -> Any:
 
 
 def _numbers(row: Mapping[str, float | None]) -> dict[str, float]:
+    if wrong := [key for key, value in row.items() if not isinstance(value, int | float | None)]:
+        raise TypeError(f"{wrong[0]} is no number")
     return {key: math.nan if value is None else value for key, value in row.items()}

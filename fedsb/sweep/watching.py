@@ -83,9 +83,14 @@ class Watch:
         if not (folder / MANIFEST).is_file() and not self.runs():
             raise UserError(f"'{folder}' holds neither a run nor a sweep; give the folder of one that has begun")
 
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder is that of one run."""
+        return _has_begun(self.folder)
+
     def runs(self) -> list[Path]:
         """Return the folders of runs that have begun."""
-        if _has_begun(self.folder):
+        if self.is_run:
             return [self.folder]
         return sorted(path for path in self.folder.glob("*") if _has_begun(path) and ".damaged-" not in path.name)
 

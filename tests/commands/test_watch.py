@@ -114,7 +114,7 @@ def test_a_run_is_watched_until_it_is_over(call: Call, tmp_path: Path) -> None:
     assert status == 0
     assert [f"{i}/3" in out for i in range(4)] == [True] * 4
     assert out.splitlines()[-1] == "1 finished"
-    [part] = data_of(tmp_path / "run" / "comparison.html")
+    [part] = data_of(tmp_path / "run" / "report.html")
     assert part["groups"][0]["label"] == "fed_sb"
     assert next(each for each in part["charts"] if each["key"] == "quality")["variants"][0]["rows"][0]["x"] == [0, 1, 2, 3]
 

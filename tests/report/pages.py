@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,3 +74,16 @@ def data_of(page: Path) -> list[dict[str, Any]]:
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text("utf-8"), flags=re.DOTALL)
     assert found
     return json.loads(found[1])
+
+
+def retold(folder: Path, change: Callable[[dict[str, Any]], object], last: int = -1) -> None:
+    """Change a record of a run where it lies."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    change(records[last])
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def rows_of(part: dict[str, Any], key: str, variant: int = 0) -> dict[str, dict[str, Any]]:
+    """Return the rows of a chart by the label of their group."""
+    [chart] = [each for each in part["charts"] if each["key"] == key]
+    return {part["groups"][row["g"]]["label"]: row for row in chart["variants"][variant]["rows"]}

@@ -102,7 +102,7 @@ def test_what_cannot_be_paired_says_why(sweep: Sweep, make_run: Maker) -> None:
     text = text_of([*sweep("fedavg_lora", 20), *others])
     shown = {row[0]: row[-1] for row in table_after("Differences", text)[1:]}
     assert shown["fedsa_lora"] == "not paired: fedsa_lora is measured by its clients, each on its own part"
-    assert shown["ffa_lora"] == "not paired: ffa_lora has kept no predictions: run it again"
+    assert shown["ffa_lora"] == "not paired: ffa_lora has kept no predictions that can be read: run it again"
     assert shown["flora"] == "not paired: no seed in common with fedavg_lora"
     assert [row[1] for row in table_after("Bytes to equal quality", text) if row[0] == "fedsa_lora"] == ["measured by its clients"]
     some = text_of([*sweep("hetlora", 20, (0, 1)), *sweep("florist", 20, (1, 2))])

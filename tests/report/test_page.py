@@ -20,7 +20,7 @@ from fedsb.report.page.view import A_ROUND, FEWEST, MOST_NUMBERS, points_a_line,
 from fedsb.report.report import write_reports
 from fedsb.run.folder import RunFolder
 from tests.report.made import Maker, make_records
-from tests.report.pages import METHODS, SEEDS, data_of, make_folder, make_sweep, page_of
+from tests.report.pages import METHODS, SEEDS, data_of, make_folder, make_sweep, page_of, retold, rows_of
 from tests.report.test_report import table_after
 
 LIBRARY = page_module.LIBRARY
@@ -33,12 +33,6 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_sweep(folder)
     write_reports([folder])
     return folder
-
-
-def rows_of(part: dict[str, Any], key: str, variant: int = 0) -> dict[str, dict[str, Any]]:
-    """Return the rows of a chart by the label of their group."""
-    [chart] = [each for each in part["charts"] if each["key"] == key]
-    return {part["groups"][row["g"]]["label"]: row for row in chart["variants"][variant]["rows"]}
 
 
 def lines_of(folder: Path, method: str) -> list[list[dict[str, Any]]]:
@@ -99,7 +93,7 @@ def test_page_and_markdown_show_the_same_differences(swept: Path) -> None:
         shown = [float(text) for text in re.findall(r"[+-][\d.]+", told[method])]
         assert shown == pytest.approx([row["v"], *row["i"]], abs=5.1e-4)
         assert told[method] in page
-    assert "From runs 1–2, 5–6." in next(each["caption"] for each in part["charts"] if each["key"] == "differences")
+    assert "From runs 1–6." in next(each["caption"] for each in part["charts"] if each["key"] == "differences")
 
 
 def test_a_partition_is_a_picture_and_a_private_run_has_none(swept: Path, tmp_path: Path) -> None:
@@ -196,3 +190,42 @@ def test_thinned_points_are_in_order_and_keep_both_ends(points: list[int], most:
 def test_ranges_name_each_number_once(numbers: set[int]) -> None:
     spelt = [re.split("–", part) for part in ranges_text(numbers).split(", ")]
     assert [n for part in spelt for n in range(int(part[0]), int(part[-1]) + 1)] == sorted(numbers)
+
+
+def test_a_run_alone_has_a_page_of_its_own(swept: Path, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "a run", "fed_sb", 0)
+    written, page = write_reports([folder])
+    assert (written, page) == (folder / "report.md", folder / "report.html")
+    [part] = data_of(page)
+    assert [chart["key"] for chart in part["charts"]] == ["quality", "bytes", "gap", "clients", "cost"]
+    assert rows_of(part, "quality")["fed_sb"]["y"] == [0.214, 0.806, 0.897, 0.923]
+    assert "<title>Run a run</title>" in page.read_text("utf-8")
+    assert 'href="report.md"' in page.read_text("utf-8")
+    assert len(page.read_bytes()) < 2_000_000
+
+
+def test_a_figure_of_two_methods_is_from_the_runs_of_both(swept: Path, tmp_path: Path) -> None:
+    found = [swept / name for name in ("fedavg_lora-0", "fedavg_lora-1", "fed_sb-0", "fed_sb-1")]
+    charts = data_of(page_of(found, tmp_path))[0]["charts"]
+    assert "From runs 1–4." in next(each["caption"] for each in charts if each["key"] == "differences")
+
+
+def test_what_clients_measure_is_said_not_to_be_held_against_the_rest(swept: Path, tmp_path: Path) -> None:
+    own = make_folder(tmp_path / "own", "fed_sb", 0)
+    for number in range(4):
+        retold(own, lambda record: record.update(measured_by="clients"), number)
+    page = page_of([own, swept / "fedavg_lora-0"], tmp_path)
+    said = {each["key"]: each["caption"] for each in data_of(page)[0]["charts"]}
+    told = "Not to be held against the others: fed_sb"
+    assert [told in said[key] for key in ("quality", "bytes", "gap")] == [True, True, False]
+    assert told in page.read_text("utf-8").partition("<h2>")[0]
+
+
+def test_the_round_that_was_chosen_is_told_of_a_run_too(tmp_path: Path) -> None:
+    """By `eval.select`: the table of runs is not to tell of another round than that of methods."""
+    folder = make_folder(tmp_path / "run", "fed_sb", 0)
+    summary = json.loads((folder / "summary.json").read_text())
+    chosen = {"round": 2, "metric": "loss", "direction": "lower", "value": 0.1, "stopped": False}
+    (folder / "summary.json").write_text(json.dumps({**summary, "selected": chosen}))
+    page = page_of([folder], tmp_path).read_text("utf-8")
+    assert re.findall(r'data-key="([\d.]+)" data-label="accuracy"', page) == ["0.897", "0.897"]

@@ -169,3 +169,46 @@ def test_it_fits_a_phone_and_shuts_nobody_out(browser: Any, page: Path, width: i
     browser.execute_script((Path(str(AXE.origin)).parent / "axe.min.js").read_text("utf-8"))
     found = browser.execute_async_script("const done = arguments[0]; axe.run().then(each => done(each.violations))")
     assert [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in SERIOUS] == []
+
+
+HOSTILE = "<a href='https://elsewhere.example'>x</a>&lt;<b>b</b></script><script>document.title='taken'</script>{{data}}"
+LONG = "a-name-without-a-space-" * 6
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the page of runs whose names, metrics and clients are what a page may stumble over, and of which one has diverged."""
+    folder = tmp_path_factory.mktemp("hostile")
+    runs = [make_folder(folder / name / str(seed), "fed_sb", seed) for name in ("a", "b") for seed in (0, 1)]
+    for run, name in zip(runs, (HOSTILE, HOSTILE, LONG, LONG), strict=True):
+        retell(run, name, diverged=run == runs[0])
+    return page_of(runs, folder / "out")
+
+
+def retell(run: Path, name: str, *, diverged: bool) -> None:
+    """Call the method, a metric, a client and a label of a run otherwise, and let a metric and a client of it become no number."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        record["metrics"][HOSTILE] = None if diverged else 0.5
+        clients = record["client_metrics"]
+        if clients:
+            record["client_metrics"] = {HOSTILE: {"accuracy": 0.5}, "client-1": {"accuracy": None if diverged else 0.6}}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    summary = json.loads((run / "summary.json").read_text())
+    summary["partition"]["labels"] = [HOSTILE, LONG]
+    (run / "summary.json").write_text(json.dumps({**summary, "method": name}))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_names_stay_names_and_what_is_no_number_stops_no_chart(browser: Any, hostile: Path, width: int) -> None:
+    browser.get_log("browser")
+    show(browser, hostile, width)
+    assert browser.get_log("browser") == []
+    assert browser.title == "Comparison of 4 runs"
+    assert browser.execute_script("return document.querySelectorAll('.plot a, .plot [style*=bold]').length") == 0
+    assert browser.execute_script("return [...document.querySelectorAll('.plot')].every(p => p.querySelector('.point'))")
+    ticks = browser.execute_script("return document.querySelector('#c0-clients-figure .plot').textContent")
+    assert "<a" in ticks
+    assert "&lt;" in ticks
+    assert "</script>" in ticks.replace(" ", "")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width

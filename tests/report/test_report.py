@@ -178,7 +178,7 @@ def test_a_comparison_goes_to_the_first_parent_or_where_it_is_told(make_run: Mak
 
 def test_each_run_is_reported_and_only_several_are_compared(make_run: Maker, tmp_path: Path) -> None:
     folders = [make_run(name, records=[RoundRecord(0)]) for name in "ab"]
-    assert write_reports(folders[:1]) == [folders[0] / "report.md"]
+    assert write_reports(folders[:1]) == [folders[0] / "report.md", folders[0] / "report.html"]
     assert write_reports(folders) == [folders[1] / "report.md", tmp_path / "comparison.md", tmp_path / "comparison.html"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +38,15 @@ class Chart:
     Attributes:
         title: with ``{metric}`` for the metric of the page.
         caption: what is drawn, and how it was made.
-        make: returns kind, axes and variants, each with a label and a row a group (``g``, its place).
+        make: returns kind, axes and variants, each with a label and a row a group (``g``, its place); ``beside`` are the numbers of further
+            runs that it is from.
+        measured: whether it shows the metric of whole models, which some methods' clients measure.
     """
 
     title: str
     caption: str
     make: Callable[[View], Spec | None]
+    measured: bool = False
 
 
 def charts(view: View) -> list[Spec]:
@@ -54,12 +57,20 @@ def charts(view: View) -> list[Spec]:
         if made is None:
             continue
         drawn = {row["g"] for variant in made["variants"] for row in variant["rows"]}
-        runs = ranges_text(number for g in drawn for number in view.runs_of(view.groups[g]))
-        caption = made.pop("caption", chart.caption)
-        found.append(
-            {"key": key, "title": _titled(chart.title.format(metric=view.metric)), "caption": f"{caption} From runs {runs}.", **made}
-        )
+        runs = ranges_text([*made.pop("beside", ()), *(number for g in drawn for number in view.runs_of(view.groups[g]))])
+        caption = f"{made.pop('caption', chart.caption)}{_own(view, drawn) if chart.measured else ''} From runs {runs}."
+        found.append({"key": key, "title": _titled(chart.title.format(metric=view.metric)), "caption": caption, **made})
     return found
+
+
+def _own(view: View, drawn: Collection[int]) -> str:
+    """Say whose values are those of clients on their own parts, where others are of the test part."""
+    own = [view.groups[g].label for g in sorted(drawn) if view.groups[g].by_clients]
+    return (
+        f" Not to be held against the others: {', '.join(own)}, measured by clients, each on its own part."
+        if 0 < len(own) < len(drawn)
+        else ""
+    )
 
 
 def _titled(text: str) -> str:
@@ -74,7 +85,7 @@ def _lines(view: View, metric: str, along: Callable[[Point], float]) -> list[Spe
     """Return a line a group that the server measures, or its clients do: a metric against what a point is drawn along."""
     rows = []
     for g, group in enumerate(view.groups):
-        points = [point for point in mean_curve(list(group.runs.values()), metric) if not math.isnan(point.value)]
+        points = [point for point in mean_curve(list(group.runs.values()), metric) if math.isfinite(point.value)]
         points = thinned(points, view.most)
         if points:
             shown = {"x": [short(along(p)) for p in points], "y": [short(p.value) for p in points], "r": [p.round for p in points]}
@@ -117,15 +128,22 @@ def _differences(view: View) -> Spec | None:
     rows = [
         {"g": place[id(row.group)], "v": short(found.value), "i": [short(end) for end in found.interval], "clear": found.stands_out}
         for row in view.comparison.rows
-        if (found := row.difference) is not None and not math.isnan(found.value)
+        if (found := row.difference) is not None and all(map(math.isfinite, (found.value, *found.interval)))
     ]
     if not rows:
         return None
-    references = list(dict.fromkeys(row.reference.label for row in view.comparison.rows if row.reference))
-    against = references[0] if len(references) == 1 else "its reference"
+    references = {row.reference.label: row.reference for row in view.comparison.rows if row.reference}
+    against = next(iter(references)) if len(references) == 1 else "its reference"
+    beside = [number for group in references.values() for number in view.runs_of(group)]
     better = "left" if view.metric in LOWER_IS_BETTER else "right"
     axis = _axis(f"difference; {better} of 0 is better")
-    return {"kind": "ranges", "x": axis, "caption": PAIRED.format(reference=against), "variants": [{"label": "", "rows": rows}]}
+    return {
+        "kind": "ranges",
+        "x": axis,
+        "caption": PAIRED.format(reference=against),
+        "beside": beside,
+        "variants": [{"label": "", "rows": rows}],
+    }
 
 
 def _against_epsilon(view: View) -> Spec | None:
@@ -134,7 +152,7 @@ def _against_epsilon(view: View) -> Spec | None:
     rows: list[Spec] = []
     for g, group in enumerate(view.groups):
         values, epsilon = group.finals(view.metric), largest_epsilon(group)
-        if values and epsilon is not None:
+        if values and epsilon is not None and math.isfinite(group.mean(view.metric)):
             error = short(standard_error(values))
             told = {} if error is None else {"e": [error]}
             rows.append({"g": g, "x": [short(epsilon)], "y": [short(statistics.fmean(values))], **told})
@@ -150,7 +168,7 @@ def _gaps(view: View) -> Spec | None:
         by_round: dict[int, list[float]] = {}
         for run in group.runs.values():
             for record in run.records:
-                if record.exactness_gap is not None and not math.isnan(record.exactness_gap):
+                if record.exactness_gap is not None and math.isfinite(record.exactness_gap):
                     by_round.setdefault(record.round, []).append(record.exactness_gap)
         points = thinned(sorted((number, max(gaps)) for number, gaps in by_round.items()), view.most)
         if points:
@@ -176,7 +194,7 @@ def _dots(view: View, name: str) -> list[Spec]:
             (row[name], f"{client}, run {view.numbers[run.path]}")
             for run in group.runs.values()
             for client, row in next((each.client_metrics for each in reversed(run.records) if each.client_metrics), {}).items()
-            if name in row and not math.isnan(row[name])
+            if name in row and math.isfinite(row[name])
         ]
         shown = thinned(sorted(found), MOST_DOTS)
         if shown:
@@ -217,10 +235,10 @@ def _seconds(group: Group) -> list[float | None]:
 
 
 CHARTS: Mapping[str, Chart] = {
-    "quality": Chart("Quality by round", QUALITY, _quality),
-    "bytes": Chart("{metric} against bytes", BYTES, _against_bytes),
+    "quality": Chart("Quality by round", QUALITY, _quality, measured=True),
+    "bytes": Chart("{metric} against bytes", BYTES, _against_bytes, measured=True),
     "differences": Chart("{metric}: paired differences", PAIRED, _differences),
-    "epsilon": Chart("{metric} against epsilon", EPSILON, _against_epsilon),
+    "epsilon": Chart("{metric} against epsilon", EPSILON, _against_epsilon, measured=True),
     "gap": Chart("Exactness gap by round", GAPS, _gaps),
     "clients": Chart("{metric} over clients", SPREAD, _spread),
     "cost": Chart("Cost", COST, _cost),

@@ -18,7 +18,7 @@
   };
 
   /* Values as the report writes them. */
-  const plain = (v) => (v === 0 || (Math.abs(v) >= 1e-3 && Math.abs(v) < 1000) ? v.toFixed(3) : String(Number(v.toPrecision(4))));
+  const plain = (v) => (v === null ? "–" : v === 0 || (Math.abs(v) >= 1e-3 && Math.abs(v) < 1000) ? v.toFixed(3) : String(Number(v.toPrecision(4))));
   const bytes = (v) => {
     const units = ["B", "kB", "MB", "GB", "TB", "PB"];
     let power = 0;
@@ -38,14 +38,17 @@
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const isDark = () => getComputedStyle(document.body).backgroundColor === "rgb(20, 23, 26)";
   const colour = (group) => (group.colour === "#000000" ? css("--ink") : group.colour);
-  const wrapped = (text, width) => {
+  /* Plotly takes what it draws for HTML of a kind: a name with signs of it is to stay a name. */
+  const literal = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  const wrapped = (text, width, most = Infinity) => {
     const lines = [""];
-    for (const word of text.split(" ")) {
+    for (const word of text.split(" ").flatMap((each) => each.match(new RegExp(`.{1,${width}}`, "gsu")) || [])) {
       const last = lines[lines.length - 1];
       if (last && last.length + word.length >= width) lines.push(word);
       else lines[lines.length - 1] = last ? `${last} ${word}` : word;
     }
-    return lines.join("<br>");
+    const shown = lines.length > most ? [...lines.slice(0, most - 1), `…${lines[lines.length - 1]}`] : lines;
+    return shown.map(literal).join("<br>");
   };
 
   /* An axis in bytes: powers of ten, or a few even steps, each with its unit. */
@@ -65,7 +68,7 @@
     return { tickvals: found, ticktext: found.map((v) => WRITE[axis.unit](v).replace(".0 ", " ")) };
   };
   const axisOf = (axis, values, more = {}) => ({
-    title: { text: axis.title, standoff: 8 }, type: axis.log ? "log" : "linear", automargin: true, zeroline: false, fixedrange: true,
+    title: { text: literal(axis.title), standoff: 8 }, type: axis.log ? "log" : "linear", automargin: true, zeroline: false, fixedrange: true,
     gridcolor: css("--grid"), linecolor: css("--muted"), tickcolor: css("--muted"),
     ...(axis.log && axis.unit === "number" ? { exponentformat: "power", dtick: 1 } : {}),
     ...(axis.unit === "round" ? { tickformat: "d", dtick: values.length && Math.max(...values) > 8 ? undefined : 1 } : {}),
@@ -73,7 +76,7 @@
   });
   const names = (rows, groups, narrow) => ({
     type: "linear", automargin: true, zeroline: false, fixedrange: true, showgrid: false, range: [rows.length - 0.4, -0.6],
-    tickvals: rows.map((_, i) => i), ticktext: rows.map((row) => wrapped(groups[row.g].label, narrow ? 18 : 30)), linecolor: css("--muted"),
+    tickvals: rows.map((_, i) => i), ticktext: rows.map((row) => wrapped(groups[row.g].label, narrow ? 18 : 30, 3)), linecolor: css("--muted"),
   });
 
   /* Each kind of chart: its traces, layout, height, and for each trace what is said of its points. */
@@ -241,7 +244,7 @@
   const sortable = (table) => {
     const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
     heads.forEach((head, column) => {
-      const button = make("button", { type: "button" }, head.textContent);
+      const button = make("button", { type: "button" }, ...head.childNodes);
       head.replaceChildren(button);
       button.addEventListener("click", () => {
         const up = head.getAttribute("aria-sort") !== "ascending", numeric = head.dataset.sort === "number";

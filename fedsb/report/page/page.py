@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import fedsb
+from fedsb.report.clients import told_apart
 from fedsb.report.comparing import Comparison
-from fedsb.report.datasets import apart_text
+from fedsb.report.datasets import apart_text, left_out_text
 from fedsb.report.drawing import COLOURS, MARKERS, STYLES
 from fedsb.report.markdown import write
 from fedsb.report.page.charts import charts
@@ -25,17 +26,18 @@ HERE = Path(__file__).parent
 LIBRARY = HERE / "library" / "plotly-basic.min.js"
 
 
-def write_page(path: Path, parts: Sequence[Comparison], where: Path) -> Path:
+def write_page(path: Path, parts: Sequence[Comparison], where: Path, left_out: Sequence[str] = ()) -> Path:
     """Write the page of a comparison, which ends up in the folder ``where``, and return where it lies now."""
-    return write(path, page_text(parts, where))
+    return write(path, page_text(parts, where, left_out))
 
 
-def page_text(parts: Sequence[Comparison], where: Path) -> str:
-    """Return the page of a comparison.
+def page_text(parts: Sequence[Comparison], where: Path, left_out: Sequence[str] = ()) -> str:
+    """Return the page of a comparison, or of a run.
 
     Args:
         parts: runs over the same data, each with its figures.
         where: the folder that the file ends up in, which links to runs lead from.
+        left_out: a line for each run that could not be read.
     """
     views = views_of(parts)
     made = {
@@ -43,12 +45,17 @@ def page_text(parts: Sequence[Comparison], where: Path) -> str:
         "library": LIBRARY.read_text(encoding="utf-8"),
         "script": _file("page.js"),
         "data": _json([_data(view) for view in views]),
-        "title": escape(f"Comparison of {plural(len({run.path for part in parts for run in part.runs}), 'run')}"),
-        "lead": _lead(parts),
+        "title": escape(_title(parts)),
+        "lead": _lead(parts, left_out),
         "parts": "".join(_part(view, place, where) for place, view in enumerate(views)),
         "version": escape(fedsb.__version__),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: made[match[1]], _file("page.html"))
+
+
+def _title(parts: Sequence[Comparison]) -> str:
+    paths = {run.path for part in parts for run in part.runs}
+    return f"Run {paths.pop().resolve().name}" if len(paths) == 1 else f"Comparison of {plural(len(paths), 'run')}"
 
 
 @cache
@@ -73,13 +80,12 @@ def _look(place: int, view: View) -> dict[str, Any]:
     return {"label": group.label, "runs": view.runs_of(group), **look}
 
 
-def _lead(parts: Sequence[Comparison]) -> str:
+def _lead(parts: Sequence[Comparison], left_out: Sequence[str]) -> str:
     runs = [run for part in parts for run in part.runs]
     cut = sum(run.summary is None for run in runs)
-    lines = ["Bytes are summed over clients and rounds." + (f" {plural(cut, 'run')} did not finish." if cut else "")]
-    if warning := apart_text({part.data: part.runs for part in parts}):
-        lines.append(warning)
-    return "".join(f"<p{' class=warning' if '**' in line else ''}>{_marked(line)}</p>" for line in lines)
+    lead = "Bytes are summed over clients and rounds." + (f" {plural(cut, 'run')} did not finish." if cut else "")
+    warnings = [apart_text({part.data: part.runs for part in parts}), left_out_text(left_out), *(told_apart(part.runs) for part in parts)]
+    return f"<p>{lead}</p>" + "".join(f"<p class=warning>{_marked(line)}</p>" for line in warnings if line)
 
 
 def _marked(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from fedsb.report.markdown import or_dash
 from fedsb.report.methods import difference_text, largest_epsilon, mean_text
 from fedsb.report.page.view import View, ranges_text
 from fedsb.report.pairing import Compared
-from fedsb.report.series import final_metrics, largest_gap, total_or_none, totals
+from fedsb.report.series import largest_gap, metrics_of, total_or_none, totals
 from fedsb.report.table import bound, gap_text, human_bytes, human_seconds
 from fedsb.run.folder import Run
 
+LONGEST = 24  # characters that no line is broken in
 NUMBER, WORD = "number", "word"  # how a column is sorted
 WHOLE = 8  # characters that stay on one line: a size, a gap
 
@@ -45,20 +47,25 @@ def html_table(caption: str, head: Mapping[str, str], rows: Sequence[Sequence[Ce
         head: how each column is sorted, by its name.
         rows: of cells, a cell a column.
     """
-    heads = "".join(f'<th scope="col" role="columnheader" data-sort="{kind}">{escape(name)}</th>' for name, kind in head.items())
+    heads = "".join(f'<th scope="col" role="columnheader" data-sort="{kind}">{breakable(name)}</th>' for name, kind in head.items())
     body = "".join(f'<tr role="row">{"".join(map(_cell, row, head, range(len(head))))}</tr>' for row in rows)
     caption, heads = f"<caption>{escape(caption)}</caption>", f'<thead role="rowgroup"><tr role="row">{heads}</tr></thead>'
     return f'<table role="table" class="sortable">{caption}{heads}<tbody role="rowgroup">{body}</tbody></table>'
 
 
 def _cell(cell: Cell, column: str, place: int) -> str:
-    text = f"<strong>{escape(cell.text)}</strong>" if cell.strong else escape(cell.text)
+    text = f"<strong>{breakable(cell.text)}</strong>" if cell.strong else breakable(cell.text)
     if cell.link:
         text = f'<a href="{escape(cell.link)}">{text}</a>'
     key = cell.text if cell.key is None else "" if isinstance(cell.key, float) and math.isnan(cell.key) else cell.key
     tag, kind = ('th scope="row"', "rowheader") if place == 0 else ("td", "cell")
     whole = ' class="whole"' if len(cell.text) <= WHOLE else ""
     return f'<{tag} role="{kind}"{whole} data-key="{escape(str(key))}" data-label="{escape(column)}">{text}</{tag.split()[0]}>'
+
+
+def breakable(text: str) -> str:
+    """Return text as HTML in which a word too long for a column, as a path is, may be broken."""
+    return "<wbr>".join(map(escape, re.sub(rf"\S{{{LONGEST}}}(?=\S)", "\\g<0>\n", text).split("\n")))
 
 
 def methods_table(view: View) -> str:
@@ -129,7 +136,7 @@ def runs_table(view: View, where: Path) -> str:
 
 
 def _run(view: View, run: Run, label: str, where: Path) -> list[Cell]:
-    final, last = final_metrics(run.records), run.records[-1].round
+    final, last = metrics_of(run.records, run.summary), run.records[-1].round
     planned = run.setting("federation.num_rounds")
     number = view.numbers[run.path]
     return [
