@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fedsb.commands.flags import with_values
 from fedsb.core.errors import UserError
+from fedsb.report.folders import write_reports
 from fedsb.report.methods import Asked
-from fedsb.report.report import write_reports
 
 
 def report(arguments: Sequence[str]) -> int:

@@ -17,10 +17,10 @@ from fedsb.core.disk import replace_whole
 from fedsb.core.errors import UserError
 from fedsb.report.comparing import comparisons
 from fedsb.report.comparison import PAGE
+from fedsb.report.folders import RUN_PAGE
 from fedsb.report.methods import Asked
 from fedsb.report.page.page import page_text
 from fedsb.report.progress import Screen
-from fedsb.report.report import RUN_PAGE
 from fedsb.run.folder import Run, read_run
 from fedsb.sweep.watching import Seen, Watch, board, cells, counts_text, is_over
 

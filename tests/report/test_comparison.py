@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from fedsb.core.errors import UserError
 from fedsb.report.comparison import write_comparison
+from fedsb.report.folders import runs_in, write_reports
 from fedsb.report.labels import run_labels
 from fedsb.report.methods import mean_text
 from fedsb.report.plots import _style
-from fedsb.report.report import report_text, runs_in, write_reports
+from fedsb.report.report import report_text
 from fedsb.run.folder import Run, read_run
 from fedsb.run.records import RoundRecord
 from tests.report.made import SCORES, Maker, make_records

@@ -10,7 +10,7 @@ import pytest
 
 from fedsb.core.errors import UserError
 from fedsb.report.datasets import by_data
-from fedsb.report.report import write_reports
+from fedsb.report.folders import write_reports
 from fedsb.run.folder import read_run
 from tests.report.made import Maker, make_records
 from tests.report.pages import data_of, make_folder, make_sweep, page_of, retold, rows_of

@@ -13,9 +13,9 @@ import pytest
 from fedsb.core.errors import UserError
 from fedsb.report.comparing import comparisons
 from fedsb.report.comparison import MOST, comparison_text, write_comparison
+from fedsb.report.folders import write_reports
 from fedsb.report.groups import Group, grouped, reference_of
 from fedsb.report.methods import Asked
-from fedsb.report.report import write_reports
 from fedsb.report.sanity import Table, remarks
 from fedsb.report.until import reach, usual_target
 from fedsb.run.folder import read_run

@@ -15,9 +15,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsb.report.folders import write_reports
 from fedsb.report.page import page as page_module
 from fedsb.report.page.view import A_ROUND, FEWEST, MOST_NUMBERS, points_a_line, ranges_text, thinned
-from fedsb.report.report import write_reports
 from fedsb.run.folder import RunFolder
 from tests.report.made import Maker, make_records
 from tests.report.pages import METHODS, SEEDS, data_of, make_folder, make_sweep, page_of, retold, rows_of

@@ -13,9 +13,11 @@ from PIL import Image
 
 from fedsb.core.errors import UserError
 from fedsb.privacy.claim import Claim
+from fedsb.report.comparison import write_comparison
+from fedsb.report.folders import write_reports
 from fedsb.report.labels import run_labels
 from fedsb.report.plots import compare, plot_run
-from fedsb.report.report import report_text, write_comparison, write_report, write_reports
+from fedsb.report.report import report_text, write_report
 from fedsb.report.series import curve
 from fedsb.run.folder import read_run
 from fedsb.run.records import RoundRecord
