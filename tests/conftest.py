@@ -48,6 +48,12 @@ ENCODER = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 DECODER = ["<unk>", "<s>", "</s>"]  # no padding token, as in GPT-2 and Llama
 
 
+def pytest_collection_finish() -> None:
+    """Let the collector look through what is imported this once: a pass takes half a second, and tests ask for many."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_waiting_for_disks() -> Iterator[None]:
     """No test loses power, and a process that is killed loses nothing that it has written; ``test_disk`` holds what is synced and when."""
