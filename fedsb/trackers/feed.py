@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Protocol
@@ -31,6 +34,16 @@ class Tracker(Protocol):
 
     def close(self, *, whole: bool) -> None:
         """End it; ``whole`` tells whether the run has finished."""
+
+
+@contextmanager
+def _nobody_asked() -> Iterator[None]:
+    """Let what would ask a person for a key, and wait for that, find nobody at a terminal."""
+    before, sys.stdin = sys.stdin, io.StringIO()
+    try:
+        yield
+    finally:
+        sys.stdin = before
 
 
 class Feed:
@@ -86,7 +99,7 @@ class Feed:
 
     def _guarded(self, name: str, action: Callable[..., object], *given: Any, **named: Any) -> None:
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _nobody_asked():
                 warnings.simplefilter("ignore")
                 action(*given, **named)
         except ImportError as error:

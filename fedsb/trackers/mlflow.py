@@ -16,6 +16,7 @@ from fedsb.trackers.numbers import identity_of, numbers_of
 
 FOLDER, NOTE = "mlruns", "mlflow_run"  # the note names the run, which one that is resumed takes the place of
 EXPERIMENT = "fedsb"
+WAIT_S = "20"  # for the answer to a request
 MOST = 1000  # metrics that a server takes at a time
 ODD = re.compile(r"[^\w./ -]")  # what its names may not hold
 
@@ -28,7 +29,9 @@ class MLflow:
     def __init__(self, folder: Path) -> None:
         # MLflow keeps its file store as it is, and has it asked for.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # nobody waits minutes for a server that is not there
+        # Nobody waits minutes for a server that is not there, or takes what is asked and answers nothing.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", WAIT_S)
         self._metric = import_module("mlflow.entities").Metric
         self._param = import_module("mlflow.entities").Param
         address = os.environ.get("MLFLOW_TRACKING_URI") or (folder.resolve() / FOLDER).as_uri()

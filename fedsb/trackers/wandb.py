@@ -12,7 +12,8 @@ from fedsb.run.records import RoundRecord
 from fedsb.trackers.numbers import identity_of, numbers_of
 
 PROJECT = "fedsb"
-WAIT_S = 20.0  # for the server
+WAIT_S = 20.0  # for the server, at the beginning
+LEFT_S = 60.0  # for what is not sent yet, at the end; `wandb sync` sends what is left then
 # What it would gather of itself: the machine, the code, what is printed.
 NOTHING_ELSE: Mapping[str, Any] = {
     "silent": True, "console": "off", "disable_git": True, "disable_code": True, "save_code": False, "disable_job_creation": True,
@@ -27,8 +28,11 @@ class WandB:
 
     def __init__(self, folder: Path) -> None:
         library = import_module("wandb")
+        library.setup(library.Settings(silent=True))
         place = folder.resolve()
-        settings = library.Settings(init_timeout=WAIT_S, host="", **NOTHING_ELSE)
+        waits = {"init_timeout": WAIT_S, "finish_timeout": LEFT_S, "finish_timeout_raises": True}
+        known = {key: value for key, value in waits.items() if key in library.Settings.model_fields}  # not all of them of old
+        settings = library.Settings(host="", **known, **NOTHING_ELSE)
         mode = os.environ.get("WANDB_MODE")  # it reads that once a process itself
         self._run = library.init(project=PROJECT, name=place.name, dir=str(place), mode=mode, settings=settings, reinit="create_new")
 

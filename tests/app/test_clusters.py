@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from shlex import join
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from fedsb import client_app
 from fedsb.app.assembly import corpus_of, features_of, forget_data, parts_of, skew_in, task_of
@@ -54,16 +55,48 @@ def test_clusters_are_those_of_the_mean_states_text_by_text(given: list[str], ti
     assert np.bincount(found).tolist() == sorted(np.bincount(found), reverse=True)
 
 
+@pytest.mark.parametrize("columns", [("data.text=text",), ("data.prompt=text", "data.response=label")])
+def test_texts_of_a_language_model_have_clusters_too(given: list[str], tiny_gpt2: Path, columns: tuple[str, ...]) -> None:
+    language = [f"model.name='{tiny_gpt2}'", "data.task=causal_lm", "data.label=null", *columns]
+    config = load([*given, *language])
+    of = made(config)
+    assert set(of) == {0, 1, 2}
+    assert sorted(i for rows in parts_of(config).values() for i in rows) == list(range(len(of)))
+
+
 def test_they_are_kept_and_what_is_kept_counts(given: list[str], tmp_path: Path) -> None:
     config = load(given)
     first = made(config)
-    [path] = (tmp_path / "home" / "partitions").iterdir()
+    [path] = (tmp_path / "home" / "partitions").glob("*.json")
     assert tuple(json.loads(path.read_text())) == first
     turned = [2 - group for group in first]
     path.write_text(json.dumps(turned))
     assert made(config) == tuple(turned)
     made(load([*given, "seed=1"]))
-    assert len(list((tmp_path / "home" / "partitions").iterdir())) == 2
+    assert len(list((tmp_path / "home" / "partitions").glob("*.json"))) == 2
+
+
+def test_they_are_those_of_another_model_in_the_same_place_once_it_is_another(given: list[str], tiny_bert: Path, tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    shutil.copytree(tiny_bert, place)
+    config = load([*given, f"model.name='{place}'"])
+    first = made(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        AutoModel.from_config(AutoConfig.from_pretrained(place)).save_pretrained(place)
+    second = made(config)
+    shutil.rmtree(tmp_path / "home" / "partitions")
+    assert made(config) == second != first
+
+
+def test_what_is_kept_and_damaged_is_made_again(given: list[str], tmp_path: Path) -> None:
+    config = load(given)
+    first = made(config)
+    [path] = (tmp_path / "home" / "partitions").glob("*.json")
+    for torn in (path.read_text()[:20], "[0, 1]", '"no list"', json.dumps([-1] * len(first))):
+        path.write_text(torn)
+        assert made(config) == first
+        assert tuple(json.loads(path.read_text())) == first
 
 
 def test_a_run_is_dealt_by_them_and_says_how_unlike_its_clients_are(given: list[str], tmp_path: Path) -> None:

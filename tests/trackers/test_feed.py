@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -84,6 +86,23 @@ def test_one_that_breaks_is_told_once_and_the_run_goes_on(at: str, tmp_path: Pat
         f"tracker mine failed (ConnectionError: no {at} at all); the run goes on without it",
     )
     assert len(got) == {"open": 0, "record": 1, "finish": 5, "close": 6}[at]
+
+
+class Asking(Keeping):
+    def _do(self, what: str, value: object) -> None:
+        assert not sys.stdin.isatty()
+        input("key? ")
+
+
+def test_one_that_would_ask_a_person_for_something_asks_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO("yes\n" * 9)
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdin", terminal)
+    assert fed(Asking, tmp_path, make_records()) == []
+    assert [record.getMessage()[:34] for record in caplog.records] == ["tracker mine failed (EOFError: EOF"]
+    assert (sys.stdin, terminal.tell()) == (terminal, 0)
 
 
 def test_one_whose_stamps_cannot_be_kept_from_it_gets_nothing_where_times_may_tell_of_data(

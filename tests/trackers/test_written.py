@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -94,11 +97,13 @@ READERS: dict[str, Callable[[Path], tuple[Written, set[float]]]] = {
 
 
 @pytest.fixture(params=READERS)
-def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    pytest.importorskip(request.param, reason=f"{request.param} is not installed here")
+def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    library = pytest.importorskip(request.param, reason=f"{request.param} is not installed here")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return str(request.param)
+    yield str(request.param)
+    if request.param == "wandb":
+        library.teardown()  # it reads the addresses of its servers once a process
 
 
 def feed(name: str, folder: Path, before: list[RoundRecord], then: list[RoundRecord], *, whole: bool = True) -> None:
@@ -165,3 +170,59 @@ def test_a_server_that_does_not_answer_costs_one_warning(
     said = [record.getMessage() for record in caplog.records if record.name.startswith("fedsb")]
     assert len(said) == 1
     assert said[0].startswith(f"tracker {name} failed (")
+
+
+class Answers(BaseHTTPRequestHandler):
+    """As much of W&B's server as a run's begin needs."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        project = {"id": "p", "name": "fedsb", "entity": {"id": "e", "name": "me"}}
+        begun = {"bucket": {"id": "b", "name": "r", "displayName": "r", "config": "{}", "project": project}, "inserted": True}
+        body = json.dumps({"data": {"upsertBucket": begun}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize("name", ["wandb"], indirect=True)
+def test_a_server_that_goes_in_the_middle_of_a_run_is_not_waited_for_at_its_end(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server, records = ThreadingHTTPServer(("127.0.0.1", 0), Answers), make_records()
+    Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    for key, value in {"WANDB_MODE": "online", "WANDB_BASE_URL": address, "WANDB_API_KEY": "a" * 40}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr("fedsb.trackers.wandb.LEFT_S", 2.0)
+    with Feed({name: TRACKERS[name]}, tmp_path) as feeding:
+        feeding.begin(records[:1])
+        server.shutdown()
+        server.server_close()
+        for record in records[1:]:
+            feeding.record(record)
+        feeding.finish(make_summary(records))
+        since = time.monotonic()
+    assert time.monotonic() - since < 20
+    [said] = [record.getMessage() for record in caplog.records if record.name.startswith("fedsb")]
+    assert said.startswith("tracker wandb failed (TimeoutError")
+    assert capfd.readouterr().err == ""  # and no other warning
+
+
+@pytest.mark.parametrize("name", ["mlflow"], indirect=True)
+def test_a_server_that_takes_what_is_asked_and_answers_nothing_is_not_waited_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+        monkeypatch.setattr("fedsb.trackers.mlflow.WAIT_S", "1")
+        since = time.monotonic()
+        feed(name, tmp_path, [], make_records())
+    assert time.monotonic() - since < 30
+    assert len([record for record in caplog.records if record.name.startswith("fedsb")]) == 1
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
