@@ -137,8 +137,8 @@ def unpack(cell: Cell, name: str, folder: Path, truths: Mapping[str, str] | None
             place = place.setdefault(group, {})
         place[own] = value
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    (folder / "summary.json").write_text(json.dumps({**cell["facts"], "method": name}))
     records = [_record(i, cell) for i in range(len(cell["rounds"]))]
+    (folder / "summary.json").write_text(json.dumps({**cell["facts"], "method": name, "metrics": records[-1].metrics}))
     (folder / "metrics.jsonl").write_text("".join(f"{record.to_json()}\n" for record in records))
     if "right" in cell:
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(cell["right"]), np.uint8))[: cell["tested"]]
