@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # typeshed leaves it out
 
 from fedsb.core.folders import check_makeable, home
 
@@ -22,6 +23,7 @@ GB = 10**9
 CARDS = ("nvidia[0-9]*", "kfd")  # in /dev, where there is a driver of NVIDIA's or AMD's
 TRUE, FALSE = ("1", "ON", "YES", "TRUE"), ("", "0", "OFF", "NO", "FALSE")  # as huggingface_hub reads them
 HUB_S = 3.0
+PROXY = "_proxy"  # ends the names of variables that name one
 
 
 class Verdict(NamedTuple):
@@ -112,13 +114,9 @@ def folders(machine: Machine) -> Verdict:
         "output": (machine.output, "say output=FOLDER"),
         "TMPDIR": (Path(tempfile.gettempdir()), "set TMPDIR to a folder of yours"),
     }
-    for name, (folder, remedy) in places.items():
-        try:
-            check_makeable(folder, name)
-            _write_in(folder)
-        except Exception as error:  # whatever a file system says
-            return Verdict(False, f"{str(error).removesuffix('; choose another folder')}; {remedy}")
-    return Verdict(True, ", ".join(f"{name} {folder}" for name, (folder, _) in places.items()))
+    bad = [f"{why}; {remedy}" for name, (folder, remedy) in places.items() if (why := _unwritable(folder, name))]
+    told = ", ".join(f"{name} {folder}" for name, (folder, _) in places.items())
+    return Verdict(not bad, ". ".join(bad) or told)
 
 
 def disk(machine: Machine) -> Verdict:
@@ -133,15 +131,16 @@ def offline(machine: Machine) -> Verdict:
     for name, value in said.items():
         if value.upper() not in (*TRUE, *FALSE):
             return Verdict(False, f"{name}={value} counts as off; set it to 1 or 0")
-    if any(value.upper() in TRUE for value in said.values()):
+    # The second counts where the first is empty, and not where it is off.
+    if next(filter(None, said.values()), "").upper() in TRUE:
         return Verdict(True, "models and data come from folders, packages and the hub's cache; nothing is asked for")
-    address = urlsplit(machine.environment.get("HF_ENDPOINT") or "https://huggingface.co")
+    name, place = _way_to(machine.environment.get("HF_ENDPOINT") or "https://huggingface.co", machine.environment)
     try:
-        socket.create_connection((address.hostname or "", address.port or 443), timeout=HUB_S).close()
+        socket.create_connection(place, timeout=HUB_S).close()
     except OSError as error:
-        why = f"{address.hostname} doesn't answer ({(error.strerror or str(error)).lower()})"
+        why = f"{name} doesn't answer ({(error.strerror or str(error)).lower()})"
         return Verdict(False, f"{why}, and what is named as there would wait for it; set HF_HUB_OFFLINE=1")
-    return Verdict(True, f"{address.hostname} answers; HF_HUB_OFFLINE=1 keeps runs from asking it")
+    return Verdict(True, f"{name} answers; HF_HUB_OFFLINE=1 keeps runs from asking it")
 
 
 def port(machine: Machine) -> Verdict:
@@ -168,6 +167,27 @@ def smoke(machine: Machine) -> Verdict:
 def _enough(there: int, least: int, where: str, remedy: str) -> Verdict:
     told = f"{there / GB:.1f} GB {where}"
     return Verdict(True, told) if there >= least else Verdict(False, f"{told}, of at least {least / GB:.1f} GB; {remedy}")
+
+
+def _way_to(address: str, environment: Mapping[str, str]) -> tuple[str, tuple[str, int]]:
+    """Return what a request to an address asks, and where that is: its host, or the proxy that the environment names for it."""
+    asked = urlsplit(address)
+    proxies = {key[: -len(PROXY)].lower(): value for key, value in environment.items() if key.lower().endswith(PROXY) and value}
+    proxy = proxies.get(asked.scheme) or proxies.get("all")
+    if proxy is None or proxy_bypass_environment(asked.hostname or "", proxies):
+        return str(asked.hostname), (asked.hostname or "", asked.port or 443)
+    through = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    return f"the proxy {through.hostname}", (through.hostname or "", through.port or 80)
+
+
+def _unwritable(folder: Path, name: str) -> str:
+    """Say why nothing can be written below a folder; nothing where it can."""
+    try:
+        check_makeable(folder, name)
+        _write_in(folder)
+    except Exception as error:  # whatever a file system says
+        return str(error).removesuffix("; choose another folder")
+    return ""
 
 
 def _write_in(folder: Path) -> None:

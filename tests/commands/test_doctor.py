@@ -78,6 +78,16 @@ FAULTS: dict[str, tuple[str, Planted, str]] = {
         lambda at: Machine(environment={"HF_HUB_OFFLINE": "offline"}),
         r"HF_HUB_OFFLINE=offline counts as off; set it to 1 or 0",
     ),
+    "a word that another takes back": (
+        "offline",
+        lambda at: Machine(environment={"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}),
+        r"127\.0\.0\.1 doesn't answer",
+    ),
+    "a proxy that does not answer": (
+        "offline",
+        lambda at: Machine(environment={"HF_ENDPOINT": "https://hub.example", "HTTPS_PROXY": "http://127.0.0.1:9"}),
+        r"the proxy 127\.0\.0\.1 doesn't answer .*; set HF_HUB_OFFLINE=1",
+    ),
     "a hub that does not answer": (
         "offline",
         lambda at: Machine(environment={"HF_ENDPOINT": "http://127.0.0.1:9"}),
@@ -113,6 +123,22 @@ def test_a_taken_port_is_found(taken: int, capsys: pytest.CaptureFixture[str]) -
     assert lines(capsys.readouterr().out)["port"][1].startswith(
         f"{taken} can't be listened on (address already in use); end what listens there"
     )
+
+
+def test_a_hub_behind_a_proxy_is_asked_through_it(taken: int, capsys: pytest.CaptureFixture[str]) -> None:
+    behind = {"HF_ENDPOINT": "https://hub.example", "https_proxy": f"127.0.0.1:{taken}"}
+    assert examine(Machine(environment=behind), ["offline"]) == 0
+    assert lines(capsys.readouterr().out)["offline"][1].startswith("the proxy 127.0.0.1 answers")
+    apart = {**behind, "HF_ENDPOINT": f"http://127.0.0.1:{taken}", "http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
+    assert examine(Machine(environment=apart), ["offline"]) == 0
+
+
+def test_each_folder_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FEDSB_HOME", "/proc/here")
+    assert examine(Machine(output=Path("/proc/runs")), ["folders"]) == 1
+    said = lines(capsys.readouterr().out)["folders"][1]
+    assert "set FEDSB_HOME to a folder of yours. output: " in said
+    assert said.endswith("; say output=FOLDER")
 
 
 def test_a_folder_that_cannot_be_written_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
