@@ -24,6 +24,7 @@ from fedsb.report.pairing import against_reference
 from fedsb.report.sanity import Table, remarks
 
 METRIC = "accuracy"
+NAMED = (REFERENCE, "fed_sb", "ravan", "lora_xs")  # have a colour in the plots wherever they stand
 
 
 def main() -> None:
@@ -64,7 +65,7 @@ def _measured(groups: list[Group], reference: Group, plain: Path) -> Iterator[st
     rows, target = against_reference(groups, METRIC, REFERENCE), reference.mean(METRIC)
     plots = [plain.with_name(f"{plain.name}-{what}.png") for what in ("differences", "bytes")]
     draw_differences(plots[0], rows, METRIC)
-    draw_until(plots[1], groups, METRIC, target)
+    draw_until(plots[1], groups, METRIC, target, named=NAMED)
     yield differences_text(rows, METRIC)
     yield f"![differences]({plots[0].name})"
     yield "\n".join(f"- {line}" for line in remarks(Table(groups, METRIC, TUNED)))

@@ -74,15 +74,15 @@ def test_pairs_are_differences_of_the_bits_that_are_kept(table: tuple[Kept, dict
 
 
 def test_what_tells_against_fed_sb_stands_there_as_plainly(table: tuple[Kept, dict[str, Group]]) -> None:
-    told = "Of 4 exact contestants 1 (fedex_lora) above FedIT, 1 (fed_sb) below FedIT, 2 not told apart from it."
+    told = "Of 4 exact contestants 1 (`fedex_lora`) above FedIT, 1 (`fed_sb`) below FedIT, 2 not told apart from it."
     assert answers_text(*table, "accuracy") == told
 
 
 def test_who_is_off_the_budget_or_at_the_grids_edge_is_named(table: tuple[Kept, dict[str, Group]]) -> None:
     held, _ = table
-    assert far_text(held).endswith("ravan (+20%).")
+    assert far_text(held).endswith("`ravan` (+20%).")
     assert "2 of 6 took" in edges_text(held)
-    assert "the least 1 (fed_sb), the largest 1 (fedex_lora)" in edges_text(held)
+    assert "the least 1 (`fed_sb`), the largest 1 (`fedex_lora`)" in edges_text(held)
     assert "| fed_sb | 0.0005 | 1.0e-08 | 0.25 | 12 |" in chosen_text(held)
     assert "| untouched | – | – | 0.25 | 12 |" in chosen_text(held)
     assert made_text(held) == "Made with torch 2, commit abc; SHA-256 (its first half) of `bbc.jsonl` 12."

@@ -48,8 +48,9 @@ class Kept:
 
     @property
     def exact(self) -> list[str]:
-        """The contestants that lost nothing of any round, by what was measured."""
-        return [name for name in self.cells if (gap := self.gap(name)) is not None and gap < EXACT]
+        """The federated contestants that lost nothing of any round, by what was measured; each once."""
+        once = [name for name in self.cells if name not in BASELINES and name not in AT_CLIENTS]
+        return [name for name in once if (gap := self.gap(name)) is not None and gap < EXACT]
 
     @property
     def far(self) -> dict[str, float]:

@@ -60,12 +60,12 @@ def answers_text(held: Kept, groups: Mapping[str, Group], metric: str) -> str:
 
 def _named(found: Mapping[str, str], side: str) -> str:
     names = [name for name, each in found.items() if each == side]
-    return f"{len(names)} ({', '.join(names)})"
+    return f"{len(names)} ({_list(names)})"
 
 
 def far_text(held: Kept) -> str:
     """Say who is off the budget; empty where nobody is."""
-    far = ", ".join(f"{name} ({off:+.0%})" for name, off in held.far.items())
+    far = ", ".join(f"`{name}` ({off:+.0%})" for name, off in held.far.items())
     return f"Off the budget by more than {FAR:.0%}, as no rank comes nearer: {far}." if far else ""
 
 
@@ -80,7 +80,11 @@ def edges_text(held: Kept) -> str:
 
 
 def _brackets(names: Sequence[str]) -> str:
-    return f" ({', '.join(names)})" if names else ""
+    return f" ({_list(names)})" if names else ""
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)  # some hold commas
 
 
 def rate_of(held: Kept, name: str) -> float:
