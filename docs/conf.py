@@ -85,6 +85,18 @@ class Methods(Generated):
             yield from (f".. autoclass:: {strategy.__module__}.{strategy.__qualname__}", "   :no-index-entry:", "")
 
 
+class Codes(Generated):
+    """What a client may say when it does not answer."""
+
+    def lines(self) -> Iterator[str]:
+        """Yield a row a code."""
+        from fedsb.privacy.codes import CODES
+
+        yield from (".. list-table::", "   :header-rows: 1", "", "   * - code", "     - what the server shows")
+        for code in CODES.values():
+            yield from (f"   * - {code.number}", f"     - {code.text}")
+
+
 class Groups(Generated):
     """The files of the configuration's groups, with the comments of all keys; of a group of many, its names."""
 
@@ -107,6 +119,7 @@ class Groups(Generated):
 def setup(app: Sphinx) -> dict[str, Any]:
     """Add what these pages need beside the extensions."""
     app.add_directive("methods", Methods)
+    app.add_directive("codes", Codes)
     app.add_directive("groups", Groups)
 
     def read(_: Sphinx, name: str, source: list[str]) -> None:

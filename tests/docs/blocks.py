@@ -22,7 +22,7 @@ PAGES = (
     ROOT / "CONTRIBUTING.md",
 )
 RUN, COMPOSED, LEFT = "run", "composed, not run", "not run"
-CODE = ("sh", "python", "yaml", "toml", "json")
+CODE = ("sh", "console", "python", "yaml", "toml", "json")
 SHOWN = ("text",)
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<info>[^`]*)$")
 MARK = re.compile(rf"^ *<!-- ({COMPOSED}|{LEFT}): (.*\S) -->$")

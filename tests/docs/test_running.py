@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 from fedsb.cli import main
 from tests.commands.calls import handlers_given_back
 from tests.docs.blocks import ROOT, RUN, Block, all_blocks
+from tests.docs.said import like, plain
 from tests.docs.shell import BETWEEN, lines_in
 
 TOOLS = f'set -eo pipefail; fedsb() {{ "{sys.executable}" -P -m fedsb.cli "$@"; }}; python() {{ "{sys.executable}" -P "$@"; }}\n'
@@ -43,7 +47,20 @@ def run_python(block: Block, names: dict[str, Any]) -> None:
     exec(compile("\n" * block.line + block.text, block.page, "exec"), names)
 
 
-RUNNERS: Mapping[str, Callable[[Block, dict[str, Any]], None]] = {"sh": run_shell, "python": run_python}
+def run_console(block: Block, names: dict[str, Any]) -> None:
+    """Hold what a command that is refused says against what the block shows of it; ``…`` is anything."""
+    first, *shown = block.text.splitlines()
+    words, said = shlex.split(first.removeprefix("$ ")), io.StringIO()
+    with redirect_stderr(said), pytest.MonkeyPatch.context() as patch:
+        for key, _, value in (word.partition("=") for word in words[: words.index("fedsb")]):
+            patch.setenv(key, str(Path(value).absolute()))
+        with pytest.raises(SystemExit) as done:
+            main(words[words.index("fedsb") + 1 :])
+    assert done.value.code == 2, block.place
+    assert re.fullmatch(like(" ".join(shown)), plain(said.getvalue())), f"{block.place}: {said.getvalue()}"
+
+
+RUNNERS: Mapping[str, Callable[[Block, dict[str, Any]], None]] = {"sh": run_shell, "console": run_console, "python": run_python}
 
 
 @pytest.mark.slow
