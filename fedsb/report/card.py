@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import yaml
 
 from fedsb.report.markdown import document, or_dash, table
 from fedsb.report.privacy import claim_text
 from fedsb.report.report import communication_text, exactness_text
-from fedsb.report.series import final_metrics
-from fedsb.report.table import metric_text, plural
+from fedsb.report.series import metrics_of, round_of
+from fedsb.report.table import metric_text, plural, selected_text
 from fedsb.run.folder import Run
 
 Row = tuple[str, str]
@@ -69,20 +70,21 @@ def _clients(run: Run) -> int:
 
 def _rows(run: Run, base: str) -> list[Row]:
     shown = [(label, ", ".join(str(run.setting(key)) for key in keys)) for label, keys in SETTINGS]
-    summary: Mapping[str, object] = run.summary or {}
+    summary: Mapping[str, Any] = run.summary or {}
     return [
         ("base", base),
         *shown,
         ("clients", f"{_clients(run)}, a share of {run.setting('federation.fraction')} a round"),
         ("rounds", str(run.records[-1].round)),
+        *((("of these", selected_text(summary["selected"])),) if summary.get("selected") else ()),
         ("trained parameters", f"{summary.get('trained_params', 0):,}"),
         ("factors sha256", f"`{summary.get('factors_sha256', '–')}`"),
     ]
 
 
 def _result(run: Run) -> str:
-    start, end = run.records[0].metrics, final_metrics(run.records)
+    start, end = run.records[0].metrics, metrics_of(run.records, run.summary)
     if not end:
         return "Not measured."
-    head = ("on the server's test part", "before training", f"after round {run.records[-1].round}")
+    head = ("on the server's test part", "before training", f"after round {round_of(run.records, run.summary)}")
     return table(head, [(name, or_dash(start.get(name), name), metric_text(name, value)) for name, value in end.items()])

@@ -14,7 +14,7 @@ from fedsb.report.plots import plot_run
 from fedsb.report.privacy import account_rows, accounts_of, claim_text
 from fedsb.report.secure import rounding_text, secured_text
 from fedsb.report.series import largest_gap, mean_over_clients, metric_names, metrics_of, totals
-from fedsb.report.table import gap_text, gaps_text, human_bytes, human_seconds, metric_text, plural
+from fedsb.report.table import gap_text, gaps_text, human_bytes, human_seconds, metric_text, plural, selected_text
 from fedsb.run.folder import Run, read_run
 from fedsb.run.records import RoundRecord, finite
 
@@ -115,7 +115,8 @@ def _lead(run: Run) -> str:
     if run.summary is None:
         return f"**This run did not finish**: its folder holds {last.round} of {planned} rounds and no summary. Last: {result}."
     took = "" if run.summary["wall_s"] is None else f" in {human_seconds(run.summary['wall_s'])}"
-    return f"{run.method}, {last.round} of {plural(planned, 'round')}{took}: {result}."
+    chosen = f" They are of {selected_text(run.summary['selected'])}, as is the model." if run.summary.get("selected") else ""
+    return f"{run.method}, {last.round} of {plural(planned, 'round')}{took}: {result}.{chosen}"
 
 
 def _what_ran(run: Run) -> str:

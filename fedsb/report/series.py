@@ -38,6 +38,12 @@ def metrics_of(records: Sequence[RoundRecord], summary: Mapping[str, Any] | None
     return final_metrics([record for record in records if not chosen or record.round == chosen["round"]])
 
 
+def round_of(records: Sequence[RoundRecord], summary: Mapping[str, Any] | None) -> int:
+    """Return the round that a run has left: the one that it has chosen, as its summary says, else its last."""
+    chosen = (summary or {}).get("selected")
+    return int(chosen["round"]) if chosen else records[-1].round
+
+
 def curve(records: Sequence[RoundRecord], metric: str, along: Sequence[float]) -> tuple[list[float], list[float]]:
     """Return a metric and what it is drawn along, which has a value a record, at the rounds that measured it."""
     measured = [(x, record.metrics[metric]) for x, record in zip(along, records, strict=True) if metric in record.metrics]

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsb.core.errors import UserError
-from fedsb.report.series import final_metrics, primary_metric, total_or_none, totals
+from fedsb.report.series import metrics_of, primary_metric, total_or_none, totals
 from fedsb.report.table import bound, gap_text, human_bytes, human_seconds, metric_text
 from fedsb.run.folder import Loader, records_in
 from fedsb.run.records import RoundRecord
@@ -40,6 +40,7 @@ class Seen:
         records: of its rounds.
         age_s: seconds since its last record; None before the first.
         why: reason of a failure.
+        summary: of one that has finished.
     """
 
     label: str
@@ -48,6 +49,7 @@ class Seen:
     records: tuple[RoundRecord, ...] = ()
     age_s: float | None = None
     why: str = ""
+    summary: Mapping[str, Any] | None = None
 
     @property
     def done(self) -> int:
@@ -118,11 +120,12 @@ class Watch:
             records = self._read(metrics, lambda _: records_in(metrics)) or ()
             config = self._read(path / "config.yaml", lambda text: yaml.load(text, Loader)) or {}
             rounds = config.get("federation", {}).get("num_rounds")
+            summary = self._read(path / "summary.json", json.loads)
         except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             return Seen(label, UNREADABLE, why=" ".join(str(error).split())[:80])
-        state = DONE if (path / "summary.json").is_file() else told.get("state", BEGUN)
+        state = DONE if summary is not None else told.get("state", BEGUN)
         age = time.time() - metrics.stat().st_mtime if metrics.is_file() else None
-        return Seen(label, state, rounds, records, age, "" if state == DONE else why)
+        return Seen(label, state, rounds, records, age, "" if state == DONE else why, summary)
 
     def _read(self, path: Path, read: Any) -> Any:
         """Return what is read of a file, which is read again where it has changed; None where it is not there."""
@@ -187,7 +190,7 @@ def board(folder: Path, seen: Sequence[Seen], most: int | None = None) -> Group:
 
 def cells(seen: Seen) -> tuple[str, ...]:
     """Return a row of the board as text."""
-    final, metric = final_metrics(seen.records), primary_metric(seen.records)
+    final, metric = metrics_of(seen.records, seen.summary), primary_metric(seen.records)
     gaps = [record.exactness_gap for record in seen.records if record.exactness_gap is not None]
     epsilon = next((record.epsilon for record in reversed(seen.records) if record.epsilon is not None), None)
     return (

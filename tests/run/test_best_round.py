@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ from fedsb.app.finished import left_of
 from fedsb.app.measuring.scoring import figures
 from fedsb.config.compose import load
 from fedsb.core.errors import UserError
+from fedsb.report.card import card_text
 from fedsb.report.selection import Selection
+from fedsb.report.table import metric_text, selected_text
+from fedsb.run.folder import read_run
 from fedsb.run.predictions import read_predictions
 from fedsb.run.records import RoundRecord
+from fedsb.sweep.watching import Watch, cells
 from tests.conftest import TOPICS
 from tests.run.mortal import Killed, Run
 
@@ -58,6 +63,15 @@ def test_the_adapter_is_that_of_the_best_round_and_cut_or_not_the_same(
         in (folder / "run.log").read_text()
     )
     assert left_of(folder, "export").snapshot.round == best
+    value = metric_text("loss", summary["metrics"]["loss"])
+    assert f"They are of {selected_text(summary['selected'])}, as is the model." in (folder / "report.md").read_text()
+    card = card_text(read_run(folder), base="b", hub_id=None, licence=None, library="peft", how="", remarks=())
+    assert re.search(rf"after round {best} \|.*\n.*\n\| loss \| .* \| {value} \|", card), card
+    assert f"| of these | {selected_text(summary['selected'])} |" in card
+    [seen] = Watch(folder).look()
+    shown = cells(seen)[3]
+    name = shown.split()[0]
+    assert shown == f"{name} {metric_text(name, summary['metrics'][name])}"
     kept = read_predictions(folder)
     assert kept is not None
     assert kept.round == best
