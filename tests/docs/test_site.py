@@ -7,9 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,18 @@ class Read(HTMLParser):
             self.loads.append(said[LOADED[tag]])
 
 
+def built(source: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Build a site as ``make docs`` does; a warning is an error."""
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", *more, str(source), str(out)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{APART}"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the site, built as ``make docs`` does; a warning is an error."""
+    """Return the site."""
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-d", str(out / "trees"), "docs", str(out / "html")]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{APART}"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = built(ROOT / "docs", out / "html", "-d", str(out / "trees"))
     assert (done.returncode, done.stderr) == (0, "")
     return out / "html"
 
@@ -87,9 +92,12 @@ def test_what_lies_outside_is_where_its_page_is(site: Path) -> None:
     assert not [link for page in site.glob("*.html") for link in Read(page).leads if link.endswith(".md")]
 
 
-def sides(site: Path) -> Iterator[tuple[str, int]]:
-    """Yield pages and widths."""
-    yield from ((page, width) for page in PAGES for width in WIDTHS)
+def test_a_link_that_leads_nowhere_stops_it(tmp_path: Path) -> None:
+    (tmp_path / "index.md").write_text("# A\n\n[b](b.md#nowhere)\n\n```{toctree}\nb\n```\n")
+    (tmp_path / "b.md").write_text("# B\n\n## There\n")
+    done = built(tmp_path, tmp_path / "out", "-C", "-D", "extensions=myst_parser", "-D", "myst_heading_anchors=3")
+    assert done.returncode != 0
+    assert "'nowhere'" in done.stderr
 
 
 @pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason="no chromium with its driver here")
@@ -97,7 +105,7 @@ def sides(site: Path) -> Iterator[tuple[str, int]]:
 def test_no_page_is_wider_than_the_window_and_its_pictures_are_drawn(site: Path, browser: Any) -> None:
     wide = "return document.documentElement.scrollWidth"
     undrawn = "return [...document.images].filter(image => !image.complete || !image.naturalWidth).map(image => image.src)"
-    for page, width in sides(site):
+    for page, width in product(PAGES, WIDTHS):
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         browser.get((site / f"{page}.html").as_uri())
