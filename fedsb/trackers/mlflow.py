@@ -37,8 +37,7 @@ class MLflow:
         address = os.environ.get("MLFLOW_TRACKING_URI") or (folder.resolve() / FOLDER).as_uri()
         self._client = import_module("mlflow.tracking").MlflowClient(tracking_uri=address)
         self._forget(folder / NOTE)
-        known = self._client.get_experiment_by_name(EXPERIMENT)
-        experiment = known.experiment_id if known else self._client.create_experiment(EXPERIMENT)
+        experiment = _experiment(self._client)
         self._begun = int(time.time() * 1000)
         self._run = self._client.create_run(experiment, start_time=self._begun, run_name=folder.resolve().name).info.run_id
         (folder / NOTE).write_text(f"{self._run}\n", encoding="utf-8")
@@ -67,3 +66,14 @@ class MLflow:
 
     def _now(self) -> int:
         return self._begun if self._timeless else int(time.time() * 1000)
+
+
+def _experiment(client: Any) -> str:
+    """Return the id of the experiment that all runs are of, made where nobody has, be it in the same moment."""
+    if (known := client.get_experiment_by_name(EXPERIMENT)) is None:
+        try:
+            return str(client.create_experiment(EXPERIMENT))
+        except Exception:
+            if (known := client.get_experiment_by_name(EXPERIMENT)) is None:
+                raise
+    return str(known.experiment_id)

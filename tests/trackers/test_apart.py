@@ -21,4 +21,4 @@ def test_what_trackers_write_where_they_are_installed() -> None:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{APART}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert re.search(r"^13 passed", done.stdout, re.MULTILINE), done.stdout[-500:]
+    assert re.search(r"^14 passed", done.stdout, re.MULTILINE), done.stdout[-500:]

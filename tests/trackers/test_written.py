@@ -226,3 +226,26 @@ def test_a_server_that_takes_what_is_asked_and_answers_nothing_is_not_waited_for
     assert time.monotonic() - since < 30
     assert len([record for record in caplog.records if record.name.startswith("fedsb")]) == 1
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+
+
+@pytest.mark.parametrize("name", ["mlflow"], indirect=True)
+def test_runs_that_begin_at_once_share_an_experiment(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of a sweep with one store: each finds none, and one of them is too late to make it."""
+    address, look = (tmp_path / "store").as_uri(), import_module("mlflow.tracking").MlflowClient.get_experiment_by_name
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    looks = Counter[str]()
+
+    def late(client: Any, wanted: str) -> Any:
+        looks[wanted] += 1
+        if looks[wanted] == 1:
+            client.create_experiment(wanted)  # as another does, once this one has looked
+            return None
+        return look(client, wanted)
+
+    monkeypatch.setattr("mlflow.tracking.MlflowClient.get_experiment_by_name", late)
+    for job in ("a", "b"):
+        (tmp_path / job).mkdir()
+        feed(name, tmp_path / job, [], make_records())
+    client = import_module("mlflow.tracking").MlflowClient(tracking_uri=address)
+    [experiment] = client.search_experiments(filter_string="name = 'fedsb'")
+    assert {run.info.run_name for run in client.search_runs([experiment.experiment_id])} == {"a", "b"}
