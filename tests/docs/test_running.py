@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedsb.cli import main
 from tests.commands.calls import handlers_given_back
@@ -64,11 +65,12 @@ RUNNERS: Mapping[str, Callable[[Block, dict[str, Any]], None]] = {"sh": run_shel
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # half a minute of one core, which beside other work may take long
 def test_what_is_there_to_run_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
     names: dict[Path, dict[str, Any]] = {}
-    with handlers_given_back():
+    with handlers_given_back(), torch.random.fork_rng():
         for block in all_blocks():
             if block.kind == RUN and block.language in RUNNERS:
                 print(block.place, flush=True)
