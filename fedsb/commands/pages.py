@@ -54,6 +54,7 @@ Run a federation in this process, and leave its records, checkpoints, adapter an
   output=FOLDER     where to write; by default outputs/DATE/TIME (a sweep: multirun/DATE/TIME)
   -m, --multirun    take values that commas set apart for a sweep; resume=FOLDER goes on with what is left of one
   sweep.jobs=N      of a sweep, so many jobs side by side; auto: as many as CPUs, GPUs and memory allow
+  sweep.address=A   of a sweep, the Ray cluster whose machines take its jobs: HOST:PORT, with sweep.jobs=auto
   sweep.samples=N   of a sweep, so many points drawn from keys given as interval(a,b), tag(log,interval(a,b)) or shuffle(a,b,…)
   -c, --cfg job     show the configuration, or with -m that of each job, and run nothing; hydra or all: that of Hydra
   -p, --package KEY with --cfg, without -m: what stands below KEY, as in -p train

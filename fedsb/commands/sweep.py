@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fedsb.commands.run as runs
 from fedsb.app.anchoring import anchored
@@ -19,19 +19,25 @@ from fedsb.config.compose import composed_yaml, default_sweep, load
 from fedsb.config.schema import Config
 from fedsb.core.errors import UserError
 from fedsb.core.folders import check_makeable, claim
-from fedsb.core.logs import say_early, speaking_to
+from fedsb.core.logs import last_line, say_early, speaking_to
+from fedsb.report.table import human_bytes
 from fedsb.run.resuming import is_free
-from fedsb.sweep.abreast import abreast, cores
+from fedsb.sweep.abreast import abreast, cores, job_bytes
 from fedsb.sweep.board import Board
 from fedsb.sweep.crew import Crew, Task
 from fedsb.sweep.endings import JOBS, Ending, endings, note
 from fedsb.sweep.grid import resolved
 from fedsb.sweep.jobs import Job
-from fedsb.sweep.manifest import MANIFEST, Manifest, held, manifest_of, read, write
+from fedsb.sweep.manifest import MANIFEST, Manifest, held, manifest_of, mark, read, write
+from fedsb.sweep.orphans import await_left, has_begun
 from fedsb.sweep.standing import FINISHED, DamagedJobError, set_aside, state_of
 from fedsb.sweep.telling import tell
 
+if TYPE_CHECKING:
+    from fedsb.sweep.afar import RayCrew
+
 PRINTED = "printed"  # what jobs side by side print, a file each
+WHERE = ("sweep.jobs=", "sweep.address=")  # what decides where jobs run, and nothing of what comes out
 PLACES = ("output=", "hydra.sweep.dir=")
 
 
@@ -46,6 +52,7 @@ class Sweep:
         more: overrides for all jobs that decide where they run and what is shown, and nothing of what comes out.
         launcher: overrides of Hydra's own.
         wanted: jobs side by side, as asked for.
+        address: of the Ray cluster that takes them; None is this machine.
     """
 
     folder: Path
@@ -54,6 +61,7 @@ class Sweep:
     more: tuple[str, ...] = ()
     launcher: tuple[str, ...] = ()
     wanted: int | str = 1
+    address: str | None = None
 
     @property
     def progress(self) -> str:
@@ -75,8 +83,8 @@ def sweep(flags: Sequence[str], overrides: Sequence[str]) -> int:
     grid = [text for text in overrides if text not in (*launcher, *own) and not text.startswith((*PLACES, "resume="))]
     settings = load(own).sweep
     if "resume" in given:
-        found = _left(Path(given["resume"]), [*grid, *(text for text in own if not text.startswith("sweep.jobs="))], given)
-        return _run(replace(found, launcher=launcher, wanted=settings.jobs))
+        found = _left(Path(given["resume"]), [*grid, *(text for text in own if not text.startswith(WHERE))], given)
+        return _run(replace(found, launcher=launcher, wanted=settings.jobs, address=settings.address))
     jobs = resolved(grid, settings)
     if has_flag(flags, SHOWING):
         return _shown(flags, jobs)
@@ -86,7 +94,7 @@ def sweep(flags: Sequence[str], overrides: Sequence[str]) -> int:
     configs = tuple(checked(job.overrides, Path.cwd()) for job in jobs)
     manifest = manifest_of(jobs, configs, Path.cwd())
     folder = Path(output) if output is not None else claim(Path(default_sweep(None)))
-    return _run(Sweep(folder, manifest, configs, launcher=launcher, wanted=settings.jobs))
+    return _run(Sweep(folder, manifest, configs, launcher=launcher, wanted=settings.jobs, address=settings.address))
 
 
 def _shown(flags: Sequence[str], jobs: Sequence[Job]) -> int:
@@ -123,6 +131,8 @@ def checked(overrides: Sequence[str], place: Path) -> Config:
 
 def _run(sweep: Sweep) -> int:
     folder, manifest = sweep.folder, sweep.manifest
+    if sweep.address is not None:
+        _join(sweep)
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder):
         if (folder / MANIFEST).is_file():
@@ -162,9 +172,13 @@ def _launch(sweep: Sweep, left: Sequence[Job]) -> None:
     if any(text.lstrip("+").startswith("hydra/launcher=") for text in sweep.launcher):
         _hand_to_launcher(sweep, left)
         return
-    size, cards = abreast(sweep.wanted, [sweep.configs[job.number] for job in left])
+    configs = [sweep.configs[job.number] for job in left]
+    if sweep.address is not None:
+        _afar(sweep, left, configs)
+        return
+    size, cards = abreast(sweep.wanted, configs)
     if size > 1:
-        _side_by_side(sweep, left, size, cards)
+        _side_by_side(sweep, left, size, lambda task: Crew(size, task, cards=cards, cores=max(1, cores() // size)))
         return
     for job in left:
         write(sweep.folder, sweep.manifest, running=[job.number])
@@ -172,8 +186,41 @@ def _launch(sweep: Sweep, left: Sequence[Job]) -> None:
             return
 
 
-def _side_by_side(sweep: Sweep, left: Sequence[Job], size: int, cards: int) -> None:
-    """Run jobs in worker processes, and show how they get on."""
+def _join(sweep: Sweep) -> bool:
+    """Join the Ray cluster that jobs are to run on, and tell whether it has GPUs.
+
+    Raises:
+        UserError: there is none, a job would take all of it, or a launcher is to run the jobs.
+    """
+    from fedsb.sweep.afar import join
+
+    given = f"sweep.address={sweep.address}"
+    if any(config.runtime.kind != "local" for config in sweep.configs):
+        raise UserError(f"{given} with runtime=ray: a job's clients would take the cluster; leave one of the two out")
+    if sweep.launcher:
+        raise UserError(f"{given} with {sweep.launcher[0]}: both say where jobs run; leave one of the two out")
+    return join(str(sweep.address))
+
+
+def _afar(sweep: Sweep, left: Sequence[Job], configs: Sequence[Config]) -> None:
+    """Run jobs on the machines of a Ray cluster.
+
+    Raises:
+        UserError: it has no room for a job.
+    """
+    from fedsb.sweep.afar import Needs, RayCrew
+
+    threads, memory = max(config.runtime.threads for config in configs), max(job_bytes(config.model) for config in configs)
+    cards = int(_join(sweep) and any(config.device != "cpu" for config in configs))
+    needs = Needs(threads, memory, cards)
+    if not (fits := needs.fit()):
+        raise UserError(f"sweep.address={sweep.address}: none of its machines has {threads} CPUs and {human_bytes(memory)} for a job")
+    size = min(len(left), fits if sweep.wanted == "auto" else int(sweep.wanted))
+    _side_by_side(sweep, left, size, lambda task: RayCrew(size, task, needs))
+
+
+def _side_by_side(sweep: Sweep, left: Sequence[Job], size: int, crew_of: Callable[[Task], Crew | RayCrew]) -> None:
+    """Run jobs in other processes, and show how they get on."""
     folder, jobs = sweep.folder.absolute(), {job.number: job for job in left}
     printed = {number: folder / PRINTED / f"{job.name}.txt" for number, job in jobs.items()}
     task = Task(partial(status_of_job, str(folder), sweep.more), printed, Path.cwd(), dict(os.environ))
@@ -181,7 +228,7 @@ def _side_by_side(sweep: Sweep, left: Sequence[Job], size: int, cards: int) -> N
     rounds = {number: sweep.configs[number].federation.num_rounds for number in jobs}
     with speaking_to(people=runs.to_people()):
         board = Board(folder, sweep.manifest.jobs, rounds, size, progress=sweep.progress)
-        with board, Crew(size, task, cards=cards, cores=max(1, cores() // size)) as crew:
+        with board, crew_of(task) as crew:
             for event in crew.run(list(jobs)):
                 if event.job is None:
                     board.look()
@@ -198,15 +245,32 @@ def _side_by_side(sweep: Sweep, left: Sequence[Job], size: int, cards: int) -> N
 
 
 def _hand_to_launcher(sweep: Sweep, left: Sequence[Job]) -> None:
-    """Let one of Hydra's launchers run the jobs: what it is told of each is a number, by which the job's process finds it."""
+    """Let one of Hydra's launchers run the jobs: what it is told of each is a number, by which the job's process finds it.
+
+    One that gives up because a job's process has died, as most do, may leave others at work: they are waited for.
+    """
+    before = endings(sweep.folder)
     numbers = [job.number for job in left]
     one = partial(_launched, str(sweep.folder.absolute()), sweep.more)
     # Whatever the grid, Hydra sees one key, and makes no folders of its own.
     grid = f"+sweep_job={','.join(map(str, numbers))}"
-    runs.through_hydra(["-m", *sweep.launcher, f"hydra.sweep.dir='{sweep.folder}'", "hydra.sweep.subdir=.", grid], one)
+    try:
+        runs.through_hydra(["-m", *sweep.launcher, f"hydra.sweep.dir='{sweep.folder}'", "hydra.sweep.subdir=.", grid], one)
+    except Exception as error:
+        if endings(sweep.folder) == before and not has_begun(sweep.folder):
+            raise
+        reason = f"the launcher said: {type(error).__name__}: {last_line(str(error))}"[:200]
+        say_early(f"a job's process has died; waiting for those that go on ({reason})", progress=sweep.progress)
+        await_left(sweep.folder, left, before, reason)
 
 
 def _launched(folder: str, more: Sequence[str], composed: Any) -> None:
-    ending = run_numbered(Path(folder), int(composed.sweep_job), more)
+    sweep, number = Path(folder), int(composed.sweep_job)
+    manifest = read(sweep)
+    mark(sweep, manifest, number, running=True)
+    try:
+        ending = run_numbered(sweep, number, more)
+    finally:
+        mark(sweep, manifest, number, running=False)
     if ending.by_signal:
         raise SystemExit(ending.status)  # and no other job of the sweep

@@ -240,6 +240,7 @@ class SweepConfig:
     samples: int | None
     seed: int
     grid: tuple[tuple[str, ...], ...]
+    address: str | None
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -139,6 +139,18 @@ class RunFolder:
         replace_whole(self.summary, json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
 
 
+def is_held(folder: Path) -> bool:
+    """Tell whether a process is at the run in a folder."""
+    try:
+        with (folder / "config.yaml").open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 @dataclass(frozen=True)
 class Run:
     """A run read back from its folder; ``summary`` is None where the run did not finish."""

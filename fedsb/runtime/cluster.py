@@ -79,10 +79,10 @@ def start_placed(address: str | None, device: str, share: float | None, workers:
     return place(device, share, workers, int(ray.cluster_resources().get("GPU", 0)), own=False)
 
 
-def start_ray(address: str | None, cards: int | None = None) -> None:
+def start_ray(address: str | None, cards: int | None = None, *, key: str = "runtime.address") -> None:
     """Start Ray on this machine, with as many GPUs to hand out as ``cards`` says (None: all that it finds), or join a cluster.
 
-    One on this machine that was begun before anybody knew of the cluster is ended.
+    One on this machine that was begun before anybody knew of the cluster is ended. ``key`` is that of the address.
 
     Raises:
         UserError: there is no cluster at the address.
@@ -93,12 +93,12 @@ def start_ray(address: str | None, cards: int | None = None) -> None:
             ray.shutdown()
             _here.clear()
         if not ray.is_initialized():
-            _start(address, cards)
+            _start(address, cards, key)
             if address is None:
                 _here.set()
 
 
-def _start(address: str | None, cards: int | None) -> None:
+def _start(address: str | None, cards: int | None, key: str) -> None:
     for name, value in RAY_SWITCHES.items():
         os.environ.setdefault(name, value)
     # Ray pastes the interpreter's path into a shell line.
@@ -112,9 +112,7 @@ def _start(address: str | None, cards: int | None) -> None:
         if address is None:
             raise RunError(f"Ray does not start on this machine: {last_line(str(error))}") from error
         said = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"no Ray cluster at runtime.address={address} ({said}); start one with 'ray start --head', or leave it out"
-        ) from None
+        raise UserError(f"no Ray cluster at {key}={address} ({said}); start one with 'ray start --head', or leave it out") from None
 
 
 def _knock(address: str | None) -> None:

@@ -109,9 +109,13 @@ class Crew:
         left = list(jobs)
         while left or any(worker.job is not None for worker in self._workers):
             while left and (worker := self._free()) is not None:
-                worker.job, worker.begun = left.pop(0), time.monotonic()
-                worker.line.send(worker.job)
-                yield Event(worker.job)
+                worker.job, worker.begun = left[0], time.monotonic()
+                try:
+                    worker.line.send(worker.job)
+                except OSError:  # died since its last job: another one takes this one
+                    self._forget(worker)
+                    continue
+                yield Event(left.pop(0))
             yield from self._ended()
 
     def _free(self) -> _Worker | None:
@@ -129,6 +133,11 @@ class Crew:
         self._workers.append(_Worker(process, ours, place))
         return self._workers[-1]
 
+    def _forget(self, worker: _Worker) -> None:
+        worker.process.join()
+        worker.line.close()
+        self._workers.remove(worker)
+
     def _ended(self) -> Iterator[Event]:
         """Wait for news, a moment at most, and yield how jobs have ended."""
         lines = {worker.line: worker for worker in self._workers if worker.job is not None}
@@ -138,9 +147,7 @@ class Crew:
             try:
                 yield Event(job, worker.line.recv(), wall_s=wall_s)
             except (EOFError, OSError):
-                worker.process.join()
-                worker.line.close()
-                self._workers.remove(worker)
+                self._forget(worker)
                 yield Event(job, *_death(worker.process.exitcode or 0), wall_s)
         yield Event()
 
@@ -167,7 +174,7 @@ def _serve(line: Connection, task: Task, card: int | None, cores: int) -> None:
     threads.CORES = cores
     with suppress(KeyboardInterrupt, EOFError), heeding_sigterm():
         while (job := line.recv()) is not None:
-            _print_to(task.printed[job])
+            print_to(task.printed[job])
             line.send(task.run(job))
 
 
@@ -184,7 +191,7 @@ def _follow() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _print_to(path: Path) -> None:
+def print_to(path: Path) -> None:
     """Send what is printed from now on into a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for stream in (sys.stdout, sys.stderr):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsb.config.schema import Config
-from fedsb.core.disk import replace_whole
+from fedsb.core.disk import locked, replace_whole
 from fedsb.core.errors import UserError
 from fedsb.core.folders import home
 from fedsb.data.sources import PATHLESS
@@ -23,7 +23,7 @@ from fedsb.run.resuming import fingerprint
 from fedsb.run.schema_files import KEY
 from fedsb.run.schema_files import MANIFEST as SCHEMA
 from fedsb.runtime.staging import PACKAGES, package_folder
-from fedsb.sweep.endings import Ending, endings
+from fedsb.sweep.endings import JOBS, Ending, endings
 from fedsb.sweep.jobs import Job, varying
 
 MANIFEST, LOCK = "manifest.json", "sweep.lock"
@@ -139,6 +139,14 @@ def write(folder: Path, manifest: Manifest, running: Collection[int] = ()) -> No
     head = {KEY: SCHEMA, "place": manifest.place, "grid": grid_of(manifest.jobs)}
     whole = {**head, "code": manifest.code, "versions": manifest.versions, "data": manifest.data, "jobs": rows}
     replace_whole(folder / MANIFEST, json.dumps(whole, indent=1) + "\n")
+
+
+def mark(folder: Path, manifest: Manifest, number: int, *, running: bool) -> None:
+    """Write a sweep's manifest from the process of a job that begins, or has ended, beside others that do."""
+    with locked(folder / JOBS):
+        told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["jobs"]
+        now = {row["number"] for row in told if row["state"] == RUNNING} - {number}
+        write(folder, manifest, now | {number} if running else now)
 
 
 def state_told(folder: Path, ending: Ending | None) -> str:

@@ -100,8 +100,10 @@ class Watch:
         """Return how each run stands now, those of a sweep in the order of its jobs.
 
         Raises:
-            UserError: the manifest of the sweep can't be read.
+            UserError: the manifest of the sweep can't be read, or the folder is gone.
         """
+        if not self.folder.is_dir():
+            raise UserError(f"'{self.folder}' is gone")
         if not (self.folder / MANIFEST).is_file():
             return [self._run(path, path.name, {}) for path in self.runs()]
         return [self._run(self.folder / job["name"], job["label"], job) for job in self._jobs()]
@@ -121,10 +123,12 @@ class Watch:
             config = self._read(path / "config.yaml", lambda text: yaml.load(text, Loader)) or {}
             rounds = config.get("federation", {}).get("num_rounds")
             summary = self._read(path / "summary.json", json.loads)
-        except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            age = time.time() - metrics.stat().st_mtime if metrics.is_file() else None
+        except FileNotFoundError:  # taken away between two looks
+            return Seen(label, told.get("state", WAITING))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             return Seen(label, UNREADABLE, why=" ".join(str(error).split())[:80])
         state = DONE if summary is not None else told.get("state", BEGUN)
-        age = time.time() - metrics.stat().st_mtime if metrics.is_file() else None
         return Seen(label, state, rounds, records, age, "" if state == DONE else why, summary)
 
     def _read(self, path: Path, read: Any) -> Any:

@@ -113,7 +113,12 @@ def test_hydras_joblib_launcher_runs_the_jobs_that_are_left(call: Call, quick: l
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FEDSB_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        "FEDSB_HOME": str(folder / "home"),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-m", "fedsb.cli", *arguments]
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

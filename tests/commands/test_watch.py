@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -96,6 +97,21 @@ def test_a_record_that_is_no_record_is_said_and_hides_nothing_else(tmp_path: Pat
     (tmp_path / "manifest.json").write_text('{"jobs": [')  # as no sweep leaves it, which writes it whole
     with pytest.raises(UserError, match=r"manifest\.json' can't be read"):
         Watch(tmp_path).look()
+
+
+def test_what_is_taken_away_while_one_looks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job's folder between two looks, or within one; at last all of it."""
+    lay_sweep(tmp_path / "sweep")
+    watch = Watch(tmp_path / "sweep")
+    watch.look()
+    shutil.rmtree(tmp_path / "sweep" / "b")
+    assert [each.state for each in watch.look()] == ["finished", "running", "failed", "interrupted", "waiting"]
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: is_file(path) or path == tmp_path / "sweep" / "b" / "metrics.jsonl")
+    assert [each.state for each in watch.look()][1] == "running"
+    shutil.rmtree(tmp_path / "sweep")
+    with pytest.raises(UserError, match=r"sweep' is gone$"):
+        watch.look()
 
 
 def test_a_run_is_watched_until_it_is_over(call: Call, tmp_path: Path) -> None:
