@@ -2,8 +2,9 @@
 
     python scripts/split_data.py OUT [overrides…]
 
-writes ``OUT/<client>/train.jsonl`` for every client, ``OUT/server/test.jsonl`` and ``OUT/labels.txt``. A SuperNode whose data path is
-``OUT/<client>`` then trains on exactly the examples of the simulated client, in the same order.
+writes ``OUT/<client>/train.jsonl`` for every client, ``OUT/server/test.jsonl`` (with ``data.validation_fraction`` a ``validation.jsonl``
+beside it) and ``OUT/labels.txt``. A SuperNode whose data path is ``OUT/<client>`` then trains on exactly the examples of the simulated
+client, in the same order.
 """
 
 from __future__ import annotations
@@ -12,22 +13,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedsb.app.assembly import peopled
+from fedsb.app.assembly import corpus_of, parts_of, peopled
 from fedsb.config.compose import load
-from fedsb.config.derived import client_names
 from fedsb.core.disk import reason_of
 from fedsb.core.errors import UserError
 from fedsb.core.folders import filled_whole
-from fedsb.data import load_corpus, partition
 from fedsb.data.writing import write_rows
 
 
 def split(out: Path, overrides: Sequence[str]) -> None:
     """Load, partition and write, all of it or nothing; what lies in ``out`` and has another name stays."""
     config = peopled(load(overrides))
-    dealing = config.federation.partition
-    corpus = load_corpus(config.data, config.seed, dealing.column if dealing.kind == "natural" else None)
-    parts = partition(corpus.train, dealing, client_names(config), config.seed)
+    corpus, parts = corpus_of(config), parts_of(config)
     with filled_whole(out) as scratch:
         for name, indices in parts.items():
             write_rows(scratch / name / "train.jsonl", corpus.train.take(indices), config.data, labels=corpus.labels)

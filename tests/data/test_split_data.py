@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fedsb.app.assembly import corpus_of
+from fedsb.app.client_data import client_examples
 from fedsb.config.compose import load
 from fedsb.config.derived import client_names
 from fedsb.data import load_corpus, load_site, load_test, partition
@@ -46,6 +48,36 @@ def test_a_node_reads_exactly_the_simulated_clients_examples(overrides, main, ta
     server = load_test(load([*arguments, "data.path=null", f"data.test_path={out / 'server' / 'test.jsonl'}"]).data)
     assert server.test.texts == corpus.test.texts
     assert tuple((out / "labels.txt").read_text().splitlines()) == corpus.labels == server.labels
+
+
+LONG = [{"review": "goal " * (1 + i % 40), "note": f"team {i}", "stars": i % 3} for i in range(60)]
+TOLD = ["data.prompt=review", "data.response=note", "data.label=null", "data.text=null", "data.task=causal_lm", "train.max_length=24"]
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides"),
+    [
+        ("tiny_bert", ["federation.partition.kind=length", "federation.partition.alpha=5"]),
+        ("tiny_bert", ["federation.partition.kind=cluster", "federation.partition.alpha=5", "federation.partition.groups=3"]),
+        ("tiny_bert", ["federation.partition.kind=quantity", "eval.select=loss", "data.validation_fraction=0.2"]),
+        ("tiny_gpt2", ["federation.partition.kind=iid", *TOLD]),  # of some rows nothing is left to learn
+    ],
+)
+def test_what_a_simulation_deals_by_more_than_labels_is_what_is_written(model, overrides, main, table, tmp_path, request, monkeypatch):
+    monkeypatch.setenv("FEDSB_HOME", str(tmp_path / "home"))
+    named = ["model=pretrained", f"model.name='{request.getfixturevalue(model)}'", "device=cpu"]
+    out, arguments = tmp_path / "out", [*COMMON, f"data.path={table(LONG)}", *named, *overrides]
+    assert main([str(out), *arguments]) == 0
+    config = load(arguments)
+    corpus, rows = corpus_of(config), 0
+    for name in client_names(config):
+        site = load_site(config.data, out / name, corpus.labels)
+        own, held_out = client_examples(config, name, None, corpus.labels)
+        assert not len(held_out)
+        assert (site.texts, site.targets) == (own.texts, own.targets)
+        rows += len(site)
+    assert rows == len(corpus.train)
+    assert (out / "server" / "validation.jsonl").exists() == (corpus.validation is not None)
 
 
 def test_rows_carry_label_names(main, table, tmp_path):
