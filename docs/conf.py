@@ -35,8 +35,9 @@ html_theme = "furo"
 html_title = "fedsb"
 html_copy_source = False
 html_show_sourcelink = False
-html_static_path = ["site.css"]
+html_static_path = ["site.css", "site.js"]
 html_css_files = ["site.css"]
+html_js_files = [("site.js", {"defer": "defer"})]
 
 # Which page holds what lies outside of this folder.
 PAGES: Mapping[str, str] = {"README.md#across-machines": "trial.md", "CONTRIBUTING.md": "extend.md"}
@@ -82,7 +83,8 @@ class Methods(Generated):
 
         for name, strategy in STRATEGIES.items():
             yield from (f".. rubric:: ``{name}``", "", f".. automodule:: {strategy.__module__}", "   :no-index:", "")
-            yield from (f".. autoclass:: {strategy.__module__}.{strategy.__qualname__}", "   :no-index-entry:", "")
+            shown = "" if "__init__" in vars(strategy) else "(**options)"  # those of LowRankStrategy
+            yield from (f".. autoclass:: {strategy.__module__}.{strategy.__qualname__}{shown}", "   :no-index-entry:", "")
 
 
 class Codes(Generated):

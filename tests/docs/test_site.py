@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.docs.blocks import ROOT
+from tests.report.test_page_browser import AXE, SERIOUS
 from tests.report.test_page_browser import browser as browser
 
 APART = Path(sys.prefix) / "docs"  # where `make setup` puts Sphinx and what it needs
@@ -27,6 +28,10 @@ PAGES = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
 WIDTHS = (390, 1280)
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "srcset", "object": "data", "video": "src", "audio": "src"}
 KEPT = {"stylesheet", "icon", "preload", "manifest", "prefetch", "modulepreload"}
+
+
+HERE = shutil.which("chromium") and shutil.which("chromedriver") and find_spec("selenium") and AXE
+in_a_browser = pytest.mark.skipif(not HERE, reason="no chromium with its driver, selenium or axe-core here: `make setup` installs them")
 
 
 class Read(HTMLParser):
@@ -100,8 +105,20 @@ def test_a_link_that_leads_nowhere_stops_it(tmp_path: Path) -> None:
     assert "'nowhere'" in done.stderr
 
 
-@pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason="no chromium with its driver here")
-@pytest.mark.skipif(not find_spec("selenium"), reason="selenium is missing: `make setup` installs it")
+@in_a_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("page", ["method_table", "concepts"])
+def test_nothing_shuts_readers_out(site: Path, browser: Any, page: str, scheme: str) -> None:
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.get((site / f"{page}.html").as_uri())
+    assert AXE is not None
+    browser.execute_script((Path(str(AXE.origin)).parent / "axe.min.js").read_text("utf-8"))
+    found = browser.execute_async_script("const done = arguments[0]; axe.run().then(each => done(each.violations))")
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in SERIOUS] == []
+
+
+@in_a_browser
 def test_no_page_is_wider_than_the_window_and_its_pictures_are_drawn(site: Path, browser: Any) -> None:
     wide = "return document.documentElement.scrollWidth"
     undrawn = "return [...document.images].filter(image => !image.complete || !image.naturalWidth).map(image => image.src)"
