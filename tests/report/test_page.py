@@ -106,6 +106,23 @@ def test_a_partition_is_a_picture_and_a_private_run_has_none(swept: Path, tmp_pa
     assert "business" not in text.replace(LIBRARY.read_text("utf-8"), "")
 
 
+@pytest.mark.parametrize(
+    ("by", "said"),
+    [
+        ({"dealt_by": "quantity", "size_skew": 0.3}, "50 examples, label skew 0.25, size skew 0.30. From runs 1."),
+        (
+            {"dealt_by": "length", "size_skew": 0.3, "group_skew": 0.5, "groups": ["short"], "group_shares": {"client-0": [1.0]}},
+            "50 examples, label skew 0.25, length skew 0.50. From runs 1.",
+        ),
+    ],
+)
+def test_a_partition_beyond_labels_tells_its_skew(by: dict[str, Any], said: str, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "run", "fed_sb", 0)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "partition": {**summary["partition"], **by}}))
+    assert said in page_of([folder], tmp_path).read_text("utf-8")
+
+
 def test_a_page_asks_no_network_and_holds_the_library_that_it_names(swept: Path) -> None:
     page = (swept / "comparison.html").read_text("utf-8")
     library = LIBRARY.read_text("utf-8")
