@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,7 +17,6 @@ FOLDER, NOTE = "mlruns", "mlflow_run"  # the note names the run, which one that 
 EXPERIMENT = "fedsb"
 WAIT_S = "20"  # for the answer to a request
 MOST = 1000  # metrics that a server takes at a time
-ODD = re.compile(r"[^\w./ -]")  # what its names may not hold
 
 
 class MLflow:
@@ -52,7 +50,7 @@ class MLflow:
         """Log a metric a number, by round; one whose own time may tell of data has that of the run's begin."""
         self._timeless = record.wall_s is None
         stamp = self._now()
-        rows = [self._metric(ODD.sub("_", name), value, stamp, record.round) for name, value in numbers_of(record).items()]
+        rows = [self._metric(name, value, stamp, record.round) for name, value in numbers_of(record).items()]
         for first in range(0, len(rows), MOST):
             self._client.log_batch(self._run, metrics=rows[first : first + MOST])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -118,14 +119,24 @@ def test_one_whose_stamps_cannot_be_kept_from_it_gets_nothing_where_times_may_te
 
 
 def test_numbers_are_those_of_the_line_and_no_others() -> None:
-    record = replace(make_records()[2], epsilon={"max": 1.5, "simulated": True, "clients": {"a b": {"delta": 1e-5}}}, gap_error=None)
+    record = replace(make_records()[2], epsilon={"max": 1.5, "simulated": True, "clients": {"a-b": {"delta": 1e-5}}}, gap_error=None)
     found = numbers_of(record)
     line = json.loads(record.to_json())
     assert found["metrics/accuracy"] == line["metrics"]["accuracy"]
-    assert (found["clients"], found["failed"], found["epsilon/max"], found["epsilon/clients/a b/delta"]) == (9, 1, 1.5, 1e-5)
+    assert (found["clients"], found["failed"], found["epsilon/max"], found["epsilon/clients/a-b/delta"]) == (9, 1, 1.5, 1e-5)
     assert {name.split("/")[0] for name in found} <= line.keys() - {"schema", "round", "measured_by", "epsilon_reason", "gap_error"}
     assert "epsilon/simulated" not in found
     assert identity_of(make_summary(make_records()))["method"] == "fed_sb"
+
+
+def test_clients_whose_names_a_tracker_would_change_keep_them_apart() -> None:
+    """Owners that a column names: none is taken for another, for a path, or for what lies above another's."""
+    names = ["a/b", "a", "a@b", "a#b", "a b", "a_b", ".", "..", "https://x.org/", "söder", "x" * 300]
+    record = replace(make_records()[0], client_metrics={}, held_out={name: i for i, name in enumerate(names)})
+    found = [name.removeprefix("held_out/") for name in numbers_of(record) if name.startswith("held_out/")]
+    assert len({*found}) == len(names)
+    assert all(re.fullmatch(r"[\w.-]{1,100}", name) and name.strip(".") for name in found)
+    assert [name for name in found if name in names] == ["a", "a_b", "söder"]
 
 
 @pytest.mark.parametrize("name", TRACKERS)
