@@ -25,6 +25,7 @@ PAIRED = (
     "at 95%, percentiles of {draws:,} draws of the seeds and, within each, of its items, by a fixed generator. Bold: the interval leaves "
     "zero out. Of S seeds a bootstrap takes the variance between them too small, by (S − 1)/S."
 )
+SHARED_ITEMS = " Seeds that were measured on the same items share the draw of these."
 UNTIL = (
     "Target: {metric} {target}{why}. *Round* and *bytes* are where the mean over seeds first reaches it in a round that was measured, with "
     "the bytes of the start and of all rounds until then, summed over clients; *runs* counts those that reach it by themselves."
@@ -111,8 +112,14 @@ def differences_text(rows: Sequence[Compared], metric: str) -> str:
     level = next((value for row in rows if not math.isnan(value := chance(row.group, metric))), math.nan)
     lead = "" if math.isnan(level) else f"Who knows nothing scores {number(level)}."
     against = references[0] if len(references) == 1 else "its reference"
-    said = PAIRED.format(metric=metric, reference=against, items=_items(rows), draws=DRAWS)
+    said = PAIRED.format(metric=metric, reference=against, items=_items(rows), draws=DRAWS) + (SHARED_ITEMS if _share(rows) else "")
     return "\n\n".join(filter(None, [lead, shown, said if any(row.difference for row in rows) else ""]))
+
+
+def _share(rows: Sequence[Compared]) -> bool:
+    """Tell whether seeds were measured on the same items."""
+    found = [[kept.items for kept in row.group.predictions.values()] for row in rows]
+    return any(len(set(items)) < len(items) for items in found)
 
 
 def _items(rows: Sequence[Compared]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,18 +62,25 @@ def two_level(pairs: Sequence[Sequence[Gain]], draws: int = DRAWS) -> list[Diffe
     Given the data, the variance of an unweighted mean is (1/S) (var of the seeds' means + mean of the items' variances / n), with
     population variances: of few seeds it is too small by up to (S - 1)/S.
 
+    Items that several seeds were measured on, as those of a test file of one's own, are drawn once for all of these (Owen 2007, "The
+    pigeonhole bootstrap", section 3): an item that favours a method does so under each seed, and drawn anew for each of them its luck would
+    be taken to cancel out.
+
     Args:
         pairs: of each two methods, a gain a seed; none of them empty.
         draws: of both levels together.
     """
     slots = max(map(len, pairs), default=0)
     tests = _tests(pairs)
+    seeds_of = Counter(items for _, items in tests)
     means = [np.empty((len(pair), len(pair), draws)) for pair in pairs]  # (seed, slot, draw)
     for name, found in tests.items():
         gains = [pairs[i][j] for i, j in found]
-        drawn = _item_means(gains, slots * draws, numpy_generator(0, "comparison.items", *name)).reshape(slots, draws, len(gains))
+        shared = seeds_of[name[1]] > 1
+        rows, stream = (1, name[1:]) if shared else (slots, name)
+        drawn = _item_means(gains, rows * draws, numpy_generator(0, "comparison.items", *stream)).reshape(rows, draws, len(gains))
         for column, (i, j) in enumerate(found):
-            means[i][j] = drawn[: len(pairs[i]), :, column]
+            means[i][j] = drawn[: len(pairs[i]), :, column]  # of shared items the one row is that of all slots
     return [_difference(pair, drawn) for pair, drawn in zip(pairs, means, strict=True)]
 
 

@@ -79,3 +79,17 @@ def test_draws_are_the_same_in_every_call_and_whoever_is_compared_beside() -> No
         by_itself = alone(pair)
         assert (by_itself.interval, by_itself.error) == (pytest.approx(found.interval), pytest.approx(found.error))
     assert two_level([]) == []
+
+
+def test_items_that_seeds_share_are_drawn_once_for_all() -> None:
+    """Of seeds that agree item by item five tell no more than one; and in general it is the loop that draws seeds and items alike."""
+    draw = np.random.default_rng(4)
+    row = draw.normal(0.0, 1.0, 200)
+    same = [Gain(seed, "test", row, np.ones(200)) for seed in range(5)]
+    assert alone(same, 4000).error == pytest.approx(row.std() / math.sqrt(200), rel=0.05)
+    values = draw.normal(0.0, 1.0, 30) + draw.normal(0.0, 0.5, (4, 30)) + draw.normal(0.0, 0.3, (4, 1))
+    found = [values[np.ix_(draw.integers(0, 4, 4), draw.integers(0, 30, 30))].mean() for _ in range(20000)]
+    fast = alone([Gain(seed, "test", each, np.ones(30)) for seed, each in enumerate(values)], 20000)
+    assert fast.error == pytest.approx(statistics.pstdev(found), rel=0.03)
+    assert fast.interval == pytest.approx(tuple(np.percentile(found, (2.5, 97.5))), abs=0.03)
+    assert fast.value == pytest.approx(values.mean())
