@@ -101,9 +101,10 @@ def finish(prepared: Prepared, folder: RunFolder, listener: RunListener, state: 
         left = listener.last if listener.best is None else listener.best
         with every_core():
             write_predictions(folder.path, predictions(config, samples(config, adapted, left), left))
-    export_run(config, adapted, folder)
-    if listener.selected:
-        listener.say(f"the model that is left is that of {selected_text(listener.selected)}")
+    chosen = listener.selected
+    export_run(config, adapted, folder, f"The adapter of {selected_text({**chosen, 'stopped': False})}." if chosen else "")
+    if chosen:
+        listener.say(f"the model that is left is that of {selected_text(chosen)}")
     elif config.eval.select:
         listener.say(f"the model that is left is the last: no round has a finite {config.eval.select} on the validation part")
     summary = build_summary(
@@ -122,7 +123,7 @@ def finish(prepared: Prepared, folder: RunFolder, listener: RunListener, state: 
         epsilon=listener.claim.final(simulated=strategy.simulated),
         epsilon_reason=listener.claim.why_none(),
         partition=_partition(prepared),
-        selected=listener.selected,
+        selected=chosen,
     )
     write_report(folder.path, summary, plots=config.plots)
     folder.write_summary(summary)

@@ -68,6 +68,8 @@ def test_the_adapter_is_that_of_the_best_round_and_cut_or_not_the_same(
     card = card_text(read_run(folder), base="b", hub_id=None, licence=None, library="peft", how="", remarks=())
     assert re.search(rf"after round {best} \|.*\n.*\n\| loss \| .* \| {value} \|", card), card
     assert f"| of these | {selected_text(summary['selected'])} |" in card
+    value = metric_text("loss", losses[best])
+    assert adapter(folder)["README.md"].decode() == f"The adapter of round {best}, the best by loss on the validation part ({value}).\n"
     [seen] = Watch(folder).look()
     shown = cells(seen)[3]
     name = shown.split()[0]

@@ -11,10 +11,11 @@ from fedsb.models.loading import locate
 from fedsb.run.folder import RunFolder
 
 
-def export_run(config: Config, adapted: AdaptedModel, folder: RunFolder) -> None:
+def export_run(config: Config, adapted: AdaptedModel, folder: RunFolder, said: str = "") -> None:
     """Write what the base lacks for others to load: an adapter in PEFT's format, or the head alone where there is no adapter.
 
-    Where clients keep a part of the model for themselves there is nothing to write: nobody has the whole.
+    Where clients keep a part of the model for themselves there is nothing to write: nobody has the whole. What is ``said`` of the model
+    lies beside an adapter, as ``README.md``.
     """
     if not adapted.spec.has_global_model:
         return
@@ -24,6 +25,8 @@ def export_run(config: Config, adapted: AdaptedModel, folder: RunFolder) -> None
         return
     with filled_whole(folder.adapter) as scratch:
         export_peft(adapted.model, scratch, base_model=base_of(config), task_type=task_of(config).peft_type, head=head)
+        if said:
+            (scratch / "README.md").write_text(f"{said}\n", encoding="utf-8")
 
 
 def base_of(config: Config) -> str:
