@@ -7,22 +7,25 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
+from fedsb.run.checkpoint import load_checkpoint
 from fedsb.run.folder import read_run
-from fedsb.runtime.flower import CONNECTION
+from fedsb.runtime.flower import CONNECTION, LocalFlower
 from tests.conftest import encoder_tokenizer, save
 from tests.flower.conftest import local
 from tests.flower.forwarder import Wire
 from tests.flower.harness import ROOT, belonging_to, deployment, eventually, submitting, summary
 from tests.resident.workers import worker
+from tests.strategies.private_runs import EXAMPLE, rdp_epsilon, releases
 
 # Each message has a process of its own at a node, and what a client keeps lies on its disk.
 OWN = ("method=fedsa_lora", "federation.num_rounds=2", "eval.every=2", "federation.wire_dtype=int8", "rank=128")
@@ -68,8 +71,57 @@ def counting(wires: list[Wire], output: Path) -> Iterator[dict[int, tuple[int, i
         thread.join()
 
 
-def test_two_supernodes_end_with_the_factors_of_the_simulation_and_a_killed_run_is_told(base, overrides, tmp_path):
-    """The killed one, whose clients nobody serves, is found out by Flower while another runs; of that the clients keep something.
+Submitted = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], Path]]]
+PRIVATE = (*EXAMPLE, "init.kind=weight_svd", "federation.num_rounds=2", "privacy.accountant=rdp", "plots=false")
+
+
+def a_private_run_that_is_killed_goes_on(
+    submitted: Submitted, flower: LocalFlower, homes: Sequence[Path], data: Path, output: Path
+) -> None:
+    """It is killed when a node has charged the last round and is at work on it, and goes on at once: each is charged once for each round.
+
+    What comes out is the mean of what the nodes keep as what they were charged for, and epsilon that of their ledgers.
+    """
+
+    def charges() -> list[dict[str, Any]]:
+        lines = [line for home in homes for path in home.glob("ledgers/*/ledger.jsonl") for line in path.read_bytes().split(b"\n")[1:-1]]
+        return [json.loads(line) for line in lines]
+
+    with submitted("private", f"output={output}", *PRIVATE) as (_, shown):
+        assert eventually(lambda: any(each["key"][1] == 2 for each in charges()), 300, pause=0.05), shown.read_text()
+        kill_server(flower, shown)
+    assert not (output / "summary.json").exists()
+    with submitting(CONNECTION, [f"resume={output}"], environment=flower.environment, folder=output.with_name("again")) as (again, shown):
+        _, err = again.communicate(timeout=400)
+    assert (again.returncode, err) == (0, ""), shown.read_text()
+    assert "resumed after round 1" in shown.read_text()
+    assert sorted(each["key"][1:] for each in charges()) == [[number, "train", f"client-{i}"] for number in (1, 2) for i in (0, 1)]
+    assert {each["attempt"] for each in charges()} == {1}
+    found = summary(output)
+    assert found["failures"] == 0
+    of_one = [rdp_epsilon(releases([each for each in charges() if each["key"][3] == f"client-{i}"])) for i in (0, 1)]
+    assert found["epsilon"]["max"] == pytest.approx(max(of_one), rel=1e-3)
+    kept, counts = [], []
+    for number, home in enumerate(homes):
+        [path] = home.glob("ledgers/*/reply-*-2-*.safetensors")
+        kept.append(load_file(path))
+        counts.append(sum(len(each.read_text().splitlines()) for each in (data / f"client-{number}").glob("*.jsonl")))
+    last = {f"{name.role}|{name.module}": t for name, t in load_checkpoint(output / "checkpoints").state.items()}
+    assert kept[0].keys() == last.keys()
+    for name, t in last.items():
+        mean = sum(count * replies[name].double() for count, replies in zip(counts, kept, strict=True)) / sum(counts)
+        assert torch.allclose(t.double(), mean, rtol=1e-5, atol=1e-7)
+
+
+def kill_server(flower: LocalFlower, shown: Path) -> None:
+    """Kill the one ServerApp that runs."""
+    servers = [process for process in flower.processes() if "flwr-serverapp" in " ".join(process.cmdline())]
+    assert len(servers) == 1, shown.read_text()
+    servers[0].kill()
+
+
+def test_two_supernodes_end_with_the_factors_of_the_simulation_and_killed_runs_are_told_and_go_on(base, overrides, tmp_path):
+    """One whose clients nobody serves is found out by Flower while others run; of one the clients keep something, one is private.
 
     What goes over the wire, TLS included, is what the records count, and no text of a row.
     """
@@ -90,8 +142,10 @@ def test_two_supernodes_end_with_the_factors_of_the_simulation_and_a_killed_run_
 
         with submitted("killed", "federation.names=[nobody,noone]", f"output={tmp_path / 'lost'}") as (lost, waiting):
             assert eventually(lambda: "waiting for nobody, noone" in waiting.read_text(), 200, pause=1.0), waiting.read_text()
-            [server] = [process for process in flower.processes() if "flwr-serverapp" in " ".join(process.cmdline())]
-            server.kill()
+            kill_server(flower, waiting)
+            homes = (tmp_path / "flower" / "node-1" / "fedsb", hand.home)
+            # Before the other: its epsilon is of all that the ledgers hold, which then answer without noise.
+            a_private_run_that_is_killed_goes_on(submitted, flower, homes, data, tmp_path / "private-run")
             with submitted("whole", f"output={output}", *own) as (whole, shown), counting(wires, output) as by_round:
                 simulated = local([*overrides, *own], tmp_path / "simulated")
                 _, err = whole.communicate(timeout=400)
