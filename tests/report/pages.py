@@ -35,6 +35,10 @@ def make_folder(path: Path, method: str, seed: int, *, rounds: int = 3, data: st
             metrics={**record.metrics, "accuracy": record.metrics["accuracy"] - 0.05 * seed - 0.01 * METHODS.index(method)},
             client_metrics={f"client-{i}": {"accuracy": 0.5 + 0.1 * i + 0.01 * seed} for i in range(2)} if record.round == rounds else {},
             held_out={"client-0": 4, "client-1": 1} if record.round == rounds else {},
+            payload_up=record.payload_up + 1_000 * seed if record.round else 0,
+            payload_one_off=record.payload_one_off + 50_000 * seed if record.payload_one_off else 0,
+            exactness_gap=None if record.exactness_gap is None else record.exactness_gap * (1 + seed),
+            wall_s=(record.wall_s or 0.0) + 2 * seed,
         )
         for record in make_records(method, rounds)
     ]

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,49 @@ def test_bytes_stand_with_and_without_the_one_off(swept: Path) -> None:
         rows = rows_of(part, "bytes", place)
         assert set(rows) == set(METHODS)
         for method, row in rows.items():
-            [first, _] = lines_of(swept, method)
-            sums = [sum(record[key] for record in first[: i + 1] for key in keys) for i in range(4)]
+            sums = [mean_sum(method, keys, swept, i + 1) for i in range(4)]
             assert row["x"] == pytest.approx([count for count in sums if count], rel=1e-5)
-    cost = rows_of(part, "cost")
-    assert cost["fed_sb"]["values"] == pytest.approx([3 * 92_160, 3 * 92_160, 4_423_680], rel=1e-5)
-    assert rows_of(part, "cost", 1)["fed_sb"]["values"] == pytest.approx([4.0 + 3 * 21.4, 3 * 20.1], rel=1e-5)
+    for method, row in rows_of(part, "cost").items():
+        assert row["values"] == pytest.approx(
+            [mean_sum(method, (key,), swept) for key in ("payload_up", "payload_down", "payload_one_off")]
+        )
+        took = rows_of(part, "cost", 1)[method]["values"]
+        assert took == pytest.approx([mean_sum(method, (key,), swept) for key in ("wall_s", "cpu_s")], rel=1e-5)
+
+
+def mean_sum(method: str, keys: Sequence[str], folder: Path, rounds: int = 4) -> float:
+    """Return what a method's runs have of some keys in their first rounds, the mean over seeds."""
+    return sum(record[key] for run in lines_of(folder, method) for record in run[:rounds] for key in keys) / len(SEEDS)
+
+
+def cells_of(page: Path, column: str) -> dict[str, tuple[float, str]]:
+    """Return the keys and the texts of a column of the tables of a page, by the first cell of its row."""
+    found = {}
+    for row in re.findall(r'<tr role="row">(<th scope="row".*?)</tr>', page.read_text("utf-8")):
+        cells = re.findall(r'data-key="([^"]*)" data-label="([^"]*)">(.*?)</t[dh]>', row)
+        found[cells[0][2]] = next(((float(key or "nan"), text) for key, label, text in cells if label == column), (math.nan, ""))
+    return found
+
+
+def test_tables_are_those_of_the_records(swept: Path) -> None:
+    page = swept / "comparison.html"
+    every, recurring = ("payload_up", "payload_down", "payload_one_off"), ("payload_up", "payload_down")
+    total, without, gap, time = (cells_of(page, name) for name in ("total", "without the one-off", "largest gap", "time"))
+    own_total, own_gap = cells_of(page, "total"), cells_of(page, "gap")
+    for place, method in enumerate(METHODS):
+        runs = lines_of(swept, method)
+        last = [run[-1]["metrics"]["accuracy"] for run in runs]
+        mean, error = statistics.mean(last), statistics.stdev(last) / math.sqrt(2)
+        assert cells_of(page, "accuracy")[method] == (pytest.approx(mean), f"{mean:.3f} ± {error:.3f}")
+        assert (total[method][0], without[method][0]) == (mean_sum(method, every, swept), mean_sum(method, recurring, swept))
+        gaps = [max(record["exactness_gap"] or 0.0 for record in run) for run in runs]
+        assert gap[method][0] == max(gaps)
+        assert time[method][0] == pytest.approx(mean_sum(method, ("wall_s",), swept))
+        for seed in SEEDS:
+            number = str(1 + 2 * place + seed)
+            assert own_gap[number][0] == gaps[seed]
+            assert own_total[number][0] == sum(record[key] for record in runs[seed] for key in every)
+            assert cells_of(page, "accuracy")[number] == (last[seed], f"{last[seed]:.3f}")
 
 
 def test_gaps_epsilon_and_clients_are_those_of_the_records(swept: Path) -> None:
