@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from fedsb.core.disk import append_line, cut_torn, locked
@@ -39,8 +39,16 @@ def note(folder: Path, ending: Ending) -> None:
 
 
 def endings(folder: Path) -> Mapping[int, Ending]:
-    """Return how each job ended last, by its number."""
+    """Return how each job ended last, by its number; a line that is damaged tells of none, as the jobs' own folders say how they stand."""
     path = folder / JOBS
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    return {row["job"]: Ending(**row) for row in rows}
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = [_ending(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return {ending.job: ending for ending in found if ending is not None}
+
+
+def _ending(line: str) -> Ending | None:
+    known = {each.name for each in fields(Ending)}
+    try:
+        return Ending(**{key: value for key, value in json.loads(line).items() if key in known})
+    except (ValueError, TypeError, AttributeError):
+        return None

@@ -168,6 +168,9 @@ def test_how_a_job_ended_is_on_the_disk(tmp_path: Path, capsys, error: BaseExcep
     with (tmp_path / JOBS).open("a") as file:
         file.write('{"job": 0, "la')  # a process that was killed while it wrote
     assert endings(tmp_path) == {1: ending}
+    with (tmp_path / JOBS).open("ab") as file:
+        file.write(b'bel": \n[]\n{}\n\0\xff\n')  # and what no process writes
+    assert endings(tmp_path) == {1: ending}
     again = run_noted(tmp_path, job, lambda: None)
     assert endings(tmp_path) == {1: again}
 
