@@ -61,7 +61,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path | None = Non
     where = runs[0].path.parent if out is None else Path(out)
     found = comparisons(runs, asked or Asked())
     with filled_whole(where) as scratch:
-        write_csv(runs, scratch / "comparison.csv")
+        write_csv(runs, {run.path: part.data for part in found for run in part.runs}, scratch / "comparison.csv")
         write_page(scratch / PAGE, found, where, left_out=damaged)
         written = write(scratch / "comparison.md", comparison_text(runs, found, scratch, left_out=damaged))
     return where / written.name
@@ -136,15 +136,28 @@ def _image(plot: Path | None, said: str) -> str:
     return "" if plot is None else f"![{said}]({plot.name})"
 
 
-def write_csv(runs: Sequence[Run], path: Path) -> Path:
-    """Write a row a run: what varies, every metric, bytes, gap, epsilon, seconds, folder."""
+def write_csv(runs: Sequence[Run], data: Mapping[Path, str], path: Path) -> Path:
+    """Write a row a run: what varies, every metric, bytes, gap, epsilon, seconds, name of its data, folder."""
     keys, metrics = varying(runs), list(dict.fromkeys(name for run in runs for name in metric_names(run.records)))
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(
-            ["method", *keys, "finished", "rounds", *metrics, *PAYLOADS, "exactness_gap", "epsilon", "wall_s", "measured_on", "folder"]
+            [
+                "method",
+                *keys,
+                "finished",
+                "rounds",
+                *metrics,
+                *PAYLOADS,
+                "exactness_gap",
+                "epsilon",
+                "wall_s",
+                "measured_on",
+                "data",
+                "folder",
+            ]
         )
-        rows.writerows(_csv_row(run, keys, metrics) for run in runs)
+        rows.writerows([*_csv_row(run, keys, metrics), data[run.path], run.path] for run in runs)
     return path
 
 
@@ -153,7 +166,7 @@ def _csv_row(run: Run, keys: Sequence[str], metrics: Sequence[str]) -> list[obje
     return [
         run.method, *(run.setting(key) for key in keys), run.summary is not None, run.records[-1].round,
         *(final.get(name) for name in metrics), *(sums[key] for key in PAYLOADS), largest_gap(run.records), epsilon.get("max"),
-        total_or_none([record.wall_s for record in run.records]), measured_where(run), run.path,
+        total_or_none([record.wall_s for record in run.records]), measured_where(run),
     ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -96,6 +97,8 @@ def test_runs_over_other_data_share_no_table_of_seeds_and_no_figure(tmp_path: Pa
     text = write_reports([tmp_path / "a", tmp_path / "b"], tmp_path / "out")[-2].read_text()
     for name in "ab":
         assert [row[1] for row in table_after(f"Over seeds: bbc_news content {name * 12}", text)[1:]] == ["2"]
+    with (tmp_path / "out" / "comparison.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["data"] for row in csv.DictReader(file)] == [f"bbc_news content {name * 12}" for name in "aabb"]
     assert {path.name for path in (tmp_path / "out").glob("comparison*.png")} == {"comparison.png", "comparison-2.png"}
 
 
