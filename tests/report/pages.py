@@ -27,8 +27,10 @@ METHODS = ("fed_sb", "fedavg_lora", "fedex_lora")  # in the order of their folde
 SEEDS = (0, 1)
 
 
-def make_folder(path: Path, method: str, seed: int, *, rounds: int = 3, data: str = "bbc_news", epsilon: float | None = None) -> Path:
-    """Write the folder of a finished run whose figures are its own."""
+def make_folder(
+    path: Path, method: str, seed: int, *, rounds: int = 3, data: str = "bbc_news", epsilon: float | None = None, asked: float | None = None
+) -> Path:
+    """Write the folder of a finished run whose figures are its own; ``asked`` is the epsilon of its configuration."""
     records = [
         replace(
             record,
@@ -44,6 +46,7 @@ def make_folder(path: Path, method: str, seed: int, *, rounds: int = 3, data: st
     ]
     folder = RunFolder(path)
     config = make_config(method, 16, seed, rounds)
+    config |= {} if asked is None else {"privacy": {"unit": "example", "epsilon": asked}}
     folder.write_config(yaml.safe_dump({**config, "data": {**config["data"], "kind": data}}))  # type: ignore[dict-item]
     for record in records:
         folder.append(record)

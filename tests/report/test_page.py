@@ -123,6 +123,17 @@ def test_gaps_epsilon_and_clients_are_those_of_the_records(swept: Path) -> None:
     assert dots["mean"] == pytest.approx(0.555)
 
 
+def test_a_line_joins_a_methods_groups_by_epsilon(tmp_path: Path) -> None:
+    asked = [(method, epsilon) for method in ("fed_sb", "fedavg_lora") for epsilon in (8.0, 1.0, 3.0)]
+    runs = [make_folder(tmp_path / f"{m}-{e}-{seed}", m, seed, epsilon=e - 0.1, asked=e) for m, e in asked for seed in SEEDS]
+    [part] = data_of(page_of(runs, tmp_path / "out"))
+    chart = next(each for each in part["charts"] if each["key"] == "epsilon")
+    joined = {link["name"]: [part["groups"][g]["label"] for g in link["of"]] for link in chart["links"]}
+    assert joined == {method: [f"{method} epsilon {e}" for e in (1.0, 3.0, 8.0)] for method in ("fed_sb", "fedavg_lora")}
+    [alone] = data_of(page_of(runs[:2], tmp_path / "alone"))
+    assert next(each for each in alone["charts"] if each["key"] == "epsilon")["links"] == []
+
+
 def test_page_and_markdown_show_the_same_differences(swept: Path) -> None:
     [part] = data_of(swept / "comparison.html")
     told = {row[0]: row[-1].strip("*") for row in table_after("Differences", (swept / "comparison.md").read_text())[1:]}

@@ -13,6 +13,7 @@ from fedsb.report.clients import client_spread
 from fedsb.report.drawing import LOG_SPREAD, ratio
 from fedsb.report.groups import Group
 from fedsb.report.intervals import standard_error
+from fedsb.report.labels import run_labels
 from fedsb.report.methods import largest_epsilon
 from fedsb.report.page.view import View, ranges_text, short, thinned
 from fedsb.report.plots import EXACT, SMALLEST_GAP, WAYS
@@ -27,7 +28,10 @@ SPREAD = "A dot a client and seed, on what each client holds out; of more than {
 BYTES = "Payload so far, summed over clients: of the start and of all rounds, or without what is delivered once. Mean over the seeds."
 QUALITY = "Mean over the seeds with its standard error; round 0 is before training."
 PAIRED = "Each minus {reference}, by seed and test item, with its interval at 95%; filled where it leaves zero out over several seeds."
-EPSILON = "The last value, mean over the seeds with its standard error, against the largest epsilon that a run of the group claims."
+EPSILON = (
+    "The last value, mean over the seeds with its standard error, against the largest epsilon that a run of the group claims. "
+    "A line joins groups that differ in their noise alone."
+)
 COST = "What a run takes, mean over the seeds: payload summed over clients, or seconds of all rounds together."
 
 
@@ -159,7 +163,17 @@ def _against_epsilon(view: View) -> Spec | None:
     if not rows:
         return None
     log = ratio([row["x"][0] for row in rows]) > LOG_SPREAD
-    return {"kind": "lines", "x": _axis("epsilon", log=log), "y": _axis(view.metric), "variants": [{"label": "", "rows": rows}]}
+    axes = {"x": _axis("epsilon", log=log), "y": _axis(view.metric)}
+    return {"kind": "lines", **axes, "links": _by_epsilon(view, rows), "variants": [{"label": "", "rows": rows}]}
+
+
+def _by_epsilon(view: View, rows: Sequence[Spec]) -> list[Spec]:
+    """Return groups that differ in their noise alone, by epsilon, and what they are called together, so that a line joins them."""
+    names = run_labels([view.groups[row["g"]].first for row in rows], without=("seed", "privacy.epsilon", "privacy.noise_multiplier"))
+    alike: dict[str, list[int]] = {}
+    for row in sorted(range(len(rows)), key=lambda i: rows[i]["x"][0]):
+        alike.setdefault(names[row], []).append(rows[row]["g"])
+    return [{"name": name, "of": found} for name, found in alike.items() if len(found) > 1]
 
 
 def _gaps(view: View) -> Spec | None:

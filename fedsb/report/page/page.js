@@ -97,7 +97,16 @@
       }));
       const level = spec.level && [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: spec.level.value, y1: spec.level.value, line: { color: css("--muted"), width: 1, dash: "dash" } }];
       const note = spec.level && [{ xref: "paper", x: 1, y: Math.log10(spec.level.value), text: spec.level.text, showarrow: false, xanchor: "right", yanchor: "bottom", font: { color: css("--muted"), size: 11 } }];
-      const layout = { xaxis: axisOf(x, rows.flatMap((row) => row.x)), yaxis: axisOf(y, rows.flatMap((row) => row.y)), shapes: level || [], annotations: note || [] };
+      const of = new Map(rows.map((row) => [row.g, row]));
+      const links = (spec.links || []).map((link) => ({ name: link.name, ends: link.of.filter((g) => of.has(g)).map((g) => of.get(g)) })).filter((link) => link.ends.length > 1);
+      const called = links.map(({ name, ends: [...ends] }) => {
+        const { x: [at], y: [high] } = ends.pop();
+        return { x: x.log ? Math.log10(at) : at, y: high, text: wrapped(name, 40), showarrow: false, xanchor: "right", yanchor: "bottom", xshift: -8, font: { color: css("--ink"), size: 11 } };
+      });
+      const joined = links.flatMap(({ ends }) => {
+        return ends.slice(1).map((end, i) => ({ type: "line", layer: "below", x0: ends[i].x[0], y0: ends[i].y[0], x1: end.x[0], y1: end.y[0], line: { color: css("--muted"), width: 1.5 } }));
+      });
+      const layout = { xaxis: axisOf(x, rows.flatMap((row) => row.x)), yaxis: axisOf(y, rows.flatMap((row) => row.y)), shapes: [...joined, ...(level || [])], annotations: [...called, ...(note || [])] };
       return { traces, layout, height: 340, said };
     },
     ranges(spec, variant, rows, groups, narrow) {
