@@ -175,7 +175,7 @@ def _way_to(address: str, environment: Mapping[str, str]) -> tuple[str, tuple[st
     proxies = {key[: -len(PROXY)].lower(): value for key, value in environment.items() if key.lower().endswith(PROXY) and value}
     proxy = proxies.get(asked.scheme) or proxies.get("all")
     if proxy is None or proxy_bypass_environment(asked.hostname or "", proxies):
-        return str(asked.hostname), (asked.hostname or "", asked.port or 443)
+        return str(asked.hostname), (asked.hostname or "", asked.port or (80 if asked.scheme == "http" else 443))
     through = urlsplit(proxy if "//" in proxy else f"//{proxy}")
     return f"the proxy {through.hostname}", (through.hostname or "", through.port or 80)
 

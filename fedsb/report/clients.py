@@ -123,7 +123,8 @@ def partition_text(run: Run) -> str:
     held_out = run.setting("data.client_test_fraction")
     of_these = f", of which they hold {held_out:.0%} out to evaluate on" if held_out else ""
     group = "" if partition.get("group_skew") is None else f"; {partition['dealt_by']} skew **{partition['group_skew']:.2f}**"
-    sized = f"; size skew **{partition['size_skew']:.2f}**" if partition.get("dealt_by") == "quantity" else ""
+    by_size = partition.get("dealt_by") == "quantity"
+    sized = f"; size skew **{partition['size_skew']:.2f}**" if by_size and partition.get("size_skew") is not None else ""
     return (
         f"{plural(len(sizes), 'client')} hold {sum(sizes):,} examples, {min(sizes):,} to {max(sizes):,} each{of_these}{skew}{group}{sized}."
     )

@@ -58,11 +58,13 @@ def _draw_difference(ax: Axes, place: int, found: Difference, limit: float) -> N
     colour = CLEAR if found.stands_out else UNCLEAR
     low, high = (max(-limit, min(limit, end)) for end in found.interval)
     ax.plot([low, high], [place, place], color=colour, linewidth=1.8, solid_capstyle="butt")
+    for end in found.interval:
+        if abs(end) > limit:
+            ax.plot([math.copysign(limit, end)], [place], marker="<" if end < 0 else ">", color=colour)
     if abs(found.value) <= limit:
         ax.plot([found.value], [place], marker="o", color=colour, markerfacecolor=colour if found.stands_out else "white")
         return
     side = math.copysign(1.0, found.value)
-    ax.plot([side * limit], [place], marker="<" if side < 0 else ">", color=colour)
     inner, text = high if side < 0 else low, f"   {found.value:+.3f}   "
     ax.text(inner, place, text, color=colour, fontsize=8, va="center", ha="left" if side < 0 else "right")
 

@@ -23,7 +23,8 @@ BY_ITEMS = ("exact_match", "accuracy_norm", "accuracy", "mse", "loss")
 PAIRED = (
     "{metric} of each minus that of {reference}, seed by seed and test item by test item ({items} items a seed). In brackets: intervals "
     "at 95%, percentiles of {draws:,} draws of the seeds and, within each, of its items, by a fixed generator. Bold: the interval leaves "
-    "zero out. Of S seeds a bootstrap takes the variance between them too small, by (S − 1)/S."
+    "zero out. Of S seeds a bootstrap takes the variance between them too small, by (S − 1)/S; where seeds share some of their items and "
+    "not all, as random parts of one table do, these count as others, and intervals of many seeds are too narrow."
 )
 SHARED_ITEMS = " Seeds that were measured on the same items share the draw of these."
 UNTIL = (

@@ -64,7 +64,8 @@ def two_level(pairs: Sequence[Sequence[Gain]], draws: int = DRAWS) -> list[Diffe
 
     Items that several seeds were measured on, as those of a test file of one's own, are drawn once for all of these (Owen 2007, "The
     pigeonhole bootstrap", section 3): an item that favours a method does so under each seed, and drawn anew for each of them its luck would
-    be taken to cancel out.
+    be taken to cancel out. Parts that overlap and are not the same are drawn as if they had nothing in common: with items' effects alike in
+    all seeds, 95% intervals of parts that share a fifth of their items held in 93% of draws at 5 seeds, and in 80% at 10.
 
     Args:
         pairs: of each two methods, a gain a seed; none of them empty.

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from fedsb.run.records import RoundRecord, finite
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 IDENTITY = re.compile("[0-9a-f]{32}")  # of a run
 TOLD = ("metrics", "rank", "trained_params", "wall_s")  # by every summary, whichever version wrote it
+LOCK_TRIES, LOCK_PAUSE_S = 5, 0.02  # whoever asks whether a run is held holds it for a moment
+PARTS = {"selected": "round", "epsilon": "max"}  # parts of a summary that may be there, and what is in each
 Read = TypeVar("Read")
 # A folder with one of these belongs to a run.
 MARKS = ("config.yaml", "summary.json", "ledgers")
@@ -115,10 +118,14 @@ class RunFolder:
             UserError: a process does already.
         """
         with self.config.open(encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"the run in '{self.path}' is under way in another process; end that one first") from None
+            for left in reversed(range(LOCK_TRIES)):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if not left:
+                        raise UserError(f"the run in '{self.path}' is under way in another process; end that one first") from None
+                    time.sleep(LOCK_PAUSE_S)
             yield
 
     def cut(self, last: int) -> list[RoundRecord]:
@@ -183,6 +190,8 @@ def read_run(folder: str | Path) -> Run:
     path = Path(folder)
     records = _whole(path / "metrics.jsonl", records_in)
     if not records:
+        if (path / "metrics.jsonl").is_file() and (path / "metrics.jsonl").stat().st_size:
+            raise DamagedRunError(f"'{path}' holds a metrics.jsonl without one whole line")
         raise UserError(f"'{path}' holds no run (metrics.jsonl is missing or empty); give the output folder of a run")
     return Run(path, _whole(path / "config.yaml", _config_in), records, _whole(path / "summary.json", _summary_in))
 
@@ -205,11 +214,21 @@ def _config_in(path: Path) -> Mapping[str, Any]:
 
 
 def _summary_in(path: Path) -> Mapping[str, Any] | None:
-    if not path.is_file():
-        return None
-    found = _mapping(json.loads(path.read_text(encoding="utf-8")))
+    return summary_of(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def summary_of(text: str) -> Mapping[str, Any]:
+    """Return what a ``summary.json`` holds, as far as others rely on it.
+
+    Raises:
+        ValueError: it is no JSON, or lacks what every summary has; also TypeError, where it has another shape.
+    """
+    found = _mapping(json.loads(text))
     if lacking := [key for key in TOLD if key not in found]:
         raise ValueError(f"{lacking[0]} is missing")
+    for key, inner in PARTS.items():
+        if found.get(key) is not None and inner not in _mapping(found[key]):
+            raise ValueError(f"{key} lacks {inner}")
     return found
 
 

@@ -10,11 +10,12 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 
+from fedsb.core.errors import UserError
 from fedsb.core.logs import last_line
 from fedsb.report.summary import versions
 from fedsb.runtime.cluster import start_ray
@@ -53,8 +54,8 @@ class RayCrew:
     """
 
     def __init__(self, size: int, task: Task, needs: Needs) -> None:
-        self._size, self._task = size, task
         handed = {name: value for name, value in task.environment.items() if name.startswith(HANDED_ON)}
+        self._size, self._task = size, replace(task, environment=handed)  # what else is in it, keys of clouds say, is nobody's there
         options = {"num_cpus": needs.cpus, "memory": needs.memory, "num_gpus": needs.cards, "max_retries": 0}
         self._run = ray.remote(**options, runtime_env={"env_vars": handed})(_serve)
         self._jobs: dict[Any, tuple[int, float]] = {}
@@ -109,7 +110,10 @@ def _serve(task: Task, job: int) -> tuple[int, str]:
     folder, here = task.printed[job].parent.parent, socket.gethostname()
     if not (folder / MANIFEST).is_file():
         return MISTAKE, f"{here} does not see '{folder}': the machines of a cluster share the sweep's folder, at one path"
-    manifest = read(folder)
+    try:
+        manifest = read(folder)
+    except UserError as error:
+        return MISTAKE, f"{here}: {error}"
     if differ := _other(manifest.code, manifest.versions):
         return MISTAKE, f"{here} has {differ} than the sweep was begun with"
     if task.place.is_dir():

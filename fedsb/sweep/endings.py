@@ -49,6 +49,7 @@ def endings(folder: Path) -> Mapping[int, Ending]:
 def _ending(line: str) -> Ending | None:
     known = {each.name for each in fields(Ending)}
     try:
-        return Ending(**{key: value for key, value in json.loads(line).items() if key in known})
+        found = Ending(**{key: value for key, value in json.loads(line).items() if key in known})
     except (ValueError, TypeError, AttributeError):
         return None
+    return found if type(found.job) is type(found.status) is int else None

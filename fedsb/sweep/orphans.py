@@ -13,7 +13,8 @@ from fedsb.sweep.jobs import Job
 from fedsb.sweep.manifest import MANIFEST, RUNNING
 
 LOOK_S = 1.0
-QUIET_S = 60.0  # in which nobody was seen at a run: what is not begun by then waits in a queue, or never will be
+# In which nobody was seen at a run, as while its model is loaded: what is not begun by then waits in a queue, or never will be.
+QUIET_S = 600.0
 DIED = 1
 
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from fedsb.core.errors import UserError
 from fedsb.report.series import metrics_of, primary_metric, total_or_none, totals
 from fedsb.report.table import bound, gap_text, human_bytes, human_seconds, metric_text
-from fedsb.run.folder import Loader, records_in
+from fedsb.run.folder import Loader, records_in, summary_of
 from fedsb.run.records import RoundRecord
 from fedsb.sweep.manifest import DONE, FAILED, INTERRUPTED, MANIFEST, RUNNING, WAITING
 
@@ -122,7 +122,7 @@ class Watch:
             records = self._read(metrics, lambda _: records_in(metrics)) or ()
             config = self._read(path / "config.yaml", lambda text: yaml.load(text, Loader)) or {}
             rounds = config.get("federation", {}).get("num_rounds")
-            summary = self._read(path / "summary.json", json.loads)
+            summary = self._read(path / "summary.json", summary_of)
             age = time.time() - metrics.stat().st_mtime if metrics.is_file() else None
         except FileNotFoundError:  # taken away between two looks
             return Seen(label, told.get("state", WAITING))

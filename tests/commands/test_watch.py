@@ -93,6 +93,11 @@ def test_a_record_that_is_no_record_is_said_and_hides_nothing_else(tmp_path: Pat
     lay_sweep(tmp_path)
     (tmp_path / "b" / "metrics.jsonl").write_text("[]\n")
     (tmp_path / "c" / "config.yaml").write_text("a: [")
+    whole = (tmp_path / "a" / "summary.json").read_text()
+    for torn in ("[1]", json.dumps({**json.loads(whole), "selected": {"a": 1}})):
+        (tmp_path / "a" / "summary.json").write_text(torn)
+        assert Watch(tmp_path).look()[0].state == "unreadable"
+    (tmp_path / "a" / "summary.json").write_text(whole)
     assert [each.state for each in Watch(tmp_path).look()] == ["finished", "unreadable", "unreadable", "interrupted", "waiting"]
     (tmp_path / "manifest.json").write_text('{"jobs": [')  # as no sweep leaves it, which writes it whole
     with pytest.raises(UserError, match=r"manifest\.json' can't be read"):

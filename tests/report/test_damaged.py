@@ -12,7 +12,7 @@ import pytest
 from fedsb.core.errors import UserError
 from fedsb.report.datasets import by_data
 from fedsb.report.folders import write_reports
-from fedsb.run.folder import read_run
+from fedsb.run.folder import TOLD, read_run
 from tests.report.made import Maker, make_records
 from tests.report.pages import data_of, make_folder, make_sweep, page_of, retold, rows_of
 from tests.report.test_report import table_after
@@ -52,6 +52,9 @@ def test_a_client_that_has_diverged_stops_no_report(tmp_path: Path) -> None:
         ("summary.json", ""),
         ("summary.json", "[]"),
         ("summary.json", "{}"),
+        ("summary.json", json.dumps({**dict.fromkeys(TOLD, 1), "selected": {"a": 1}})),
+        ("summary.json", json.dumps({**dict.fromkeys(TOLD, 1), "selected": "x"})),
+        ("summary.json", json.dumps({**dict.fromkeys(TOLD, 1), "epsilon": {"a": 1}})),
         ("config.yaml", "a: ["),
         ("config.yaml", "- 1"),
     ],
@@ -70,6 +73,13 @@ def test_a_damaged_run_is_left_out_with_a_line_and_hides_no_other(
     assert f"**Left out**: '{folders[1]}' holds a {name} that cannot be read" in text
     assert len(table_after("Results", text)) == 3
     assert "<strong>Left out</strong>" in (tmp_path / "comparison.html").read_text("utf-8")
+
+
+def test_a_first_record_that_is_torn_hides_no_other_run(tmp_path: Path) -> None:
+    folders = make_sweep(tmp_path / "sweep")
+    text = (folders[0] / "metrics.jsonl").read_text()
+    (folders[0] / "metrics.jsonl").write_text(text[:40])
+    assert "metrics.jsonl without one whole line" in write_reports([tmp_path / "sweep"])[-2].read_text()
 
 
 @pytest.mark.parametrize("text", ['{"jobs": [', "[]", '{"jobs": [{}]}', "\0"])

@@ -8,7 +8,7 @@ import pytest
 
 from fedsb.report.summary import versions
 from fedsb.sweep import afar
-from fedsb.sweep.afar import Needs, _serve
+from fedsb.sweep.afar import Needs, RayCrew, _serve
 from fedsb.sweep.crew import Task
 from fedsb.sweep.manifest import MANIFEST, Manifest, code_hash, write
 
@@ -29,7 +29,14 @@ def test_a_machine_that_cannot_have_the_same_bits_runs_nothing(tmp_path: Path) -
         write(tmp_path / "sweep", Manifest(str(tmp_path), code, known, {}, (), ()))
         status, said = _serve(task, 0)
         assert (status, why in said) == (2, True)
-    assert (tmp_path / "sweep" / MANIFEST).is_file()
+    (tmp_path / "sweep" / MANIFEST).write_text("[")
+    status, said = _serve(task, 0)
+    assert (status, "manifest.json" in said) == (2, True)
+
+
+def test_a_cluster_is_handed_where_models_come_from_and_nothing_else() -> None:
+    task = Task(int, {}, Path(), {"HF_HOME": "/models", "AWS_SECRET_ACCESS_KEY": "much"})
+    assert RayCrew(1, task, Needs(1, 1))._task.environment == {"HF_HOME": "/models"}
 
 
 def test_a_cluster_takes_as_many_jobs_as_its_machines_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:

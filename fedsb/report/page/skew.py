@@ -43,7 +43,7 @@ def _picture(view: View, partition: Mapping[str, Any], runs: Sequence[Run], *, o
     seeds = ranges_text(seed for run in runs if isinstance(seed := run.setting("seed"), int))
     figures = {"label": partition["label_skew"], str(partition.get("dealt_by")): partition.get("group_skew")}
     skew = "".join(f", {kind} skew {figure:.2f}" for kind, figure in figures.items() if figure is not None)
-    if partition.get("dealt_by") == "quantity":
+    if partition.get("dealt_by") == "quantity" and partition.get("size_skew") is not None:
         skew += f", size skew {partition['size_skew']:.2f}"
     numbers = ranges_text(view.numbers[run.path] for run in runs)
     said = f"Seed {seeds or '–'}: {plural(len(sizes), 'client')}, {sum(sizes.values()):,} examples{skew}. From runs {numbers}."
