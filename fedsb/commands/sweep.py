@@ -29,7 +29,7 @@ from fedsb.sweep.endings import JOBS, Ending, endings, note
 from fedsb.sweep.grid import resolved
 from fedsb.sweep.jobs import Job
 from fedsb.sweep.manifest import MANIFEST, Manifest, held, manifest_of, mark, read, write
-from fedsb.sweep.orphans import await_left, has_begun
+from fedsb.sweep.orphans import at_work, await_left, forget_work, has_begun
 from fedsb.sweep.standing import FINISHED, DamagedJobError, set_aside, state_of
 from fedsb.sweep.telling import tell
 
@@ -262,15 +262,17 @@ def _hand_to_launcher(sweep: Sweep, left: Sequence[Job]) -> None:
         reason = f"the launcher said: {type(error).__name__}: {last_line(str(error))}"[:200]
         say_early(f"a job's process has died; waiting for those that go on ({reason})", progress=sweep.progress)
         await_left(sweep.folder, left, before, reason)
+    forget_work(sweep.folder)
 
 
 def _launched(folder: str, more: Sequence[str], composed: Any) -> None:
     sweep, number = Path(folder), int(composed.sweep_job)
     manifest = read(sweep)
-    mark(sweep, manifest, number, running=True)
-    try:
-        ending = run_numbered(sweep, number, more)
-    finally:
-        mark(sweep, manifest, number, running=False)
+    with at_work(sweep, number):
+        mark(sweep, manifest, number, running=True)
+        try:
+            ending = run_numbered(sweep, number, more)
+        finally:
+            mark(sweep, manifest, number, running=False)
     if ending.by_signal:
         raise SystemExit(ending.status)  # and no other job of the sweep

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from fedsb.run.records import RoundRecord, finite
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 IDENTITY = re.compile("[0-9a-f]{32}")  # of a run
 TOLD = ("metrics", "rank", "trained_params", "wall_s")  # by every summary, whichever version wrote it
-LOCK_TRIES, LOCK_PAUSE_S = 5, 0.02  # whoever asks whether a run is held holds it for a moment
 PARTS = {"selected": "round", "epsilon": "max"}  # parts of a summary that may be there, and what is in each
 Read = TypeVar("Read")
 # A folder with one of these belongs to a run.
@@ -118,14 +116,10 @@ class RunFolder:
             UserError: a process does already.
         """
         with self.config.open(encoding="utf-8") as file:
-            for left in reversed(range(LOCK_TRIES)):
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if not left:
-                        raise UserError(f"the run in '{self.path}' is under way in another process; end that one first") from None
-                    time.sleep(LOCK_PAUSE_S)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"the run in '{self.path}' is under way in another process; end that one first") from None
             yield
 
     def cut(self, last: int) -> list[RoundRecord]:
@@ -144,18 +138,6 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary whole or not at all."""
         replace_whole(self.summary, json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
-
-
-def is_held(folder: Path) -> bool:
-    """Tell whether a process is at the run in a folder."""
-    try:
-        with (folder / "config.yaml").open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 @dataclass(frozen=True)

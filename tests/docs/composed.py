@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -159,7 +161,7 @@ PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 def _installed(name: str) -> Callable[[Words], None]:
     def held(arguments: Words) -> None:
-        if not shutil.which(name):
+        if not shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])):
             raise UserError(f"no {name} here")
 
     return held

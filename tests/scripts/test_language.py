@@ -79,7 +79,8 @@ def ended(folder: Path, **failed: str) -> Path:
     made.append(RoundRecord(0, metrics={"loss": 2.0}))
     made.append(RoundRecord(1, clients=("client-0",), failed=failed, metrics={"loss": 1.5}, held_gap=0.14))
     made.append(RoundRecord(2, clients=("client-0", "client-1"), metrics={"loss": 1.0}, held_gap=0.1))
-    made.write_summary({"payload_total": 10, "payload_one_off": 1, "exactness_gap": 1e-8, "held_gap": 0.14, "cpu_s": 60.0})
+    told = {"metrics": {"loss": 1.0}, "rank": 8, "trained_params": 5, "wall_s": 70.0}  # by every summary
+    made.write_summary({**told, "payload_total": 10, "payload_one_off": 1, "exactness_gap": 1e-8, "held_gap": 0.14, "cpu_s": 60.0})
     return folder
 
 
