@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedsb.commands.flags import with_values
 from fedsb.core.errors import UserError
+from fedsb.core.logs import log_to_screen
 from fedsb.report.folders import write_reports
 from fedsb.report.methods import Asked
 
@@ -21,6 +22,7 @@ def report(arguments: Sequence[str]) -> int:
     folders, flags = with_values("report", arguments)
     if not folders:
         raise UserError("fedsb report needs the folder of a run: fedsb report outputs/…")
+    log_to_screen()  # what is left out is told there too
     asked = Asked(flags.get("--against"), flags.get("--metric"), _number(flags.get("--target")), flags.get("--tuned"))
     for path in write_reports([Path(folder) for folder in folders], flags.get("--out"), asked):
         print(path)
