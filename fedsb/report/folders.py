@@ -70,7 +70,9 @@ def runs_in(folder: Path) -> list[Path]:
     """
     if (folder / "metrics.jsonl").is_file():
         return [folder]
-    jobs = {path.parent.name: path.parent for path in sorted(folder.glob("*/metrics.jsonl")) if path.stat().st_size}
+    # A summary without records is that of a run that has lost them: it is told of as damaged.
+    files = sorted(path for name in ("metrics.jsonl", "summary.json") for path in folder.glob(f"*/{name}") if path.stat().st_size)
+    jobs = {path.parent.name: path.parent for path in files}
     if (named := _jobs_in(folder / "manifest.json")) is not None:
         return [jobs[name] for name in named if name in jobs] or [folder]
     return sorted(jobs.values(), key=lambda path: (not path.name.isdecimal(), path.name.zfill(9))) or [folder]

@@ -174,6 +174,8 @@ def read_run(folder: str | Path) -> Run:
     if not records:
         if (path / "metrics.jsonl").is_file() and (path / "metrics.jsonl").stat().st_size:
             raise DamagedRunError(f"'{path}' holds a metrics.jsonl without one whole line")
+        if (path / "summary.json").is_file():
+            raise DamagedRunError(f"'{path}' holds a summary.json and no metrics.jsonl")
         raise UserError(f"'{path}' holds no run (metrics.jsonl is missing or empty); give the output folder of a run")
     return Run(path, _whole(path / "config.yaml", _config_in), records, _whole(path / "summary.json", _summary_in))
 

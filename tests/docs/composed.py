@@ -160,6 +160,8 @@ PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def _installed(name: str) -> Callable[[Words], None]:
+    """Hold that a program of another package is there, beside the interpreter too: its flags are its own."""
+
     def held(arguments: Words) -> None:
         if not shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])):
             raise UserError(f"no {name} here")

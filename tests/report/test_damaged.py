@@ -75,11 +75,14 @@ def test_a_damaged_run_is_left_out_with_a_line_and_hides_no_other(
     assert "<strong>Left out</strong>" in (tmp_path / "comparison.html").read_text("utf-8")
 
 
-def test_a_first_record_that_is_torn_hides_no_other_run(tmp_path: Path) -> None:
+def test_records_that_are_torn_or_lost_hide_no_other_run(tmp_path: Path) -> None:
     folders = make_sweep(tmp_path / "sweep")
     text = (folders[0] / "metrics.jsonl").read_text()
     (folders[0] / "metrics.jsonl").write_text(text[:40])
-    assert "metrics.jsonl without one whole line" in write_reports([tmp_path / "sweep"])[-2].read_text()
+    (folders[1] / "metrics.jsonl").unlink()
+    told = write_reports([tmp_path / "sweep"])[-2].read_text()
+    assert f"'{folders[0]}' holds a metrics.jsonl without one whole line" in told
+    assert f"'{folders[1]}' holds a summary.json and no metrics.jsonl" in told
 
 
 @pytest.mark.parametrize("text", ['{"jobs": [', "[]", '{"jobs": [{}]}', "\0"])
